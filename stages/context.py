@@ -1,0 +1,95 @@
+"""What a stage is given to run with: parameters, inputs, the place to write to, and the tracker.
+
+Only the interfaces that stages use are named here; `pipeline/` provides the objects. A stage sees the configuration
+sections that it declares and no others, so that nothing can change a result without changing the artifact's key.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from stages.params import Cluster
+
+
+class StageError(Exception):
+    """A stage cannot go on; the message is one line that says what is wrong and how to mend it."""
+
+
+class InputError(Exception):
+    """What the user gave is wrong: ends the run with exit code 2 and this one line."""
+
+
+class Artifact(Protocol):
+    """A committed artifact. Opens only files that its manifest lists. Picklable, so that workers can read it."""
+
+    stage: str
+    key: str
+    uri: str
+    manifest: dict[str, Any]
+
+    @property
+    def filesystem(self) -> Any:
+        """The `pyarrow.fs.FileSystem` that `files` are paths in."""
+
+    def files(self, prefix: str) -> list[str]:
+        """Paths of the listed files below `prefix/`, sorted."""
+
+    def read_json(self, name: str) -> Any:
+        """The parsed JSON file `name`."""
+
+    def local(self, prefix: str) -> Path:
+        """A local directory (or file) that holds the listed files below `prefix`."""
+
+
+class Attempt(Protocol):
+    """The place that a running stage writes to. Nothing in it exists for readers before the manifest is committed."""
+
+    stage: str
+    key: str
+    base: str
+    work: Path
+
+    @property
+    def filesystem(self) -> Any:
+        """The `pyarrow.fs.FileSystem` that `base` is a path in; Ray Data writes to `f"{base}/queries"`."""
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes `value` as JSON to the file `name` of the artifact."""
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Writes the file `name` of the artifact."""
+
+    def upload(self, source: Path, name: str) -> None:
+        """Copies a local file or directory to `name` in the artifact."""
+
+
+class Tracker(Protocol):
+    """The MLflow run of this stage."""
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Logs numbers, over time when `step` is given."""
+
+    def figure(self, name: str, figure: Any) -> None:
+        """Logs a matplotlib figure as the artifact `name` (ends in .png)."""
+
+    def text(self, name: str, content: str) -> None:
+        """Logs a text, CSV, HTML or JSON artifact `name`."""
+
+    def dataset(self, name: str, source: str, digest: str, role: str) -> None:
+        """Logs which data the stage read or wrote, without loading it."""
+
+    def handle(self) -> Any:
+        """A small picklable object with the same `metrics`, for a worker process; it never raises."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything that a stage's `run(context)` may use."""
+
+    params: Any
+    """The declared sections as attributes: `context.params.train.loss`, `context.params.seed`."""
+    cluster: Cluster
+    inputs: Mapping[str, Artifact]
+    output: Attempt
+    tracker: Tracker

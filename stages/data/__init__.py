@@ -1,0 +1,1 @@
+"""Sources and formats, safe image decoding, memory-mapped tables, and the order in which samples meet."""

@@ -1,0 +1,1 @@
+"""Losses, schedules and the DeepSpeed loop. Imports neither Ray nor MLflow."""

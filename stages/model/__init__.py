@@ -1,0 +1,1 @@
+"""The multimodal encoder: read-out prompt, adapters, pruning, export. Imports neither Ray nor MLflow."""

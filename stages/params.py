@@ -1,0 +1,33 @@
+"""The base of every stage's parameters.
+
+A parameter either changes the stage's result, then it is part of the artifact's key, or it does not (worker counts,
+batch sizes of inference, how often to log), then it is declared with `knob` and stays out of the key.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """One section of a recipe: frozen, typed, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+def knob(default: Any, **constraints: Any) -> Any:
+    """A field that cannot change the stage's result and therefore stays out of the artifact's key."""
+    return Field(default, json_schema_extra={"knob": True}, **constraints)
+
+
+class Cluster(Section):
+    """How a run uses its machines. Nothing here changes a result, so nothing here is part of a key."""
+
+    workers: int = Field(1, ge=1, description="training processes (data-parallel ranks)")
+    cpus_per_worker: float = Field(1, gt=0, description="CPUs that Ray reserves for each training process")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs for each training process and each embedding actor")
+    actors: int = Field(1, ge=1, description="embedding actors for features, index and evaluate")
+    threads: int = Field(0, ge=0, description="torch threads for a process on CPU; 0 divides the cores among processes")
+    zero_stage: int = Field(1, ge=0, le=3, description="DeepSpeed ZeRO stage")
+    precision: str = Field("auto", pattern="^(auto|fp32|bf16)$", description="auto is bf16 on GPU and fp32 on CPU")
+    max_failures: int = Field(1, ge=-1, description="restarts of a training job from its last checkpoint")

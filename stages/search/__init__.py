@@ -1,0 +1,1 @@
+"""Exact search, retrieval measures, and the retriever behind the command line."""
