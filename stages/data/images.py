@@ -1,0 +1,187 @@
+"""Pictures from strangers: checked, turned upright, capped in pixels, and kept encoded.
+
+The format is told by content, never by name. Everything that can be refused without decoding is refused first: too many
+bytes, unknown format, too many pixels by the header. What survives is decoded once in full, so that a truncated file
+fails here and not in the middle of a training run. Original bytes are kept where nothing has to change: a second
+JPEG generation would cost quality and disk for nothing.
+"""
+
+import hashlib
+import io
+import os
+import stat
+import warnings
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from PIL import Image, ImageOps
+
+ORIENTATION = 0x0112
+"""The EXIF tag that tells how the camera was held."""
+PLAIN_MODES = {"RGB", "L", "1", "P"}
+"""Modes that every decoder turns into the same RGB, so that the original bytes may stay."""
+NARROWEST = 200
+"""Qwen2-VL refuses pictures whose sides differ by more than this factor (`smart_resize`)."""
+
+
+class ImageRejected(Exception):
+    """A picture that cannot be used: `reason` is a short fixed phrase, `detail` says what exactly."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a picture may be: stored pixels, refused pixels, refused bytes."""
+
+    max_pixels: int = 1_048_576
+    refuse_pixels: int = 100_000_000
+    max_bytes: int = 20_000_000
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A picture that is safe to decode; `image_id` is the first 32 hex digits of the SHA-256 of `bytes`."""
+
+    image_id: str
+    bytes: bytes
+    width: int
+    height: int
+    format: str
+
+
+def resolve(root: Path, reference: str) -> Path:
+    """The file that `reference`, relative to `root`, stands for. Raises ImageRejected where it could leave the root."""
+    parts = PurePosixPath(reference.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or "\0" in reference or not parts.parts:
+        raise ImageRejected("path outside root", f"{reference!r} must be relative to the data root, without '..'")
+    base = os.path.realpath(root)
+    target = os.path.realpath(os.path.join(base, parts))
+    if os.path.commonpath([base, target]) != base:
+        raise ImageRejected("path outside root", f"{reference!r} is a link that leaves the data root")
+    return Path(target)
+
+
+def load(root: Path, reference: str, limits: Limits) -> Checked:
+    """Reads and checks the picture `reference` below `root`. Raises ImageRejected."""
+    path = resolve(root, reference)
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageRejected("missing image", f"{reference!r} is not a file")
+        _refuse_bytes(status.st_size, limits)
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ImageRejected("missing image", f"{reference!r} does not exist") from None
+    except OSError as error:
+        raise ImageRejected("unreadable image", f"{reference!r}: {error.strerror}") from None
+    return check(data, limits)
+
+
+def check(data: bytes, limits: Limits) -> Checked:
+    """Checks encoded bytes and brings them into the form that the pipeline stores. Raises ImageRejected."""
+    _refuse_bytes(len(data), limits)
+    format_ = sniff(data)
+    with _opened(data, format_) as image:
+        width, height = image.size
+        if width * height > limits.refuse_pixels:
+            raise ImageRejected("huge image", f"{width}×{height} pixels pass {limits.refuse_pixels}")
+        if max(width, height) > NARROWEST * min(width, height):
+            raise ImageRejected("narrow image", f"{width}×{height}: the sides differ by more than {NARROWEST} times")
+        untouched = _is_plain(image) and width * height <= limits.max_pixels
+        upright = _decoded(image, format_)
+    if not untouched:
+        upright = _shrunk(upright, limits.max_pixels)
+        data, format_ = _encoded(upright, lossless=format_ in ("png", "gif") or data[12:16] == b"VP8L")
+    return Checked(hashlib.sha256(data).hexdigest()[:32], data, *upright.size, format_)
+
+
+def sniff(data: bytes) -> str:
+    """The format by its first bytes: jpeg, png, webp or gif. Raises ImageRejected for anything else."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    raise ImageRejected(
+        "unknown format", "the content is neither JPEG, PNG, WebP nor GIF" if data else "the file is empty"
+    )
+
+
+def decode(data: bytes) -> Image.Image:
+    """The RGB picture of bytes that `check` has passed; transparency becomes white, as `check` stores it."""
+    with Image.open(io.BytesIO(data)) as image:
+        return _flat(image)
+
+
+def _refuse_bytes(size: int, limits: Limits) -> None:
+    if size > limits.max_bytes:
+        raise ImageRejected("huge image", f"{size} bytes pass {limits.max_bytes}")
+
+
+def _opened(data: bytes, format_: str) -> Image.Image:
+    """The picture with only its header read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `refuse_pixels` decides instead
+            return Image.open(io.BytesIO(data), formats=[format_])
+    except Image.DecompressionBombError as error:
+        raise ImageRejected("huge image", str(error)) from None
+    except Exception as error:  # decoders raise nearly anything on hostile bytes; all of it means the same here
+        raise ImageRejected("broken image", f"{format_} header: {error}") from None
+
+
+def _decoded(image: Image.Image, format_: str) -> Image.Image:
+    """The upright RGB picture of the first frame."""
+    try:
+        image.load()
+        return _flat(ImageOps.exif_transpose(image))
+    except OSError as error:
+        raise ImageRejected("truncated image", f"{format_}: {error}") from None
+    except Exception as error:
+        raise ImageRejected("broken image", f"{format_}: {error}") from None
+
+
+def _is_plain(image: Image.Image) -> bool:
+    """Whether the bytes decode to the wanted picture as they are: one frame, upright, no transparency."""
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # a picture with an unreadable EXIF block is written anew, without it
+        return False
+    still = getattr(image, "n_frames", 1) == 1
+    return still and orientation in (0, 1) and image.mode in PLAIN_MODES and "transparency" not in image.info
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """RGB over white."""
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if image.mode.startswith("I"):  # 16 bits a pixel: PIL's own conversion would clip instead of scale
+        return image.point(lambda value: value / 257).convert("L").convert("RGB")
+    return image.convert("RGB")
+
+
+def _shrunk(image: Image.Image, max_pixels: int) -> Image.Image:
+    """At most `max_pixels`, same aspect."""
+    width, height = image.size
+    if width * height <= max_pixels:
+        return image
+    scale = (max_pixels / (width * height)) ** 0.5
+    size = (max(1, int(width * scale)), max(1, int(height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def _encoded(image: Image.Image, lossless: bool) -> tuple[bytes, str]:
+    """PNG for what was lossless, else JPEG of quality 95. No metadata."""
+    buffer = io.BytesIO()
+    if lossless:
+        image.save(buffer, "PNG")
+        return buffer.getvalue(), "png"
+    image.save(buffer, "JPEG", quality=95)
+    return buffer.getvalue(), "jpeg"

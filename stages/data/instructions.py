@@ -1,0 +1,57 @@
+"""The instruction that tells the encoder what is asked for, chosen by data set and modalities.
+
+M-BEIR gives every (data set, query modality, target modality) a few interchangeable wordings. Training draws one for
+each use; evaluation, features and search take the first, so that their numbers can be repeated. Only queries carry an
+instruction, candidates never do.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from stages.context import Artifact
+
+
+class Instructions:
+    """All instructions of an ingest artifact, by (dataset id, query modality, target modality)."""
+
+    def __init__(self, rows: Iterable[dict[str, Any]]):
+        self.rows = sorted(rows, key=lambda row: (row["dataset_id"], row["query_modality"], row["target_modality"]))
+        self.prompts = {
+            (row["dataset_id"], row["query_modality"], row["target_modality"]): row["prompts"]
+            for row in self.rows
+            if row["prompts"]
+        }
+
+    @classmethod
+    def load(cls, artifact: Artifact) -> "Instructions":
+        """Reads `instructions/` of an ingest artifact."""
+        import pyarrow.parquet as pq
+
+        files = artifact.files("instructions")
+        tables = [pq.read_table(path, filesystem=artifact.filesystem) for path in files]
+        return cls(row for table in tables for row in table.to_pylist())
+
+    @classmethod
+    def from_json(cls, rows: list[dict[str, Any]]) -> "Instructions":
+        """From what `to_json` gave."""
+        return cls(rows)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The rows as plain lists and dictionaries, sorted."""
+        return self.rows
+
+    def choose(self, dataset_id: int, query_modality: str, target_modality: str, pick: int = 0) -> str | None:
+        """The wording number `pick` (counted round and round), or None where the data set has none for this pair."""
+        prompts = self.prompts.get((dataset_id, query_modality, target_modality))
+        return prompts[pick % len(prompts)] if prompts else None
+
+    def any(self, query_modality: str, target_modality: str) -> str | None:
+        """The first wording that any data set has for this pair of modalities; for search, which knows no data set."""
+        return next(
+            (prompts[0] for key, prompts in self.prompts.items() if key[1:] == (query_modality, target_modality)), None
+        )
+
+
+def with_instruction(instruction: str | None, text: str | None) -> str | None:
+    """The query's text after its instruction, on a new line; either may be missing. None where both are."""
+    return "\n".join(part for part in (instruction, text) if part) or None

@@ -1,0 +1,63 @@
+"""Which samples meet in which batch: pure functions of (seed, step, world size, rank), numpy only.
+
+A global batch is a contiguous slice of the epoch's permutation, and a rank takes its slice of that. So the same
+samples meet whatever the number of processes, a run that resumes at step s continues with exactly the batch that it
+would have seen, and all of it is tested without torch. A stateful sampler, the usual alternative, would have to be
+saved, restored and trusted.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+
+def steps_per_epoch(size: int, batch: int) -> int:
+    """Full batches in an epoch of `size` samples; the tail that fills no batch is dropped."""
+    return size // batch
+
+
+@lru_cache(maxsize=2)
+def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation int64 [size] of one epoch, read-only."""
+    order = np.random.default_rng([seed, epoch]).permutation(size)
+    order.setflags(write=False)
+    return order
+
+
+def batch_at(step: int, *, size: int, batch: int, world: int = 1, rank: int = 0, seed: int = 0) -> np.ndarray:
+    """The samples int64 [batch / world] that `rank` trains on in step `step`, counted from 0 over all epochs.
+
+    Raises ValueError where `batch` is larger than `size` or no multiple of `world`.
+    """
+    if not 1 <= batch <= size:
+        raise ValueError(f"a batch of {batch} cannot be drawn from {size} samples: lower batch_size")
+    if batch % world:
+        raise ValueError(
+            f"a batch of {batch} cannot be shared evenly by {world} workers: choose a multiple of {world}"
+        )
+    epoch, within = divmod(step, steps_per_epoch(size, batch))
+    share = batch // world
+    start = within * batch + rank * share
+    return epoch_order(size, seed, epoch)[start : start + share]
+
+
+def picks(step: int, samples: np.ndarray, *, seed: int, stream: int = 0) -> np.ndarray:
+    """A random uint64 for each of `samples` [N] in step `step`: take it modulo the number of choices.
+
+    It depends on the sample, not on its place in the batch, so that the choice of a positive or of an instruction
+    stays the same for any number of workers. `stream` separates the choices that one step makes. (SplitMix64.)
+    """
+    mix = np.array([seed, step, stream], dtype=np.uint64)
+    state = samples.astype(np.uint64)
+    with np.errstate(over="ignore"):
+        for part in mix:
+            state = _scramble(state + part * np.uint64(0xD1342543DE82EF95))
+    return state
+
+
+def _scramble(state: np.ndarray) -> np.ndarray:
+    """The SplitMix64 step, elementwise."""
+    state = state + np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
