@@ -1,0 +1,53 @@
+"""Where the Qwen-VL families differ, as data: one adapter for each, looked up by the checkpoint's `model_type`.
+
+All three read `hidden_states` and images through the same stock forward; what differs is the class names and how deep
+a student must be. Qwen3-VL adds vision features after its first three decoder layers (DeepStack), so fewer layers
+would run and silently lose them.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One family of checkpoints."""
+
+    model_type: str
+    base_class: str
+    generation_class: str
+    processor_class: str
+    minimum_layers: int = 1
+
+    def base(self) -> Any:
+        """The stock class without a language-model head."""
+        import transformers
+
+        return getattr(transformers, self.base_class)
+
+    def generation(self) -> Any:
+        """The stock class with a head: the layout that every loader reads."""
+        import transformers
+
+        return getattr(transformers, self.generation_class)
+
+
+ADAPTERS = {
+    adapter.model_type: adapter
+    for adapter in (
+        Adapter("qwen2_vl", "Qwen2VLModel", "Qwen2VLForConditionalGeneration", "Qwen2VLProcessor"),
+        Adapter("qwen2_5_vl", "Qwen2_5_VLModel", "Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLProcessor"),
+        Adapter("qwen3_vl", "Qwen3VLModel", "Qwen3VLForConditionalGeneration", "Qwen3VLProcessor", minimum_layers=3),
+    )
+}
+
+
+def adapter_for(model_type: str) -> Adapter:
+    """The adapter of a checkpoint's `model_type`.
+
+    Raises:
+        ValueError: the family is not supported; the message names those that are.
+    """
+    if model_type not in ADAPTERS:
+        raise ValueError(f"model type {model_type!r} is not supported; choose one of {', '.join(ADAPTERS)}")
+    return ADAPTERS[model_type]

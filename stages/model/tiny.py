@@ -1,0 +1,106 @@
+"""A real Qwen2-VL of a few million parameters for machines without weights: its tokenizer and its first weights.
+
+The architecture is stock, so everything learnt on it (pruning, export, loaders) holds for the 2B and 7B checkpoints.
+The tokenizer is byte-level BPE trained on the ingested texts and the read-out prompt itself.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from stages.model.encoder import SETTINGS
+from stages.model.prompt import CHAT_TEMPLATE, RETRIEVAL_TOKEN, SPECIAL_TOKENS, render
+
+PROMPTS = tuple(render(text, image) for text, image in (("a", True), ("a", False), (None, True)))
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with at most `vocabulary` tokens, the special tokens included; any string can be encoded."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_with_prompts(texts), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=[token for token in SPECIAL_TOKENS if token not in ("<|im_end|>", "<|endoftext|>")],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _with_prompts(texts: Iterable[str]) -> Iterable[str]:
+    """The texts, and the prompt's own words often enough to become single tokens."""
+    for index, text in enumerate(texts):
+        yield text
+        if index % 50 == 0:
+            yield from PROMPTS
+
+
+def tiny_config(tokenizer: PreTrainedTokenizerFast, *, layers: int, hidden: int, heads: int, vision_layers: int,
+                vision_hidden: int, patch: int) -> Qwen2VLConfig:  # fmt: skip
+    """A Qwen2-VL configuration of the given sizes; head sizes follow from `hidden` and `heads`."""
+    token = tokenizer.convert_tokens_to_ids
+    pairs = hidden // heads // 2
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden,
+        "intermediate_size": 3 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": max(1, heads // 2),
+        "max_position_embeddings": 4096,
+        "rope_theta": 10000.0,
+        # Rotary pairs for time, height and width, in Qwen2-VL's proportion 2 : 3 : 3.
+        "rope_scaling": {"type": "mrope", "mrope_section": [pairs - 2 * (3 * pairs // 8), *[3 * pairs // 8] * 2]},
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": token("<|im_end|>"),
+        "pad_token_id": token("<|endoftext|>"),
+    }
+    vision = {
+        "depth": vision_layers,
+        "embed_dim": vision_hidden,
+        "hidden_size": hidden,
+        "num_heads": max(1, vision_hidden // 32),
+        "mlp_ratio": 3,
+        "patch_size": patch,
+    }
+    return Qwen2VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+
+
+def write_tiny(directory: Path, tokenizer: PreTrainedTokenizerFast, config: Qwen2VLConfig, *, min_pixels: int,
+               max_pixels: int, max_text_tokens: int, seed: int) -> None:  # fmt: skip
+    """Writes an untrained checkpoint, stock layout: weights drawn with `seed`, tokenizer, image processor, settings."""
+    torch.manual_seed(seed)
+    model = Qwen2VLForConditionalGeneration(config)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    processor = Qwen2VLImageProcessorPil(
+        patch_size=config.vision_config.patch_size,
+        merge_size=config.vision_config.spatial_merge_size,
+        temporal_patch_size=config.vision_config.temporal_patch_size,
+        size={"shortest_edge": min_pixels, "longest_edge": max_pixels},
+    )
+    processor.save_pretrained(directory)
+    (directory / SETTINGS).write_text(json.dumps({"max_text_tokens": max_text_tokens, "read_out": RETRIEVAL_TOKEN}))

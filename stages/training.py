@@ -1,0 +1,234 @@
+"""Ray Train around the loop: the same job trains the tiny backbone, the distilled student and the final student.
+
+The run's name is the artifact's key, so a rerun of the same key resumes from its last checkpoint and a changed key can
+never pick up stale state. Every checkpoint holds DeepSpeed's state; the last one also holds the weights in the Hugging
+Face layout, written by rank 0, which is how they reach the driver from any node.
+"""
+
+import logging
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.context import Artifact, Context, StageError
+
+WEIGHTS = "weights"
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What a training process needs to know; picklable.
+
+    Attributes:
+        model: a model directory that the process can read.
+        layers: decoder layers to keep, None for all.
+        ingest: the ingest artifact.
+        features: the features artifact, when there is a teacher.
+        objective: `stages.learn.loop.Objective`.
+        settings: `stages.learn.engine.Optimisation`.
+        seed: order of the samples.
+        vary_instructions: draw an instruction for each use.
+        train_vision: train the vision tower too.
+        precision: fp32 or bf16.
+        threads: torch threads of a process on CPU.
+        log_every: steps between log lines.
+        checkpoint_every: steps between checkpoints.
+        run: the tracker's picklable handle.
+        label: what log lines call the job.
+    """
+
+    model: Path
+    layers: int | None
+    ingest: Artifact
+    features: Artifact | None
+    objective: Any
+    settings: Any
+    seed: int
+    vary_instructions: bool
+    train_vision: bool
+    precision: str
+    threads: int
+    log_every: int
+    checkpoint_every: int
+    run: Any
+    label: str
+
+
+def run_training(context: Context, job: TrainingJob) -> tuple[Path, dict[str, float]]:
+    """Trains with Ray Train; returns a local directory with the trained weights, and the last measures.
+
+    Raises:
+        StageError: the training failed more often than `cluster.max_failures` allows.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    cluster = context.cluster
+    gpus = cluster.gpus_per_worker
+    resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+    storage = context.output.work.resolve()
+    storage.mkdir(parents=True, exist_ok=True)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=cluster.workers, use_gpu=bool(gpus), resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"{context.output.stage}-{context.output.key}",
+            storage_path=str(storage),
+            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            worker_runtime_env={"env_vars": {} if gpus else {"DS_ACCELERATOR": "cpu"}},
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.base_trainer.TrainingFailedError as error:
+        raise StageError(f"training failed: {_root_cause(error)}") from error
+    if result.error is not None:
+        raise StageError(f"training failed: {_root_cause(result.error)}")
+    directory = context.output.work / "trained"
+    result.checkpoint.to_directory(str(directory))
+    return directory / WEIGHTS, dict(result.metrics or {})
+
+
+def _root_cause(error: BaseException) -> str:
+    """The last line of the innermost worker error: what a person needs first."""
+    failures = getattr(error, "worker_failures", None) or {}
+    cause = next(iter(failures.values()), error)
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(cause).__name__
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """The training process of one rank."""
+    import ray.train
+    import torch
+
+    _quiet_libraries()
+    from stages.learn import loop
+    from stages.learn.collectives import rank, world_size
+    from stages.learn.engine import full_weights
+    from stages.learn.sampling import PairSampler
+    from stages.model.encoder import Encoder
+
+    job: TrainingJob = config["job"]
+    cuda = torch.cuda.is_available() and ray.train.get_context().get_local_world_size() <= torch.cuda.device_count()
+    if not cuda:
+        torch.set_num_threads(job.threads)
+    torch.manual_seed(job.seed)
+    device = f"cuda:{torch.cuda.current_device()}" if cuda else "cpu"
+    encoder = Encoder.load(job.model, job.layers, job.precision, device).train()
+    if not job.train_vision:
+        loop.freeze_vision(encoder)
+    sampler = PairSampler(
+        job.ingest,
+        batch=job.settings.batch_size,
+        world=world_size(),
+        rank=rank(),
+        seed=job.seed,
+        vary_instructions=job.vary_instructions,
+    )
+    if len(sampler) < job.settings.batch_size:
+        raise ValueError(
+            f"{len(sampler)} training queries are fewer than a batch of {job.settings.batch_size}: "
+            "lower batch_size or give more data"
+        )
+    latest: dict[str, float] = {}
+
+    def on_log(step: int, measures: dict[str, float]) -> None:
+        latest.clear()
+        latest.update(measures, step=step)
+        if rank() == 0:
+            job.run.metrics(measures, step)
+            print(progress_line(job.label, step, job.settings.steps, measures), file=sys.stderr, flush=True)
+
+    def on_checkpoint(step: int, engine: Any) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            engine.save_checkpoint(directory, client_state={"step": step})
+            if step == job.settings.steps:
+                weights = full_weights(engine)
+                if rank() == 0:
+                    save_weights(encoder, weights, Path(directory) / WEIGHTS)
+            ray.train.report(dict(latest), checkpoint=ray.train.Checkpoint.from_directory(directory))
+
+    teacher = None
+    if job.features is not None:
+        teacher = loop.cached_teacher(FeatureTable(job.features, "query"), FeatureTable(job.features, "candidate"))
+    resume = ray.train.get_checkpoint()
+    arguments = {
+        "teacher": teacher,
+        "log_every": job.log_every,
+        "checkpoint_every": job.checkpoint_every,
+        "on_log": on_log,
+        "on_checkpoint": on_checkpoint,
+    }
+    if resume is None:
+        loop.fit(encoder, sampler, job.objective, job.settings, **arguments)
+    else:
+        with resume.as_directory() as directory:
+            loop.fit(encoder, sampler, job.objective, job.settings, resume=Path(directory), **arguments)
+
+
+class FeatureTable:
+    """id → teacher state of one side, memory-mapped."""
+
+    def __init__(self, features: Artifact, side: str):
+        from stages.data.tables import MappedTable
+
+        self.table = MappedTable.open(features, "features", "id", where={"side": side})
+
+    def __getitem__(self, identity: str) -> Any:
+        import numpy as np
+
+        return np.asarray(self.table.row(self.table.find(identity))["vector"], np.float32)
+
+
+def save_weights(encoder: Any, weights: Any, directory: Path) -> None:
+    """Writes the weights of the encoder's backbone as a stock `ForConditionalGeneration` checkpoint."""
+    from stages.model.export import save_backbone
+
+    prefix = "backbone."
+    save_backbone(
+        encoder.backbone.config, {name.removeprefix(prefix): tensor for name, tensor in weights.items()}, directory
+    )
+
+
+def progress_line(label: str, step: int, steps: int, measures: dict[str, float]) -> str:
+    """One line of progress: `train 120/300 loss 1.234 hit@1 0.71 lr 3.0e-04 210 pairs/s, 0:52 left`."""
+    speed = measures["pairs_per_second"]
+    parts = [f"{label} {step}/{steps}", f"loss {measures['loss']:.3f}", f"hit@1 {measures['in_batch_hit@1']:.2f}"]
+    if "feature" in measures:
+        parts.append(f"feature {measures['feature']:.3f}")
+    if "tau_hard" in measures:
+        parts.append(f"τ {measures['tau_hard']:.3f}")
+    parts.append(f"lr {measures['learning_rate']:.1e}")
+    return " ".join([*parts, f"{speed:.0f} pairs/s"])
+
+
+def _quiet_libraries() -> None:
+    """DeepSpeed and transformers log every detail of every start; warnings and errors are what a user needs."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("deepspeed").setLevel(logging.WARNING)
+
+
+def threads_for(context: Context) -> int:
+    """Torch threads of one process on CPU: the configured number, or the node's cores divided among the workers."""
+    import os
+
+    return context.cluster.threads or max(1, (os.cpu_count() or 1) // context.cluster.workers)
+
+
+def precision_for(context: Context) -> str:
+    """fp32 on CPU, where bf16 matmuls can be hundreds of times slower; bf16 on GPU; or as configured."""
+    if context.cluster.precision != "auto":
+        return context.cluster.precision
+    return "bf16" if context.cluster.gpus_per_worker else "fp32"
