@@ -1,1 +1,1 @@
-"""The pipeline: configuration, plan, artifact store, tracking and the command line. Planning imports no torch and no Ray."""
+"""The pipeline: configuration, plan, artifact store, tracking, command line. Planning needs neither torch nor Ray."""

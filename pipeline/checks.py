@@ -1,0 +1,128 @@
+"""Combinations of values that can't work together, refused before anything runs.
+
+Each check belongs to fields of several sections; what one field allows by itself stands in the field. What is only
+known by reading a source (does the path hold M-BEIR?) is asked of the stage that reads it: `check(params)`.
+"""
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.settings import Settings
+from stages.context import InputError
+from stages.model.adapters import ADAPTERS
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
+
+def check_combinations(config: "Config", settings: Settings) -> None:
+    """Raises InputError for the first combination that can't work."""
+    check_data(config)
+    check_backbone(config)
+    check_tiny(config)
+    check_layers(config, settings)
+    check_batches(config)
+    for section in ("ingest", "backbone"):
+        check = getattr(import_module(f"stages.{section}"), "check", None)
+        if check:
+            check(config.data if section == "ingest" else config.backbone)
+
+
+def check_data(config: "Config") -> None:
+    """A source on disk needs its place; made scenes have none."""
+    data = config.data
+    if data.kind != "scenes" and not data.path:
+        raise InputError(f"data.kind={data.kind} needs data.path, the place of the data; add data.path=DIRECTORY")
+    if data.kind == "scenes" and data.path:
+        raise InputError("data.path is set but data.kind=scenes makes its own pictures; add data.kind=mbeir")
+
+
+def check_backbone(config: "Config") -> None:
+    """A hub model needs its id and its commit, a local one its directory."""
+    backbone = config.backbone
+    if backbone.source == "hub" and not backbone.model:
+        raise InputError("backbone.source=hub needs backbone.model, for example Qwen/Qwen2-VL-2B-Instruct")
+    if backbone.source == "hub" and not backbone.revision:
+        raise InputError(
+            f"backbone.source=hub needs backbone.revision, a commit of {backbone.model}, so that a run can be"
+            " repeated; take it from the model's page and add backbone.revision=COMMIT"
+        )
+    if backbone.source == "local" and not (Path(backbone.model) / "config.json").is_file():
+        raise InputError(
+            f"backbone.model={backbone.model or '(empty)'} is not a model's directory: it has no config.json;"
+            " give the directory of a checkpoint"
+        )
+    if backbone.source == "tiny" and backbone.model:
+        raise InputError(
+            "backbone.model is set but backbone.source=tiny trains its own; add backbone.source=local or hub"
+        )
+    if backbone.min_pixels > backbone.max_pixels:
+        raise InputError(
+            f"backbone.min_pixels={backbone.min_pixels} is above backbone.max_pixels={backbone.max_pixels}; lower it"
+        )
+
+
+def check_tiny(config: "Config") -> None:
+    """Heads must share the width evenly, and rotary positions turn pairs."""
+    tiny = config.backbone.tiny
+    if tiny.hidden % (2 * tiny.heads):
+        raise InputError(
+            f"backbone.tiny.hidden={tiny.hidden} can't be shared by backbone.tiny.heads={tiny.heads};"
+            f" choose a multiple of {2 * tiny.heads}"
+        )
+    if tiny.heads > 1 and tiny.heads % (tiny.heads // 2):
+        raise InputError(f"backbone.tiny.heads={tiny.heads} can't be grouped in twos; choose an even number")
+    if (tiny.vision_hidden > 32 and tiny.vision_hidden % 32) or tiny.vision_hidden % 4:
+        raise InputError(
+            f"backbone.tiny.vision_hidden={tiny.vision_hidden} can't be shared by heads of 32; choose a multiple of 32"
+        )
+
+
+def check_layers(config: "Config", settings: Settings) -> None:
+    """The student keeps at least as many layers as its family needs and at most those that the backbone has."""
+    kept, origin = config.student.layers, settings.origin("student.layers")
+    family, depth = backbone_shape(config.backbone)
+    least = ADAPTERS[family].minimum_layers if family in ADAPTERS else 1
+    if kept < least:
+        needs = f"{family} needs at least {least}" if least > 1 else "a student keeps at least 1"
+        raise InputError(f"student.layers={kept} is too few in {origin}: {needs}")
+    if depth and kept > depth:
+        raise InputError(f"student.layers={kept} is too many in {origin}: the backbone has {depth} layers")
+    layer = config.features.layer
+    if layer != -1 and (layer < 1 or (depth and layer > depth)):
+        upper = f"1 to {depth}" if depth else "1 or more"
+        origin = settings.origin("features.layer")
+        raise InputError(f"features.layer={layer} is no layer in {origin}; choose -1 for the last, or {upper}")
+
+
+def backbone_shape(backbone: Any) -> tuple[str, int]:
+    """(model type, decoder layers) as far as they are known without a download; ("", 0) where they aren't."""
+    if backbone.source == "tiny":
+        return "qwen2_vl", backbone.tiny.layers
+    if backbone.source == "hub":
+        return ("qwen3_vl" if "qwen3-vl" in backbone.model.lower() else ""), 0
+    try:
+        content = json.loads((Path(backbone.model) / "config.json").read_text(encoding="utf-8"))
+        layers = content.get("text_config", {}).get("num_hidden_layers") or content.get("num_hidden_layers")
+        return str(content["model_type"]), int(layers)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise InputError(
+            f"{backbone.model}/config.json does not say the model's type and layers; backbone.model must be"
+            " the directory of a Qwen-VL checkpoint"
+        ) from error
+
+
+def check_batches(config: "Config") -> None:
+    """A batch is shared evenly by the training processes, so that all of them see as many negatives."""
+    sizes = {
+        "backbone.tiny.batch_size": config.backbone.tiny.batch_size,
+        "distill.batch_size": config.distill.batch_size,
+        "train.batch_size": config.train.batch_size,
+    }
+    for path, size in sizes.items():
+        if size % config.cluster.workers and not (path.startswith("backbone") and config.backbone.source != "tiny"):
+            raise InputError(
+                f"{path}={size} can't be shared by cluster.workers={config.cluster.workers}; choose a multiple of it"
+            )

@@ -1,0 +1,212 @@
+"""What a run will do and why, worked out before anything runs: pure, so that it can be tested with dictionaries.
+
+A stage's key is a hash of named parts: the stage's VERSION, the CODE of its modules, its PARAMS that aren't default
+and can change the result, its INPUTs by key, and a fingerprint of DATA from outside. Inputs by key instead of by
+content: the whole plan is known at once and a GPU's rounding can't ripple through it. The price: a stage that runs
+again and writes the same bytes still makes its descendants run.
+
+Example: `train.loss=infonce` after a complete default run.
+
+    ingest ─► … ─► distill ─► train ─► index ─► evaluate
+    cached         cached     run      run      run
+                              │        └ INPUT train
+                              └ PARAMS train.loss mac → infonce
+
+A key says what an artifact should hold; an attempt says who wrote it. `--force train` keeps the key of `train` and
+writes a new attempt, and artifacts that were made from the older attempt are not cached any more: `INPUT train
+(rewritten)`.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.dag import Stage, descendants
+from pipeline.settings import nearest
+from pipeline.values import walk_values
+from stages.context import InputError
+from stages.params import Section
+
+LOCATIONS = ("data.path", "backbone.model")
+"""Where outside data lies. Left out of a key that holds its fingerprint: moved data is the same data."""
+
+Manifests = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""stage → key → manifest of every committed artifact."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A stage's version, {path: hash} of its code, and the fingerprint of what it reads from outside the store."""
+
+    version: int
+    code: Mapping[str, str]
+    data: str | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which stages the user wants; empty means all, `command` is the command line without these options."""
+
+    only: str = ""
+    start: str = ""
+    until: str = ""
+    force: tuple[str, ...] = ()
+    command: str = "python pipeline/run.py"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of one stage: `cached`, `run`, or `skipped` where it was not selected and isn't up to date."""
+
+    stage: str
+    key: str
+    action: str
+    reasons: tuple[str, ...]
+    parts: Mapping[str, Any] = field(repr=False)
+    forced: bool = False
+
+
+def plan(
+    stages: tuple[Stage, ...],
+    config: Section,
+    manifests: Manifests,
+    sources: Mapping[str, Source],
+    selection: Selection = Selection(),
+) -> list[Decision]:
+    """One decision for each stage, in running order.
+
+    Raises InputError for an unknown stage, options that exclude each other, and `--only` with missing inputs.
+    """
+    selected, forced = select(stages, selection)
+    defaults = {path: value for path, value, _ in walk_values(type(config)())}
+    decisions: dict[str, Decision] = {}
+    for stage in stages:
+        inputs = {name: decisions[name].key for name in stage.inputs}
+        parts = key_parts(stage, config, defaults, sources[stage.name], inputs)
+        key = key_of(parts)
+        reasons = run_reasons(stage, key, parts, manifests, decisions, stage.name in forced, defaults)
+        if stage.name in selected:
+            decision = Decision(stage.name, key, "run" if reasons else "cached", reasons, parts, stage.name in forced)
+        else:
+            decision = Decision(stage.name, key, "skipped" if reasons else "cached", ("not selected",), parts)
+        decisions[stage.name] = decision
+    if selection.only:
+        require_inputs(stages, decisions, selection)
+    return list(decisions.values())
+
+
+def select(stages: tuple[Stage, ...], selection: Selection) -> tuple[set[str], set[str]]:
+    """(stages to bring up to date, stages to run even if they are)."""
+    names = [stage.name for stage in stages]
+    for name in filter(None, (selection.only, selection.start, selection.until, *selection.force)):
+        if name not in names:
+            raise InputError(f"there is no stage '{name}'{nearest(name, names)}; the stages: {', '.join(names)}")
+    if selection.only and (selection.start or selection.until):
+        raise InputError("--only excludes --from and --until; give either the one stage or the range")
+    selected = {selection.only} if selection.only else set(names)
+    if selection.until:
+        selected = set(names[: names.index(selection.until) + 1])
+    forced = set(selection.force)
+    if selection.start:
+        forced |= {selection.start} | (descendants(stages, selection.start) & selected)
+    if beyond := [name for name in names if name in forced - selected]:
+        raise InputError(f"stage '{beyond[0]}' is to be forced but not selected; widen --only or --until")
+    return selected, forced
+
+
+def key_parts(
+    stage: Stage, config: Section, defaults: Mapping[str, Any], source: Source, inputs: Mapping[str, str]
+) -> dict[str, Any]:
+    """The named parts of a stage's key. Parameters at their default are left out: a new one keeps old artifacts."""
+    params = {
+        path: value
+        for path, value, is_knob in walk_values(config)
+        if path.partition(".")[0] in stage.sections
+        and not is_knob
+        and value != defaults[path]
+        and not (source.data and path in LOCATIONS)
+    }
+    return {
+        "stage": stage.name,
+        "version": source.version,
+        "code": dict(source.code),
+        "params": params,
+        "inputs": dict(inputs),
+        "data": source.data,
+    }
+
+
+def key_of(parts: Mapping[str, Any]) -> str:
+    """16 hex digits of SHA-256 over the parts as canonical JSON."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def run_reasons(
+    stage: Stage,
+    key: str,
+    parts: Mapping[str, Any],
+    manifests: Manifests,
+    decisions: Mapping[str, Decision],
+    forced: bool,
+    defaults: Mapping[str, Any],
+) -> tuple[str, ...]:
+    """Why the stage has to run; nothing when its artifact is there and was made from the inputs that are there."""
+    if forced:
+        return ("FORCED",)
+    known = manifests.get(stage.name, {})
+    if key not in known:
+        earlier = [differences(parts, manifest["parts"], defaults) for manifest in newest_first(known)]
+        return min(earlier, key=len, default=("MISSING",)) or ("MISSING",)
+    reasons = []
+    for name in stage.inputs:
+        there = manifests.get(name, {}).get(decisions[name].key, {}).get("attempt")
+        read = known[key]["inputs"].get(name, {}).get("attempt")
+        if decisions[name].action == "run" or there != read:
+            reasons.append(f"INPUT {name} (rewritten)")
+    return tuple(reasons)
+
+
+def newest_first(known: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """A stage's manifests, the last written first."""
+    return sorted(known.values(), key=lambda manifest: manifest.get("created", ""), reverse=True)
+
+
+def differences(new: Mapping[str, Any], old: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[str, ...]:
+    """What changed from the parts of an earlier artifact, one reason for each cause."""
+    reasons = []
+    if new["version"] != old["version"]:
+        reasons.append(f"VERSION {old['version']} → {new['version']}")
+    reasons += [f"CODE {path}" for path in changed(new["code"], old["code"])]
+    for path in changed(new["params"], old["params"]):
+        before, after = (parts["params"].get(path, defaults.get(path)) for parts in (old, new))
+        reasons.append(f"PARAMS {path} {spell(before)} → {spell(after)}")
+    reasons += [f"INPUT {name}" for name in changed(new["inputs"], old["inputs"])]
+    if new["data"] != old["data"]:
+        reasons.append("DATA")
+    return tuple(reasons)
+
+
+def changed(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
+    """The names whose values differ, or that only one side has."""
+    return sorted(name for name in {*new, *old} if new.get(name) != old.get(name))
+
+
+def spell(value: Any) -> str:
+    """A parameter's value as the user would write it."""
+    if isinstance(value, str):
+        return value or "''"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def require_inputs(stages: tuple[Stage, ...], decisions: Mapping[str, Decision], selection: Selection) -> None:
+    """`--only S` reads what is there; what isn't has to be made first."""
+    stage = next(stage for stage in stages if stage.name == selection.only)
+    missing = [name for name in stage.inputs if decisions[name].action == "skipped"]
+    if missing:
+        raise InputError(
+            f"--only {stage.name} needs {', '.join(missing)}, not in the store or not up to date;"
+            f" make it with: {selection.command} --until {missing[-1]}"
+        )

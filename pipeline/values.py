@@ -1,0 +1,36 @@
+"""Sections opened up into dotted paths: of their fields, which have types and ranges, and of their values."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from stages.params import Section
+
+
+def walk_fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """(dotted path, field) of every section and every value below `section`."""
+    for name, field in section.model_fields.items():
+        yield f"{prefix}{name}", field
+        if is_section(field):
+            yield from walk_fields(field.annotation, f"{prefix}{name}.")
+
+
+def walk_values(section: Section, prefix: str = "", inside_knob: bool = False) -> Iterator[tuple[str, Any, bool]]:
+    """(dotted path, value, is a knob) of every value, sections opened up; values are as JSON holds them."""
+    for name, field in type(section).model_fields.items():
+        value, is_knob = getattr(section, name), inside_knob or knob_field(field)
+        if isinstance(value, Section):
+            yield from walk_values(value, f"{prefix}{name}.", is_knob)
+        else:
+            yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value, is_knob
+
+
+def knob_field(field: FieldInfo) -> bool:
+    """Whether the field was declared with `knob` and stays out of the keys."""
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("knob"))
+
+
+def is_section(field: FieldInfo) -> bool:
+    """Whether the field is a section of its own."""
+    return isinstance(field.annotation, type) and issubclass(field.annotation, Section)

@@ -1,0 +1,160 @@
+"""The store: an artifact exists when its manifest does, and readers see only what a manifest lists."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from pipeline.artifacts import MANIFEST, Store, open_store
+from stages.context import InputError, StageError
+
+FACTS = {"parts": {}, "inputs": {}, "metrics": {}, "created": "2026-01-01T00:00:00+00:00"}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "store"))
+
+
+def write(store: Store, content: str = "hello", replace: bool = False):
+    attempt = store.begin("ingest", "k1")
+    attempt.write_json("stats.json", {"rows": 3})
+    attempt.write_bytes("queries/part.txt", content.encode())
+    return store.commit(attempt, FACTS, replace)
+
+
+def test_opening_a_store_writes_nothing(store):
+    assert not store.root.exists()
+    assert store.manifests() == {} and store.runs() == []
+    assert not store.root.exists()
+
+
+def test_an_attempt_is_invisible_before_its_commit(store):
+    attempt = store.begin("ingest", "k1")
+    attempt.write_json("stats.json", {})
+    assert store.manifests() == {}
+    with pytest.raises(InputError, match="no artifact ingest/k1"):
+        store.artifact("ingest", "k1")
+
+
+def test_a_committed_artifact_is_read_back(store):
+    artifact = write(store)
+    assert artifact.read_json("stats.json") == {"rows": 3}
+    assert [Path(path).name for path in artifact.files("queries")] == ["part.txt"]
+    assert artifact.local("queries").is_dir() and artifact.local("stats.json").is_file()
+    assert store.manifests()["ingest"]["k1"]["metrics"] == {}
+
+
+def test_files_that_no_manifest_lists_are_not_seen(store):
+    artifact = write(store)
+    Path(artifact.base, "queries", "stray.txt").write_text("left by somebody")
+    assert len(artifact.files("queries")) == 1
+
+
+def test_a_prefix_is_a_directory_and_not_the_start_of_a_name(store):
+    artifact = write(store)
+    assert artifact.files("quer") == []
+    with pytest.raises(StageError, match="has no 'quer'"):
+        artifact.local("quer")
+
+
+def test_a_file_of_another_size_is_refused_with_both_sizes(store):
+    artifact = write(store)
+    Path(artifact.files("queries")[0]).write_text("hello there")
+    with pytest.raises(StageError, match=r"part.txt has 11 bytes, expected 5 bytes; .*--force ingest"):
+        artifact.files("queries")
+    with pytest.raises(StageError, match="has 11 bytes"):
+        artifact.local("queries")
+
+
+def test_a_lost_file_is_refused(store):
+    artifact = write(store)
+    Path(artifact.base, "stats.json").unlink()
+    with pytest.raises(StageError, match="stats.json is missing, expected"):
+        artifact.read_json("stats.json")
+
+
+def test_damage_of_equal_size_is_found_by_checksum(store):
+    artifact = write(store)
+    assert artifact.damage() == []
+    Path(artifact.files("queries")[0]).write_text("jello")
+    assert "part.txt has another content" in artifact.damage()[0]
+
+
+def test_the_second_of_two_commits_gets_the_winner(store):
+    first = write(store, "first")
+    second = write(store, "second")
+    assert second.attempt == first.attempt
+    assert Path(second.files("queries")[0]).read_text() == "first"
+
+
+def test_a_replacing_commit_leaves_the_older_files_to_their_readers(store):
+    older = write(store, "older")
+    newer = write(store, "newer", replace=True)
+    assert newer.attempt != older.attempt
+    assert Path(older.files("queries")[0]).read_text() == "older"
+    assert Path(store.artifact("ingest", "k1").files("queries")[0]).read_text() == "newer"
+
+
+def test_work_survives_a_killed_attempt_and_goes_after_the_commit(store):
+    killed = store.begin("train", "k2")
+    (killed.work / "checkpoint").write_text("step 10")
+    again = store.begin("train", "k2")
+    assert (again.work / "checkpoint").read_text() == "step 10"
+    assert again.base != killed.base
+    store.commit(again, FACTS)
+    assert not again.work.exists()
+
+
+def test_a_fresh_attempt_drops_the_work_of_the_one_before(store):
+    (store.begin("train", "k2").work / "checkpoint").write_text("step 10")
+    assert list(store.begin("train", "k2", fresh=True).work.iterdir()) == []
+
+
+def test_no_temporary_files_stay_behind(store):
+    write(store)
+    write(store)
+    store.write_run({"id": "a", "started": "1"})
+    names = [path.name for path in store.root.rglob("*") if path.is_file()]
+    assert sorted(set(names)) == sorted({MANIFEST, "stats.json", "part.txt", "a.json"})
+
+
+def test_directories_are_uploaded_whole(store, tmp_path):
+    (tmp_path / "model" / "deep").mkdir(parents=True)
+    (tmp_path / "model" / "deep" / "weights").write_bytes(b"123")
+    attempt = store.begin("train", "k3")
+    attempt.upload(tmp_path / "model", "model")
+    attempt.upload(tmp_path / "model" / "deep" / "weights", "single")
+    artifact = store.commit(attempt, FACTS)
+    assert (artifact.local("model") / "deep" / "weights").read_bytes() == b"123"
+    assert artifact.local("single").read_bytes() == b"123"
+
+
+def test_an_artifact_travels_to_another_process(store):
+    artifact = pickle.loads(pickle.dumps(write(store)))
+    assert artifact.read_json("stats.json") == {"rows": 3}
+
+
+def test_runs_are_listed_newest_first(store):
+    store.write_run({"id": "a", "started": "2026-01-01"})
+    store.write_run({"id": "b", "started": "2026-01-02"})
+    assert [run["id"] for run in store.runs()] == ["b", "a"]
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/prefix", "gs://bucket"])
+def test_places_that_cannot_hold_a_store_are_refused(uri):
+    with pytest.raises(InputError, match="not supported yet"):
+        open_store(uri)
+
+
+def test_a_file_is_no_store(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file"):
+        open_store(str(tmp_path / "file"))
+
+
+def test_a_damaged_manifest_is_named(store):
+    write(store)
+    (store.root / "ingest" / "k1" / MANIFEST).write_text("{")
+    with pytest.raises(StageError, match="damaged"):
+        store.manifests()
