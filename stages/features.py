@@ -1,10 +1,29 @@
-"""features: teacher vectors of a deep layer, once, and the depth curve."""
+"""features: what the deep layers know, once, and how good every depth is.
+
+Inputs: ingested pairs, the backbone. Steps: a pool of actors runs the full backbone over the distillation set (train
+queries and their positives) and keeps the chosen layer's state at the read-out token; then over a validation sample,
+keeping the state after every layer from the same forward pass, from which the depth curve is computed. Outputs:
+`features/` Parquet in fp16, `features.json`, `depth_curve.json`, `depth_curve.png`.
+
+The teacher is read once and not in every training step, which is exact as long as a query keeps its instruction:
+distillation therefore uses the first wording, as this stage does.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from stages.context import Context, StageError
 from stages.params import Section, knob
 
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    import ray.data
+
 VERSION = 1
+FP16_LARGEST = 65504.0
 
 
 class Params(Section):
@@ -12,5 +31,191 @@ class Params(Section):
 
     layer: int = Field(-1, description="teacher layer that is read; -1 is the last, k > 0 is the state after k layers")
     normed: bool = Field(True, description="apply the final norm to the state, as the student's own output has it")
-    curve_queries: int = Field(200, ge=1, description="validation queries per task for the depth curve")
+    curve_queries: int = Field(40, ge=1, description="validation queries of each task for the depth curve")
+    curve_candidates: int = Field(1000, ge=10, description="candidates for the depth curve; positives always belong")
     batch_size: int = knob(64, ge=1)
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Runs the stage; returns its headline metrics."""
+    from stages import backbone
+    from stages.model.prune import pruned_config
+    from stages.search.depth import plot_curve, png
+
+    params = context.params.features
+    model = backbone.directory(context.inputs["backbone"])
+    config = pruned_config(model, None).text_config
+    depth = config.num_hidden_layers
+    layer = depth if params.layer == -1 else params.layer
+    if not 1 <= layer <= depth:
+        raise StageError(f"features.layer is {params.layer}, but the backbone has layers 1..{depth} (-1 is the last)")
+    dim = config.hidden_size
+    rows = _write_features(context, model, layer)
+    context.output.write_json("features.json", {"layer": layer, "normed": params.normed, "dim": dim, "rows": rows})
+    curve = _depth_curve(context, model, dim)
+    context.output.write_json("depth_curve.json", curve)
+    figure = plot_curve(curve)
+    context.output.write_bytes("depth_curve.png", png(figure))
+    context.tracker.figure("depth_curve.png", figure)
+    for entry in curve["layers"]:
+        context.tracker.metrics({"depth hit@5": entry["hit@5"]}, step=entry["layers"])
+    return {"rows": rows, "layer": layer, "hit@5 at full depth": curve["layers"][-1]["hit@5"]}
+
+
+# ---------------------------------------------------------------------------------------------- distillation set
+
+
+def _write_features(context: Context, model: Path, layer: int) -> int:
+    """Reads the teacher over queries and positives; returns the number of rows written."""
+    import ray.data
+
+    target = f"{context.output.base}/features"
+    for side in ("query", "candidate"):
+        dataset = _distillation_rows(context, side)
+        states = _teacher(context, dataset, model, side, layers=(layer,))
+        states.map_batches(_as_features, fn_kwargs={"side": side}, batch_format="pyarrow").write_parquet(
+            target, filesystem=context.output.filesystem
+        )
+    return ray.data.read_parquet(target, filesystem=context.output.filesystem, columns=["id"]).count()
+
+
+def _distillation_rows(context: Context, side: str) -> "ray.data.Dataset":
+    """Train queries, or the candidates that are a positive of one; columns as in the ingest schemas plus `id`."""
+    import ray
+    import ray.data
+
+    ingest = context.inputs["ingest"]
+    queries = ray.data.read_parquet(ingest.files("queries"), filesystem=ingest.filesystem)
+    queries = queries.map_batches(_of_split, fn_kwargs={"split": "train"}, batch_format="pyarrow")
+    if side == "query":
+        return queries
+    positives = ray.put(_positive_hashes(ingest, "train"))
+    candidates = ray.data.read_parquet(ingest.files("candidates"), filesystem=ingest.filesystem)
+    return candidates.map_batches(_among, fn_kwargs={"hashes": positives}, batch_format="pyarrow")
+
+
+def _of_split(table: "pa.Table", split: str) -> "pa.Table":
+    import pyarrow.compute as pc
+
+    return table.filter(pc.equal(table["split"], split))
+
+
+def _among(table: "pa.Table", hashes: Any) -> "pa.Table":
+    import pyarrow as pa
+    import ray
+
+    from stages.data.keys import hash_all, locate
+
+    return table.filter(pa.array(locate(hash_all(table["did"].to_pylist()), ray.get(hashes)) >= 0))
+
+
+def _positive_hashes(ingest: Any, split: str) -> "np.ndarray":
+    """Sorted hashes of the positives of a split's queries, 8 bytes each: the only part of them held at once."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    from stages.data.keys import hash_all
+
+    hashes = [np.empty(0, np.uint64)]
+    for path in ingest.files("queries"):
+        for batch in pq.ParquetFile(path, filesystem=ingest.filesystem).iter_batches(columns=["split", "positives"]):
+            rows = zip(batch["split"].to_pylist(), batch["positives"].to_pylist(), strict=True)
+            hashes.append(np.unique(hash_all(did for of, dids in rows if of == split for did in dids)))
+    return np.unique(np.concatenate(hashes))
+
+
+def _as_features(table: "pa.Table", side: str) -> "pa.Table":
+    import pyarrow as pa
+
+    identity = table["qid" if side == "query" else "did"]
+    return pa.table({"side": pa.array([side] * len(table), pa.string()), "id": identity, "vector": table["vector"]})
+
+
+# ---------------------------------------------------------------------------------------------------- the teacher
+
+
+class Teacher:
+    """The actor: one model load, then a table in and the same table with the states of some layers out."""
+
+    def __init__(self, ingest: Any, model: Path, side: str, layers: tuple[int, ...] | None, normed: bool,
+                 batch_size: int, cluster: Any):  # fmt: skip
+        from stages.embed import RowReader, load_encoder
+
+        self.reader = RowReader(ingest, side)
+        self.encoder = load_encoder(model, cluster)
+        self.layers, self.normed, self.batch_size = layers, normed, batch_size
+
+    def __call__(self, table: "pa.Table") -> "pa.Table":
+        import numpy as np
+        import pyarrow as pa
+
+        from stages.model.encoder import by_length
+
+        rows = [self.reader.read(row) for row in table.to_pylist()]
+        depth = self.encoder.layers if self.layers is None else len(self.layers)
+        states_NKD = np.zeros((len(rows), depth, self.encoder.dim), np.float32)
+        for indices in by_length(rows, self.batch_size):
+            states_NKD[indices] = self._states([rows[index] for index in indices])
+        if not np.isfinite(states_NKD).all() or np.abs(states_NKD).max(initial=0) > FP16_LARGEST:
+            raise StageError("the teacher's states do not fit fp16; set features.normed=true")
+        values = pa.array(states_NKD.astype(np.float16).reshape(-1))
+        return table.append_column("vector", pa.FixedSizeListArray.from_arrays(values, depth * self.encoder.dim))
+
+    def _states(self, rows: list[Any]) -> "np.ndarray":
+        """States [B, K, D] of the wanted layers."""
+        import torch
+
+        with torch.inference_mode():
+            batch = self.encoder.collator(rows).to(self.encoder.device)
+            states_KBD = self.encoder.states_by_layer(batch, self.normed)
+        if self.layers is not None:
+            states_KBD = states_KBD[[layer - 1 for layer in self.layers]]
+        return states_KBD.transpose(0, 1).float().cpu().numpy()
+
+
+def _teacher(context: Context, dataset: "ray.data.Dataset", model: Path, side: str,
+             layers: tuple[int, ...] | None) -> "ray.data.Dataset":  # fmt: skip
+    """Adds `vector`, the states of `layers` one after the other (None: of every layer), fp16."""
+    from ray.data import ActorPoolStrategy
+
+    from stages.embed import pool_size
+
+    params = context.params.features
+    actors, resources = pool_size(context.cluster)
+    return dataset.map_batches(
+        Teacher,
+        fn_constructor_kwargs={
+            "ingest": context.inputs["ingest"],
+            "model": model,
+            "side": side,
+            "layers": layers,
+            "normed": params.normed,
+            "batch_size": params.batch_size,
+            "cluster": context.cluster,
+        },
+        batch_size=params.batch_size * 4,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=actors),
+        **resources,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ the depth curve
+
+
+def _depth_curve(context: Context, model: Path, dim: int) -> dict[str, Any]:
+    """hit@5 of every depth on the validation sample; see `stages.search.depth`."""
+    import pyarrow as pa
+    import ray
+    import ray.data
+
+    from stages.search.depth import curve_of, validation_sample
+
+    params = context.params.features
+    sample = validation_sample(context.inputs["ingest"], params.curve_queries, params.curve_candidates)
+    states = []
+    for side, table in zip(("query", "candidate"), sample, strict=True):
+        dataset = _teacher(context, ray.data.from_arrow(table), model, side, layers=None)
+        # The two sample sizes bound what comes to the driver here.
+        states.append(pa.concat_tables(part for part in ray.get(dataset.to_arrow_refs()) if len(part)))
+    return curve_of(*states, dim)

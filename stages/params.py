@@ -27,7 +27,9 @@ class Cluster(Section):
     cpus_per_worker: float = Field(1, gt=0, description="CPUs that Ray reserves for each training process")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs for each training process and each embedding actor")
     actors: int = Field(1, ge=1, description="embedding actors for features, index and evaluate")
-    threads: int = Field(0, ge=0, description="torch threads for a process on CPU; 0 divides the cores among processes")
+    threads: int = Field(
+        0, ge=0, description="torch threads for a process on CPU; 0 divides the cores among processes"
+    )
     zero_stage: int = Field(1, ge=0, le=3, description="DeepSpeed ZeRO stage")
     precision: str = Field("auto", pattern="^(auto|fp32|bf16)$", description="auto is bf16 on GPU and fp32 on CPU")
     max_failures: int = Field(1, ge=-1, description="restarts of a training job from its last checkpoint")

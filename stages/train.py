@@ -1,9 +1,15 @@
-"""train: MAC-Loss on all tasks; exports the student."""
+"""train: MAC-Loss on all tasks, then the export that every loader reads.
 
-from typing import Literal
+Inputs: ingested pairs, the distilled student. Steps: train with the modality-adaptive contrastive loss (paper §1.4) on
+Ray Train with DeepSpeed, export, check the exported directory against the trained weights. Output: `model/` with a
+model card, `parity.json`.
+"""
+
+from typing import Any, Literal
 
 from pydantic import Field
 
+from stages.context import Context
 from stages.params import Section, knob
 
 VERSION = 1
@@ -13,7 +19,7 @@ class Params(Section):
     """The section `train`."""
 
     loss: Literal["mac", "infonce"] = "mac"
-    steps: int = Field(300, ge=0)
+    steps: int = Field(300, ge=0, description="0 leaves the student as it was distilled")
     batch_size: int = Field(64, ge=2)
     learning_rate: float = Field(1e-3, gt=0)
     temperature: float = Field(0.03, gt=0, description="τ_norm of MAC-Loss, τ of InfoNCE")
@@ -22,5 +28,15 @@ class Params(Section):
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, ge=0)
     register_as: str = knob("puma", description="name in the MLflow model registry")
-    checkpoint_every: int = knob(200, ge=1)
-    log_every: int = knob(20, ge=1)
+    checkpoint_every: int = knob(500, ge=1)
+    log_every: int = knob(25, ge=1)
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Runs the stage; returns its headline metrics."""
+    from stages.learn.loop import Objective
+    from stages.training import student_stage
+
+    params = context.params.train
+    objective = Objective(loss=params.loss, temperature=params.temperature, hard_decay=params.hard_decay)
+    return student_stage(context, params, context.inputs["distill"].local("model"), None, objective, features=None)

@@ -232,3 +232,86 @@ def precision_for(context: Context) -> str:
     if context.cluster.precision != "auto":
         return context.cluster.precision
     return "bf16" if context.cluster.gpus_per_worker else "fp32"
+
+
+def student_stage(
+    context: Context, params: Any, source: Path, layers: int | None, objective: Any, features: Artifact | None
+) -> dict[str, Any]:
+    """Trains a student with the vision tower frozen and exports it; what `distill` and `train` share.
+
+    Args:
+        params: the stage's section: steps, batch_size and the optimizer's fields.
+        source: the model directory to start from.
+        layers: decoder layers to keep, None for all.
+        objective: what is minimised.
+        features: teacher vectors, where the objective needs them.
+
+    Returns:
+        The last measures, and the student's size.
+    """
+    from stages.learn.engine import Optimisation
+
+    job = TrainingJob(
+        model=source,
+        layers=layers,
+        ingest=context.inputs["ingest"],
+        features=features,
+        objective=objective,
+        settings=Optimisation(
+            steps=params.steps,
+            batch_size=params.batch_size,
+            learning_rate=params.learning_rate,
+            warmup=params.warmup,
+            weight_decay=params.weight_decay,
+            clip=params.clip,
+            zero_stage=context.cluster.zero_stage,
+            bf16=precision_for(context) == "bf16",
+        ),
+        seed=context.params.seed + 1,
+        vary_instructions=features is None,
+        train_vision=False,
+        precision=precision_for(context),
+        threads=threads_for(context),
+        log_every=params.log_every,
+        checkpoint_every=params.checkpoint_every,
+        run=context.tracker.handle(),
+        label=context.output.stage,
+    )
+    if params.steps:
+        weights, measures = run_training(context, job)
+    else:
+        weights, measures = cut_only(context, source, layers), {}
+    return {**export_stage(context, weights, source, measures), **measures}
+
+
+def cut_only(context: Context, source: Path, layers: int | None) -> Path:
+    """The weights of the first `layers` layers as they are, for a stage of no steps."""
+    from stages.model.encoder import Encoder
+    from stages.model.export import save_backbone
+
+    backbone = Encoder.load(source, layers, precision_for(context)).backbone
+    directory = context.output.work / WEIGHTS
+    save_backbone(backbone.config, backbone.state_dict(), directory)
+    return directory
+
+
+def export_stage(context: Context, weights: Path, source: Path, measures: dict[str, Any]) -> dict[str, Any]:
+    """Builds the model directory, writes the card and the parity report, uploads; returns the student's size."""
+    from stages.data.instructions import Instructions
+    from stages.model.card import write_card
+    from stages.model.export import export_student
+    from stages.model.parity import check_parity
+
+    directory = context.output.work / "model"
+    instructions = Instructions.load(context.inputs["ingest"])
+    prompts = {
+        f"{row['dataset']}: {row['query_modality']} → {row['target_modality']}": row["prompts"][0] + "\n"
+        for row in instructions.to_json()
+        if row["prompts"]
+    }
+    export_student(weights, source, directory, prompts)
+    report, size = check_parity(weights, source, directory)
+    write_card(directory, context.output.stage, size, report, measures, context.params)
+    context.output.write_json("parity.json", report)
+    context.output.upload(directory, "model")
+    return size

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from stages.data.instructions import Instructions, with_instruction
-from stages.data.order import batch_at
+from stages.data.keys import hash_all
+from stages.data.order import batch_at, picks
 from stages.data.schemas import MODALITIES
-from stages.data.tables import MappedTable, hash_ids
+from stages.data.tables import MappedTable
 from stages.model.inputs import Row
 
 
@@ -54,30 +55,28 @@ class PairSampler:
 
     def pairs(self, step: int) -> Pairs:
         """This rank's pairs of one step."""
-        indices = batch_at(
-            step, size=len(self), batch=self.batch, world=self.world, rank=self.rank, seed=self.seed
-        )
+        indices = batch_at(step, size=len(self), batch=self.batch, world=self.world, rank=self.rank, seed=self.seed)
         queries = [self.queries.row(int(index)) for index in indices]
-        draws = [np.random.default_rng([self.seed, step, int(index)]).integers(1 << 30, size=2) for index in indices]
+        which = picks(step, indices, seed=self.seed, stream=0)
+        wording = picks(step, indices, seed=self.seed, stream=1) if self.vary_instructions else [0] * len(indices)
         candidates = [
-            self.candidates.row(self.candidates.find(query["positives"][int(draw[0]) % len(query["positives"])]))
-            for query, draw in zip(queries, draws, strict=True)
+            self.candidates.row(self.candidates.find(query["positives"][int(draw) % len(query["positives"])]))
+            for query, draw in zip(queries, which, strict=True)
         ]
         modalities = [candidate["modality"] for candidate in candidates]
         return Pairs(
-            query_rows=[self._query(*args) for args in zip(queries, modalities, draws, strict=True)],
+            query_rows=[self._query(*args) for args in zip(queries, modalities, wording, strict=True)],
             candidate_rows=[self._row(candidate["text"], candidate["image_id"]) for candidate in candidates],
             query_ids=[query["qid"] for query in queries],
             candidate_ids=[candidate["did"] for candidate in candidates],
-            candidate_hash=hash_ids([candidate["did"] for candidate in candidates]).view(np.int64),
-            content_hash=hash_ids([candidate["content_id"] for candidate in candidates]).view(np.int64),
-            positive_hashes=[hash_ids(query["positives"]).view(np.int64) for query in queries],
+            candidate_hash=hash_all(candidate["did"] for candidate in candidates).view(np.int64),
+            content_hash=hash_all(candidate["content_id"] for candidate in candidates).view(np.int64),
+            positive_hashes=[hash_all(query["positives"]).view(np.int64) for query in queries],
             target_modality=np.array([MODALITIES.index(modality) for modality in modalities]),
         )
 
-    def _query(self, query: dict, target: str, draw: np.ndarray) -> Row:
-        pick = int(draw[1]) if self.vary_instructions else 0
-        instruction = self.instructions.choose(query["dataset_id"], query["modality"], target, pick)
+    def _query(self, query: dict, target: str, pick: int) -> Row:
+        instruction = self.instructions.choose(query["dataset_id"], query["modality"], target, int(pick))
         return self._row(with_instruction(instruction, query["text"]), query["image_id"])
 
     def _row(self, text: str | None, image_id: str | None) -> Row:

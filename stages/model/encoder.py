@@ -146,9 +146,13 @@ def load_collator(directory: Path, vocabulary: int) -> Collator:
     """
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     if RETRIEVAL_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"additional_special_tokens": [RETRIEVAL_TOKEN]}, replace_extra_special_tokens=False)
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": [RETRIEVAL_TOKEN]}, replace_extra_special_tokens=False
+        )
     if tokenizer.convert_tokens_to_ids(RETRIEVAL_TOKEN) >= vocabulary:
-        raise ValueError(f"{directory}: the embedding table has {vocabulary} rows and none is free for {RETRIEVAL_TOKEN}")
+        raise ValueError(
+            f"{directory}: the embedding table has {vocabulary} rows and none is free for {RETRIEVAL_TOKEN}"
+        )
     image_processor = Qwen2VLImageProcessorPil.from_pretrained(directory, local_files_only=True)
     settings = json.loads((directory / SETTINGS).read_text())
     return Collator(tokenizer, image_processor, settings["max_text_tokens"])
