@@ -1,16 +1,206 @@
-"""evaluate: retrieval quality and cost of the student beside its teacher."""
+"""evaluate: retrieval quality and cost of the student beside its teacher.
+
+Inputs: ingest (queries, qrels as positives), backbone (the teacher), train (the student), index (the student's
+candidate vectors). Steps: choose the queries; embed the candidates with the teacher, which also stays in the artifact
+because it is the dearest part; embed the queries with both; rank block by block as Ray tasks that stream the corpus;
+time both models in one process; write metrics, TREC runs, tables and plots.
+
+Teacher and student meet the same queries, pools and instructions. Memory is flat in the corpus: workers hold a tile of
+it, the driver holds sums.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from stages.context import Context
 from stages.params import Section, knob
 
+if TYPE_CHECKING:
+    import ray
+
 VERSION = 1
+SCOPES = ("local", "union")
+MODELS = ("student", "teacher")
 
 
 class Params(Section):
     """The section `evaluate`."""
 
-    queries_per_task: int = Field(0, ge=0, description="at most this many queries of each task, evenly spaced; 0 is all")
+    queries_per_task: int = Field(
+        0, ge=0, description="at most this many queries of each task, evenly spaced; 0 is all"
+    )
     depth: int = Field(50, ge=10, description="ranked candidates kept for each query")
     latency_queries: int = Field(50, ge=5, description="queries timed one at a time, after as many to warm up")
     batch_size: int = knob(64, ge=1)
+
+
+def run(context: Context) -> dict[str, float | dict]:
+    """Runs the stage; see the module header."""
+    from stages import backbone
+    from stages.search.exact import ExactIndex
+    from stages.search.rank import Pools
+    from stages.search.report import write_report
+    from stages.search.sets import find_sets
+
+    params, index = context.params.evaluate, context.inputs["index"]
+    card = index.read_json("retriever.json")
+    sets = find_sets(context.inputs["ingest"], card["split"], params.queries_per_task)
+    pools = Pools(card["union"], card["pools"], card["rows"])
+    models = {
+        "student": context.inputs["train"].local("model"),
+        "teacher": backbone.directory(context.inputs["backbone"]),
+    }
+    corpora = {"student": ExactIndex.open(index), "teacher": embed_teacher(context, card, models["teacher"])}
+    queries = put_queries(context, card["split"], sets)
+    tallies = {
+        name: rank_queries(context, name, embed_queries(context, queries, models[name]), sets, pools, corpora[name])
+        for name in MODELS
+    }
+    costs = time_models(context, queries, models)
+    metrics = summarise(sets, pools, tallies, costs)
+    context.output.write_json("metrics.json", metrics)
+    write_report(context, metrics)
+    return metrics
+
+
+def embed_teacher(context: Context, card: Mapping[str, Any], model: Path) -> Any:
+    """The index's candidates embedded by the teacher, as an index over `teacher/` of this artifact."""
+    from pyarrow.fs import FileSelector
+
+    from stages.index import embed_corpus, write_embeddings
+    from stages.search.exact import ExactIndex
+
+    batch_size = context.params.evaluate.batch_size
+    corpus = embed_corpus(context, context.inputs["ingest"], sorted(card["pools"]), model, batch_size)
+    write_embeddings(context.output, "teacher", corpus, card["rows"])
+    filesystem = context.output.filesystem
+    found = filesystem.get_file_info(FileSelector(f"{context.output.base}/teacher"))
+    return ExactIndex(tuple(sorted(item.path for item in found if item.path.endswith(".parquet"))), filesystem)
+
+
+def put_queries(context: Context, split: str, sets: list) -> list["ray.ObjectRef"]:
+    """The asked queries in the object store, block by block, so that the driver holds one block at a time."""
+    import ray
+
+    from stages.search.sets import query_blocks
+
+    return [ray.put(block) for block in query_blocks(context.inputs["ingest"], split, sets)]
+
+
+def embed_queries(context: Context, queries: list["ray.ObjectRef"], model: Path) -> list["ray.ObjectRef"]:
+    """The same blocks with vectors. All are done before ranking starts, which would compete for the same cores."""
+    import ray.data
+
+    from stages.embed import embed_rows
+
+    blocks = ray.data.from_arrow_refs(queries)
+    blocks.context.execution_options.preserve_order = True  # else run files depend on which actor is faster
+    embedded = embed_rows(context, blocks, model=model, side="query", batch_size=context.params.evaluate.batch_size)
+    return embedded.materialize().to_arrow_refs()
+
+
+def rank_queries(
+    context: Context, model: str, blocks: list["ray.ObjectRef"], sets: list, pools: Any, index: Any
+) -> dict[tuple[str, str], Any]:
+    """Ranks all blocks as Ray tasks, a few in flight: a tally for each (set, scope), and the run files."""
+    import ray
+
+    from stages.search.rank import Tally, rank_block
+
+    rank = ray.remote(num_cpus=1)(rank_block)
+    depth, runs = context.params.evaluate.depth, context.output.work / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    total = {(one.name, scope): Tally() for one in sets for scope in SCOPES}
+    files = {key: runs / f"{model}.{key[1]}.{key[0]}.trec" for key in total}
+    for path in files.values():
+        path.write_text("")  # a killed attempt may have left half a run here
+    for tallies in in_order((rank.remote(block, sets, pools, index, depth, f"puma-{model}") for block in blocks), 8):
+        for key, tally in tallies.items():
+            total[key].add(tally)
+            with files[key].open("a", encoding="utf-8") as run_file:
+                run_file.writelines(tally.trec)
+    for path in files.values():
+        context.output.upload(path, f"runs/{path.name}")
+    return total
+
+
+def in_order(tasks: Iterable["ray.ObjectRef"], in_flight: int) -> Iterable[Any]:
+    """The results of lazily submitted Ray tasks in order, with a bound on how many are under way."""
+    import ray
+
+    pending: deque = deque()
+    for task in tasks:
+        pending.append(task)
+        if len(pending) >= in_flight:
+            yield ray.get(pending.popleft())
+    while pending:
+        yield ray.get(pending.popleft())
+
+
+def time_models(context: Context, queries: list["ray.ObjectRef"], models: Mapping[str, Path]) -> dict[str, dict]:
+    """Size, latency and throughput of each model, in a process of its own while nothing else of this run works."""
+    import ray
+
+    from stages.embed import pool_size
+
+    _, resources = pool_size(context.cluster)
+    task = ray.remote(**resources)(_time_models)
+    params = context.params.evaluate
+    return ray.get(
+        task.remote(
+            queries, context.inputs["ingest"], context.cluster, models, params.latency_queries, params.batch_size
+        )
+    )
+
+
+def _time_models(
+    queries: list["ray.ObjectRef"], ingest: Any, cluster: Any, models: Mapping[str, Path], count: int, batch_size: int
+) -> dict[str, dict]:
+    import ray
+
+    from stages.embed import RowReader, load_encoder
+    from stages.search.cost import measure_cost
+    from stages.search.sets import is_asked
+
+    reader, stored, rows = RowReader(ingest, "query"), [], []
+    columns = ["text", "image_id", "dataset_id", "modality", "target_modality"]
+    for block in queries:
+        stored += ray.get(block).select(columns).to_pylist()
+    wanted = min(count, len(stored))
+    rows = [reader.read(row) for place, row in enumerate(stored) if is_asked(place, len(stored), wanted)]
+    return measure_cost({name: load_encoder(path, cluster) for name, path in models.items()}, rows, batch_size)
+
+
+def summarise(sets: list, pools: Any, tallies: Mapping[str, Any], costs: Mapping[str, dict]) -> dict[str, Any]:
+    """The content of metrics.json. The mean over sets weighs each set the same, as M-BEIR's headline does."""
+    from stages.search.measures import mean
+
+    metrics: dict[str, Any] = {}
+    for name in MODELS:
+        metrics[name] = dict(costs[name])
+        for scope in SCOPES:
+            tasks = {one.name: _task(one, pools, scope, tallies[name][one.name, scope]) for one in sets}
+            means = mean(tallies[name][one.name, scope].means() for one in sets)
+            metrics[name][scope] = {**means, "tasks": tasks}
+    chance = {}
+    for scope in SCOPES:
+        tasks = {one.name: tallies["student"][one.name, scope].chances() for one in sets}
+        chance[scope] = {**mean(tasks.values()), "tasks": tasks}
+    metrics["chance"] = chance
+    metrics["kept"] = {f"{scope} hit@5": _kept(metrics, scope) for scope in SCOPES}
+    return metrics
+
+
+def _task(one: Any, pools: Any, scope: str, tally: Any) -> dict[str, Any]:
+    chances = {f"chance {name}": value for name, value in tally.chances().items()}
+    size = pools.size(pools.filters(one)[scope])
+    return {**tally.means(), "label": one.label, "queries": tally.queries, "pool_size": size, **chances}
+
+
+def _kept(metrics: Mapping[str, Any], scope: str) -> float:
+    teacher = metrics["teacher"][scope]["hit@5"]
+    return metrics["student"][scope]["hit@5"] / teacher if teacher else 0.0

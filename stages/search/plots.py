@@ -1,0 +1,59 @@
+"""Two pictures of the comparison: quality for each evaluation set, and quality against what a query costs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from stages.search.report import HEADLINE, labels
+
+COLOURS = {"teacher": "#8a8f98", "student": "#d1495b", "chance": "#222222"}
+
+
+def draw_quality(metrics: Mapping[str, Any]) -> Any:
+    """Bars of hit@5 for each set, teacher beside student, with chance as a line; local pools above, union below."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = labels(metrics)
+    figure = Figure(figsize=(max(7.0, 0.9 * len(names) + 2), 7.0), layout="constrained")
+    FigureCanvasAgg(figure)  # no pyplot: it keeps figures alive and picks a backend for the whole process
+    for axes, scope in zip(figure.subplots(2, 1, sharex=True, sharey=True), ("local", "union"), strict=True):
+        for shift, model in ((-0.2, "teacher"), (0.2, "student")):
+            heights = [metrics[model][scope]["tasks"][name][HEADLINE] for name in names]
+            places = [place + shift for place in range(len(names))]
+            bars = axes.bar(places, heights, 0.38, label=model, color=COLOURS[model])
+            axes.bar_label(bars, fmt="%.2f", fontsize=7, padding=1)
+        chances = [metrics["chance"][scope]["tasks"][name][HEADLINE] for name in names]
+        edges = range(len(names))
+        axes.hlines(chances, [x - 0.42 for x in edges], [x + 0.42 for x in edges], COLOURS["chance"], label="chance")
+        axes.set_ylabel(f"{HEADLINE}, {scope} pool")
+        axes.set_ylim(0, 1.12)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xticks(range(len(names)), list(names.values()), rotation=25, ha="right")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False)
+    figure.suptitle("What the student finds, beside its teacher", x=0.01, ha="left")
+    return figure
+
+
+def draw_cost(metrics: Mapping[str, Any]) -> Any:
+    """Mean local hit@5 against median latency; the area of a point grows with the number of parameters."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    largest = max(metrics[model]["parameters"] for model in ("teacher", "student"))
+    for model in ("teacher", "student"):
+        one = metrics[model]
+        point = (one["latency_ms"]["median"], one["local"][HEADLINE])
+        axes.scatter(*point, s=900 * one["parameters"] / largest, color=COLOURS[model], alpha=0.8)
+        note = f"{model}: {one['layers']} layers, {one['parameters'] / 1e6:,.1f} M"
+        axes.annotate(note, point, xytext=(0, 22), textcoords="offset points", ha="center")
+    axes.axhline(metrics["chance"]["local"][HEADLINE], color=COLOURS["chance"], linestyle=":", linewidth=1)
+    axes.annotate("chance", (0, metrics["chance"]["local"][HEADLINE]), xytext=(4, 4), textcoords="offset points")
+    axes.set_xlabel("median milliseconds per query, one at a time")
+    axes.set_ylabel(f"mean local {HEADLINE}")
+    axes.set_ylim(0, 1.1)
+    axes.set_xlim(0, 1.35 * max(metrics[model]["latency_ms"]["median"] for model in ("teacher", "student")))
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

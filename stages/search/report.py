@@ -1,0 +1,177 @@
+"""The comparison as files: `table.txt` for the terminal, `report.md`, CSV tables and plots.
+
+Everything here is a view of metrics.json; nothing is computed that is not written there.
+"""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from stages.context import Context
+
+WIDTH = 100  # columns of the terminal table
+HEADLINE = "hit@5"
+NOTES = """hit@k is 1 when any relevant candidate is among the first k (M-BEIR calls it Recall@k); recall@k is the
+share of the relevant candidates that were found. Chance is the exact expectation of a random ranking. Means weigh
+every set the same. A query's own picture stays in the pool, as in M-BEIR. Latency is end to end for one query, both
+models in one process, turn by turn."""
+SET_COLUMNS = ("set", "queries", "pool", "chance", "teacher", "student", "kept")
+
+
+def write_report(context: Context, metrics: Mapping[str, Any]) -> None:
+    """Writes all views into the artifact and shows them in the tracker."""
+    from stages.search.measures import MEASURES
+    from stages.search.plots import draw_cost, draw_quality
+
+    texts = {
+        "table.txt": terminal_table(metrics),
+        "report.md": markdown_report(metrics),
+        "tables/quality.csv": to_csv(quality_rows(metrics, MEASURES)),
+        "tables/cost.csv": to_csv(cost_rows(metrics)),
+        "tables/local.md": markdown_table(SET_COLUMNS, set_rows(metrics, "local")),
+        "tables/union.md": markdown_table(SET_COLUMNS, set_rows(metrics, "union")),
+    }
+    for name, text in texts.items():
+        context.output.write_bytes(name, text.encode())
+        context.tracker.text(name.removeprefix("tables/"), text)
+    for name, figure in (("quality.png", draw_quality(metrics)), ("cost.png", draw_cost(metrics))):
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=120)
+        context.output.write_bytes(f"plots/{name}", picture.getvalue())
+        context.tracker.figure(name, figure)
+    context.tracker.metrics(headline_numbers(metrics))
+
+
+def headline_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Flat numbers for the tracker: `student/local/hit@5`, `student/latency_ms`, `kept/local hit@5`, …"""
+    flat: dict[str, float] = {f"kept/{name}": value for name, value in metrics["kept"].items()}
+    for model in ("student", "teacher"):
+        one = metrics[model]
+        for scope in ("local", "union"):
+            flat |= {f"{model}/{scope}/{name}": value for name, value in one[scope].items() if name != "tasks"}
+        flat |= {f"{model}/{name}": one[name] for name in ("layers", "parameters", "dim", "queries_per_second")}
+        flat[f"{model}/latency_ms"] = one["latency_ms"]["median"]
+    for scope in ("local", "union"):
+        flat[f"chance/{scope}/{HEADLINE}"] = metrics["chance"][scope][HEADLINE]
+    # The tracker's names allow no `@`, which the measures' own names keep everywhere else.
+    return {name.replace("@", "_at_").replace(" ", "_"): value for name, value in flat.items()}
+
+
+def labels(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """What to call each set: `image→text`, with the dataset before it where there are several datasets."""
+    tasks = metrics["student"]["local"]["tasks"]
+    datasets = {name.rpartition("_task")[0] for name in tasks}
+    return {
+        name: task["label"] if len(datasets) == 1 else f"{name.rpartition('_task')[0]} {task['label']}"
+        for name, task in tasks.items()
+    }
+
+
+def set_rows(metrics: Mapping[str, Any], scope: str) -> Iterator[Sequence[str]]:
+    """SET_COLUMNS of each set in the scope, then of the mean."""
+    student, teacher = metrics["student"][scope], metrics["teacher"][scope]
+    for name, label in labels(metrics).items():
+        task = student["tasks"][name]
+        sizes = (f"{task['queries']:,}", f"{task['pool_size']:,}")
+        yield label, *sizes, *compared(task[f"chance {HEADLINE}"], teacher["tasks"][name][HEADLINE], task[HEADLINE])
+    yield "mean", "", "", *compared(metrics["chance"][scope][HEADLINE], teacher[HEADLINE], student[HEADLINE])
+
+
+def compared(chance: float, teacher: float, student: float) -> tuple[str, str, str, str]:
+    """Three qualities and what the student keeps of the teacher's."""
+    return f"{chance:.3f}", f"{teacher:.3f}", f"{student:.3f}", f"{student / teacher:.0%}" if teacher else "–"
+
+
+def model_rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Name, teacher, student, student's share, for each cost."""
+    teacher, student = metrics["teacher"], metrics["student"]
+    numbers = {
+        "layers": (teacher["layers"], student["layers"], "{:,}"),
+        "parameters": (teacher["parameters"], student["parameters"], "{:,}"),
+        "vector dimensions": (teacher["dim"], student["dim"], "{:,}"),
+        "ms per query, median": (teacher["latency_ms"]["median"], student["latency_ms"]["median"], "{:.1f}"),
+        "ms per query, p90": (teacher["latency_ms"]["p90"], student["latency_ms"]["p90"], "{:.1f}"),
+        "queries per second": (teacher["queries_per_second"], student["queries_per_second"], "{:,.0f}"),
+    }
+    for name, (left, right, form) in numbers.items():
+        yield name, form.format(left), form.format(right), f"{right / left:.0%}"
+
+
+def terminal_table(metrics: Mapping[str, Any]) -> str:
+    """The table that a run ends with, at most WIDTH columns: a line for each set, means, then costs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{HEADLINE}: student beside teacher", title_justify="left", width=None)
+    for name in SET_COLUMNS:
+        table.add_column(name, justify="left" if name == "set" else "right", overflow="fold")
+    *rows, local = set_rows(metrics, "local")
+    for row in rows:
+        table.add_row(*row)
+    table.add_section()
+    table.add_row("mean, local pools", *local[1:])
+    *_, union = set_rows(metrics, "union")
+    table.add_row("mean, union pool", *union[1:])
+    table.add_section()
+    for name, teacher, student, share in model_rows(metrics):
+        table.add_row(name, "", "", "", teacher, student, share)
+    text = io.StringIO()
+    Console(file=text, width=WIDTH, color_system=None).print(table)
+    return text.getvalue()
+
+
+def markdown_report(metrics: Mapping[str, Any]) -> str:
+    """The report as Markdown."""
+    student, kept = metrics["student"], metrics["kept"]
+    local, union = student["local"], student["union"]
+    measures = [(name, f"{local[name]:.3f}", f"{metrics['teacher']['local'][name]:.3f}", f"{union[name]:.3f}",
+                 f"{metrics['teacher']['union'][name]:.3f}") for name in local if name != "tasks"]  # fmt: skip
+    parts = [
+        "# Student beside teacher",
+        f"The student has {student['layers']} of the teacher's {metrics['teacher']['layers']} layers and keeps "
+        f"{kept[f'local {HEADLINE}']:.1%} of its mean local {HEADLINE} "
+        f"and {kept[f'union {HEADLINE}']:.1%} of its union {HEADLINE}.",
+        f"## {HEADLINE} in each set's own pool",
+        markdown_table(SET_COLUMNS, set_rows(metrics, "local")),
+        f"## {HEADLINE} in the union pool",
+        markdown_table(SET_COLUMNS, set_rows(metrics, "union")),
+        "## All measures, mean over sets",
+        markdown_table(("measure", "student, local", "teacher, local", "student, union", "teacher, union"), measures),
+        "## Cost",
+        markdown_table(("", "teacher", "student", "student / teacher"), model_rows(metrics)),
+        NOTES,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(columns: Sequence[str], rows: Iterator[Sequence[str]] | Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others are numbers."""
+    head = [f"| {' | '.join(columns)} |", f"| --- |{' ---: |' * (len(columns) - 1)}"]
+    return "\n".join(head + [f"| {' | '.join(row)} |" for row in rows])
+
+
+def quality_rows(metrics: Mapping[str, Any], measures: Sequence[str]) -> Iterator[Sequence[Any]]:
+    """A line for each model, scope and set, with every measure."""
+    yield "model", "scope", "set", "label", "queries", "pool_size", *measures, *(f"chance {HEADLINE}",)
+    for model in ("teacher", "student"):
+        for scope in ("local", "union"):
+            for name, task in metrics[model][scope]["tasks"].items():
+                known = (task["label"], task["queries"], task["pool_size"])
+                yield model, scope, name, *known, *(task[key] for key in measures), task[f"chance {HEADLINE}"]
+
+
+def cost_rows(metrics: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
+    """A line for each model with size and speed."""
+    yield "model", "layers", "parameters", "dim", "latency_ms_median", "latency_ms_p90", "queries_per_second"
+    for model in ("teacher", "student"):
+        one, latency = metrics[model], metrics[model]["latency_ms"]
+        size = (one["layers"], one["parameters"], one["dim"])
+        yield model, *size, latency["median"], latency["p90"], one["queries_per_second"]
+
+
+def to_csv(rows: Iterator[Sequence[Any]]) -> str:
+    """Rows as CSV text."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

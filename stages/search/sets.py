@@ -1,0 +1,123 @@
+"""Evaluation sets: which queries are asked, and of which pool.
+
+A set is one task of one dataset, as M-BEIR scores them (`grocery_task3`). Choosing the queries is a pure function of
+the stored order, so teacher, student and a later run ask the same ones.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from stages.context import Artifact, StageError
+
+BLOCK = 1024  # queries that travel and are ranked together
+_READ = 8192
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """One task of one dataset in one split."""
+
+    dataset: str
+    task_id: int
+    query_modality: str
+    target_modality: str
+    pool: str | None
+    """The local pool; None where the source has none, then all indexed candidates stand in for it."""
+    stored: int
+    """Queries of the set in the split."""
+    asked: int
+    """Queries that are evaluated."""
+
+    @property
+    def name(self) -> str:
+        """The key of the set in every output."""
+        return set_name(self.dataset, self.task_id)
+
+    @property
+    def label(self) -> str:
+        """What a person reads: `image+text→text`."""
+        return f"{_short(self.query_modality)}→{_short(self.target_modality)}"
+
+
+def set_name(dataset: str, task_id: int) -> str:
+    """`{dataset}_task{task_id}`."""
+    return f"{dataset}_task{task_id}"
+
+
+def _short(modality: str) -> str:
+    return modality.replace(",", "+")
+
+
+def find_sets(ingest: Artifact, split: str, limit: int) -> list[EvaluationSet]:
+    """The sets of a split in order of dataset and task; at most `limit` queries of each are asked (0: all).
+
+    Raises:
+        StageError: the split has no query, or one set names two pools.
+    """
+    columns = ["dataset", "dataset_id", "task_id", "modality", "target_modality", "pool"]
+    found: dict[tuple[int, int], EvaluationSet] = {}
+    for row in _rows(ingest, split, columns):
+        key = (row["dataset_id"], row["task_id"])
+        known = found.get(key)
+        if known is None:
+            modalities = (row["modality"], row["target_modality"])
+            known = EvaluationSet(row["dataset"], row["task_id"], *modalities, row["pool"], 0, 0)
+        elif known.pool != row["pool"]:
+            raise StageError(f"{known.name}: queries of split {split} name two pools, {known.pool} and {row['pool']}")
+        found[key] = replace(known, stored=known.stored + 1)
+    if not found:
+        raise StageError(f"no query of split {split} was ingested; give the source a {split} split")
+    return [replace(one, asked=min(limit or one.stored, one.stored)) for _, one in sorted(found.items())]
+
+
+def query_blocks(ingest: Artifact, split: str, sets: Sequence[EvaluationSet]) -> Iterator[Any]:
+    """The asked queries, evenly spaced within their set, as pyarrow tables of at most BLOCK rows."""
+    import pyarrow as pa
+
+    chosen = {one.name: one for one in sets}
+    seen = dict.fromkeys(chosen, 0)
+    held: list[Any] = []
+    for batch in _batches(ingest, split, None):
+        names = map(set_name, batch["dataset"].to_pylist(), batch["task_id"].to_pylist())
+        picks = []
+        for row, name in enumerate(names):
+            if name in chosen:
+                if is_asked(seen[name], chosen[name].stored, chosen[name].asked):
+                    picks.append(row)
+                seen[name] += 1
+        held.append(batch.take(pa.array(picks, pa.int64())))
+        while sum(part.num_rows for part in held) >= BLOCK:
+            table = pa.Table.from_batches(held).combine_chunks()
+            yield table.slice(0, BLOCK)
+            held = table.slice(BLOCK).to_batches()
+    if any(part.num_rows for part in held):
+        yield pa.Table.from_batches(held).combine_chunks()
+
+
+def is_asked(position: int, stored: int, asked: int) -> bool:
+    """Whether the query at `position` is one of `asked` that are evenly spaced over `stored`."""
+    return (position + 1) * asked // stored > position * asked // stored
+
+
+def pools_of(ingest: Artifact, split: str) -> set[str]:
+    """Names of the pools that the queries of `split` are asked of, and the union pool of the split."""
+    return {one.pool for one in find_sets(ingest, split, 0) if one.pool is not None} | {union_pool(split)}
+
+
+def union_pool(split: str) -> str:
+    """The pool that joins all candidates of a split, by M-BEIR's file name."""
+    return f"union_{split}"
+
+
+def _batches(ingest: Artifact, split: str, columns: list[str] | None) -> Iterator[Any]:
+    import pyarrow.compute as pc
+    import pyarrow.dataset
+
+    stored = pyarrow.dataset.dataset(ingest.files("queries"), filesystem=ingest.filesystem, format="parquet")
+    yield from stored.to_batches(columns=columns, filter=pc.field("split") == split, batch_size=_READ)
+
+
+def _rows(ingest: Artifact, split: str, columns: list[str]) -> Iterator[dict[str, Any]]:
+    for batch in _batches(ingest, split, columns):
+        yield from batch.to_pylist()

@@ -1,0 +1,158 @@
+"""index and evaluate on a real cluster of one machine, with untrained tiny models: what is written is what is true."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from stages import evaluate, index
+from stages.data import schemas
+from stages.data.instructions import with_instruction
+from stages.search.exact import ExactIndex
+from stages.search.measures import chance_of_hit
+from tests.search_world import COLOURS, ingest_rows, make_world, picture, run_stage
+
+pytestmark = pytest.mark.ray
+ROUNDING = 2e-3  # of vectors kept as float16; leaving out the instruction moves these scores by more
+PROMPTS = {"text": "Find the picture.", "image": "Describe the picture."}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
+    """Everything run once: store, artifacts, metrics."""
+    home = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+        ray.init(address="local", num_cpus=3, include_dashboard=False)
+        try:
+            store, artifacts = make_world(home / "store")
+            artifacts["index"], indexed, _ = run_stage(store, artifacts, "index", index.Params(batch_size=4))
+            params = evaluate.Params(depth=10, latency_queries=5, batch_size=4)
+            artifacts["evaluate"], metrics, tracker = run_stage(store, artifacts, "evaluate", params)
+            yield {"artifacts": artifacts, "indexed": indexed, "metrics": metrics, "tracker": tracker}
+        finally:
+            ray.shutdown()
+
+
+def embed(directory: Path, queries: bool) -> tuple[list[str], np.ndarray]:
+    """Ids and vectors by the encoder itself, without Ray, Parquet or float16."""
+    from stages.model.encoder import Encoder, Row
+
+    pictures = {picture(colour).image_id: picture(colour).bytes for colour in COLOURS}
+    asked, held = ingest_rows()
+    rows = [row for row in asked if row["split"] == "test"] if queries else held
+    texts = [with_instruction(PROMPTS[row["modality"]], row["text"]) if queries else row["text"] for row in rows]
+    encoder = Encoder.load(directory)
+    ids = [row["qid" if queries else "did"] for row in rows]
+    return ids, encoder.encode(
+        [Row(text, pictures.get(row["image_id"])) for text, row in zip(texts, rows, strict=True)]
+    )
+
+
+def read_run(world: dict, model: str, scope: str, task: int) -> dict[str, list[tuple[str, float]]]:
+    """Each query's (did, score), best first, from the run file."""
+    run: dict[str, list[tuple[str, float]]] = {}
+    path = world["artifacts"]["evaluate"].local(f"runs/{model}.{scope}.shop_task{task}.trec")
+    for line in path.read_text().splitlines():
+        qid, _, did, _, score, _ = line.split()
+        run.setdefault(qid, []).append((did, float(score)))
+    return run
+
+
+def test_the_index_holds_every_candidate_of_the_pools_and_no_other(world: dict) -> None:
+    files = world["artifacts"]["index"].files("embeddings")
+    table = pq.read_table(files)
+    assert table.schema.remove_metadata().equals(schemas.EMBEDDINGS(32))
+    assert sorted(table["did"].to_pylist()) == sorted(
+        row["did"] for row in ingest_rows()[1] if "union_test" in row["pools"]
+    )
+
+
+def test_stored_vectors_are_the_encoders_own(world: dict) -> None:
+    artifacts = world["artifacts"]
+    dids, expected_ND = embed(artifacts["train"].local("model"), False)
+    table = pq.read_table(artifacts["index"].files("embeddings")).to_pylist()
+    stored = {row["did"]: np.array(row["vector"], np.float32) for row in table}
+    for did, vector in zip(dids, expected_ND, strict=True):
+        if did in stored:
+            assert np.abs(stored[did] - vector).max() < 1e-3
+
+
+def test_the_index_describes_itself(world: dict) -> None:
+    card = world["artifacts"]["index"].read_json("retriever.json")
+    assert (card["rows"], card["dim"], card["split"], card["union"]) == (24, 32, "test", "union_test")
+    assert card["pools"] == {"shop_task0": 12, "shop_task3": 12, "union_test": 24}
+    assert card["modalities"] == {"image": 12, "text": 12}
+    assert card["train"]["key"] == world["artifacts"]["train"].key
+    assert world["indexed"]["rows"] == 24 and world["indexed"]["bytes"] > 0
+
+
+@pytest.mark.parametrize("model, stage", [("student", "train"), ("teacher", "backbone")])
+@pytest.mark.parametrize("scope", ["local", "union"])
+def test_rankings_equal_the_encoders_own_inner_products(world: dict, model: str, stage: str, scope: str) -> None:
+    directory = world["artifacts"][stage].local("model")
+    (qids, queries_QD), (dids, candidates_ND) = embed(directory, True), embed(directory, False)
+    scores = dict(zip(qids, queries_QD @ candidates_ND.T, strict=True))
+    for task in (0, 3):
+        pool = "union_test" if scope == "union" else f"shop_task{task}"
+        inside = np.array([pool in row["pools"] for row in ingest_rows()[1]])
+        run = read_run(world, model, scope, task)
+        assert len(run) == 12
+        for qid, found in run.items():
+            best = np.sort(scores[qid][inside])[::-1][:10]
+            assert [score for _, score in found] == pytest.approx(best, abs=ROUNDING)
+            assert [scores[qid][dids.index(did)] for did, _ in found] == pytest.approx(best, abs=ROUNDING)
+
+
+@pytest.mark.parametrize("model", ["student", "teacher"])
+@pytest.mark.parametrize("scope", ["local", "union"])
+def test_measures_are_those_of_the_run_files(world: dict, model: str, scope: str) -> None:
+    positives = {row["qid"]: row["positives"] for row in ingest_rows()[0]}
+    for task in (0, 3):
+        run = read_run(world, model, scope, task)
+        measured = world["metrics"][model][scope]["tasks"][f"shop_task{task}"]
+        for k in (1, 5, 10):
+            hits = [any(did in positives[qid] for did, _ in found[:k]) for qid, found in run.items()]
+            assert measured[f"hit@{k}"] == pytest.approx(np.mean(hits))
+
+
+def test_means_weigh_each_set_the_same(world: dict) -> None:
+    student = world["metrics"]["student"]["local"]
+    tasks = student["tasks"].values()
+    assert student["hit@5"] == pytest.approx(sum(task["hit@5"] for task in tasks) / len(tasks))
+
+
+def test_a_positive_outside_the_pool_counts_as_missed(world: dict) -> None:
+    # Each query of task 3 has a second positive that no pool holds: half of the relevant ones is the most to be found.
+    task = world["metrics"]["student"]["local"]["tasks"]["shop_task3"]
+    assert task["recall@10"] == pytest.approx(task["hit@10"] / 2)
+    assert task["chance hit@5"] == pytest.approx(chance_of_hit(12, 1, 5))
+
+
+def test_chance_depends_on_the_pool(world: dict) -> None:
+    chance = world["metrics"]["chance"]
+    assert chance["local"]["hit@5"] == pytest.approx(5 / 12)
+    assert chance["union"]["hit@5"] == pytest.approx(5 / 24)
+
+
+def test_costs_of_both_models_are_reported(world: dict) -> None:
+    student, teacher = world["metrics"]["student"], world["metrics"]["teacher"]
+    assert (student["layers"], teacher["layers"]) == (1, 2)
+    assert student["dim"] == teacher["dim"] == 32
+    assert 0 < student["parameters"] < teacher["parameters"]
+    assert 0 < student["latency_ms"]["median"] <= student["latency_ms"]["p90"]
+
+
+def test_the_artifact_holds_tables_plots_and_the_teachers_vectors(world: dict) -> None:
+    artifact = world["artifacts"]["evaluate"]
+    assert artifact.read_json("metrics.json") == world["metrics"]
+    table = artifact.local("table.txt").read_text()
+    assert "text→image" in table and "image→text" in table
+    assert max(map(len, table.splitlines())) <= 100
+    assert artifact.local("plots/quality.png").read_bytes().startswith(b"\x89PNG")
+    assert "| text→image |" in artifact.local("report.md").read_text()
+    assert sum(batch.num_rows for batch in ExactIndex.open(artifact, "teacher").batches()) == 24
+    assert {"quality.png", "cost.png", "report.md"} <= set(world["tracker"].names)

@@ -1,0 +1,132 @@
+"""A small world for tests of index, evaluate and search: an ingest artifact and two untrained models in a store."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pipeline.artifacts import Artifact, Attempt, Store, open_store
+from stages.context import Context
+from stages.data import images, schemas
+from stages.params import Cluster
+
+COLOURS = ("red", "green", "blue", "yellow", "cyan", "magenta", "black", "white", "orange", "purple", "brown", "pink")
+DATASET = "shop"
+
+
+@dataclass(frozen=True)
+class NoTracker:
+    """Keeps what a stage tracks, in memory."""
+
+    numbers: dict[str, float]
+    names: list[str]
+
+    def metrics(self, values: Any, step: int | None = None) -> None:
+        self.numbers.update(values)
+
+    def figure(self, name: str, figure: Any) -> None:
+        self.names.append(name)
+
+    def text(self, name: str, content: str) -> None:
+        self.names.append(name)
+
+    def dataset(self, name: str, source: str, digest: str, role: str) -> None:
+        self.names.append(name)
+
+    def handle(self) -> Any:
+        return self
+
+
+def picture(colour: str) -> images.Checked:
+    """A square of one colour with a darker corner, checked as ingest checks it."""
+    canvas = Image.new("RGB", (56, 56), colour)
+    canvas.paste((40, 40, 40), (0, 0, 14, 14))
+    buffer = io.BytesIO()
+    canvas.save(buffer, "PNG")
+    return images.check(buffer.getvalue(), images.Limits())
+
+
+def write_rows(attempt: Attempt, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    """One Parquet file of an ingest artifact."""
+    path = Path(attempt.base, name)
+    path.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path / "part-0.parquet")
+
+
+def ingest_rows() -> tuple[list[dict], list[dict]]:
+    """Queries and candidates: task 0 asks for the picture of a colour, task 3 for its description."""
+    candidates, queries = [], []
+    for number, colour in enumerate(COLOURS):
+        shown = {"dataset_id": 9, "text": None, "image_id": picture(colour).image_id, "modality": "image"}
+        told = {"dataset_id": 9, "text": f"A {colour} square.", "image_id": None, "modality": "text"}
+        pools = ([f"{DATASET}_task0", "union_test"], [f"{DATASET}_task3", "union_test"])
+        candidates.append({"did": f"9:{number}", "content_id": f"i{number}", "pools": pools[0], **shown})
+        candidates.append({"did": f"9:{100 + number}", "content_id": f"t{number}", "pools": pools[1], **told})
+        common = {"split": "test", "dataset": DATASET, "dataset_id": 9, "negatives": []}
+        asked = {"modality": "text", "target_modality": "image", "text": f"Something {colour}.", "image_id": None}
+        queries.append(
+            {"qid": f"9:{number}", "task_id": 0, "positives": [f"9:{number}"], "pool": pools[0][0], **common, **asked}
+        )
+        asked = {"modality": "image", "target_modality": "text", "text": None, "image_id": shown["image_id"]}
+        queries.append({"qid": f"9:{50 + number}", "task_id": 3, "positives": [f"9:{100 + number}", "9:999"],
+                        "pool": pools[1][0], **common, **asked})  # fmt: skip
+    elsewhere = {"did": "9:500", "content_id": "e", "pools": ["union_val"], "dataset_id": 9, "text": "Not here."}
+    candidates.append({**elsewhere, "image_id": None, "modality": "text"})
+    queries.append({**queries[0], "qid": "9:900", "split": "train", "pool": None})
+    return queries, candidates
+
+
+def write_ingest(store: Store) -> Artifact:
+    """Commits the ingest artifact."""
+    attempt = store.begin("ingest", "0" * 16)
+    queries, candidates = ingest_rows()
+    write_rows(attempt, "queries", queries, schemas.QUERIES)
+    write_rows(attempt, "candidates", candidates, schemas.CANDIDATES)
+    checked = {one.image_id: one for one in map(picture, COLOURS)}
+    write_rows(attempt, "images", [vars(one) for one in checked.values()], schemas.IMAGES)
+    told = {"dataset_id": 9, "dataset": DATASET}
+    prompts = [
+        {**told, "query_modality": "text", "target_modality": "image", "prompts": ["Find the picture.", "Show it."]},
+        {**told, "query_modality": "image", "target_modality": "text", "prompts": ["Describe the picture."]},
+    ]
+    write_rows(attempt, "instructions", prompts, schemas.INSTRUCTIONS)
+    return store.commit(attempt, {"metrics": {}})
+
+
+def write_model(store: Store, stage: str, layers: int, seed: int) -> Artifact:
+    """Commits an untrained tiny model as the artifact of `stage`."""
+    from stages.model.tiny import tiny_config, train_tokenizer, write_tiny
+
+    attempt = store.begin(stage, f"{seed:016d}")
+    tokenizer = train_tokenizer([f"A {colour} square." for colour in COLOURS], 320)
+    sizes = {"layers": layers, "hidden": 32, "heads": 2, "vision_layers": 1, "vision_hidden": 32, "patch": 14}
+    directory = Path(attempt.base, "model")
+    directory.mkdir()
+    limits = {"min_pixels": 28 * 28, "max_pixels": 56 * 56, "max_text_tokens": 40}
+    write_tiny(directory, tokenizer, tiny_config(tokenizer, **sizes), **limits, seed=seed)
+    return store.commit(attempt, {"metrics": {"source": "tiny"}})
+
+
+def make_world(root: Path) -> tuple[Store, dict[str, Artifact]]:
+    """A store with everything that `index` reads."""
+    store = open_store(str(root))
+    inputs = {"ingest": write_ingest(store)}
+    inputs["backbone"] = write_model(store, "backbone", 2, 1)
+    inputs["train"] = write_model(store, "train", 1, 2)
+    return store, inputs
+
+
+def run_stage(store: Store, inputs: dict[str, Artifact], stage: str, params: Any) -> tuple[Artifact, dict, NoTracker]:
+    """Runs one stage by its module and commits what it wrote."""
+    from importlib import import_module
+    from types import SimpleNamespace
+
+    tracker = NoTracker({}, [])
+    attempt = store.begin(stage, "f" * 16)
+    context = Context(SimpleNamespace(**{stage: params}), Cluster(threads=1), inputs, attempt, tracker)
+    metrics = import_module(f"stages.{stage}").run(context)
+    return store.commit(attempt, {"metrics": metrics}), metrics, tracker
