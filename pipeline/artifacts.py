@@ -2,7 +2,7 @@
 
     {store}/{stage}/{key}/manifest.json       what the artifact is and which files it has; without it nothing exists
     {store}/{stage}/{key}/{attempt}/…         the files that one attempt wrote
-    {store}/{stage}/{key}/_work/              the running stage's own checkpoints; survives a kill, goes after the commit
+    {store}/{stage}/{key}/_work/              the running stage's own checkpoints; survive a kill, go after the commit
     {store}/{stage}/{key}/_lock               held by the one process that computes this artifact
     {store}/runs/{run}.json                   each pipeline run: its configuration, keys and actions
 
@@ -191,9 +191,9 @@ class Store:
         return Attempt(stage, key, str(base), directory / "_work")
 
     def commit(self, attempt: Attempt, manifest: dict[str, Any], replace: bool = False) -> Artifact:
-        """Makes what the attempt wrote exist: lists its files, then writes the manifest, then drops the work directory.
+        """Makes what the attempt wrote exist: lists its files, writes the manifest, then drops the work directory.
 
-        With `replace` an older manifest of the same key gives way at once and whole. Without, the first manifest stays:
+        With `replace` an older manifest of the key gives way at once and whole. Without, the first manifest stays:
         who comes second gets the winner's artifact.
         """
         directory = self.root / attempt.stage / attempt.key

@@ -1,0 +1,89 @@
+"""Ray: a cluster of its own for a run on one machine, or the one that the run was sent to.
+
+Ray is started by the first stage that has to run, never for a plan or a run whose stages are all cached.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stages.params import Cluster
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@contextmanager
+def connected(cluster: Cluster) -> Iterator[None]:
+    """Connects to Ray for the block, and shuts down what it started."""
+    local = not inside_cluster()
+    if local:
+        # Workers of a local cluster inherit the driver's environment. A runtime environment would do the same
+        # through an agent process and throw away the workers that Ray has started in advance.
+        os.environ.update(local_environment() | worker_environment(cluster))
+    import ray
+
+    ray.init(**(local_options(cluster) if local else remote_options(cluster)))
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def inside_cluster() -> bool:
+    """Whether the run was given a cluster: by RAY_ADDRESS, which Ray also sets for a submitted job."""
+    return bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
+
+
+def local_options(cluster: Cluster) -> dict[str, Any]:
+    """`address="local"`: without it Ray joins whatever cluster last ran on this machine, even a dead one."""
+    return {
+        "address": "local",
+        "num_cpus": logical_cpus(cluster),
+        "include_dashboard": False,
+        "logging_level": "warning",
+    }
+
+
+def remote_options(cluster: Cluster) -> dict[str, Any]:
+    """Joins the given cluster; its workers find the code in the job's working directory."""
+    return {"logging_level": "warning", "runtime_env": {"env_vars": worker_environment(cluster)}}
+
+
+def logical_cpus(cluster: Cluster) -> int:
+    """How many CPUs Ray may hand out on this machine.
+
+    At least four, even on two cores: an embedding actor holds one, a Ray Data read and a write task one each, and a
+    pipeline whose actors hold every CPU waits for ever (ray #44687). Threads, not these, decide who computes when.
+    """
+    trainer = cluster.workers * cluster.cpus_per_worker + 1  # the training processes and their coordinator
+    return int(max(4, cores(), cluster.actors + 3, -(-trainer // 1)))
+
+
+def worker_environment(cluster: Cluster) -> dict[str, str]:
+    """Environment variables of every worker process."""
+    variables = {} if cluster.gpus_per_worker else {"DS_ACCELERATOR": "cpu"}
+    if "OMP_NUM_THREADS" not in os.environ and not cluster.gpus_per_worker:
+        variables["OMP_NUM_THREADS"] = str(threads(cluster))
+    return variables
+
+
+def local_environment() -> dict[str, str]:
+    """Environment variables of a cluster of our own: quiet, and the code importable from anywhere."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH", "")])]
+    return {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+
+
+def threads(cluster: Cluster) -> int:
+    """Threads for one process: as configured, else the cores divided among the training processes."""
+    return cluster.threads or max(1, cores() // cluster.workers)
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,266 @@
+"""Runs, curves, data digests, pictures and the registered student in MLflow.
+
+One run of the experiment `puma` stands for a run of the pipeline and holds one child for each stage, the cached ones
+too: they point to the run that computed them and repeat its headline numbers, so that no tree has holes.
+
+Only `MlflowClient` is used, with batches: the fluent API (`mlflow.start_run`) keeps the current run in global state and
+takes a second longer to import. Weights are registered by reference and never copied: they lie in the store.
+
+Tracking never breaks a run. The first failure is told in one line, then the connection stays silent.
+"""
+
+import logging
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+EXPERIMENT = "puma"
+PARAMS_IN_BATCH, METRICS_IN_BATCH, TEXT_LENGTH, NOTE_LENGTH = 100, 1000, 500, 8000  # MLflow's limits, and a kind one
+
+Result = TypeVar("Result")
+
+
+def resolve_uri(configured: str, home: Path = Path(".puma")) -> str:
+    """Where to track: as configured, else MLFLOW_TRACKING_URI, else an SQLite file below `home`."""
+    return configured or os.environ.get("MLFLOW_TRACKING_URI", "") or f"sqlite:///{home.resolve() / 'mlflow.db'}"
+
+
+class Link:
+    """A connection to MLflow that fails at most once: it says so in one line and ignores all later calls."""
+
+    def __init__(self, uri: str, create: bool = False) -> None:
+        self.uri, self.create, self.broken = uri, create, False
+        self._client: MlflowClient | None = None
+
+    def twin(self) -> "Link":
+        """A connection of its own to the same place, for another process: it never makes an SQLite file."""
+        link = Link(self.uri)
+        link.broken = self.broken
+        return link
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.twin().__dict__
+
+    def __call__(self, action: "Callable[[MlflowClient], Result]") -> Result | None:
+        """The result of `action(client)`, or None once MLflow has failed."""
+        if self.broken:
+            return None
+        try:
+            self._client = self._client or connect(self.uri, self.create)
+            return action(self._client)
+        except Exception as error:  # whatever MLflow, SQLAlchemy or the network may raise
+            self.broken = True
+            text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            print(f"warning: not tracked any more in {self.uri}: {text}", file=sys.stderr)
+            return None
+
+
+def connect(uri: str, create: bool) -> "MlflowClient":
+    """A client; with `create` an SQLite file is made where there is none, as on the machine that starts the run."""
+    # A server that is gone must cost seconds, not the minutes of the default eight tries.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    database = sqlite_file(uri)
+    if database and not create and not database.exists():
+        raise FileNotFoundError(f"{database} is not on this machine; many machines need a tracking server")
+    if database:
+        database.parent.mkdir(parents=True, exist_ok=True)
+    from mlflow.tracking import MlflowClient
+
+    for name in ("mlflow", "alembic"):  # after the import, which sets its own levels
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return MlflowClient(uri)
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of an SQLite address."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+class StageRun:
+    """The MLflow run of one stage; see `stages.context.Tracker`. Picklable, and it never raises."""
+
+    def __init__(self, link: Link, run_id: str) -> None:
+        self.link, self.run_id = link, run_id
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Logs numbers, over time when `step` is given."""
+        self.link(lambda client: log_metrics(client, self.run_id, values, step or 0))
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Logs parameters."""
+        self.link(lambda client: log_params(client, self.run_id, values))
+
+    def figure(self, name: str, figure: Any) -> None:
+        """Logs a matplotlib figure as the artifact `name` (ends in .png)."""
+        self.link(lambda client: client.log_figure(self.run_id, figure, name))
+
+    def text(self, name: str, content: str) -> None:
+        """Logs a text, CSV, HTML or JSON artifact `name`."""
+        self.link(lambda client: client.log_text(self.run_id, content, name))
+
+    def dataset(self, name: str, source: str, digest: str, role: str) -> None:
+        """Logs which data the run read or wrote, without loading it."""
+        self.link(lambda client: log_dataset(client, self.run_id, name, source, digest, role))
+
+    def tag(self, name: str, value: str) -> None:
+        """Sets one tag."""
+        self.link(lambda client: client.set_tag(self.run_id, name, value))
+
+    def end(self, status: str) -> None:
+        """Ends the run: FINISHED, FAILED or KILLED."""
+        self.link(lambda client: client.set_terminated(self.run_id, status))
+
+    def handle(self) -> "StageRun":
+        """The same for a worker process, with a connection of its own."""
+        return StageRun(self.link.twin(), self.run_id)
+
+
+class PipelineRun(StageRun):
+    """The MLflow run of a whole pipeline run, and the parent of its stages."""
+
+    def __init__(self, uri: str, name: str, tags: Mapping[str, str]) -> None:
+        super().__init__(Link(uri, create=True), "")
+        self.experiment_id = self.link(ensure_experiment) or ""
+        self.run_id = self._create(name, tags)
+
+    def stage(self, name: str, tags: Mapping[str, str]) -> StageRun:
+        """The child run of a stage."""
+        return StageRun(self.link, self._create(name, {**tags, "stage": name, "mlflow.parentRunId": self.run_id}))
+
+    def note(self, markdown: str) -> None:
+        """The description that the run's page shows."""
+        self.tag("mlflow.note.content", markdown[:NOTE_LENGTH])
+
+    def ids(self) -> dict[str, str]:
+        """Where to find the run."""
+        return {"experiment_id": self.experiment_id, "run_id": self.run_id, "tracking_uri": self.link.uri}
+
+    def register(self, name: str, tags: Mapping[str, str], metrics: Mapping[str, Any], run_id: str) -> str | None:
+        """Registers the student that `tags` points to, and calls it `champion`; returns its version.
+
+        `tags` tells `key`, `attempt` and `weights` (the directory in the store); a student that is registered already
+        keeps its version.
+        """
+        return self.link(lambda client: register_student(client, self.experiment_id, name, tags, metrics, run_id))
+
+    def _create(self, name: str, tags: Mapping[str, str]) -> str:
+        created = self.link(lambda client: client.create_run(self.experiment_id, run_name=name, tags=dict(tags)))
+        return created.info.run_id if created else ""
+
+
+def ensure_experiment(client: "MlflowClient") -> str:
+    """The id of the experiment, made when missing; files beside an SQLite database, else where the server says."""
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found:
+        return found.experiment_id
+    database = sqlite_file(client.tracking_uri)
+    place = (database.resolve().parent / "mlartifacts").as_uri() if database else None
+    return client.create_experiment(EXPERIMENT, artifact_location=place)
+
+
+def log_metrics(client: "MlflowClient", run_id: str, values: Mapping[str, Any], step: int) -> None:
+    """Logs all finite numbers of a nested mapping, named by their path."""
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    numbers = [(metric_name(name), float(value)) for name, value in flatten(values) if is_number(value)]
+    metrics = [Metric(name, value, now, step) for name, value in numbers if math.isfinite(value)]
+    for part in batches(metrics, METRICS_IN_BATCH):
+        client.log_batch(run_id, metrics=part)
+
+
+def log_params(client: "MlflowClient", run_id: str, values: Mapping[str, Any]) -> None:
+    """Logs parameters, long values cut."""
+    from mlflow.entities import Param
+
+    params = [Param(name, str(value)[:TEXT_LENGTH]) for name, value in values.items()]
+    for part in batches(params, PARAMS_IN_BATCH):
+        client.log_batch(run_id, params=part)
+
+
+def log_dataset(client: "MlflowClient", run_id: str, name: str, source: str, digest: str, role: str) -> None:
+    """Logs a dataset by name and digest. `mlflow.data` would do the same after importing pandas."""
+    import json
+
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    kind = "s3" if source.startswith("s3://") else "local"
+    dataset = Dataset(name=name, digest=digest[:36], source_type=kind, source=json.dumps({"uri": source}))
+    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", role)])])
+
+
+def register_student(
+    client: "MlflowClient",
+    experiment_id: str,
+    name: str,
+    tags: Mapping[str, str],
+    metrics: Mapping[str, Any],
+    run_id: str,
+) -> str:
+    """A version of the registered model `name` for the weights that `tags` points to; moves the alias to it."""
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.tracking import set_tracking_uri
+    from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
+
+    if not any(model.name == name for model in client.search_registered_models(f"name = '{name}'")):
+        client.create_registered_model(name, description="Students: stock checkpoints, `weights` tells where they lie.")
+    version = same_student(client, name, tags)
+    if version is None:
+        external = {**tags, MLFLOW_MODEL_IS_EXTERNAL: "true"}
+        model = client.create_logged_model(experiment_id, name=name, source_run_id=run_id, tags=external)
+        client.finalize_logged_model(model.model_id, "READY")
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+        # A server refuses paths of its own machine as a source, so the source is the model's record; to look it up,
+        # MLflow asks the global address instead of the client's.
+        set_tracking_uri(client.tracking_uri)
+        source = f"models:/{model.model_id}"
+        made = client.create_model_version(name, source, run_id, tags=dict(tags), model_id=model.model_id)
+        version = made.version
+    for measure, value in flatten(metrics):
+        if is_number(value):
+            client.set_model_version_tag(name, version, metric_name(measure), f"{value:.4g}")
+    client.set_registered_model_alias(name, "champion", version)
+    return version
+
+
+def same_student(client: "MlflowClient", name: str, tags: Mapping[str, str]) -> str | None:
+    """The version that was registered for the same attempt at the same key."""
+    for version in client.search_model_versions(f"name = '{name}'"):
+        if all(version.tags.get(part) == tags[part] for part in ("key", "attempt")):
+            return version.version
+    return None
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, value) of a nested mapping, paths joined with `/`, by which MLflow groups its charts."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def metric_name(name: str) -> str:
+    """`hit@5[image→text]` as MLflow can store it: `hit_at_5/image-text`."""
+    plain = name.replace("@", "_at_").replace("→", "-").replace("[", "/").replace("]", "")
+    return re.sub(r"[^\w/.\- :]", "_", plain)[:250]
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value can be a metric."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def batches(items: list[Any], size: int) -> Iterable[list[Any]]:
+    """The items in lists of at most `size`."""
+    return (items[start : start + size] for start in range(0, len(items), size))
