@@ -41,7 +41,9 @@ def local_options(cluster: Cluster) -> dict[str, Any]:
     return {
         "address": "local",
         "num_cpus": logical_cpus(cluster),
-        "include_dashboard": False,
+        # Ray Train's clean-up asks the dashboard's state API and warns every second without one.
+        "include_dashboard": True,
+        "dashboard_host": "127.0.0.1",
         "logging_level": "warning",
     }
 

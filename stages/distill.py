@@ -2,8 +2,8 @@
 
 Inputs: ingested pairs, the backbone, the teacher features. Steps: load the first k layers (deep layers are never
 read), freeze the vision tower, train on feature loss + InfoNCE with DeepSpeed on Ray Train. Output: `model/`, a stock
-checkpoint of k layers. PUMA's stage 1 runs the teacher live as a second full model; cached vectors are the same numbers
-at a k-th of the cost.
+checkpoint of k layers. PUMA's stage 1 runs the teacher live as a second full model in every step; cached vectors are
+the same numbers, computed once.
 """
 
 from typing import Any, Literal

@@ -28,7 +28,7 @@ class Cluster(Section):
     gpus_per_worker: float = Field(0, ge=0, description="GPUs for each training process and each embedding actor")
     actors: int = Field(1, ge=1, description="embedding actors for features, index and evaluate")
     threads: int = Field(
-        0, ge=0, description="torch threads for a process on CPU; 0 divides the cores among processes"
+        0, ge=0, description="torch threads of a process on CPU; 0 divides the cores"
     )
     zero_stage: int = Field(1, ge=0, le=3, description="DeepSpeed ZeRO stage")
     precision: str = Field("auto", pattern="^(auto|fp32|bf16)$", description="auto is bf16 on GPU and fp32 on CPU")

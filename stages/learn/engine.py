@@ -50,6 +50,9 @@ def start_engine(module: nn.Module, settings: Optimisation, world: int) -> Any:
     """
     import deepspeed
 
+    # On CPU DeepSpeed compiles a shared-memory operator at every first start (20 to 40 s, and it needs a compiler);
+    # gloo does without.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if settings.batch_size % world:
         raise ValueError(f"a batch of {settings.batch_size} does not divide among {world} workers")
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]

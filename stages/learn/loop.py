@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from stages.learn.collectives import gather, world_size
+from stages.learn.collectives import gather, rank, world_size
 from stages.learn.engine import Optimisation, start_engine
 from stages.learn.losses import false_negatives, feature_loss, mac_tau, softmax_loss, tau_hard_at
 from stages.learn.sampling import Pairs, PairSampler
@@ -126,8 +126,8 @@ def prepare(encoder: Encoder, sampler: PairSampler, teacher: Teacher | None, ste
 def train_step(engine: Any, step: Step, objective: Objective, progress: float) -> dict[str, float]:
     """One optimizer step; returns its measures.
 
-    Negatives are all ranks' candidates, with gradient. Each rank's loss is the mean over its own queries, and DeepSpeed
-    averages gradients over ranks, so the update is that of the mean over the global batch.
+    Negatives are all ranks' candidates, with gradient. Each rank's loss is the mean over its own queries, and
+    DeepSpeed averages gradients over ranks, so the update is that of the mean over the global batch.
     """
     states_BD = engine(step.queries.to(engine.device))
     candidate_states_BD = engine(step.candidates.to(engine.device))
@@ -149,8 +149,7 @@ def losses(
     modality_C = gather(torch.from_numpy(pairs.target_modality).to(device))
     candidate_C = gather(torch.from_numpy(pairs.candidate_hash).to(device))
     content_C = gather(torch.from_numpy(pairs.content_hash).to(device))
-    rank = torch.distributed.get_rank() if world_size() > 1 else 0
-    positive_Q = torch.arange(len(query_BD), device=device) + rank * len(query_BD)
+    positive_Q = torch.arange(len(query_BD), device=device) + rank() * len(query_BD)
     masked_QC = false_negatives(
         [torch.from_numpy(known).to(device) for known in pairs.positive_hashes], candidate_C, content_C, positive_Q
     )
@@ -178,7 +177,7 @@ def pace(engine: Any, pairs_per_second: float) -> dict[str, float]:
     measures = {"pairs_per_second": pairs_per_second}
     if norm is not None:
         measures["gradient_norm"] = float(norm)
-    if engine.device.type == "cuda" if isinstance(engine.device, torch.device) else "cuda" in str(engine.device):
+    if torch.cuda.is_available():
         measures["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
     measures["memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return measures

@@ -46,7 +46,7 @@ def tau_hard_at(progress: float, tau_norm: float, decay: float) -> float:
 def false_negatives(
     positives: list[torch.Tensor], candidate_C: torch.Tensor, content_C: torch.Tensor, positive_Q: torch.Tensor
 ) -> torch.Tensor:
-    """Which candidates are no negatives of which query, bool [Q, C]: other positives of it, and copies of its positive.
+    """Which candidates are no negatives of which query, bool [Q, C]: its other positives, and copies of its positive.
 
     Masking goes by id, not by equal vectors, which dropout makes differ (sentence-transformers #3260).
 

@@ -38,7 +38,7 @@ def pruned_config(directory: Path, layers: int | None) -> Any:
 
 
 def load_backbone(directory: Path, layers: int | None = None, dtype: torch.dtype = torch.float32) -> Any:
-    """The stock base model of a checkpoint directory, cut to `layers`, in `dtype`; safetensors only, no remote code."""
+    """The stock base model of a checkpoint directory, cut to `layers`; safetensors only, no remote code."""
     config = pruned_config(directory, layers)
     model = adapter_for(config.model_type).base()
     return model.from_pretrained(

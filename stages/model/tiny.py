@@ -91,7 +91,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, *, layers: int, hidden: int,
 
 def write_tiny(directory: Path, tokenizer: PreTrainedTokenizerFast, config: Qwen2VLConfig, *, min_pixels: int,
                max_pixels: int, max_text_tokens: int, seed: int) -> None:  # fmt: skip
-    """Writes an untrained checkpoint, stock layout: weights drawn with `seed`, tokenizer, image processor, settings."""
+    """Writes an untrained checkpoint in the stock layout, its weights drawn with `seed`."""
     torch.manual_seed(seed)
     model = Qwen2VLForConditionalGeneration(config)
     model.save_pretrained(directory)
