@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -164,21 +164,33 @@ class Store:
     def artifact(self, stage: str, key: str) -> Artifact:
         """The committed artifact. Raises InputError where there is none."""
         directory = self.root / stage / key
-        if not (directory / MANIFEST).is_file():
+        if not self.has(stage, key):
             raise InputError(
                 f"there is no artifact {stage}/{key} in {self.root}; python pipeline/store.py ls shows all"
             )
         return Artifact(stage, key, str(directory), read_manifest(directory / MANIFEST))
 
+    def has(self, stage: str, key: str) -> bool:
+        """Whether the artifact is committed."""
+        return (self.root / stage / key / MANIFEST).is_file()
+
     @contextmanager
-    def locked(self, stage: str, key: str) -> Iterator[None]:
+    def locked(self, stage: str, key: str, say: Callable[[str], None] = print) -> Iterator[None]:
         """Keeps other runs off this artifact until the block ends; the lock of a killed process is free at once."""
-        from filelock import FileLock
+        from filelock import FileLock, Timeout
 
         directory = self.root / stage / key
         directory.mkdir(parents=True, exist_ok=True)
-        with FileLock(directory / "_lock"):
+        lock = FileLock(directory / "_lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            say(f"{stage}: another run computes {key}; waiting for it")
+            lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()
 
     def begin(self, stage: str, key: str, fresh: bool = False) -> Attempt:
         """A new attempt. Its work directory is the one that a killed attempt left, unless `fresh`."""

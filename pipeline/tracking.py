@@ -3,8 +3,8 @@
 One run of the experiment `puma` stands for a run of the pipeline and holds one child for each stage, the cached ones
 too: they point to the run that computed them and repeat its headline numbers, so that no tree has holes.
 
-Only `MlflowClient` is used, with batches: the fluent API (`mlflow.start_run`) keeps the current run in global state and
-takes a second longer to import. Weights are registered by reference and never copied: they lie in the store.
+Only `MlflowClient` is used, with batches: the fluent API (`mlflow.start_run`) keeps the current run in global state
+and takes a second longer to import. Weights are registered by reference and never copied: they lie in the store.
 
 Tracking never breaks a run. The first failure is told in one line, then the connection stays silent.
 """
@@ -213,7 +213,9 @@ def register_student(
     from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
 
     if not any(model.name == name for model in client.search_registered_models(f"name = '{name}'")):
-        client.create_registered_model(name, description="Students: stock checkpoints, `weights` tells where they lie.")
+        client.create_registered_model(
+            name, description="Students: stock checkpoints, `weights` tells where they lie."
+        )
     version = same_student(client, name, tags)
     if version is None:
         external = {**tags, MLFLOW_MODEL_IS_EXTERNAL: "true"}

@@ -1,0 +1,69 @@
+"""What a run shows: the plan before it; after it the student beside its teacher, where it lies, and what to try next.
+
+The numbers and their tables are made by the stage `evaluate`; here they are only taken out of its artifact.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.artifacts import Artifact
+from pipeline.plan import Decision
+
+REASONS_SHOWN = 4
+
+
+def plan_rows(decisions: Sequence[Decision]) -> list[list[str]]:
+    """Stage, key, action and reasons of each decision."""
+    rows = [["stage", "key", "action", "reason"]]
+    for decision in decisions:
+        shown = list(decision.reasons[:REASONS_SHOWN])
+        hidden = len(decision.reasons) - len(shown)
+        shown += [f"and {hidden} more"] if hidden else []
+        rows.append([decision.stage, decision.key, decision.action, "\n".join(shown)])
+    return rows
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> Any:
+    """The rows, the first one as head, as a table for the terminal."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """The rows, the first one as head, as a Markdown table."""
+    lines = ["| " + " | ".join(cell.replace("\n", "<br>") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
+
+
+def closing_lines(artifacts: Mapping[str, Artifact], overrides: Sequence[str]) -> list[str]:
+    """The result table, the student's directory and the next command, as far as the run came."""
+    lines = []
+    if "evaluate" in artifacts and artifacts["evaluate"].has("table.txt"):
+        lines += [artifacts["evaluate"].read_bytes("table.txt").decode().rstrip(), ""]
+    if "train" in artifacts:
+        lines.append(f"student: {artifacts['train'].local('model')}")
+    if "evaluate" in artifacts and artifacts["evaluate"].has("report.md"):
+        lines.append(f"report: {artifacts['evaluate'].local('report.md')}")
+    if "index" in artifacts:
+        store = [override for override in overrides if override.startswith("store=")]
+        lines.append(f"next: {' '.join(['python pipeline/search.py --text', repr('a red circle'), *store])}")
+    return lines
+
+
+def run_note(decisions: Sequence[Decision], artifacts: Mapping[str, Artifact], command: str) -> str:
+    """The description of the run in MLflow: result, stages, and the command that repeats it."""
+    parts = []
+    for pool in ("local", "union"):
+        name = f"tables/{pool}.md"
+        if "evaluate" in artifacts and artifacts["evaluate"].has(name):
+            parts.append(f"### hit@5, {pool} pool\n\n{artifacts['evaluate'].read_bytes(name).decode()}")
+    parts.append(f"### Stages\n\n{markdown_table(plan_rows(decisions))}")
+    parts.append(f"### Again\n\n```\n{command}\n```")
+    return "\n\n".join(parts)

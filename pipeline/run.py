@@ -1,0 +1,171 @@
+"""Runs the pipeline: python pipeline/run.py [--recipe NAME|FILE] [key=value …] [--plan] [--only S] … [--json]
+
+Plans first, prints why each stage runs, then brings the stages up to date. The same command again finds everything
+cached; after a failure it resumes. Exit codes: 0 done, 2 the input is wrong, 1 a stage failed, 130 interrupted.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if not __package__:  # run as a script: its own directory must not be searched for modules, the root must
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from pipeline.artifacts import Store, open_store
+from pipeline.config import Config, load_config
+from pipeline.dag import STAGES
+from pipeline.plan import Decision, Selection, plan
+from pipeline.report import closing_lines, plan_rows, run_note, text_table
+from pipeline.settings import nearest
+from pipeline.sources import read_sources
+from stages.context import InputError, StageError
+
+if TYPE_CHECKING:
+    from pipeline.runner import Run
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, as everywhere else."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see --help")
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line; options and overrides in any order."""
+    parser = Parser(prog="python pipeline/run.py", allow_abbrev=False, description=__doc__.partition("\n\n")[2])
+    add = parser.add_argument
+    add("overrides", nargs="*", metavar="key=value", help="dotted overrides, for example student.layers=3")
+    add("--recipe", default="demo", metavar="NAME|FILE", help="a recipe of pipeline/recipes, or a YAML file (demo)")
+    add("--plan", action="store_true", help="show what would run and why, and run nothing")
+    add("--only", default="", metavar="S", help="run this stage alone; what it reads must be there")
+    add("--from", default="", metavar="S", dest="start", help="run this stage and all that follow from it again")
+    add("--until", default="", metavar="S", help="stop after this stage")
+    add("--force", default=[], metavar="S", action="append", help="run this stage even if it is cached")
+    add("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
+    parsed, unknown = parser.parse_known_intermixed_args(arguments)
+    if unknown:
+        raise InputError(
+            f"unknown option '{unknown[0]}'{nearest(unknown[0], parser._option_string_actions)}; see --help"
+        )
+    return parsed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    out = None
+    answer: dict[str, Any] = {}
+    try:
+        options = parse_arguments(arguments)
+        out = keep_stdout() if options.json else None
+        code, line = run_command(options, answer), ""
+    except InputError as error:
+        code, line = 2, str(error)
+    except StageError as error:
+        code, line = 1, f"{error}; the same command resumes"
+    except KeyboardInterrupt:
+        code, line = 130, "interrupted; the same command resumes"
+    if line:
+        print(f"error: {line}", file=sys.stderr)
+    if out is not None:
+        with os.fdopen(out, "w", encoding="utf-8") as file:
+            print(json.dumps({**answer, **({"error": line} if line else {})}, ensure_ascii=False), file=file)
+    return code
+
+
+def run_command(options: argparse.Namespace, answer: dict[str, Any]) -> int:
+    """Plans, runs and reports; fills `answer` for --json on the way, so that a failed run tells how far it came."""
+    config = load_config(options.recipe, options.overrides)
+    store = open_store(config.store)
+    command = shlex.join(["python", "pipeline/run.py", "--recipe", options.recipe, *options.overrides])
+    selection = Selection(options.only, options.start, options.until, tuple(options.force), command)
+    decisions = plan(STAGES, config, store.manifests(), read_sources(STAGES, config), selection)
+    console = open_console(to_stderr=options.json)
+    console.print(text_table(plan_rows(decisions)))
+    if options.plan:
+        answer["stages"] = planned(decisions, store)
+        return 0
+    return execute(config, store, decisions, command, options, console, answer)
+
+
+def planned(decisions: Sequence[Decision], store: Store) -> dict[str, Any]:
+    """The plan as JSON; an artifact that isn't there yet has no URI."""
+    from pipeline.runner import describe
+
+    return {
+        decision.stage: {
+            **describe(decision),
+            "uri": store.artifact(decision.stage, decision.key).uri if decision.action == "cached" else None,
+        }
+        for decision in decisions
+    }
+
+
+def execute(
+    config: Config, store: Store, decisions: list[Decision], command: str, options: Any, console: Any, answer: dict
+) -> int:
+    """Runs the plan with tracking and shows what came of it."""
+    from pipeline.runner import Run, run_pipeline
+    from pipeline.tracking import PipelineRun, resolve_uri
+
+    tags = {"recipe": options.recipe, "command": command, "mlflow.source.name": "pipeline/run.py"}
+    tracker = PipelineRun(resolve_uri(config.tracking_uri), Path(options.recipe).stem, tags)
+    run = Run(config, store, tracker, lambda line: console.print(line, soft_wrap=True), command, options.recipe)
+    answer |= {"stages": run.stages, "metrics": {}, "mlflow": tracker.ids()}
+    run_pipeline(STAGES, decisions, run)
+    publish(run, decisions)
+    if "evaluate" in run.artifacts:
+        answer["metrics"] = run.artifacts["evaluate"].read_json("metrics.json")
+    if "ingest" in run.artifacts:
+        answer["stages"]["ingest"]["rejects"] = run.artifacts["ingest"].read_json("stats.json")["rejects"]
+    for line in closing_lines(run.artifacts, options.overrides):
+        console.print(line, soft_wrap=True)
+    return 0
+
+
+def publish(run: "Run", decisions: Sequence[Decision]) -> None:
+    """Gives the tracked run its headline numbers and its description, and registers a student that is new."""
+    run.tracker.note(run_note(decisions, run.artifacts, run.command))
+    if not {"train", "evaluate"} <= run.artifacts.keys():
+        return
+    student, metrics = run.artifacts["train"], run.artifacts["evaluate"].manifest["metrics"]
+    run.tracker.metrics(headline(metrics))
+    if any(decision.action == "run" and decision.stage in ("train", "evaluate") for decision in decisions):
+        tags = {"key": student.key, "attempt": student.attempt, "weights": str(student.local("model"))}
+        source = student.manifest.get("mlflow_run_id", "")
+        run.tracker.register(run.config.train.register_as, tags, headline(metrics), source or run.tracker.run_id)
+
+
+def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of `evaluate` without those of single tasks."""
+    return {
+        name: headline(value) if isinstance(value, Mapping) else value
+        for name, value in metrics.items()
+        if name != "tasks"
+    }
+
+
+def keep_stdout() -> int:
+    """A copy of stdout for the JSON; from here on descriptor 1 is stderr, for whatever prints, Ray's workers too."""
+    sys.stdout.flush()
+    copy = os.dup(1)
+    os.dup2(2, 1)
+    return copy
+
+
+def open_console(to_stderr: bool) -> Any:
+    """The terminal; wide where it is none, so that logs keep one line a row."""
+    from rich.console import Console
+
+    file = sys.stderr if to_stderr else sys.stdout
+    return Console(file=file, width=None if file.isatty() else 140, highlight=False, markup=False, emoji=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

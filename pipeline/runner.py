@@ -1,0 +1,242 @@
+"""Carries out a plan: opens what is cached, runs what isn't, commits, tracks, and records the run.
+
+Stages run one after the other in this process: Ray Data and Ray Train are distributed by themselves and each wants the
+whole cluster. Everything that a run touches comes in as an argument, so that tests run small graphs of their own.
+"""
+
+import subprocess
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from types import SimpleNamespace
+from typing import Any
+
+from pipeline.artifacts import Artifact, Attempt, Store
+from pipeline.causes import explain
+from pipeline.cluster import connected
+from pipeline.dag import Stage
+from pipeline.plan import Decision
+from pipeline.tracking import PipelineRun, StageRun
+from pipeline.values import walk_values
+from stages.context import Context, InputError, StageError
+from stages.params import Cluster, Section
+
+PACKAGES = ("torch", "transformers", "deepspeed", "ray", "pyarrow", "mlflow", "numpy", "pillow", "tokenizers")
+
+
+@dataclass
+class Run:
+    """One run of the pipeline: what it was asked for, what it works with, and what came of each stage so far."""
+
+    config: Section
+    store: Store
+    tracker: PipelineRun
+    say: Callable[[str], None] = print
+    connect: Callable[[Cluster], AbstractContextManager[None]] = connected
+    command: str = "python pipeline/run.py"
+    recipe: str = ""
+    id: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}")
+    started: str = field(default_factory=lambda: now())
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+
+    def record(self, status: str) -> None:
+        """Writes the run's record, from which later runs and searches find its artifacts."""
+        self.store.write_run(
+            {
+                "id": self.id,
+                "status": status,
+                "started": self.started,
+                "finished": None if status == "running" else now(),
+                "recipe": self.recipe,
+                "command": self.command,
+                "config": self.config.model_dump(mode="json"),
+                "stages": self.stages,
+                "mlflow": self.tracker.ids(),
+            }
+        )
+
+
+def run_pipeline(stages: tuple[Stage, ...], decisions: list[Decision], run: Run) -> None:
+    """Brings every selected stage up to date, in order; fills `run.stages` and `run.artifacts`.
+
+    Raises InputError or StageError (one line) for the stage that can't go on; the run's record tells how it ended.
+    """
+    for decision in decisions:
+        run.stages[decision.stage] = describe(decision)
+    run.record("running")
+    status = "failed"
+    try:
+        with ExitStack() as stack:
+            ready = False
+            for stage, decision in zip(stages, decisions, strict=True):
+                if decision.action == "run" and not ready:
+                    stack.enter_context(run.connect(run.config.cluster))
+                    ready = True
+                carry_out(stage, decision, run)
+        status = "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        run.record(status)
+        run.tracker.end({"finished": "FINISHED", "interrupted": "KILLED"}.get(status, "FAILED"))
+
+
+def describe(decision: Decision) -> dict[str, Any]:
+    """A decision as the command line and the run's record show it."""
+    return {
+        "key": decision.key,
+        "action": decision.action,
+        "reasons": list(decision.reasons),
+        "seconds": 0.0,
+        "uri": None,
+    }
+
+
+def carry_out(stage: Stage, decision: Decision, run: Run) -> None:
+    """Opens or computes the artifact of one stage."""
+    if decision.action == "skipped":
+        return
+    if decision.action == "cached":
+        adopt(run.store.artifact(stage.name, decision.key), decision, run)
+        return
+    with run.store.locked(stage.name, decision.key, run.say):
+        written = fresh_artifact(stage, decision, run)
+        if written:  # by another run, while this one waited
+            run.stages[stage.name] |= {"action": "cached", "reasons": ["computed by another run"]}
+            adopt(written, decision, run)
+        else:
+            compute(stage, decision, run)
+
+
+def adopt(artifact: Artifact, decision: Decision, run: Run) -> None:
+    """Takes a committed artifact as this run's, and tracks it with its origin's numbers."""
+    run.artifacts[decision.stage] = artifact
+    run.stages[decision.stage] |= {"uri": artifact.uri, "attempt": artifact.attempt}
+    origin = artifact.manifest.get("mlflow_run_id", "")
+    tags = {"cache": "hit", "key": decision.key, "uri": artifact.uri, "source_run_id": origin}
+    tracked = run.tracker.stage(decision.stage, tags)
+    track_inputs(tracked, artifact, decision, run)
+    tracked.metrics(artifact.manifest["metrics"])
+    tracked.end("FINISHED")
+
+
+def fresh_artifact(stage: Stage, decision: Decision, run: Run) -> Artifact | None:
+    """The artifact of the decision's key if it is there and was made from this run's inputs."""
+    if decision.forced or not run.store.has(stage.name, decision.key):
+        return None
+    artifact = run.store.artifact(stage.name, decision.key)
+    made_from = {name: entry["attempt"] for name, entry in artifact.manifest["inputs"].items()}
+    return artifact if made_from == {name: run.artifacts[name].attempt for name in stage.inputs} else None
+
+
+def compute(stage: Stage, decision: Decision, run: Run) -> None:
+    """Runs a stage and commits what it wrote."""
+    run.say(f"{stage.name}: running")
+    replace = run.store.has(stage.name, decision.key)
+    attempt = run.store.begin(stage.name, decision.key, fresh=decision.forced)
+    tracked = run.tracker.stage(
+        stage.name, {"cache": "miss", "key": decision.key, "reasons": "; ".join(decision.reasons)}
+    )
+    tracked.params(stage_params(stage, run.config))
+    start = time.monotonic()
+    try:
+        metrics = stage.load().run(stage_context(stage, attempt, tracked, run)) or {}
+        seconds = round(time.monotonic() - start, 3)
+        facts = manifest_facts(decision, run, metrics, seconds, tracked.run_id)
+        artifact = run.store.commit(attempt, facts, replace)
+    except BaseException as error:
+        run.stages[stage.name] |= {"action": "failed", "seconds": round(time.monotonic() - start, 3)}
+        tracked.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        if isinstance(error, InputError | KeyboardInterrupt):
+            raise
+        raise stage_error(stage, error, run) from error
+    run.artifacts[stage.name] = artifact
+    run.stages[stage.name] |= {"seconds": seconds, "uri": artifact.uri, "attempt": artifact.attempt}
+    track_inputs(tracked, artifact, decision, run)
+    tracked.tag("uri", artifact.uri)
+    tracked.metrics({**metrics, "seconds": seconds})
+    tracked.end("FINISHED")
+    run.say(f"{stage.name}: done in {seconds:.1f} s")
+
+
+def stage_error(stage: Stage, error: BaseException, run: Run) -> StageError:
+    """The failure in one line; what Python knows about it goes to a file beside the run's record."""
+    if isinstance(error, StageError):
+        return StageError(f"stage {stage.name} failed: {explain(error)}")
+    path = run.store.root / "runs" / f"{run.id}.traceback.txt"
+    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    return StageError(f"stage {stage.name} failed: {explain(error)} (traceback: {path})")
+
+
+def stage_context(stage: Stage, attempt: Attempt, tracked: StageRun, run: Run) -> Context:
+    """What the stage may see: its declared sections and inputs, and nothing else."""
+    params = SimpleNamespace(**{section: getattr(run.config, section) for section in stage.sections})
+    inputs = {name: run.artifacts[name] for name in stage.inputs}
+    return Context(params, run.config.cluster, inputs, attempt, tracked)
+
+
+def stage_params(stage: Stage, config: Section) -> dict[str, Any]:
+    """{dotted path: value} of the stage's sections, for MLflow."""
+    return {path: value for path, value, _ in walk_values(config) if path.partition(".")[0] in stage.sections}
+
+
+def track_inputs(tracked: StageRun, artifact: Artifact, decision: Decision, run: Run) -> None:
+    """Logs the digests of what the stage read and wrote: an artifact's key is its digest."""
+    for name in decision.parts["inputs"]:
+        tracked.dataset(name, run.artifacts[name].uri, run.artifacts[name].key, "input")
+    tracked.dataset(artifact.stage, artifact.uri, artifact.key, "output")
+
+
+def manifest_facts(
+    decision: Decision, run: Run, metrics: Mapping[str, Any], seconds: float, mlflow_run_id: str
+) -> dict[str, Any]:
+    """What the manifest tells besides the files: the key's parts in clear, and where and how the artifact was made."""
+    return {
+        "parts": dict(decision.parts),
+        "inputs": {
+            name: {"key": run.artifacts[name].key, "attempt": run.artifacts[name].attempt}
+            for name in decision.parts["inputs"]
+        },
+        "metrics": dict(metrics),
+        "created": now(),
+        "seconds": seconds,
+        "run": run.id,
+        "mlflow_run_id": mlflow_run_id,
+        "git": git_state(),
+        "packages": package_versions(),
+        "config": run.config.model_dump(mode="json"),
+    }
+
+
+def git_state() -> dict[str, Any]:
+    """The commit of the code and whether files differ from it; empty outside a repository."""
+    here = {"cwd": __file__.rpartition("/")[0], "capture_output": True, "text": True}
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], check=True, **here).stdout.strip()
+        status = subprocess.run(["git", "status", "--porcelain"], check=True, **here).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"commit": commit, "dirty": bool(status)}
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that shape a result, read without importing them."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = ""
+    return versions
+
+
+def now() -> str:
+    """The time as ISO 8601 in UTC, sortable as text."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
