@@ -1,10 +1,27 @@
-"""ingest: any source → validated Parquet."""
+"""ingest: any source → validated Parquet.
 
-from typing import Literal
+    source ── read ──► candidates, queries ── survey ──► who came first, what is in which pool
+                              │                               │
+                              ├─► pictures: each distinct path checked once ─► images/
+                              ├─► judge candidates ──────────────────────────► candidates/
+                              └─► judge queries ─────────────────────────────► queries/
+    what fails on the way, with a reason and file:line ──────────────────────► rejects/
+
+Every arrow is Ray Data over blocks of rows, so that a corpus of any size passes through; the driver sees only counts.
+What must be known about all rows at once is kept as a few bytes for each (`stages.data.survey`), which takes the place
+of shuffles.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from stages.context import Context, InputError
 from stages.params import Section, knob
+
+if TYPE_CHECKING:
+    from stages.data.report import Report
 
 VERSION = 1
 
@@ -28,4 +45,113 @@ class Params(Section):
     refuse_pixels: int = Field(100_000_000, ge=1024, description="larger pictures are rejected before decoding")
     max_image_bytes: int = Field(20_000_000, ge=1024)
     scenes: Scenes = Scenes()
-    rows_per_task: int = knob(2000, ge=1)
+    rows_per_task: int = knob(2000, ge=1, description="pictures that one Ray task checks, at most")
+
+
+def run(context: Context) -> dict[str, float | dict]:
+    """Ingests the source; returns counts and `rejects`. Raises StageError where too many rows are bad."""
+    from stages.data import flow, mbeir
+
+    data = context.params.data
+    root = _made(context) if data.kind == "scenes" else Path(data.path)
+    mbeir.require(root)
+    with flow.settings():
+        report = _ingest(context, root)
+    context.output.write_json("stats.json", report.stats())
+    context.tracker.metrics(report.numbers())
+    source = str(root) if data.path else f"scenes (seed {context.params.seed})"
+    context.tracker.dataset(f"{data.kind} {root.name}", source, context.output.key, "source")
+    return {**report.numbers(), "rejects": report.rejects()}
+
+
+def _ingest(context: Context, root: Path) -> "Report":
+    """Reads, judges and writes everything below `root`."""
+    import pyarrow as pa
+
+    from stages.data import flow, mbeir
+    from stages.data.images import Limits
+    from stages.data.schemas import CANDIDATES, INSTRUCTIONS, QUERIES, REJECTS
+
+    data, output = context.params.data, context.output
+    instructions = mbeir.instructions(root)
+    pool_files, query_files = mbeir.candidate_sources(root), mbeir.query_sources(root)
+    pools = sorted({source.pool for source in pool_files})
+
+    names = {row["dataset_id"]: row["dataset"] for row in instructions}
+    candidates, queries = flow.read(root, pool_files, query_files, names)
+    flow.say(f"read {queries.count()} query rows and {candidates.count()} rows of {len(pools)} pools from {root}")
+
+    numbers = flow.take_numbers(candidates, queries, pools)
+    limits = Limits(data.max_pixels, data.refuse_pixels, data.max_image_bytes)
+    images = flow.write_images(output, root, (candidates, queries), numbers, limits, data.rows_per_task)
+    flow.say(f"checked {numbers.path_count} pictures: {images.count} kept, {images.rejects.num_rows} rejected")
+
+    known = flow.settle(numbers, images, pools, mbeir.implied_unions(pools))
+    judged_candidates = flow.judge_candidates(candidates, known, images)
+    own = flow.own_pools(root, query_files, known)
+    judged_queries = flow.judge_queries(queries, numbers, known, images, own)
+    rejects = flow.rejects(judged_candidates, judged_queries, images)
+    report = flow.report(judged_candidates, judged_queries, images, known)
+    flow.say(report.line())
+    report.refuse(data.max_reject_share, rejects, output.work)
+
+    flow.write(output, "candidates", flow.keep(judged_candidates, CANDIDATES), CANDIDATES)
+    flow.write(output, "queries", flow.keep(judged_queries, QUERIES), QUERIES)
+    flow.write(output, "rejects", rejects, REJECTS)
+    flow.write_table(output, "instructions", pa.Table.from_pylist(instructions, INSTRUCTIONS))
+    return report
+
+
+def _made(context: Context) -> Path:
+    """Draws the scenes as an M-BEIR directory; from there on they are read like any other."""
+    from stages.data import scenes
+
+    return scenes.make(context.output.work / "scenes", context.params.data.scenes, context.params.seed)
+
+
+def check(params: Params) -> None:
+    """Raises InputError where the source cannot be read; cheap enough for every plan."""
+    if params.kind == "scenes":
+        return
+    if params.kind == "pairs":
+        raise InputError(
+            "data.kind=pairs is not supported yet: bring the data into the M-BEIR layout, data.kind=mbeir"
+        )
+    if "://" in params.path:
+        raise InputError(f"data.path={params.path} is not supported yet: copy it to a directory that all nodes see")
+    from stages.data import mbeir
+
+    mbeir.require(Path(params.path))
+    if params.max_pixels > params.refuse_pixels:
+        raise InputError("data.max_pixels passes data.refuse_pixels: a picture is refused before it is scaled down")
+
+
+def fingerprint(params: Params) -> str | None:
+    """A digest of (path, size, time of change) of all files of the source; None for scenes, which have none.
+
+    Contents are not read: a plan answers in under a second. Raises InputError where the directory is not there.
+    """
+    if params.kind == "scenes":
+        return None
+    import hashlib
+
+    root = Path(params.path)
+    if not root.is_dir():
+        raise InputError(f"data.path={root} is not a directory: give the one that holds query/ and cand_pool/")
+    return hashlib.sha256(repr(sorted(_files(root))).encode()).hexdigest()[:16]
+
+
+def _files(root: Path) -> list[tuple[str, int, int]]:
+    """(path below the root, bytes, nanoseconds of the last change) of all files; linked directories are not entered."""
+    import os
+
+    found, waiting = [], [str(root)]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                else:
+                    status = entry.stat(follow_symlinks=os.path.exists(entry.path))
+                    found.append((entry.path.removeprefix(str(root)), status.st_size, status.st_mtime_ns))
+    return found

@@ -1,8 +1,8 @@
 """Pictures from strangers: checked, turned upright, capped in pixels, and kept encoded.
 
-The format is told by content, never by name. Everything that can be refused without decoding is refused first: too many
-bytes, unknown format, too many pixels by the header. What survives is decoded once in full, so that a truncated file
-fails here and not in the middle of a training run. Original bytes are kept where nothing has to change: a second
+The format is told by content, never by name. Everything that can be refused without decoding is refused first: too
+many bytes, unknown format, too many pixels by the header. What survives is decoded once in full, so that a truncated
+file fails here and not in the middle of a training run. Original bytes are kept where nothing has to change: a second
 JPEG generation would cost quality and disk for nothing.
 """
 
@@ -53,7 +53,7 @@ class Checked:
 
 
 def resolve(root: Path, reference: str) -> Path:
-    """The file that `reference`, relative to `root`, stands for. Raises ImageRejected where it could leave the root."""
+    """The file that `reference` names, relative to `root`. Raises ImageRejected where it could leave the root."""
     parts = PurePosixPath(reference.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or "\0" in reference or not parts.parts:
         raise ImageRejected("path outside root", f"{reference!r} must be relative to the data root, without '..'")
@@ -108,9 +108,7 @@ def sniff(data: bytes) -> str:
         return "gif"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
-    raise ImageRejected(
-        "unknown format", "the content is neither JPEG, PNG, WebP nor GIF" if data else "the file is empty"
-    )
+    raise ImageRejected("unknown format", "neither JPEG, PNG, WebP nor GIF" if data else "the file is empty")
 
 
 def decode(data: bytes) -> Image.Image:

@@ -47,9 +47,8 @@ class Instructions:
 
     def any(self, query_modality: str, target_modality: str) -> str | None:
         """The first wording that any data set has for this pair of modalities; for search, which knows no data set."""
-        return next(
-            (prompts[0] for key, prompts in self.prompts.items() if key[1:] == (query_modality, target_modality)), None
-        )
+        pair = (query_modality, target_modality)
+        return next((prompts[0] for key, prompts in self.prompts.items() if key[1:] == pair), None)
 
 
 def with_instruction(instruction: str | None, text: str | None) -> str | None:

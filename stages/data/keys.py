@@ -21,7 +21,7 @@ def hash64(key: str) -> int:
     return int.from_bytes(digest, "little") or 1
 
 
-def hash_all(keys: Iterable[str | None]) -> np.ndarray:
+def hash_ids(keys: Iterable[str | None]) -> np.ndarray:
     """uint64 hashes [N] of N keys; `NOTHING` for None."""
     return np.fromiter((NOTHING if key is None else hash64(key) for key in keys), dtype=np.uint64)
 

@@ -32,9 +32,7 @@ def batch_at(step: int, *, size: int, batch: int, world: int = 1, rank: int = 0,
     if not 1 <= batch <= size:
         raise ValueError(f"a batch of {batch} cannot be drawn from {size} samples: lower batch_size")
     if batch % world:
-        raise ValueError(
-            f"a batch of {batch} cannot be shared evenly by {world} workers: choose a multiple of {world}"
-        )
+        raise ValueError(f"a batch of {batch} cannot be shared by {world} workers: choose a multiple of {world}")
     epoch, within = divmod(step, steps_per_epoch(size, batch))
     share = batch // world
     start = within * batch + rank * share

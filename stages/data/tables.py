@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from stages.context import Artifact, StageError
-from stages.data.keys import hash64, hash_all
+from stages.data.keys import hash64, hash_ids
 
 ROWS_PER_BATCH = 1024
 KEEP_DAYS = 14
@@ -70,7 +70,7 @@ class MappedTable:
         return len(self.places)
 
     def row(self, index: int) -> dict[str, Any]:
-        """Row number `index` as a dictionary. Raises IndexError outside 0 … len - 1."""
+        """Row number `index` as a dictionary; vectors are numpy arrays. Raises IndexError outside 0 … len - 1."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of a table of {len(self)} rows")
         return self._at(int(self.places[index]))
@@ -95,10 +95,8 @@ class MappedTable:
 
     def column(self, name: str) -> pa.ChunkedArray:
         """One column in the order of the row numbers; copies it into memory."""
-        whole = pa.Table.from_batches(
-            [batch.select([name]) for batch in self.batches], pa.schema([self.schema.field(name)])
-        )
-        return whole.take(pa.array(self.places)).column(0)
+        pieces = pa.chunked_array([batch.column(name) for batch in self.batches], self.schema.field(name).type)
+        return pieces.take(pa.array(self.places))
 
     def _locate(self, place: int) -> tuple[pa.RecordBatch, int]:
         number = int(np.searchsorted(self.starts, place, side="right")) - 1
@@ -106,7 +104,14 @@ class MappedTable:
 
     def _at(self, place: int) -> dict[str, Any]:
         batch, offset = self._locate(place)
-        return {name: batch.column(at)[offset].as_py() for at, name in enumerate(self.schema.names)}
+        return {name: _value(batch.column(at)[offset]) for at, name in enumerate(self.schema.names)}
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    """A Python value; a numpy array for a vector, which as a list of floats would cost a hundred times more."""
+    if isinstance(scalar, pa.FixedSizeListScalar) and scalar.is_valid:
+        return scalar.values.to_numpy(zero_copy_only=False)
+    return scalar.as_py()
 
 
 def default_cache() -> Path:
@@ -150,7 +155,7 @@ def _copy(files: list[str], filesystem: Any, key: str, where: dict[str, Any] | N
                     kept = _keep(batch, where or {})
                     if kept.num_rows:
                         writer.write_batch(kept.cast(schema))
-                        hashes.append(hash_all(kept.column(key).to_pylist()))
+                        hashes.append(hash_ids(kept.column(key).to_pylist()))
     return np.concatenate(hashes)
 
 

@@ -1,0 +1,244 @@
+"""The Ray Data side of ingest: how tables flow from step to step. What each step decides is in pure modules beside it.
+
+Datasets pass between steps as blocks in Ray's object store, which spills to disk when full; the driver holds only
+references and counts. Rows keep the order of the source, so that the same source gives the same artifact.
+"""
+
+import logging
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+import ray
+import ray.data
+
+from stages.context import Attempt
+from stages.data import judge, mbeir, mbeir_rows, pictures, survey
+from stages.data.images import Limits
+from stages.data.mbeir import Source
+from stages.data.report import CANDIDATE_COLUMNS, QUERY_COLUMNS, Report
+from stages.data.schemas import IMAGES
+
+TASKS_PER_CPU = 4
+SMALLEST_CHUNK = 2**18
+SMALLEST_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What all rows left behind; references to arrays in the object store."""
+
+    candidates: list[ray.ObjectRef]
+    """Tables `survey.NUMBERS`, one for each block of candidate rows."""
+    queries: ray.ObjectRef
+    """`Firsts` of the queries."""
+    paths: ray.ObjectRef
+    """`Firsts` of the image paths."""
+    path_count: int
+
+
+@dataclass(frozen=True)
+class Images:
+    """What became of the pictures."""
+
+    verdicts: ray.ObjectRef
+    """`ImageVerdicts`"""
+    count: int
+    rejects: pa.Table
+
+
+@contextmanager
+def settings() -> Iterator[None]:
+    """Ray Data as ingest wants it: in the order of the source, and silent where nobody watches."""
+    context = ray.data.DataContext.get_current()
+    options = context.execution_options
+    before = options.preserve_order, context.enable_progress_bars, context.print_on_execution_start
+    loggers = [logging.getLogger("ray.data"), logging.getLogger("ray.data.dataset")]
+    levels = [logger.level for logger in loggers]
+    options.preserve_order, context.enable_progress_bars = True, sys.stderr.isatty()
+    context.print_on_execution_start = False
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        options.preserve_order, context.enable_progress_bars, context.print_on_execution_start = before
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def say(line: str) -> None:
+    """One line of progress."""
+    print(f"ingest: {line}", file=sys.stderr, flush=True)
+
+
+def read(
+    root: Path, candidates: list[Source], queries: list[Source], datasets: dict[int, str]
+) -> tuple[ray.data.Dataset, ray.data.Dataset]:
+    """(candidate rows, query rows) as read, in `RAW_CANDIDATES` and `RAW_QUERIES`; positions are unique over both."""
+    total = sum((root / source.path).stat().st_size for source in (*candidates, *queries))
+    size = min(mbeir.CHUNK_BYTES, max(SMALLEST_CHUNK, total // (TASKS_PER_CPU * _cpus())))
+    chunks = [chunk for source in (*candidates, *queries) for chunk in mbeir.chunks(root, source, size)]
+    split = sum(chunk.source.pool is not None for chunk in chunks)
+
+    def rows(numbered: list[tuple[int, mbeir.Chunk]]) -> ray.data.Dataset:
+        def read_chunks(table: pa.Table) -> Iterator[pa.Table]:
+            for place in table["id"].to_pylist():
+                yield mbeir_rows.read_chunk(root, *numbered[place], datasets)
+
+        return _map(ray.data.range(len(numbered), override_num_blocks=max(1, len(numbered))), read_chunks)
+
+    numbered = list(enumerate(chunks))
+    return rows(numbered[:split]).materialize(), rows(numbered[split:]).materialize()
+
+
+def take_numbers(candidates: ray.data.Dataset, queries: ray.data.Dataset, pools: list[str]) -> Numbers:
+    """Has every row leave its numbers behind, and sorts out who came first."""
+    from_candidates = _map(candidates, survey.candidate_numbers, pools).to_arrow_refs()
+    from_queries = _map(queries, survey.query_numbers).to_arrow_refs()
+
+    @ray.remote(num_returns=3)
+    def firsts(split: int, *tables: pa.Table) -> tuple[survey.Firsts, survey.Firsts, int]:
+        every = _concatenated(tables, survey.NUMBERS)
+        asked = _concatenated(tables[split:], survey.NUMBERS)
+        paths = survey.Firsts.of(every["path"].to_numpy(), every["position"].to_numpy())
+        return survey.Firsts.of(asked["key"].to_numpy(), asked["position"].to_numpy()), paths, len(paths.keys)
+
+    queries_ref, paths_ref, count = firsts.remote(len(from_candidates), *from_candidates, *from_queries)
+    return Numbers(from_candidates, queries_ref, paths_ref, ray.get(count))
+
+
+def write_images(
+    output: Attempt, root: Path, rows: tuple[ray.data.Dataset, ...], numbers: Numbers, limits: Limits, most: int
+) -> Images:
+    """Checks each distinct picture and writes the good ones to `images/`, at most `most` pictures in one task."""
+    ledger = ray.remote(num_cpus=0)(pictures.Ledger).remote()
+    batch = min(most, max(SMALLEST_BATCH, math.ceil(numbers.path_count / (TASKS_PER_CPU * _cpus()))))
+
+    def new_paths(table: pa.Table) -> pa.Table:
+        return pictures.new_paths(table, ray.get(numbers.paths))
+
+    def check(table: pa.Table) -> pa.Table:
+        return pictures.check_pictures(table, root, limits, lambda *found: ray.get(ledger.record.remote(*found)))
+
+    paths = [_map(dataset, new_paths) for dataset in rows]
+    paths = paths[0].union(*paths[1:]).repartition(target_num_rows_per_block=batch)
+    write(output, "images", _map(paths, check), IMAGES)
+    verdicts, count, rejects = ray.get(ledger.conclude.remote())
+    return Images(ray.put(verdicts), count, rejects)
+
+
+def settle(numbers: Numbers, images: Images, pools: list[str], unions: dict[str, set[str]]) -> ray.ObjectRef:
+    """The `survey.Candidates` of the corpus: what exists, what survives its image, and which pools hold it."""
+
+    @ray.remote
+    def known(verdicts: survey.ImageVerdicts, *tables: pa.Table) -> survey.Candidates:
+        bad = verdicts.paths[verdicts.reasons != 0]
+        return survey.survey_candidates(_concatenated(tables, survey.NUMBERS), pools, unions, bad)
+
+    return known.remote(images.verdicts, *numbers.candidates)
+
+
+def judge_candidates(rows: ray.data.Dataset, known: ray.ObjectRef, images: Images) -> ray.data.Dataset:
+    """The candidate rows in `JUDGED_CANDIDATES`."""
+
+    def judged(table: pa.Table) -> pa.Table:
+        return judge.judge_candidates(table, ray.get(known), ray.get(images.verdicts))
+
+    return _map(rows, judged).materialize()
+
+
+def judge_queries(
+    rows: ray.data.Dataset, numbers: Numbers, known: ray.ObjectRef, images: Images, pools: dict[str, str]
+) -> ray.data.Dataset:
+    """The query rows in `JUDGED_QUERIES`; `pools` maps a query file to its local pool."""
+
+    def judged(table: pa.Table) -> pa.Table:
+        shared = ray.get([numbers.queries, known, images.verdicts])
+        return judge.judge_queries(table, *shared, pools)
+
+    return _map(rows, judged).materialize()
+
+
+def own_pools(root: Path, sources: list[Source], known: ray.ObjectRef) -> dict[str, str]:
+    """The local pool of each val and test query file: the first of `Source.pools` that holds positives of its start.
+
+    A data set may publish local pools for test alone; then its val queries are asked of the union pool of val.
+    """
+
+    @ray.remote
+    def choose(candidates: survey.Candidates) -> dict[str, str]:
+        return {source.path: judge.own_pool(_start(root, source), source, candidates) for source in asked}
+
+    asked = [source for source in sources if source.pools]
+    return ray.get(choose.remote(known))
+
+
+def keep(judged: ray.data.Dataset, schema: pa.Schema) -> ray.data.Dataset:
+    """The rows that are kept."""
+    return _map(judged, judge.kept, schema)
+
+
+def rejects(candidates: ray.data.Dataset, queries: ray.data.Dataset, images: Images) -> ray.data.Dataset:
+    """The rows that are not, candidates first, then queries, then pictures."""
+    rows = [_map(candidates, judge.rejected, "candidate", "did"), _map(queries, judge.rejected, "query", "qid")]
+    return rows[0].union(rows[1], ray.data.from_arrow(images.rejects))
+
+
+def write(output: Attempt, name: str, rows: ray.data.Dataset, schema: pa.Schema) -> None:
+    """Writes rows to `name/` of the artifact; a dataset without rows gives one file that tells the schema."""
+    path = f"{output.base}/{name}"
+    rows.write_parquet(path, filesystem=output.filesystem)
+    found = output.filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True))
+    if not any(entry.is_file for entry in found):
+        write_table(output, name, schema.empty_table())
+
+
+def write_table(output: Attempt, name: str, table: pa.Table) -> None:
+    """Writes a small table to `name/` of the artifact."""
+    output.filesystem.create_dir(f"{output.base}/{name}", recursive=True)
+    pq.write_table(table, f"{output.base}/{name}/part-000000.parquet", filesystem=output.filesystem)
+
+
+def report(candidates: ray.data.Dataset, queries: ray.data.Dataset, images: Images, known: ray.ObjectRef) -> Report:
+    """The counts of everything judged."""
+    return Report(
+        queries=_tally(queries, QUERY_COLUMNS),
+        candidates=_tally(candidates, CANDIDATE_COLUMNS),
+        images=images.count,
+        rejected_images=images.rejects.num_rows,
+        pools=ray.get(ray.remote(survey.Candidates.pool_sizes).remote(known)),
+    )
+
+
+def _tally(judged: ray.data.Dataset, columns: list[str]) -> list[dict[str, Any]]:
+    """Rows counted by `columns`, and an example of each; see `judge.tally`."""
+    tables = ray.get(_map(judged, judge.tally, columns).to_arrow_refs())
+    return judge.merge_tallies([row for table in tables for row in table.to_pylist()], columns)
+
+
+def _map(rows: ray.data.Dataset, function: Callable[..., Any], *arguments: Any) -> ray.data.Dataset:
+    """`function(table, *arguments)` over whole blocks as Arrow tables."""
+    return rows.map_batches(function, batch_size=None, batch_format="pyarrow", fn_args=arguments)
+
+
+def _concatenated(tables: tuple[pa.Table, ...], schema: pa.Schema) -> pa.Table:
+    """One table; Ray's empty blocks have no columns and are passed over."""
+    return pa.concat_tables([schema.empty_table(), *(table for table in tables if table.num_rows)])
+
+
+def _start(root: Path, source: Source) -> pa.Table:
+    """The first rows of a query file."""
+    chunk = next(mbeir.chunks(root, source, SMALLEST_CHUNK), None)
+    return mbeir_rows.read_chunk(root, 0, chunk, {}) if chunk else mbeir_rows.RAW_QUERIES.empty_table()
+
+
+def _cpus() -> int:
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))

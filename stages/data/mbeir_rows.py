@@ -1,0 +1,207 @@
+"""One line of an M-BEIR file → one row, or the reason why not.
+
+Published files and the dataset's own card disagree in places: lists hold dids or objects with a `did`, modalities are
+spelled "image,text" or "text,image". Both spellings are read, one is written.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from stages.data.mbeir import Chunk, lines, relevant
+from stages.data.schemas import MODALITIES
+
+TASKS = range(9)
+POSITION_BITS = 32
+"""A row's position is chunk number · 2³² + line in the chunk: the order of the source, unique over all files."""
+
+_ALWAYS = [
+    ("position", pa.int64()),
+    ("source", pa.string()),
+    ("reason", pa.string()),  # null for a good row
+    ("detail", pa.string()),
+]
+RAW_CANDIDATES = pa.schema(
+    [
+        *_ALWAYS,
+        ("did", pa.string()),
+        ("dataset_id", pa.int32()),
+        ("modality", pa.string()),
+        ("text", pa.string()),
+        ("image_path", pa.string()),
+        ("pool", pa.string()),
+    ]
+)
+RAW_QUERIES = pa.schema(
+    [
+        *_ALWAYS,
+        ("qid", pa.string()),
+        ("split", pa.string()),
+        ("dataset", pa.string()),  # null where neither the file name nor the instructions know it
+        ("dataset_id", pa.int32()),
+        ("task_id", pa.int32()),
+        ("modality", pa.string()),
+        ("text", pa.string()),
+        ("image_path", pa.string()),
+        ("positives", pa.list_(pa.string())),
+        ("negatives", pa.list_(pa.string())),
+    ]
+)
+
+
+class BadField(Exception):
+    """A field that cannot be used: `reason` in short fixed words, `detail` for a person."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+def read_chunk(root: Path, number: int, chunk: Chunk, datasets: dict[int, str]) -> pa.Table:
+    """All rows of chunk `number`, in `RAW_CANDIDATES` or `RAW_QUERIES`; bad lines have a reason and what is known."""
+    read, id_field, schema = (candidate, "did", RAW_CANDIDATES) if chunk.source.pool else (query, "qid", RAW_QUERIES)
+    rows = []
+    for line_number, line in lines(root, chunk):
+        position = (number << POSITION_BITS) + line_number - chunk.first_line
+        row = {"position": position, "source": f"{chunk.source.path}:{line_number}"}
+        try:
+            fields = parse(line)
+            row[id_field] = fields.get(id_field) if isinstance(fields.get(id_field), str) else None
+            row |= read(fields, chunk)
+        except BadField as error:
+            row |= {"reason": error.reason, "detail": error.detail}
+        rows.append(row)
+    if chunk.source.pool is None:
+        _finish_queries(root, chunk, rows, datasets)
+    return pa.Table.from_pylist(rows, schema)
+
+
+def parse(line: bytes) -> dict[str, Any]:
+    """The JSON object of one line. Raises BadField."""
+    try:
+        fields = json.loads(line.decode("utf-8-sig"))
+        if b"\\ud" in line.lower():  # half a surrogate pair is no text: nothing behind this point can hold it
+            json.dumps(fields, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise BadField("broken JSON", str(error)) from None
+    if not isinstance(fields, dict):
+        raise BadField("broken JSON", f"a line must be an object, this is {type(fields).__name__}")
+    return fields
+
+
+def candidate(fields: dict[str, Any], chunk: Chunk) -> dict[str, Any]:
+    """The columns of a candidate. Raises BadField."""
+    did, dataset_id = identity(fields, "did")
+    kind = modality(fields.get("modality"))
+    text, image_path = content(kind, fields, "txt", "img_path")
+    return {
+        "did": did,
+        "dataset_id": dataset_id,
+        "modality": kind,
+        "text": text,
+        "image_path": image_path,
+        "pool": chunk.source.pool,
+    }
+
+
+def query(fields: dict[str, Any], chunk: Chunk) -> dict[str, Any]:
+    """The columns of a query; its positives are those of the row. Raises BadField."""
+    qid, dataset_id = identity(fields, "qid")
+    kind = modality(fields.get("query_modality"))
+    text, image_path = content(kind, fields, "query_txt", "query_img_path")
+    return {
+        "qid": qid,
+        "split": chunk.source.split,
+        "dataset": chunk.source.dataset,
+        "dataset_id": dataset_id,
+        "task_id": task(fields, chunk.source.task_id),
+        "modality": kind,
+        "text": text,
+        "image_path": image_path,
+        "positives": dids(fields, "pos_cand_list"),
+        "negatives": dids(fields, "neg_cand_list"),
+    }
+
+
+def identity(fields: dict[str, Any], name: str) -> tuple[str, int]:
+    """An id "dataset:number" and the number of its data set. Raises BadField."""
+    value = fields.get(name)
+    if value is None or value == "":
+        raise BadField("missing id", f"{name} is missing")
+    prefix, colon, rest = str(value).partition(":")
+    if not isinstance(value, str) or not colon or not rest or not prefix.isascii() or not prefix.isdigit():
+        raise BadField("bad id", f"{name} must be a string like '20:17', this is {value!r}")
+    if int(prefix) >= 2**31:
+        raise BadField("bad id", f"{name} {value!r} has a data set number beyond 32 bits")
+    return value, int(prefix)
+
+
+def modality(value: Any) -> str:
+    """One of `MODALITIES`; "text,image" means "image,text". Raises BadField."""
+    spelled = value.replace(" ", "") if isinstance(value, str) else value
+    spelled = "image,text" if spelled == "text,image" else spelled
+    if spelled not in MODALITIES:
+        raise BadField("bad modality", f"{value!r} is none of {', '.join(MODALITIES)}")
+    return spelled
+
+
+def content(kind: str, fields: dict[str, Any], text_name: str, image_name: str) -> tuple[str | None, str | None]:
+    """(normalised text, image path) as far as the modality names them. Raises BadField where one is missing."""
+    text = normalise(_string(fields, text_name)) if "text" in kind else None
+    image_path = _string(fields, image_name) if "image" in kind else None
+    if "text" in kind and not text:
+        raise BadField("missing text", f"modality is {kind!r}, but {text_name} is empty")
+    if "image" in kind and not image_path:
+        raise BadField("missing image", f"modality is {kind!r}, but {image_name} is empty")
+    return text, image_path
+
+
+def normalise(text: str | None) -> str | None:
+    """M-BEIR's form: no carriage returns, no outer quotes, a capital first, a mark last. None for nothing."""
+    text = (text or "").replace("\r", "").strip().strip('"').strip()
+    if not text:
+        return None
+    text = text[0].upper() + text[1:]
+    return text if text.endswith((".", "?", "!")) else text + "."
+
+
+def task(fields: dict[str, Any], expected: int | None) -> int:
+    """The task number, which the name of a val or test file fixes. Raises BadField."""
+    value = fields.get("task_id")
+    if isinstance(value, bool) or not isinstance(value, int) or value not in TASKS:
+        raise BadField("bad task", f"task_id must be a number from 0 to 8, this is {value!r}")
+    if expected is not None and value != expected:
+        raise BadField("bad task", f"task_id is {value}, the file's name says {expected}")
+    return value
+
+
+def dids(fields: dict[str, Any], name: str) -> list[str]:
+    """The dids of a list of strings or of objects with a `did`, each once, in order. Raises BadField."""
+    value = fields.get(name)
+    value = [] if value is None else value
+    if not isinstance(value, list):
+        raise BadField("bad list", f"{name} must be a list, this is {type(value).__name__}")
+    found = [item.get("did") if isinstance(item, dict) else item for item in value]
+    if not all(isinstance(did, str) for did in found):
+        raise BadField("bad list", f"{name} must hold dids or objects with a did")
+    return list(dict.fromkeys(found))
+
+
+def _string(fields: dict[str, Any], name: str) -> str | None:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, str):
+        raise BadField("bad field", f"{name} must be a string or null, this is {type(value).__name__}")
+    return value
+
+
+def _finish_queries(root: Path, chunk: Chunk, rows: list[dict[str, Any]], datasets: dict[int, str]) -> None:
+    """Takes val and test positives from the qrels file where there is one, and names the data set."""
+    good = [row for row in rows if "reason" not in row]
+    if chunk.source.qrels is not None:
+        found = relevant(root, chunk.source.qrels, {row["qid"] for row in good})
+        for row in good:
+            row["positives"] = found.get(row["qid"], [])
+    for row in good:
+        row["dataset"] = row["dataset"] or datasets.get(row["dataset_id"], f"dataset{row['dataset_id']}")

@@ -1,0 +1,66 @@
+"""What tests need to run a stage on its own: a store in a directory, a silent tracker, and Ray."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.artifacts import Artifact, Store
+from stages.context import Context
+from stages.params import Cluster
+
+
+@dataclass
+class Recorder:
+    """A tracker that remembers what it was told."""
+
+    told: dict[str, float] = field(default_factory=dict)
+    datasets: list[tuple[str, str, str, str]] = field(default_factory=list)
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        self.told |= values
+
+    def figure(self, name: str, figure: Any) -> None:
+        """Not looked at."""
+
+    def text(self, name: str, content: str) -> None:
+        """Not looked at."""
+
+    def dataset(self, name: str, source: str, digest: str, role: str) -> None:
+        self.datasets.append((name, source, digest, role))
+
+    def handle(self) -> "Recorder":
+        return self
+
+
+def begin(directory: Path, stage: str, inputs: Mapping[str, Artifact] | None = None, **sections: Any) -> Context:
+    """A context whose output goes to a store in `directory`; `sections` are the stage's parameters."""
+    output = Store(directory).begin(stage, "0123456789ab")
+    return Context(SimpleNamespace(**sections), Cluster(), inputs or {}, output, Recorder())
+
+
+def commit(directory: Path, context: Context) -> Artifact:
+    """The artifact of what a stage wrote."""
+    return Store(directory).commit(context.output, {"metrics": {}})
+
+
+def rows(artifact: Artifact, prefix: str) -> list[dict[str, Any]]:
+    """All rows of a Parquet dataset of an artifact."""
+    return pa.concat_tables([pq.read_table(path) for path in artifact.files(prefix)]).to_pylist()
+
+
+@contextmanager
+def ray_cluster(cpus: int = 2) -> Iterator[None]:
+    """A cluster of this test's own."""
+    import ray
+
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=True)
+    try:
+        yield
+    finally:
+        ray.shutdown()
