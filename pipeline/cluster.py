@@ -3,12 +3,15 @@
 Ray is started by the first stage that has to run, never for a plan or a run whose stages are all cached.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.causes import explain
+from stages.context import StageError
 from stages.params import Cluster
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +27,13 @@ def connected(cluster: Cluster) -> Iterator[None]:
         os.environ.update(local_environment() | worker_environment(cluster))
     import ray
 
-    ray.init(**(local_options(cluster) if local else remote_options(cluster)))
+    # Ray tells every local run that its cluster asks for a token, which Ray itself made and uses.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    try:
+        ray.init(**(local_options(cluster) if local else remote_options(cluster)))
+    except Exception as error:  # whatever Ray raises for an address, a token or a port
+        place = "on this machine" if local else f"at {os.environ.get('RAY_ADDRESS', 'the job')}"
+        raise StageError(f"Ray could not be started {place}: {explain(error)}") from error
     try:
         yield
     finally:

@@ -116,7 +116,8 @@ def execute(
 
     tags = {"recipe": options.recipe, "command": command, "mlflow.source.name": "pipeline/run.py"}
     tracker = PipelineRun(resolve_uri(config.tracking_uri), Path(options.recipe).stem, tags)
-    run = Run(config, store, tracker, lambda line: console.print(line, soft_wrap=True), command, options.recipe)
+    run = Run(config, store, tracker, command=command, recipe=options.recipe)
+    run.say = lambda line: console.print(line, soft_wrap=True)
     answer |= {"stages": run.stages, "metrics": {}, "mlflow": tracker.ids()}
     run_pipeline(STAGES, decisions, run)
     publish(run, decisions)
