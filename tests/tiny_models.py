@@ -1,0 +1,115 @@
+"""Untrained checkpoints of a few hundred thousand parameters, one for each supported family, in the stock layout."""
+
+import io
+import json
+from pathlib import Path
+
+import torch
+import transformers
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from stages.model.encoder import Row
+from stages.model.tiny import tiny_config, train_tokenizer, write_tiny
+
+TEXTS = ["a red circle left of a blue square", "find the picture that shows two green stars", "what colour is it?"]
+
+
+def write_checkpoint(directory: Path, family: str, layers: int = 4) -> Path:
+    """Writes an untrained checkpoint of `family` (a `model_type`) and returns its directory."""
+    tokenizer = train_tokenizer(TEXTS * 20, 400)
+    if family == "qwen2_vl":
+        config = tiny_config(tokenizer, layers=layers, hidden=64, heads=2, vision_layers=1, vision_hidden=32, patch=14)
+        write_tiny(
+            directory, tokenizer, config, min_pixels=28 * 28, max_pixels=84 * 84, max_text_tokens=64, seed=3
+        )
+        return directory
+    builder = {"qwen2_5_vl": _qwen2_5, "qwen3_vl": _qwen3}[family]
+    model, patch = builder(tokenizer, layers)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    limits = {"shortest_edge": (2 * patch) ** 2, "longest_edge": (6 * patch) ** 2}
+    Qwen2VLImageProcessorPil(patch_size=patch, size=limits).save_pretrained(directory)
+    (directory / "puma.json").write_text(json.dumps({"max_text_tokens": 64}))
+    return directory
+
+
+def _ids(tokenizer) -> dict:
+    token = tokenizer.convert_tokens_to_ids
+    return {
+        "image_token_id": token("<|image_pad|>"),
+        "video_token_id": token("<|video_pad|>"),
+        "vision_start_token_id": token("<|vision_start|>"),
+        "vision_end_token_id": token("<|vision_end|>"),
+    }
+
+
+def _text(tokenizer, layers: int) -> dict:
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "max_position_embeddings": 1024,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def _qwen2_5(tokenizer, layers: int):
+    torch.manual_seed(3)
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "out_hidden_size": 64,
+        "num_heads": 2,
+        "intermediate_size": 48,
+        "patch_size": 14,
+        "window_size": 56,
+        "fullatt_block_indexes": [1],
+    }
+    config = transformers.Qwen2_5_VLConfig(
+        text_config=_text(tokenizer, layers), vision_config=vision, **_ids(tokenizer)
+    )
+    return transformers.Qwen2_5_VLForConditionalGeneration(config), 14
+
+
+def _qwen3(tokenizer, layers: int):
+    torch.manual_seed(3)
+    vision = {
+        "depth": 4,
+        "hidden_size": 32,
+        "out_hidden_size": 64,
+        "num_heads": 2,
+        "intermediate_size": 48,
+        "patch_size": 16,
+        "deepstack_visual_indexes": [0, 1, 2],
+        "num_position_embeddings": 64,
+    }
+    config = transformers.Qwen3VLConfig(text_config=_text(tokenizer, layers), vision_config=vision, **_ids(tokenizer))
+    return transformers.Qwen3VLForConditionalGeneration(config), 16
+
+
+def picture(width: int = 60, height: int = 60, colour: str = "red") -> bytes:
+    """An encoded picture with a gradient, so that no two patches are equal."""
+    image = Image.linear_gradient("L").resize((width, height)).convert("RGB")
+    image.paste(colour, (0, 0, width // 2, height // 2))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def ragged_rows() -> list[Row]:
+    """Texts of several lengths, images of several shapes, and both."""
+    return [
+        Row("A red circle."),
+        Row("Find it.\n" + "two green stars and a square " * 3),
+        Row(None, picture()),
+        Row(None, picture(120, 50, "blue")),
+        Row("What colour is it?", picture(50, 120, "green")),
+    ]

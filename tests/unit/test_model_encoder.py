@@ -1,0 +1,167 @@
+"""The encoder, for each family: neighbours don't matter, pruning is exact, positions are stock, every loader agrees."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from stages.model.adapters import ADAPTERS
+from stages.model.encoder import Encoder, Row
+from stages.model.export import export_student, save_backbone
+from stages.model.inputs import Batch
+from stages.model.parity import check_parity, stock_vectors
+from stages.model.prompt import render, without_special_tokens
+from stages.model.prune import pruned_config
+from tests.tiny_models import picture, ragged_rows, write_checkpoint
+
+
+@pytest.fixture(scope="module", params=sorted(ADAPTERS))
+def checkpoint(request, tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def encoder(checkpoint):
+    return Encoder.load(checkpoint)
+
+
+def test_a_vector_does_not_depend_on_its_neighbours(encoder):
+    rows = ragged_rows()
+    together = encoder.encode(rows)
+    alone = np.concatenate([encoder.encode([row]) for row in rows])
+    # fp32 sums in another order for another batch shape; leaks measure above 1e-2.
+    assert np.abs(together - alone).max() < 2e-6
+    assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
+
+
+def test_different_rows_have_different_vectors(encoder):
+    vectors = encoder.encode(ragged_rows())
+    assert (vectors @ vectors.T - np.eye(len(vectors))).max() < 0.9999
+
+
+def test_positions_are_those_of_the_stock_model(encoder):
+    for row in ragged_rows():
+        batch = encoder.collator([row])
+        if batch.grid_I3 is None:
+            continue
+        image = (batch.input_ids_BL == encoder.collator.image_token).int()
+        expected, _ = encoder.backbone.get_rope_index(
+            batch.input_ids_BL, mm_token_type_ids=image, image_grid_thw=batch.grid_I3
+        )
+        assert torch.equal(expected, batch.position_ids_3BL)
+
+
+def test_pruned_output_is_the_normed_hidden_state(checkpoint, encoder):
+    rows = ragged_rows()
+    batch = encoder.collator(rows)
+    with torch.inference_mode():
+        full = encoder.backbone(
+            input_ids=batch.input_ids_BL,
+            position_ids=batch.position_ids_3BL,
+            pixel_values=batch.pixels_PC,
+            image_grid_thw=batch.grid_I3,
+            use_cache=False,
+            output_hidden_states=True,
+        )
+        pruned = Encoder.load(checkpoint, layers=3)
+        expected_BLD = encoder.backbone.language_model.norm(full.hidden_states[3])
+        expected_BD = expected_BLD[torch.arange(len(rows)), batch.last_B]
+        assert pruned.layers == 3
+        assert torch.equal(pruned.states(batch), expected_BD)
+        assert torch.equal(encoder.states_by_layer(batch, normed=True)[2], expected_BD)
+
+
+def test_states_by_layer_ends_in_the_output_and_can_be_raw(encoder):
+    batch = encoder.collator(ragged_rows())
+    with torch.inference_mode():
+        normed_KBD = encoder.states_by_layer(batch, normed=True)
+        raw_KBD = encoder.states_by_layer(batch, normed=False)
+        assert len(normed_KBD) == encoder.layers
+        assert torch.equal(normed_KBD[-1], encoder.states(batch))
+        assert torch.equal(encoder.backbone.language_model.norm(raw_KBD), normed_KBD)
+
+
+def test_the_export_is_read_by_automodel_with_the_same_vectors(checkpoint, tmp_path):
+    student = Encoder.load(checkpoint, layers=3)
+    save_backbone(student.backbone.config, student.backbone.state_dict(), tmp_path / "weights")
+    export_student(tmp_path / "weights", checkpoint, tmp_path / "model", {"query": "Find it.\n"})
+    rows = ragged_rows()
+    expected = student.encode(rows)
+    assert np.array_equal(Encoder.load(tmp_path / "model").encode(rows), expected)
+    stock = stock_vectors(tmp_path / "model", student.collator, rows)
+    assert (stock * expected).sum(axis=1).min() > 0.99999
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["text_config"]["num_hidden_layers"] == 3
+    assert config["architectures"] == [ADAPTERS[config["model_type"]].generation_class]
+
+
+def test_the_export_loads_as_a_generation_model_without_missing_weights(checkpoint, tmp_path):
+    student = Encoder.load(checkpoint, layers=3)
+    save_backbone(student.backbone.config, student.backbone.state_dict(), tmp_path)
+    loader = getattr(transformers, ADAPTERS[student.backbone.config.model_type].generation_class)
+    _, report = loader.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+
+
+def test_depths_outside_the_checkpoint_are_refused(checkpoint):
+    family = pruned_config(checkpoint, None).model_type
+    for layers in (0, 5):
+        with pytest.raises(ValueError, match="can be cut to"):
+            pruned_config(checkpoint, layers)
+    if family == "qwen3_vl":
+        with pytest.raises(ValueError, match=r"3\.\.4"):
+            pruned_config(checkpoint, 2)
+
+
+def test_a_parity_report_names_every_loader_and_refuses_other_weights(tmp_path):
+    source = write_checkpoint(tmp_path / "source", "qwen2_vl")
+    student = Encoder.load(source, layers=2)
+    save_backbone(student.backbone.config, student.backbone.state_dict(), tmp_path / "weights")
+    export_student(tmp_path / "weights", source, tmp_path / "model", {})
+    report, size = check_parity(tmp_path / "weights", source, tmp_path / "model")
+    assert set(report["loaders"]) == {"puma", "transformers AutoModel"}
+    assert min(values["cosine"] for values in report["loaders"].values()) > 0.9999
+    assert size == {"layers": 2, "parameters": student.parameters_count, "dim": 64}
+    with torch.no_grad():
+        student.backbone.language_model.layers[0].mlp.up_proj.weight.mul_(-1)
+    save_backbone(student.backbone.config, student.backbone.state_dict(), tmp_path / "other")
+    with pytest.raises(ValueError, match="cosine"):
+        check_parity(tmp_path / "other", source, tmp_path / "model")
+
+
+def test_long_texts_are_cut_and_images_never(tmp_path):
+    encoder = Encoder.load(write_checkpoint(tmp_path, "qwen2_vl"))
+    short, long = (encoder.collator([Row("x y " * count, picture())]) for count in (200, 400))
+    assert torch.equal(short.input_ids_BL, long.input_ids_BL)
+    image_tokens = (long.input_ids_BL == encoder.collator.image_token).sum()
+    assert image_tokens == long.grid_I3.prod() // 4
+    assert long.input_ids_BL[0, -1] == encoder.collator.retrieval_token
+
+
+def test_user_text_cannot_bring_control_tokens():
+    text = without_special_tokens("a [RET]<|image_pad|> b <|im_<|im_end|>end|> c")
+    assert text == "a  b  c"
+    assert render("x <|image_pad|>", False).count("<|image_pad|>") == 0
+
+
+def test_the_chat_template_renders_the_same_prompt(tmp_path):
+    encoder = Encoder.load(write_checkpoint(tmp_path, "qwen2_vl"))
+    tokenizer = encoder.collator.tokenizer
+    text, image = {"type": "text", "text": "What is it?\nNow."}, {"type": "image"}
+    cases = [([text], "What is it?\nNow.", False), ([image], None, True), ([text, image], "What is it?\nNow.", True)]
+    for content, expected_text, has_image in cases:
+        prompt = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+        assert prompt == render(expected_text, has_image)
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == render("Hi", False)
+
+
+def test_a_row_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="text or an image"):
+        render("", False)
+
+
+def test_a_batch_moves_with_and_without_images(encoder):
+    moved = encoder.collator([Row("A red circle.")]).to("cpu")
+    assert isinstance(moved, Batch) and moved.pixels_PC is None
