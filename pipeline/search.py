@@ -130,10 +130,9 @@ def read_overrides(overrides: Sequence[str]) -> tuple[str, dict[str, Any]]:
     is_text = {path for path, field in fields.items() if field.annotation is str}
     settings = read_settings("demo", overrides, is_text.__contains__)
     check_keys(settings, fields)
-    wanted = {path: get_value(settings.values, path) for path in (one.partition("=")[0] for one in overrides)}
-    return wanted.pop("store", Config().store), {
-        name: value for name, value in wanted.items() if name != "tracking_uri"
-    }
+    set_here = [path for path, origin in settings.origins.items() if origin.startswith("override ")]
+    wanted = {path: get_value(settings.values, path) for path in set_here if path != "tracking_uri"}
+    return wanted.pop("store", Config().store), wanted
 
 
 def find_keys(store: Store, place: str, wanted: dict[str, Any]) -> dict[str, str]:
@@ -144,9 +143,8 @@ def find_keys(store: Store, place: str, wanted: dict[str, Any]) -> dict[str, str
         if keys.get("index") in committed and agrees(run["config"], wanted):
             return keys
     told = " ".join(f"{name}={value}" for name, value in wanted.items())
-    raise InputError(
-        f"no index in {uri}{f' for {told}' if told else ''}: run `python pipeline/run.py {told}`".strip() + " first"
-    )
+    command = f"python pipeline/run.py {told}".strip()
+    raise InputError(f"no index in {place}{f' for {told}' if told else ''}: run `{command}` first")
 
 
 def agrees(config: dict[str, Any], wanted: dict[str, Any]) -> bool:

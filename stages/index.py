@@ -39,14 +39,12 @@ def run(context: Context) -> dict[str, float | dict]:
     written = write_embeddings(context.output, "embeddings", corpus, summary["rows"])
     seconds = time.monotonic() - start
     context.output.write_json("retriever.json", describe(context, summary, written["dim"]))
-    metrics = {
+    return {
         "rows": summary["rows"],
         "rows_per_second": summary["rows"] / seconds,
         "bytes": written["bytes"],
         "pools": summary["pools"],
     }
-    context.tracker.metrics({name: metrics[name] for name in ("rows", "rows_per_second", "bytes")})
-    return metrics
 
 
 def summarise_pools(ingest: Artifact, split: str) -> dict[str, Any]:

@@ -40,22 +40,6 @@ def write_report(context: Context, metrics: Mapping[str, Any]) -> None:
         figure.savefig(picture, format="png", dpi=120)
         context.output.write_bytes(f"plots/{name}", picture.getvalue())
         context.tracker.figure(name, figure)
-    context.tracker.metrics(headline_numbers(metrics))
-
-
-def headline_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Flat numbers for the tracker: `student/local/hit@5`, `student/latency_ms`, `kept/local hit@5`, …"""
-    flat: dict[str, float] = {f"kept/{name}": value for name, value in metrics["kept"].items()}
-    for model in ("student", "teacher"):
-        one = metrics[model]
-        for scope in ("local", "union"):
-            flat |= {f"{model}/{scope}/{name}": value for name, value in one[scope].items() if name != "tasks"}
-        flat |= {f"{model}/{name}": one[name] for name in ("layers", "parameters", "dim", "queries_per_second")}
-        flat[f"{model}/latency_ms"] = one["latency_ms"]["median"]
-    for scope in ("local", "union"):
-        flat[f"chance/{scope}/{HEADLINE}"] = metrics["chance"][scope][HEADLINE]
-    # The tracker's names allow no `@`, which the measures' own names keep everywhere else.
-    return {name.replace("@", "_at_").replace(" ", "_"): value for name, value in flat.items()}
 
 
 def labels(metrics: Mapping[str, Any]) -> dict[str, str]:

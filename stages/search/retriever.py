@@ -1,0 +1,171 @@
+"""Search for a person: text, a picture or both in; candidates with their text and picture out.
+
+The query goes through the same steps as an evaluated one: text in M-BEIR's form, picture checked and shrunk as ingest
+does it, the instruction of its task in front, the same encoder, the same exact search. Only the instruction has to be
+guessed, because a person names no task: see `Retriever.choose_target`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from stages.context import Artifact, InputError
+from stages.data.images import Checked, ImageRejected, Limits, check
+from stages.data.instructions import Instructions, with_instruction
+from stages.data.tables import MappedTable
+from stages.params import Cluster
+from stages.search.exact import ExactIndex, Filter
+
+WANTS = ("text", "image", "image,text")
+PREFERRED = ("image", "image,text", "text")  # what the instruction asks for where the person does not say
+
+
+@dataclass(frozen=True)
+class Query:
+    """A checked query: what was asked, and how."""
+
+    text: str | None
+    image: Checked | None
+    want: str | None
+    instruction: str | None
+
+    @property
+    def modality(self) -> str:
+        """text, image, or both."""
+        return modality_of(self.text, self.image)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One found candidate; `image` is the id of its picture."""
+
+    id: str
+    score: float
+    text: str | None
+    image: str | None
+    modality: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As a plain dictionary."""
+        return asdict(self)
+
+
+def modality_of(text: Any, image: Any) -> str:
+    """M-BEIR's name for what is there."""
+    return "image,text" if text and image else "image" if image else "text"
+
+
+def check_query(text: str | None, want: str | None, k: int, has_image: bool) -> str | None:
+    """The text as ingest would store it, without loading anything. Raises InputError with one line that mends."""
+    from stages.data.mbeir_rows import normalise
+    from stages.model.prompt import without_special_tokens
+
+    if k < 1:
+        raise InputError(f"-k {k} asks for no result; give 1 or more")
+    if want is not None and want not in WANTS:
+        raise InputError(f"'{want}' can't be wanted; choose one of: {' '.join(WANTS)}")
+    if text is None and not has_image:
+        raise InputError("nothing to search for; give a text, an image or both")
+    if text is None:
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError("the text is not valid UTF-8; check the encoding of the terminal") from None
+    clean = normalise(without_special_tokens(text).strip())
+    if not clean:
+        raise InputError("the text is empty; write some words or leave it out and give an image")
+    return clean
+
+
+def check_image(data: bytes, name: str, limits: Limits) -> Checked:
+    """The picture as ingest would store it. Raises InputError where it is none, damaged or too large."""
+    try:
+        return check(data, limits)
+    except ImageRejected as error:
+        raise InputError(f"{name} can't be used: {error}; give a whole JPEG, PNG, WebP or GIF") from None
+
+
+class Retriever:
+    """A student, its index and what the candidates show. Loading reads the model; each search reads the vectors."""
+
+    def __init__(
+        self, encoder: Any, index: ExactIndex, card: dict[str, Any], candidates: MappedTable, images: MappedTable
+    ) -> None:
+        self.encoder, self.index, self.card = encoder, index, card
+        self.candidates, self.images = candidates, images
+        self.instructions = Instructions.from_json(card["instructions"])
+
+    @classmethod
+    def load(cls, index: Artifact, ingest: Artifact, train: Artifact) -> "Retriever":
+        """Opens an index artifact with the candidates and the student that it was made from.
+
+        The model runs on the GPU where this machine has one, whatever the machine had that made the index.
+        Raises InputError where the student or the candidates were written anew since.
+        """
+        import torch
+
+        from stages.embed import load_encoder
+
+        card = index.read_json("retriever.json")
+        for artifact in (train, ingest):
+            if card[artifact.stage]["attempt"] != artifact.manifest["attempt"]:
+                raise InputError(
+                    f"the index is older than its {artifact.stage}: run `python pipeline/run.py` again first"
+                )
+        return cls(
+            load_encoder(train.local("model"), Cluster(gpus_per_worker=int(torch.cuda.is_available()))),
+            ExactIndex.open(index),
+            card,
+            MappedTable.open(ingest, "candidates", "did"),
+            MappedTable.open(ingest, "images", "image_id"),
+        )
+
+    def search(
+        self, text: str | None = None, image: bytes | None = None, want: str | None = None, k: int = 10
+    ) -> list[Result]:
+        """The k best candidates for a text, an encoded picture or both; of the wanted modality, or of any.
+
+        Raises InputError for a query that can't be asked.
+        """
+        checked = None if image is None else check_image(image, "the image", Limits())
+        return self.find(self.ask(check_query(text, want, k, checked is not None), checked, want), k)
+
+    def ask(self, text: str | None, image: Checked | None, want: str | None) -> Query:
+        """The query with its instruction. Raises InputError where nothing of the wanted modality is indexed."""
+        if want is not None and want not in self.card["modalities"]:
+            held = " ".join(sorted(self.card["modalities"]))
+            raise InputError(f"the index holds no candidate of modality {want}; it holds: {held}")
+        asking = modality_of(text, image)
+        target = want or self.choose_target(asking)
+        return Query(text, image, want, self.instructions.any(asking, target) if target else None)
+
+    def choose_target(self, asking: str) -> str | None:
+        """The modality that the instruction asks for where the person does not say.
+
+        The first of PREFERRED that the index holds and that the training data had an instruction for. Without a
+        wanted modality results of every kind are shown; the instruction only leans towards one.
+        """
+        held = [modality for modality in PREFERRED if modality in self.card["modalities"]]
+        return next((modality for modality in held if self.instructions.any(asking, modality)), None)
+
+    def find(self, query: Query, k: int) -> list[Result]:
+        """The k best candidates of a checked query."""
+        from stages.model.encoder import Row
+
+        row = Row(with_instruction(query.instruction, query.text), query.image.bytes if query.image else None)
+        chosen = Filter(modalities=(query.want,) if query.want else ())
+        ranking = self.index.search(self.encoder.encode([row], 1), k, chosen)[0]
+        return self._resolve(ranking.dids[0], ranking.scores[0])
+
+    def picture(self, image_id: str) -> tuple[bytes, str]:
+        """Encoded bytes and format of a picture. Raises KeyError."""
+        row = self.images.row(self.images.find(image_id))
+        return row["bytes"], row["format"]
+
+    def _resolve(self, dids: Sequence[str], scores: Sequence[float]) -> list[Result]:
+        rows = [self.candidates.row(self.candidates.find(did)) for did in dids]
+        return [
+            Result(row["did"], float(score), row["text"], row["image_id"], row["modality"])
+            for row, score in zip(rows, scores, strict=True)
+        ]

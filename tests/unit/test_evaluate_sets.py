@@ -1,0 +1,113 @@
+"""Which queries are asked, of which pools, and what a block of them comes to."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow.fs import LocalFileSystem
+
+from stages.context import StageError
+from stages.data import schemas
+from stages.embed import vector_column
+from stages.index import summarise_pools
+from stages.search import sets
+from stages.search.exact import ExactIndex
+from stages.search.rank import Pools, Tally, rank_block
+from stages.search.sets import find_sets, is_asked, query_blocks
+from tests.search_world import open_store, write_ingest, write_rows
+
+
+@pytest.fixture
+def ingest(tmp_path) -> Iterator:
+    return write_ingest(open_store(str(tmp_path)))
+
+
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_exactly_as_many_queries_are_asked_as_wanted_and_evenly_spaced(stored: int, asked: int) -> None:
+    asked = min(asked, stored)
+    places = [place for place in range(stored) if is_asked(place, stored, asked)]
+    assert len(places) == asked
+    gaps = np.diff(places)
+    assert not len(gaps) or gaps.max() - gaps.min() <= 1
+
+
+def test_a_set_is_one_task_of_one_dataset_in_the_split(ingest) -> None:
+    found = find_sets(ingest, "test", 0)
+    assert [(one.name, one.label, one.pool, one.stored, one.asked) for one in found] == [
+        ("shop_task0", "text→image", "shop_task0", 12, 12),
+        ("shop_task3", "image→text", "shop_task3", 12, 12),
+    ]
+
+
+def test_the_limit_holds_for_each_set(ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sets, "BLOCK", 3)
+    found = find_sets(ingest, "test", 5)
+    blocks = list(query_blocks(ingest, "test", found))
+    assert [block.num_rows for block in blocks] == [3, 3, 3, 1]
+    rows = pa.concat_tables(blocks).to_pylist()
+    assert [sum(row["task_id"] == task for row in rows) for task in (0, 3)] == [5, 5]
+    assert len({row["qid"] for row in rows}) == 10
+
+
+def test_a_split_without_queries_is_refused(ingest) -> None:
+    with pytest.raises(StageError, match="no query of split val was ingested"):
+        find_sets(ingest, "val", 0)
+
+
+def test_pools_are_counted_and_other_candidates_left_out(ingest) -> None:
+    summary = summarise_pools(ingest, "test")
+    assert summary["pools"] == {"shop_task0": 12, "shop_task3": 12, "union_test": 24}
+    assert summary["rows"] == 24
+
+
+def test_a_pool_without_candidates_is_refused(tmp_path) -> None:
+    store = open_store(str(tmp_path))
+    attempt = store.begin("ingest", "1" * 16)
+    query = {"qid": "1:1", "split": "test", "dataset": "d", "dataset_id": 1, "task_id": 0, "positives": ["1:1"]}
+    query |= {"modality": "text", "target_modality": "text", "text": "A.", "negatives": [], "pool": "d_task0"}
+    candidate = {"did": "1:1", "dataset_id": 1, "modality": "text", "text": "B.", "content_id": "c", "pools": []}
+    write_rows(attempt, "queries", [query], schemas.QUERIES)
+    write_rows(attempt, "candidates", [candidate], schemas.CANDIDATES)
+    with pytest.raises(StageError, match="pool d_task0 of split test has no candidate"):
+        summarise_pools(store.commit(attempt, {"metrics": {}}), "test")
+
+
+def test_a_block_of_mixed_sets_is_ranked_set_by_set(tmp_path, ingest) -> None:
+    # Unit vectors on three axes: each query finds the candidate of its own axis first.
+    axes = np.eye(3, dtype=np.float32)
+    corpus = {"did": ["1:0", "1:1", "1:2"], "modality": ["text"] * 3, "pools": [["a", "u"], ["a", "u"], ["b", "u"]]}
+    table = pa.table(corpus).append_column("vector", vector_column(axes, "test"))
+    pq.write_table(table, tmp_path / "corpus.parquet")
+    index = ExactIndex((str(tmp_path / "corpus.parquet"),), LocalFileSystem())
+    block = pa.table(
+        {
+            "qid": ["q0", "q1", "q2"],
+            "dataset": ["d"] * 3,
+            "task_id": [0, 1, 0],
+            "positives": [["1:0"], ["1:2"], ["1:2"]],
+        }
+    ).append_column("vector", vector_column(axes[[0, 2, 1]], "test"))
+    asked = [
+        sets.EvaluationSet("d", 0, "text", "text", "a", 2, 2),
+        sets.EvaluationSet("d", 1, "text", "text", "b", 1, 1),
+    ]
+    tallies = rank_block(block, asked, Pools("u", {"a": 2, "b": 1, "u": 3}, 3), index, 10, "puma")
+    # q2's positive lies outside its pool a: missed there, found second or later in the union.
+    assert tallies["d_task0", "local"].means()["hit@10"] == 0.5
+    assert tallies["d_task0", "union"].means()["hit@10"] == 1.0
+    assert tallies["d_task0", "local"].chances()["hit@1"] == pytest.approx((1 / 2 + 0) / 2)
+    assert tallies["d_task1", "local"].means()["hit@1"] == 1.0
+    assert tallies["d_task1", "union"].chances()["hit@1"] == pytest.approx(1 / 3)
+    assert [line.split()[0] for line in tallies["d_task1", "local"].trec] == ["q1"]
+
+
+def test_tallies_of_blocks_add_up_to_those_of_the_whole() -> None:
+    whole = Tally()
+    whole.add(Tally(3, {"hit@5": 3.0}, {"hit@5": 0.3}))
+    whole.add(Tally(1, {"hit@5": 0.0}, {"hit@5": 0.1}))
+    assert whole.means() == {"hit@5": 0.75}
+    assert whole.chances() == {"hit@5": pytest.approx(0.1)}

@@ -1,0 +1,116 @@
+"""`pipeline/search.py`: which index it takes, what it prints, and how it refuses."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.search import find_keys, main, read_overrides
+from stages.context import InputError
+from tests.search_world import make_world, picture, write_index, write_run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
+    """A store with one run whose index is committed."""
+    home = tmp_path_factory.mktemp("search")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+        store, artifacts = make_world(home / "store")
+        artifacts["index"] = write_index(store, artifacts)
+        write_run(store, artifacts, "1")
+        (home / "red.png").write_bytes(picture("red").bytes)
+        (home / "broken.png").write_bytes(picture("red").bytes[:100])
+        (home / "words.txt").write_text("not a picture")
+        yield {"store": store, "artifacts": artifacts, "home": home}
+
+
+def test_json_is_one_object_with_results_and_query(world: dict, capfd: pytest.CaptureFixture) -> None:
+    home = world["home"]
+    arguments = ["--text", "a red one", "--image", str(home / "red.png"), "--want", "text", "-k", "3", "--json"]
+    assert main([*arguments, f"store={world['store'].root}"]) == 0
+    answer = json.loads(capfd.readouterr().out)
+    assert [set(row) for row in answer["results"]] == [{"id", "score", "text", "image", "modality"}] * 3
+    assert answer["query"]["text"] == "A red one." and answer["query"]["modality"] == "image,text"
+    scores = [row["score"] for row in answer["results"]]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_the_terminal_shows_ranked_rows_and_pictures_are_saved(world: dict, capfd: pytest.CaptureFixture) -> None:
+    folder = world["home"] / "found"
+    arguments = ["--text", "red", "-k", "2", "--want", "image", "--save-images", str(folder)]
+    assert main([*arguments, f"store={world['store'].root}"]) == 0
+    out = capfd.readouterr().out
+    assert "rank" in out and "Find the picture." in out
+    saved = sorted(path.name for path in folder.iterdir())
+    assert [name[:5] for name in saved] == ["01_9_", "02_9_"] and all(name.endswith(".png") for name in saved)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "nothing to search for"),
+        (["--text", ""], "the text is empty"),
+        (["--text", "red", "-k", "0"], "asks for no result"),
+        (["--text", "red", "-k", "many"], "invalid int value"),
+        (["--text", "red", "--want", "sound"], "'sound' can't be wanted"),
+        (["--image", "{home}/missing.jpg"], "is not a file"),
+        (["--image", "{home}"], "is not a file"),
+        (["--image", "{home}/words.txt"], "unknown format"),
+        (["--image", "{home}/broken.png"], "truncated image"),
+        (["--text", "red", "train.los=mac"], "did you mean 'train.loss'"),
+        (["--text", "red", "--colour"], "--colour"),
+        (["--text", "red", "store={home}/nowhere"], "run `python pipeline/run.py` first"),
+        (["--text", "red", "store={home}/store", "seed=7"], "for seed=7: run `python pipeline/run.py seed=7` first"),
+    ],
+)
+def test_bad_input_is_refused_with_code_2_and_one_line(
+    world: dict, arguments: list[str], message: str, capfd: pytest.CaptureFixture
+) -> None:
+    assert main([one.format(home=world["home"]) for one in arguments]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and message in err and len(err.splitlines()) == 1
+
+
+def test_the_newest_run_that_agrees_with_the_overrides_is_taken(world: dict) -> None:
+    store, artifacts = world["store"], world["artifacts"]
+    other = write_index(store, artifacts, "d" * 16)
+    write_run(store, {**artifacts, "index": other}, "2", train={"loss": "infonce"})
+    keys = {
+        text: find_keys(store, "here", read_overrides(text.split())[1])["index"] for text in ("", "train.loss=mac")
+    }
+    assert keys == {"": other.key, "train.loss=mac": artifacts["index"].key}
+
+
+def test_a_run_without_a_committed_index_is_passed_over(world: dict) -> None:
+    store, artifacts = world["store"], world["artifacts"]
+    write_run(store, {name: one for name, one in artifacts.items() if name != "index"}, "3", seed=3)
+    with pytest.raises(InputError, match="no index"):
+        find_keys(store, "here", {"seed": 3})
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nimport pipeline.search as s\n"
+        "try:\n    s.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'ray', 'mlflow', 'pyarrow', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_script_runs_from_any_directory(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "pipeline" / "search.py", "--text", "red"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: no index in .puma/store: run `python pipeline/run.py` first\n"
+    assert list(tmp_path.iterdir()) == []
