@@ -43,12 +43,12 @@ def draw_cost(metrics: Mapping[str, Any]) -> Any:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     largest = max(metrics[model]["parameters"] for model in ("teacher", "student"))
-    for model in ("teacher", "student"):
+    for model, above in (("teacher", 22), ("student", -30)):
         one = metrics[model]
         point = (one["latency_ms"]["median"], one["local"][HEADLINE])
         axes.scatter(*point, s=900 * one["parameters"] / largest, color=COLOURS[model], alpha=0.8)
         note = f"{model}: {one['layers']} layers, {one['parameters'] / 1e6:,.1f} M"
-        axes.annotate(note, point, xytext=(0, 22), textcoords="offset points", ha="center")
+        axes.annotate(note, point, xytext=(0, above), textcoords="offset points", ha="center")
     axes.axhline(metrics["chance"]["local"][HEADLINE], color=COLOURS["chance"], linestyle=":", linewidth=1)
     axes.annotate("chance", (0, metrics["chance"]["local"][HEADLINE]), xytext=(4, 4), textcoords="offset points")
     axes.set_xlabel("median milliseconds per query, one at a time")

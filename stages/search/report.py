@@ -72,7 +72,7 @@ def model_rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]
     teacher, student = metrics["teacher"], metrics["student"]
     numbers = {
         "layers": (teacher["layers"], student["layers"], "{:,}"),
-        "parameters": (teacher["parameters"], student["parameters"], "{:,}"),
+        "parameters, millions": (teacher["parameters"] / 1e6, student["parameters"] / 1e6, "{:,.1f}"),
         "vector dimensions": (teacher["dim"], student["dim"], "{:,}"),
         "ms per query, median": (teacher["latency_ms"]["median"], student["latency_ms"]["median"], "{:.1f}"),
         "ms per query, p90": (teacher["latency_ms"]["p90"], student["latency_ms"]["p90"], "{:.1f}"),
@@ -84,10 +84,12 @@ def model_rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]
 
 def terminal_table(metrics: Mapping[str, Any]) -> str:
     """The table that a run ends with, at most WIDTH columns: a line for each set, means, then costs."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{HEADLINE}: student beside teacher", title_justify="left", width=None)
+    title = f"{HEADLINE}: student beside teacher"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in SET_COLUMNS:
         table.add_column(name, justify="left" if name == "set" else "right", overflow="fold")
     *rows, local = set_rows(metrics, "local")
