@@ -104,9 +104,9 @@ def _ingest(context: Context, root: Path) -> "Report":
 
 def _made(context: Context) -> Path:
     """Draws the scenes as an M-BEIR directory; from there on they are read like any other."""
-    from stages.data import scenes
+    from stages.data import flow, scenes
 
-    return scenes.make(context.output.work / "scenes", context.params.data.scenes, context.params.seed)
+    return scenes.make(context.output.work / "scenes", context.params.data.scenes, context.params.seed, flow.each)
 
 
 def check(params: Params) -> None:
@@ -142,7 +142,7 @@ def fingerprint(params: Params) -> str | None:
 
 
 def _files(root: Path) -> list[tuple[str, int, int]]:
-    """(path below the root, bytes, nanoseconds of the last change) of all files; linked directories are not entered."""
+    """(path below the root, bytes, nanoseconds of the last change) of all files; linked folders are not entered."""
     import os
 
     found, waiting = [], [str(root)]

@@ -79,6 +79,14 @@ def say(line: str) -> None:
     print(f"ingest: {line}", file=sys.stderr, flush=True)
 
 
+def each(function: Callable[[Any], Any], items: list[Any]) -> Iterator[Any]:
+    """`map` by Ray tasks: results in the order of the items."""
+    remote = ray.remote(function)
+    waiting = [remote.remote(item) for item in items]
+    while waiting:
+        yield ray.get(waiting.pop(0))
+
+
 def read(
     root: Path, candidates: list[Source], queries: list[Source], datasets: dict[int, str]
 ) -> tuple[ray.data.Dataset, ray.data.Dataset]:
