@@ -29,8 +29,8 @@ from pipeline.values import walk_values
 from stages.context import InputError
 from stages.params import Section
 
-LOCATIONS = ("data.path", "backbone.model")
-"""Where outside data lies. Left out of a key that holds its fingerprint: moved data is the same data."""
+LOCATIONS = ("data.path",)
+"""Where outside data lies that a stage copies. Left out of a key with its fingerprint: moved data is the same data."""
 
 Manifests = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """stage → key → manifest of every committed artifact."""
@@ -42,7 +42,7 @@ class Source:
 
     version: int
     code: Mapping[str, str]
-    data: str | None = None
+    data: Any = None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from typing import Any
 
 from pipeline.artifacts import Artifact, Attempt, Store
 from pipeline.causes import explain
-from pipeline.cluster import connected
 from pipeline.dag import Stage
 from pipeline.plan import Decision
 from pipeline.tracking import PipelineRun, StageRun
@@ -36,8 +35,8 @@ class Run:
     config: Section
     store: Store
     tracker: PipelineRun
+    connect: Callable[[Cluster], AbstractContextManager[None]]
     say: Callable[[str], None] = print
-    connect: Callable[[Cluster], AbstractContextManager[None]] = connected
     command: str = "python pipeline/run.py"
     recipe: str = ""
     id: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}")

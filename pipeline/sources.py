@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def read_sources(stages: tuple[Stage, ...], config: Section, root: Path = ROOT) -> dict[str, Source]:
     """The sources of every stage; imports the (light) stage modules.
 
-    A stage that reads data from outside has `fingerprint(params) -> str | None`, asked with its first section.
+    A stage that reads data from outside has `fingerprint(params)`, asked with its first section; None is no such data.
     Raises InputError where the outside data isn't there.
     """
     found = {}

@@ -1,0 +1,192 @@
+"""Recipes and overrides: what they accept, and one line for what they don't."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Config, load_config
+from pipeline.settings import RECIPES
+from stages.context import InputError
+
+
+def recipe(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def refusal(*overrides: str, recipe: str = "demo") -> str:
+    with pytest.raises(InputError) as caught:
+        load_config(recipe, overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_every_recipe_is_valid_once_its_places_are_given(name, tmp_path):
+    given = []
+    if "mbeir" in name or "puma" in name:
+        for part in ("query", "cand_pool/local", "cand_pool", "qrels", "instructions", "mbeir_images"):
+            (tmp_path / part).mkdir(parents=True, exist_ok=True)
+        given = ["data.kind=scenes"] if "puma" not in name else ["data.kind=scenes", "backbone.revision=abc1234"]
+    assert load_config(name, given).student.layers >= 1
+
+
+def test_the_paper_s_recipe_demands_a_revision():
+    assert "backbone.revision=COMMIT" in refusal("data.kind=scenes", recipe="puma_qwen2vl_7b")
+
+
+def test_the_7b_recipe_is_the_2b_recipe_with_another_model():
+    small, large = (
+        load_config(f"puma_qwen2vl_{size}", ["data.kind=scenes", "backbone.revision=x"]) for size in ("2b", "7b")
+    )
+    assert large.backbone.model == "Qwen/Qwen2-VL-7B-Instruct"
+    assert large.model_copy(update={"backbone": small.backbone}) == small
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("train.learning_rate=1e-3", "train.learning_rate", 0.001),
+        ("train.learning_rate=2E-4", "train.learning_rate", 0.0002),
+        ("train.learning_rate=.5", "train.learning_rate", 0.5),
+        ("train.steps=1_000", "train.steps", 1000),
+        ("store=s3://bucket/prefix", "store", "s3://bucket/prefix"),
+        ("backbone.revision=1234567", "backbone.revision", "1234567"),
+        ("backbone.revision=12e45", "backbone.revision", "12e45"),
+        ("train.register_as=no", "train.register_as", "no"),
+        ("train.register_as=2026-01-01", "train.register_as", "2026-01-01"),
+        ("tracking_uri=", "tracking_uri", ""),
+        ("store=a=b", "store", "a=b"),
+        ("train.loss=infonce", "train.loss", "infonce"),
+        ("data.scenes={train: 20, val: 9}", "data.scenes.train", 20),
+    ],
+)
+def test_overrides_are_read_as_their_fields_need(override, path, value):
+    found = load_config("demo", [override])
+    for name in path.split("."):
+        found = getattr(found, name)
+    assert found == value and type(found) is type(value)
+
+
+def test_later_overrides_win():
+    assert load_config("demo", ["train.steps=1", "train.steps=2"]).train.steps == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.stepz=3", "unknown key 'train.stepz' in override train.stepz=3; did you mean 'train.steps'?"),
+        ("trian.steps=3", "did you mean 'train.steps'?"),
+        ("layers=3", "did you mean 'student.layers'?"),
+        ("xyzzy=3", "known: store, tracking_uri, seed, data"),
+        ("train.steps.x=3", "'train.steps' is one value and has no key 'x'"),
+        ("train=3", "'train' is a section in override train=3; set one of its keys: loss, steps"),
+        ("train.steps=many", "train.steps must be a whole number ≥ 0, not 'many', in override train.steps=many"),
+        ("train.steps=-1", "train.steps must be a whole number ≥ 0, not -1"),
+        ("train.steps=3.5", "a whole number"),
+        ("train.steps=true", "not True"),
+        ("train.steps=", "not nothing"),
+        ("train.learning_rate=.inf", "a number > 0, not inf"),
+        ("train.learning_rate=.nan", "not nan"),
+        (
+            "train.loss=infonc",
+            "one of mac, infonce, not 'infonc', in override train.loss=infonc; did you mean 'infonce'?",
+        ),
+        ("cluster.precision=fp16", "one of auto, fp32, bf16"),
+        ("store=", "store must be text"),
+        ("steps", "'steps' is not an override; write key=value"),
+        ("train.loss=[1", "is not valid YAML"),
+        ("a b=1", "is not an override"),
+    ],
+)
+def test_wrong_overrides_are_told_in_one_line(override, words):
+    assert words in refusal(override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["student.layers=0"], "student.layers=0 is too few in override student.layers=0: a student keeps at least 1"),
+        (["student.layers=99"], "student.layers=99 is too many in override student.layers=99: the backbone has"),
+        (["data.kind=mbeir"], "data.kind=mbeir needs data.path"),
+        (["data.path=x"], "add data.kind=mbeir"),
+        (["backbone.source=hub"], "needs backbone.model"),
+        (["backbone.source=hub", "backbone.model=a/b"], "needs backbone.revision"),
+        (["backbone.source=local", "backbone.model=nowhere"], "it has no config.json"),
+        (["backbone.model=a/b"], "add backbone.source=local or hub"),
+        (["backbone.tiny.hidden=100", "backbone.tiny.heads=3"], "choose a multiple of 6"),
+        (["backbone.tiny.heads=5", "backbone.tiny.hidden=120"], "choose an even number"),
+        (["backbone.tiny.vision_hidden=50"], "a multiple of 32"),
+        (["backbone.min_pixels=9000", "backbone.max_pixels=8000"], "backbone.min_pixels=9000 is above"),
+        (["features.layer=0"], "features.layer=0 is no layer"),
+        (["features.layer=99"], "choose -1 for the last, or 1 to"),
+        (["cluster.workers=3", "train.batch_size=64"], "can't be shared by cluster.workers=3"),
+    ],
+)
+def test_impossible_combinations_are_refused(overrides, words):
+    assert words in refusal(*overrides)
+
+
+def checkpoint(directory: Path, **config: object) -> list[str]:
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(config))
+    return ["backbone.source=local", f"backbone.model={directory}"]
+
+
+@pytest.mark.parametrize("config", [{"num_hidden_layers": 4}, {"text_config": {"num_hidden_layers": 4}}])
+def test_a_local_backbone_limits_the_student(tmp_path, config):
+    given = checkpoint(tmp_path / "m", model_type="qwen2_vl", **config)
+    assert load_config("demo", [*given, "student.layers=4"]).student.layers == 4
+    assert "the backbone has 4 layers" in refusal(*given, "student.layers=5")
+
+
+def test_a_qwen3_student_keeps_at_least_three_layers(tmp_path):
+    given = checkpoint(tmp_path / "m", model_type="qwen3_vl", text_config={"num_hidden_layers": 8})
+    assert "qwen3_vl needs at least 3" in refusal(*given, "student.layers=2")
+    hub = ["backbone.source=hub", "backbone.model=Qwen/Qwen3-VL-2B-Instruct", "backbone.revision=x"]
+    assert "qwen3_vl needs at least 3" in refusal(*hub, "student.layers=2")
+
+
+def test_a_directory_that_is_no_model_is_told(tmp_path):
+    assert "does not say the model's type" in refusal(*checkpoint(tmp_path / "m", hello=1))
+
+
+def test_unknown_recipes_are_told_with_the_nearest_name():
+    assert "there is no recipe 'dmo'; did you mean 'demo'?" in refusal(recipe="dmo")
+    assert "there is no recipe file ./x.yaml" in refusal(recipe="./x.yaml")
+
+
+def test_a_recipe_file_extends_another_and_is_named_in_errors(tmp_path):
+    base = recipe(tmp_path / "base.yaml", "extends: demo\ntrain:\n  steps: 7\n  batch_size: 8\n")
+    child = recipe(tmp_path / "child.yaml", "extends: base.yaml\ntrain: {steps: 8}\n")
+    assert load_config(base).train.steps == 7
+    assert (load_config(child).train.steps, load_config(child).train.batch_size) == (8, 8)
+    wrong = recipe(tmp_path / "wrong.yaml", "train:\n  stepz: 8\n")
+    assert f"unknown key 'train.stepz' in {wrong}; did you mean" in refusal(recipe=wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train: [", "is not valid YAML"),
+        ("- a\n- b\n", "is not a recipe"),
+        ("train:\n  steps: 1\n  steps: 2\n", "'steps' stands twice"),
+        ("extends: me.yaml\n", "goes round in a circle"),
+        ("train:\n  steps: yes\n", "must be a whole number ≥ 0, not 'yes'"),
+        ("train: 5\n", "'train' is a section"),
+    ],
+)
+def test_broken_recipe_files_are_told_in_one_line(tmp_path, text, words):
+    assert words in refusal(recipe=recipe(tmp_path / "me.yaml", text))
+
+
+def test_an_empty_recipe_is_the_defaults(tmp_path):
+    assert load_config(recipe(tmp_path / "empty.yaml", "")) == Config()
+
+
+def test_the_top_level_keys_are_the_contract_s():
+    assert list(Config.model_fields) == [
+        "store", "tracking_uri", "seed", "data", "backbone", "features", "student", "distill", "train", "index",
+        "evaluate", "cluster",
+    ]  # fmt: skip

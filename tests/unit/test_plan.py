@@ -1,0 +1,279 @@
+"""The planner: keys, actions and reasons, on dictionaries."""
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import Config
+from pipeline.dag import STAGES, Stage, descendants
+from pipeline.plan import Selection, Source, plan
+from pipeline.values import walk_values
+from stages.context import InputError
+from stages.params import Section, knob
+
+SOURCES = {stage.name: Source(1, {f"{stage.module}.py": "aaaa"}) for stage in STAGES}
+TRAIN_AND_BELOW = {"train", "index", "evaluate"}
+
+
+def commit(decisions, manifests=None, attempt="first", only=None) -> dict[str, dict[str, Any]]:
+    """Manifests as they would lie in the store after the decisions were carried out."""
+    manifests = copy.deepcopy(manifests or {})
+    for decision in decisions:
+        if decision.action != "run" or (only and decision.stage not in only):
+            continue
+        inputs = {
+            name: {"key": key, "attempt": manifests[name][key]["attempt"]}
+            for name, key in decision.parts["inputs"].items()
+        }
+        manifest = {"parts": decision.parts, "inputs": inputs, "attempt": attempt, "created": attempt}
+        manifests.setdefault(decision.stage, {})[decision.key] = manifest
+    return manifests
+
+
+def decide(config=None, manifests=None, sources=None, **selection) -> dict[str, Any]:
+    decisions = plan(STAGES, config or Config(), manifests or {}, sources or SOURCES, Selection(**selection))
+    return {decision.stage: decision for decision in decisions}
+
+
+def default_store() -> dict[str, dict[str, Any]]:
+    return commit(decide().values())
+
+
+def config_with(path: str, value: Any) -> Config:
+    values: dict[str, Any] = {}
+    place = values
+    *sections, last = path.split(".")
+    for section in sections:
+        place = place.setdefault(section, {})
+    place[last] = value
+    return Config.model_validate(values)
+
+
+def actions(decisions) -> dict[str, str]:
+    return {name: decision.action for name, decision in decisions.items()}
+
+
+def running(decisions) -> set[str]:
+    return {name for name, action in actions(decisions).items() if action == "run"}
+
+
+def test_an_empty_store_runs_everything_as_missing():
+    decisions = decide()
+    assert all(decision.action == "run" and decision.reasons == ("MISSING",) for decision in decisions.values())
+
+
+def test_a_complete_store_is_cached_without_reasons():
+    decisions = decide(manifests=default_store())
+    assert all(decision.action == "cached" and decision.reasons == () for decision in decisions.values())
+
+
+def test_a_changed_loss_runs_train_and_what_follows_and_says_why():
+    decisions = decide(config_with("train.loss", "infonce"), default_store())
+    assert running(decisions) == TRAIN_AND_BELOW
+    assert decisions["train"].reasons == ("PARAMS train.loss mac → infonce",)
+    assert decisions["index"].reasons == ("INPUT train",)
+    assert decisions["evaluate"].reasons == ("INPUT index", "INPUT train")
+
+
+def test_going_back_to_earlier_parameters_finds_their_artifacts():
+    manifests = commit(decide(config_with("train.loss", "infonce"), default_store()).values(), default_store())
+    assert running(decide(manifests=manifests)) == set()
+
+
+def test_reasons_compare_with_the_nearest_earlier_artifact():
+    store = default_store()
+    both = Config.model_validate({"train": {"loss": "infonce", "steps": 7}})
+    store = commit(decide(both, store).values(), store, attempt="second")
+    decisions = decide(Config.model_validate({"train": {"loss": "infonce", "steps": 8}}), store)
+    assert decisions["train"].reasons == ("PARAMS train.steps 7 → 8",)
+
+
+def test_a_parameter_back_at_its_default_is_spelled_with_the_default():
+    store = commit(decide(config_with("train.steps", 7)).values())
+    assert decide(manifests=store)["train"].reasons == ("PARAMS train.steps 7 → 300",)
+
+
+def test_changed_code_names_the_file():
+    sources = SOURCES | {"index": Source(1, {"stages.index.py": "bbbb", "stages/search/exact.py": "cccc"})}
+    decisions = decide(manifests=default_store(), sources=sources)
+    assert running(decisions) == {"index", "evaluate"}
+    assert decisions["index"].reasons == ("CODE stages.index.py", "CODE stages/search/exact.py")
+
+
+def test_a_new_version_is_a_reason():
+    sources = SOURCES | {"evaluate": Source(2, SOURCES["evaluate"].code)}
+    assert decide(manifests=default_store(), sources=sources)["evaluate"].reasons == ("VERSION 1 → 2",)
+
+
+def test_changed_outside_data_is_a_reason_and_its_place_is_not():
+    config = config_with("data.path", "/here")
+    sources = SOURCES | {"ingest": Source(1, SOURCES["ingest"].code, "digest")}
+    store = commit(decide(config, sources=sources).values())
+    assert running(decide(config_with("data.path", "/there"), store, sources)) == set()
+    sources = SOURCES | {"ingest": Source(1, SOURCES["ingest"].code, "other")}
+    decisions = decide(config, store, sources)
+    assert decisions["ingest"].reasons == ("DATA",)
+    assert len(running(decisions)) == len(STAGES)
+
+
+def test_force_runs_the_stage_and_what_was_made_from_it():
+    decisions = decide(manifests=default_store(), force=("train",))
+    assert running(decisions) == TRAIN_AND_BELOW
+    assert decisions["train"].reasons == ("FORCED",) and decisions["train"].forced
+    assert decisions["index"].reasons == ("INPUT train (rewritten)",) and not decisions["index"].forced
+    assert decisions["train"].key in default_store()["train"]
+
+
+def test_what_was_made_from_a_rewritten_artifact_is_not_cached_later_either():
+    store = default_store()
+    store = commit(decide(manifests=store, force=("train",), until="train").values(), store, attempt="second")
+    decisions = decide(manifests=store)
+    assert running(decisions) == {"index", "evaluate"}
+    assert decisions["index"].reasons == ("INPUT train (rewritten)",)
+
+
+def test_after_a_forced_run_everything_is_cached_again():
+    store = default_store()
+    store = commit(decide(manifests=store, force=("distill",)).values(), store, attempt="second")
+    assert running(decide(manifests=store)) == set()
+
+
+def test_from_forces_the_stage_and_its_descendants_only():
+    decisions = decide(manifests=default_store(), start="features")
+    forced = {name for name, decision in decisions.items() if decision.reasons == ("FORCED",)}
+    assert forced == {"features", "distill"} | TRAIN_AND_BELOW
+    assert running(decisions) == forced
+
+
+def test_from_with_until_stops_in_between():
+    assert running(decide(manifests=default_store(), start="features", until="distill")) == {"features", "distill"}
+
+
+def test_until_leaves_the_rest_unselected():
+    decisions = decide(until="features")
+    assert running(decisions) == {"ingest", "backbone", "features"}
+    assert decisions["distill"].action == "skipped" and decisions["distill"].reasons == ("not selected",)
+
+
+def test_only_runs_one_stage_on_committed_inputs():
+    store = default_store()
+    del store["index"], store["evaluate"]
+    decisions = decide(manifests=store, only="index")
+    assert running(decisions) == {"index"}
+    assert actions(decisions)["evaluate"] == "skipped"
+
+
+def test_only_with_missing_inputs_names_them_and_the_command():
+    with pytest.raises(InputError, match=r"--only index needs ingest, train, .*: go --until train$"):
+        decide(only="index", command="go")
+
+
+def test_only_refuses_inputs_that_are_out_of_date():
+    store = default_store()
+    store = commit(decide(manifests=store, force=("train",), until="train").values(), store, attempt="second")
+    with pytest.raises(InputError, match="needs index, not in the store or not up to date"):
+        decide(manifests=store, only="evaluate")
+
+
+def test_a_lost_artifact_is_made_again_with_what_follows():
+    store = default_store()
+    store["distill"].clear()
+    decisions = decide(manifests=store)
+    assert running(decisions) == {"distill"} | TRAIN_AND_BELOW
+    assert decisions["distill"].reasons == ("MISSING",)
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        ({"only": "evalute"}, "no stage 'evalute'; did you mean 'evaluate'"),
+        ({"force": ("x",)}, "the stages: ingest, backbone"),
+        ({"only": "train", "until": "index"}, "--only excludes"),
+        ({"until": "features", "force": ("train",)}, "'train' is to be forced but not selected"),
+        ({"until": "features", "start": "train"}, "'train' is to be forced but not selected"),
+    ],
+)
+def test_impossible_selections_are_refused(selection, message):
+    with pytest.raises(InputError, match=message):
+        decide(manifests=default_store(), **selection)
+
+
+def test_descendants_follow_the_graph():
+    assert descendants(STAGES, "train") == {"index", "evaluate"}
+    assert descendants(STAGES, "evaluate") == set()
+    assert descendants(STAGES, "ingest") == {stage.name for stage in STAGES} - {"ingest"}
+
+
+def test_stages_stand_in_running_order_and_their_sections_exist():
+    done: set[str] = set()
+    for stage in STAGES:
+        assert set(stage.inputs) <= done
+        assert set(stage.sections) <= set(Config.model_fields)
+        assert isinstance(stage.load().VERSION, int)
+        done.add(stage.name)
+
+
+# Properties over every value of the real configuration.
+
+VALUES = {path: (value, is_knob) for path, value, is_knob in walk_values(Config())}
+NUMBERS = [path for path in VALUES if type(VALUES[path][0]) in (int, float) and not path.startswith("cluster.")]
+
+
+def moved(path: str, by: int) -> Config:
+    """The configuration with one number moved off its default (inside or outside its range, which isn't the point)."""
+    return replace(Config(), path, VALUES[path][0] + by)
+
+
+def replace(section: Section, path: str, value: Any) -> Any:
+    name, _, rest = path.partition(".")
+    inner = replace(getattr(section, name), rest, value) if rest else value
+    return section.model_copy(update={name: inner})
+
+
+@given(path=st.sampled_from([path for path in NUMBERS if VALUES[path][1]]), by=st.integers(1, 9))
+def test_a_knob_never_changes_a_key(path, by):
+    assert running(decide(moved(path, by), default_store())) == set()
+
+
+@given(path=st.sampled_from([path for path in NUMBERS if not VALUES[path][1]]), by=st.integers(1, 9))
+def test_a_parameter_changes_exactly_the_keys_of_its_stages_and_below(path, by):
+    before, after = decide(), decide(moved(path, by))
+    direct = {stage.name for stage in STAGES if path.partition(".")[0] in stage.sections}
+    expected = direct.union(*(descendants(STAGES, name) for name in direct))
+    assert {name for name in before if before[name].key != after[name].key} == expected
+
+
+def test_how_machines_are_used_is_in_no_key():
+    cluster = {"workers": 2, "actors": 3, "precision": "fp32", "zero_stage": 2, "gpus_per_worker": 1}
+    assert running(decide(Config.model_validate({"cluster": cluster}), default_store())) == set()
+
+
+def test_a_new_parameter_at_its_default_keeps_the_keys():
+    class Before(Section):
+        size: int = 1
+
+    class After(Section):
+        size: int = 1
+        shape: str = "round"
+        speed: int = knob(3)
+
+    def keys(params: type[Section], **values: Any) -> list[str]:
+        whole = type("Whole", (Section,), {"__annotations__": {"part": params}, "part": params(**values)})
+        stages = (Stage("one", "m", (), ("part",)),)
+        default = type("Whole", (whole,), {"__annotations__": {"part": params}, "part": params()})
+        decisions = plan(stages, default(part=params(**values)), {}, {"one": Source(1, {})})
+        return [decision.key for decision in decisions]
+
+    assert keys(Before) == keys(After) == keys(After, speed=9)
+    assert keys(Before, size=2) == keys(After, size=2) != keys(Before)
+    assert keys(After, shape="square") != keys(After)
+
+
+@given(st.permutations(["a.py", "b.py", "c.py"]))
+def test_keys_do_not_depend_on_the_order_of_parts(names):
+    sources = SOURCES | {"train": Source(1, {name: "aaaa" for name in names})}
+    reference = SOURCES | {"train": Source(1, {name: "aaaa" for name in sorted(names)})}
+    assert decide(sources=sources)["train"].key == decide(sources=reference)["train"].key
