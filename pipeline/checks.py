@@ -74,10 +74,6 @@ def check_tiny(config: "Config") -> None:
         )
     if tiny.heads > 1 and tiny.heads % (tiny.heads // 2):
         raise InputError(f"backbone.tiny.heads={tiny.heads} can't be grouped in twos; choose an even number")
-    if (tiny.vision_hidden > 32 and tiny.vision_hidden % 32) or tiny.vision_hidden % 4:
-        raise InputError(
-            f"backbone.tiny.vision_hidden={tiny.vision_hidden} can't be shared by heads of 32; choose a multiple of 32"
-        )
 
 
 def check_layers(config: "Config", settings: Settings) -> None:

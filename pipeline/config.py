@@ -126,7 +126,7 @@ def expected(field: FieldInfo) -> str:
     kind = words.get(field.annotation, str(field.annotation))
     limits = []
     for rule in field.metadata:
-        signs = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
+        signs = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"), ("multiple_of", "a multiple of"))
         limits += [f"{sign} {getattr(rule, name)}" for name, sign in signs if getattr(rule, name, None) is not None]
         limits += ["not empty"] if getattr(rule, "min_length", None) else []
         if pattern := getattr(rule, "pattern", None):

@@ -60,7 +60,7 @@ class Settings:
 
     def set(self, path: str, value: Any, origin: str) -> None:
         """Sets one value; a mapping is merged key by key."""
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             for name, inner in value.items():
                 self.set(f"{path}.{name}" if path else str(name), inner, origin)
             return

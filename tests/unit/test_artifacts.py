@@ -70,7 +70,7 @@ def test_a_file_of_another_size_is_refused_with_both_sizes(store):
 def test_a_lost_file_is_refused(store):
     artifact = write(store)
     Path(artifact.base, "stats.json").unlink()
-    with pytest.raises(StageError, match="stats.json is missing, expected"):
+    with pytest.raises(StageError, match=r"stats\.json is missing, expected"):
         artifact.read_json("stats.json")
 
 

@@ -11,7 +11,7 @@ from pipeline.sources import code_parts, read_sources
 
 FILES = {
     "work/__init__.py": '"""Only a docstring."""\n',
-    "work/stage.py": "from work import tools\n\ndef run(context):\n    from work.deep.inner import go\n    return go()\n",
+    "work/stage.py": "from work import tools\n\ndef run():\n    from work.deep.inner import go\n    return go()\n",
     "work/tools.py": "import os\n\nVALUE = 1\n",
     "work/deep/__init__.py": "",
     "work/deep/inner.py": "from ..other import thing\n\ndef go():\n    return thing()\n",
