@@ -53,23 +53,23 @@ def _drawn(scene: Scene, size: int, ground: tuple[int, ...], random: Random | No
         radius = RADIUS[thing.size] * cell * (1 + 0.08 * off[2])
         slack = max(0.0, 0.47 - RADIUS[thing.size]) * 0.6
         centre = ((thing.column + 0.5 + slack * off[0]) * cell, (thing.row + 0.5 + slack * off[1]) * cell)
-        _paint(image, thing, centre, radius, ground)
+        _paint(image, thing, centre, radius)
     return image.resize((size, size), Image.Resampling.LANCZOS)
 
 
-def _paint(image: Image.Image, thing: Thing, centre: Point, radius: float, ground: tuple[int, ...]) -> None:
-    mask = Image.new("L", image.size, 0)
+def _paint(image: Image.Image, thing: Thing, centre: Point, radius: float) -> None:
+    side = math.ceil(2 * radius)
+    mask = Image.new("L", (side, side), 0)
     pen = ImageDraw.Draw(mask)
     if thing.shape == "circle":
-        pen.ellipse([centre[0] - radius, centre[1] - radius, centre[0] + radius, centre[1] + radius], fill=255)
+        pen.ellipse([0, 0, side - 1, side - 1], fill=255)
     else:
-        pen.polygon([(centre[0] + radius * x, centre[1] + radius * y) for x, y in _corners(thing.shape)], fill=255)
+        pen.polygon([(radius * (1 + x), radius * (1 + y)) for x, y in _corners(thing.shape)], fill=255)
     if thing.texture == "striped":
-        step = 2 * radius / STRIPES
+        step = side / STRIPES
         for stripe in range(STRIPES):
-            top = centre[1] - radius + (stripe + 0.6) * step
-            pen.rectangle([centre[0] - radius, top, centre[0] + radius, top + 0.4 * step], fill=0)
-    image.paste(PAINT[thing.colour], mask=mask)
+            pen.rectangle([0, (stripe + 0.6) * step, side, (stripe + 1) * step], fill=0)
+    image.paste(PAINT[thing.colour], (round(centre[0] - radius), round(centre[1] - radius)), mask)
 
 
 def _corners(shape: str) -> list[Point]:
