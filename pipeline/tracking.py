@@ -13,9 +13,11 @@ import logging
 import math
 import os
 import re
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -74,6 +76,8 @@ def connect(uri: str, create: bool) -> "MlflowClient":
         raise FileNotFoundError(f"{database} is not on this machine; many machines need a tracking server")
     if database:
         database.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(database)) as probe:  # MLflow tries for 100 s before it says what is wrong
+            probe.execute("PRAGMA user_version").fetchone()
     from mlflow.tracking import MlflowClient
 
     for name in ("mlflow", "alembic"):  # after the import, which sets its own levels
