@@ -1,0 +1,160 @@
+"""Pictures: what is refused and why, what is changed, and what stays byte for byte."""
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from stages.data.images import ImageRejected, Limits, check, decode, load, resolve, sniff
+
+LIMITS = Limits(max_pixels=10_000, refuse_pixels=1_000_000, max_bytes=500_000)
+
+
+def encoded(image: Image.Image, format_: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format_, **options)
+    return buffer.getvalue()
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    image = Image.linear_gradient("L").resize((width, height))
+    return Image.merge("RGB", (image, image.transpose(Image.Transpose.ROTATE_180), image))
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that only claims its size: opening it is cheap, decoding it would not be."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return start + struct.pack(">I", 100) + b"IDAT"
+
+
+def reason(data: bytes, limits: Limits = LIMITS) -> str:
+    with pytest.raises(ImageRejected) as caught:
+        check(data, limits)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "GIF"])
+def test_a_good_picture_keeps_its_bytes(format_):
+    data = encoded(gradient(40, 30), format_)
+    checked = check(data, LIMITS)
+    assert checked.bytes == data
+    assert (checked.width, checked.height, checked.format) == (40, 30, format_.lower())
+    assert decode(checked.bytes).mode == "RGB"
+
+
+def test_the_format_is_told_by_content_and_unknown_ones_are_refused():
+    assert sniff(encoded(gradient(8, 8), "PNG")) == "png"
+    assert reason(encoded(gradient(8, 8), "BMP")) == "unknown format"
+    assert reason(b"<html>not found</html>") == "unknown format"
+    assert reason(b"") == "unknown format"
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "GIF"])
+def test_a_truncated_picture_is_refused(format_):
+    data = encoded(gradient(90, 90), format_)
+    assert reason(data[: len(data) * 2 // 3]) in ("truncated image", "broken image")
+
+
+def test_a_picture_that_only_claims_to_be_huge_is_refused_without_decoding():
+    assert reason(png_header(2_000, 2_000)) == "huge image"
+    assert reason(png_header(60_000, 60_000)) == "huge image"  # PIL itself calls this a bomb
+
+
+def test_too_many_bytes_are_refused():
+    assert reason(encoded(gradient(90, 90), "PNG"), Limits(max_bytes=100)) == "huge image"
+
+
+def test_sides_that_no_vision_tower_takes_are_refused():
+    assert reason(encoded(gradient(402, 2), "PNG")) == "narrow image"
+
+
+def test_the_camera_position_is_applied_and_dropped():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    checked = check(encoded(gradient(40, 20), "JPEG", exif=exif), LIMITS)
+    assert (checked.width, checked.height) == (20, 40)
+    assert Image.open(io.BytesIO(checked.bytes)).getexif().get(0x0112, 1) == 1
+    assert decode(checked.bytes).size == (20, 40)
+
+
+@pytest.mark.parametrize(("source", "stored"), [("JPEG", "jpeg"), ("PNG", "png"), ("WEBP", "jpeg")])
+def test_a_large_picture_is_scaled_down_and_keeps_its_aspect(source, stored):
+    checked = check(encoded(gradient(400, 200), source), LIMITS)
+    assert checked.format == stored == sniff(checked.bytes)
+    assert checked.width * checked.height <= LIMITS.max_pixels
+    assert checked.width / checked.height == pytest.approx(2, rel=0.03)
+    assert decode(checked.bytes).size == (checked.width, checked.height)
+
+
+def test_lossless_webp_stays_lossless_when_scaled():
+    assert check(encoded(gradient(400, 200), "WEBP", lossless=True), LIMITS).format == "png"
+
+
+def test_transparency_becomes_white():
+    checked = check(encoded(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), "PNG"), LIMITS)
+    assert decode(checked.bytes).getpixel((3, 3)) == (255, 255, 255)
+
+
+def test_only_the_first_frame_of_a_moving_picture_is_kept():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    checked = check(data, LIMITS)
+    assert checked.format == "png"
+    assert decode(checked.bytes).getpixel((3, 3)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "I;16"])
+def test_every_mode_ends_as_rgb(mode):
+    source = Image.new("I;16", (8, 8), 65535) if mode == "I;16" else Image.new("L", (8, 8), 255).convert(mode)
+    checked = check(encoded(source, "JPEG" if mode == "CMYK" else "PNG"), LIMITS)
+    image = decode(checked.bytes)
+    assert image.mode == "RGB"
+    assert min(image.getpixel((3, 3))) > 250
+
+
+def test_equal_bytes_have_equal_ids():
+    first, second = encoded(gradient(8, 8), "PNG"), encoded(gradient(9, 8), "PNG")
+    assert check(first, LIMITS).image_id == check(first, LIMITS).image_id != check(second, LIMITS).image_id
+    assert len(check(first, LIMITS).image_id) == 32
+
+
+@pytest.mark.parametrize(
+    "reference", ["/etc/passwd", "../secret.png", "a/../../secret.png", "a\\..\\..\\b", "a\0b", ""]
+)
+def test_a_reference_may_not_leave_the_root(tmp_path, reference):
+    with pytest.raises(ImageRejected, match="path outside root"):
+        resolve(tmp_path, reference)
+
+
+def test_a_link_may_not_leave_the_root_but_may_point_within(tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    (tmp_path / "secret.png").write_bytes(encoded(gradient(8, 8), "PNG"))
+    (root / "own.png").write_bytes(encoded(gradient(8, 8), "PNG"))
+    (root / "out.png").symlink_to(tmp_path / "secret.png")
+    (root / "within.png").symlink_to("own.png")
+    with pytest.raises(ImageRejected, match="link that leaves"):
+        resolve(root, "out.png")
+    assert resolve(root, "within.png") == root / "own.png"
+
+
+def test_what_is_no_file_is_missing(tmp_path):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for reference in ("gone.png", "folder", "pipe"):
+        with pytest.raises(ImageRejected, match="missing image"):
+            load(tmp_path, reference, LIMITS)
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path):
+    path = Path(tmp_path, "large.png")
+    with path.open("wb") as file:
+        file.truncate(LIMITS.max_bytes + 1)
+    with pytest.raises(ImageRejected, match="huge image"):
+        load(tmp_path, "large.png", LIMITS)

@@ -1,0 +1,259 @@
+"""The M-BEIR reader: files, chunks, rows, spellings, qrels."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.context import InputError
+from stages.data import mbeir
+from stages.data.mbeir import Chunk, Source
+from stages.data.mbeir_rows import BadField, dids, modality, normalise, read_chunk
+from tests.mbeir_files import (
+    image_candidate,
+    text_candidate,
+    text_query,
+    write_bytes,
+    write_lines,
+    write_minimal,
+)
+
+POOL = "cand_pool/local/mbeir_toy_task0_cand_pool.jsonl"
+TEST = "query/test/mbeir_toy_task0_test.jsonl"
+
+
+def read(root, source: Source) -> list[dict]:
+    """All rows of a source."""
+    chunks = list(mbeir.chunks(root, source))
+    return [
+        row for number, chunk in enumerate(chunks) for row in read_chunk(root, number, chunk, {7: "toy"}).to_pylist()
+    ]
+
+
+def only_reason(root, line) -> tuple[str | None, str]:
+    write_lines(root, POOL, [line])
+    (row,) = read(root, Source(POOL, pool="toy_task0"))
+    return row["did"], row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "normal"),
+    [
+        ("a dog", "A dog."),
+        ('  "a dog"\r\n', "A dog."),
+        ("is it a dog?", "Is it a dog?"),
+        ("Stop!", "Stop!"),
+        ("ändern", "Ändern."),
+        ('" "', None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_text_is_normalised_as_published(raw, normal):
+    assert normalise(raw) == normal
+
+
+@given(st.text())
+def test_normal_text_stays_as_it_is(text):
+    once = normalise(text)
+    if once and not once.endswith('"'):
+        assert once.endswith((".", "?", "!"))
+        assert "\r" not in once
+
+
+def test_both_spellings_of_a_modality_are_read():
+    assert modality("text,image") == modality("image, text") == "image,text"
+    with pytest.raises(BadField, match="none of text, image"):
+        modality("video")
+
+
+def test_lists_hold_dids_or_objects_and_each_did_once():
+    assert dids({"pos": ["1:1", {"did": "1:2"}, "1:1"]}, "pos") == ["1:1", "1:2"]
+    assert dids({"pos": None}, "pos") == dids({}, "pos") == []
+    for bad in ("1:1", [3], [{"id": "1:1"}]):
+        with pytest.raises(BadField, match="bad list"):
+            dids({"pos": bad}, "pos")
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_characters="\n\r", exclude_categories=["Cs"]), max_size=30), max_size=40)
+)
+def test_chunks_hold_every_line_once_and_know_its_number(tmp_path_factory, lines):
+    root = tmp_path_factory.mktemp("chunks")
+    content = "\n".join(lines).encode()
+    write_bytes(root, "lines.txt", content)
+    source = Source("lines.txt")
+    expected = [(number, line.encode()) for number, line in enumerate(lines, start=1) if line.encode().strip()]
+    for size in (1, 7, 64, 10_000):
+        found = [line for chunk in mbeir.chunks(root, source, size) for line in mbeir.lines(root, chunk)]
+        assert found == expected
+
+
+def test_chunks_cover_the_file_without_overlap(tmp_path):
+    write_lines(tmp_path, POOL, [text_candidate(f"7:{number}", "x" * number) for number in range(200)])
+    chunks = list(mbeir.chunks(tmp_path, Source(POOL), 1000))
+    assert len(chunks) > 5
+    assert [chunk.offset for chunk in chunks[1:]] == [chunk.offset + chunk.nbytes for chunk in chunks[:-1]]
+    assert sum(chunk.nbytes for chunk in chunks) == (tmp_path / POOL).stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("line", "did", "reason"),
+    [
+        ('{"did": "7:1", "txt":', None, "broken JSON"),
+        ("[1, 2]", None, "broken JSON"),
+        ('{"did": "7:1", "txt": "\\ud800", "modality": "text"}', None, "broken JSON"),
+        ("9" * 5000, None, "broken JSON"),
+        ({"txt": "no id", "modality": "text"}, None, "missing id"),
+        (text_candidate("", "empty id"), "", "missing id"),
+        (text_candidate("seven", "no colon"), "seven", "bad id"),
+        (text_candidate("x:1", "no number"), "x:1", "bad id"),
+        (text_candidate("99999999999:1", "too large"), "99999999999:1", "bad id"),
+        ({"did": 17, "txt": "a number", "modality": "text"}, None, "bad id"),
+        ({"did": "7:1", "txt": "x", "modality": "sound"}, "7:1", "bad modality"),
+        (text_candidate("7:1", None), "7:1", "missing text"),
+        (text_candidate("7:1", ' "" '), "7:1", "missing text"),
+        (image_candidate("7:1", None), "7:1", "missing image"),
+        ({"did": "7:1", "txt": 5, "modality": "text"}, "7:1", "bad field"),
+    ],
+)
+def test_a_bad_candidate_names_its_reason(tmp_path, line, did, reason):
+    assert only_reason(tmp_path, line) == (did, reason)
+
+
+def test_a_bad_row_is_found_by_file_and_line(tmp_path):
+    lines = [text_candidate("7:1", "good"), "", "broken", text_candidate("7:2", "good")]
+    write_lines(tmp_path, POOL, lines)
+    rows = read(tmp_path, Source(POOL, pool="toy_task0"))
+    assert [(row["source"], row["reason"]) for row in rows] == [
+        (f"{POOL}:1", None),
+        (f"{POOL}:3", "broken JSON"),
+        (f"{POOL}:4", None),
+    ]
+    assert len({row["position"] for row in rows}) == 3
+
+
+def test_the_modality_decides_what_is_read(tmp_path):
+    both = {"did": "7:1", "txt": "t", "img_path": "p.png", "modality": "text,image"}
+    write_lines(tmp_path, POOL, [both, both | {"modality": "text"}, both | {"modality": "image"}])
+    rows = read(tmp_path, Source(POOL, pool="toy_task0"))
+    assert [(row["modality"], row["text"], row["image_path"]) for row in rows] == [
+        ("image,text", "T.", "p.png"),
+        ("text", "T.", None),
+        ("image", None, "p.png"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"task_id": 9}, "bad task"),
+        ({"task_id": None}, "bad task"),
+        ({"task_id": True}, "bad task"),
+        ({"task_id": 3}, "bad task"),
+        ({"pos_cand_list": "7:1"}, "bad list"),
+        ({"query_modality": None}, "bad modality"),
+        ({"query_txt": ""}, "missing text"),
+        ({"qid": None}, "missing id"),
+    ],
+)
+def test_a_bad_query_names_its_reason(tmp_path, fields, reason):
+    write_lines(tmp_path, TEST, [text_query("7:1", ["7:1"]) | fields])
+    (row,) = read(tmp_path, Source(TEST, split="test", dataset="toy", task_id=0))
+    assert row["reason"] == reason
+
+
+def test_qrels_say_what_is_relevant_where_there_are_any(tmp_path):
+    write_lines(tmp_path, TEST, [text_query("7:1", ["7:9"]), text_query("7:2", ["7:9"]), text_query("7:3", ["7:9"])])
+    qrels = "qrels/test/mbeir_toy_task0_test_qrels.txt"
+    write_lines(tmp_path, qrels, ["7:1 0 7:1 1 0", "7:1 0 7:2 2 0", "7:1 0 7:3 0 0", "7:3 0 7:4 1 0", "", "torn 0"])
+    with_qrels = read(tmp_path, Source(TEST, split="test", dataset="toy", task_id=0, qrels=qrels))
+    assert [row["positives"] for row in with_qrels] == [["7:1", "7:2"], [], ["7:4"]]
+    without = read(tmp_path, Source(TEST, split="test", dataset="toy", task_id=0))
+    assert [row["positives"] for row in without] == [["7:9"]] * 3
+
+
+def test_files_are_found_and_named(tmp_path):
+    write_minimal(tmp_path)
+    write_lines(tmp_path, "cand_pool/local/mbeir_toy_task1_val_cand_pool.jsonl", [text_candidate("7:3", "three")])
+    write_lines(tmp_path, "cand_pool/global/mbeir_union_test_cand_pool.jsonl", [text_candidate("7:2", "two")])
+    write_lines(tmp_path, "query/union_train/mbeir_union_up_train.jsonl", [text_query("7:1", ["7:1"])])
+    write_lines(tmp_path, "qrels/test/mbeir_toy_task1_test_qrels.txt", ["7:3 0 7:2 1 1"])
+    assert [source.pool for source in mbeir.candidate_sources(tmp_path)] == [
+        "toy_task1",
+        "toy_task1_val",
+        "union_test",
+    ]
+    train, val, test = mbeir.query_sources(tmp_path)
+    assert (train.split, train.dataset, train.task_id, train.pools) == ("train", "toy", None, ())
+    assert (val.split, val.task_id, val.qrels) == ("val", 1, None)
+    assert val.pools == ("toy_task1_val", "toy_task1", "union_val")
+    assert test.pools == ("toy_task1", "union_test")
+    assert test.qrels == "qrels/test/mbeir_toy_task1_test_qrels.txt"
+
+
+def test_the_union_of_train_is_read_only_where_it_is_all_there_is(tmp_path):
+    write_minimal(tmp_path)
+    (tmp_path / "query/train/mbeir_toy_train.jsonl").unlink()
+    union = "query/union_train/mbeir_union_up_train.jsonl"
+    write_lines(tmp_path, union, [text_query("7:1", ["7:1"]), text_query("8:1", ["7:1"])])
+    mbeir.require(tmp_path)
+    source = mbeir.query_sources(tmp_path)[0]
+    assert source.path == union
+    assert [row["dataset"] for row in read(tmp_path, source)] == ["toy", "dataset8"]
+
+
+def test_a_missing_union_pool_is_made_of_the_local_ones():
+    pools = ["a_task0", "b_task1_test", "b_task1_val", "union_train"]
+    assert mbeir.implied_unions(pools) == {
+        "union_val": {"a_task0", "b_task1_val"},
+        "union_test": {"a_task0", "b_task1_test"},
+    }
+    assert "union_test" not in mbeir.implied_unions([*pools, "union_test"])
+
+
+@pytest.mark.parametrize(
+    "missing",
+    ["query/train", "query/val", "query/test", "cand_pool/local", "instructions"],
+)
+def test_a_directory_that_lacks_a_part_is_refused_by_its_name(tmp_path, missing):
+    write_minimal(tmp_path)
+    for path in (tmp_path / missing).iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match=missing) as caught:
+        mbeir.require(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_directory_is_refused(tmp_path):
+    with pytest.raises(InputError, match="is not a directory"):
+        mbeir.require(tmp_path / "nowhere")
+
+
+def test_instructions_are_read_by_column(tmp_path):
+    header = "query_modality\tcand_modality\tname\tid\tp1\tp2\tp3\n"
+    lines = "text\ttext,image\ttoy\t7\tFind it.\t\tSeek it.\n\n"
+    write_bytes(tmp_path, mbeir.INSTRUCTIONS_FILE, (header + lines).encode())
+    assert mbeir.instructions(tmp_path) == [
+        {
+            "dataset_id": 7,
+            "dataset": "toy",
+            "query_modality": "text",
+            "target_modality": "image,text",
+            "prompts": ["Find it.", "Seek it."],
+        }
+    ]
+
+
+@pytest.mark.parametrize("line", ["text\ttext\ttoy", "text\ttext\ttoy\tseven\tp", "sound\ttext\ttoy\t7\tp"])
+def test_a_broken_instruction_line_is_named(tmp_path, line):
+    write_bytes(tmp_path, mbeir.INSTRUCTIONS_FILE, f"header\n{line}\n".encode())
+    with pytest.raises(InputError, match=r"query_instructions.tsv:2"):
+        mbeir.instructions(tmp_path)
+
+
+def test_a_row_survives_the_way_through_json(tmp_path):
+    write_lines(tmp_path, POOL, [json.dumps(text_candidate("7:1", "Grüße, 世界"), ensure_ascii=False)])
+    chunk = Chunk(Source(POOL, pool="p"), 0, (tmp_path / POOL).stat().st_size, 1)
+    assert read_chunk(tmp_path, 0, chunk, {})["text"].to_pylist() == ["Grüße, 世界."]

@@ -1,0 +1,55 @@
+"""The order of samples: pure, the same for any number of workers, complete in every epoch."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.data.order import batch_at, picks, steps_per_epoch
+
+sizes = st.integers(8, 300)
+seeds = st.integers(0, 2**31)
+
+
+@given(sizes, seeds, st.integers(0, 100), st.sampled_from([1, 2, 4, 8]))
+def test_the_global_batch_is_the_same_for_any_number_of_workers(size, seed, step, world):
+    whole = batch_at(step, size=size, batch=8, seed=seed)
+    shares = [batch_at(step, size=size, batch=8, world=world, rank=rank, seed=seed) for rank in range(world)]
+    assert np.array_equal(np.concatenate(shares), whole)
+
+
+@given(sizes, seeds, st.integers(0, 5))
+def test_an_epoch_repeats_no_sample_and_drops_less_than_a_batch(size, seed, epoch):
+    steps = steps_per_epoch(size, 8)
+    seen = np.concatenate([batch_at(epoch * steps + step, size=size, batch=8, seed=seed) for step in range(steps)])
+    assert len(set(seen.tolist())) == len(seen) > size - 8
+    assert 0 <= seen.min() <= seen.max() < size
+
+
+def test_epochs_and_seeds_are_shuffled_differently():
+    first = batch_at(0, size=64, batch=64, seed=1)
+    assert not np.array_equal(first, batch_at(1, size=64, batch=64, seed=1))
+    assert not np.array_equal(first, batch_at(0, size=64, batch=64, seed=2))
+    assert np.array_equal(first, batch_at(0, size=64, batch=64, seed=1))
+
+
+def test_a_batch_that_cannot_be_is_refused_with_the_mend():
+    with pytest.raises(ValueError, match="lower batch_size"):
+        batch_at(0, size=4, batch=8)
+    with pytest.raises(ValueError, match="choose a multiple of 3"):
+        batch_at(0, size=64, batch=8, world=3)
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=2, max_size=50, unique=True), seeds, st.integers(0, 1000))
+def test_a_pick_belongs_to_the_sample_and_not_to_its_place(samples, seed, step):
+    forward = picks(step, np.array(samples), seed=seed)
+    backward = picks(step, np.array(samples[::-1]), seed=seed)
+    assert np.array_equal(forward, backward[::-1])
+
+
+def test_picks_are_even_and_streams_differ():
+    samples = np.arange(6000)
+    chosen = picks(3, samples, seed=0) % np.uint64(3)
+    assert np.all(np.abs(np.bincount(chosen.astype(int), minlength=3) - 2000) < 200)
+    assert np.mean(chosen == picks(3, samples, seed=0, stream=1) % np.uint64(3)) < 0.4
+    assert np.mean(chosen == picks(4, samples, seed=0) % np.uint64(3)) < 0.4
