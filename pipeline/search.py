@@ -78,7 +78,6 @@ def search(options: argparse.Namespace, answer: TextIO) -> None:
     store = open_store(place)
     keys = find_keys(store, place, wanted)
     index, ingest, train = (store.artifact(stage, keys[stage]) for stage in ("index", "ingest", "train"))
-    silence_libraries()
     retriever = Retriever.load(index, ingest, train)
     query = retriever.ask(text, image, options.want)
     results = retriever.find(query, options.k)
@@ -99,14 +98,6 @@ def quiet_stdout() -> Iterator[TextIO]:
         yield real
     finally:
         sys.stdout = real
-
-
-def silence_libraries() -> None:
-    """A search has one answer; progress bars of a model load are not part of it."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def read_image(path: Path) -> bytes:

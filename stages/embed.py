@@ -66,12 +66,16 @@ def pool_size(cluster: Cluster) -> tuple[int, dict[str, float]]:
 def load_encoder(model: Path, cluster: Cluster) -> Any:
     """The encoder of `model` on this process's device, with its share of the cores."""
     import torch
+    from transformers.utils import logging
 
     from stages.model.encoder import Encoder
 
+    logging.disable_progress_bar()  # one for each actor and model load says nothing about the stage's progress
     device = "cuda" if cluster.gpus_per_worker > 0 else "cpu"
     if device == "cpu":
-        torch.set_num_threads(cluster.threads or max(1, (os.cpu_count() or 1) // cluster.actors))
+        # Of the cores that this process may use, not of the machine's: threads beyond them wait for each other.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(cluster.threads or max(1, cores // cluster.actors))
     precision = cluster.precision
     if precision == "auto":
         precision = "bf16" if device == "cuda" else "fp32"

@@ -41,6 +41,7 @@ class Params(Section):
 def run(context: Context) -> dict[str, float | dict]:
     """Runs the stage; see the module header."""
     from stages import backbone
+    from stages.data import flow
     from stages.search.exact import ExactIndex
     from stages.search.rank import Pools
     from stages.search.report import write_report
@@ -54,12 +55,11 @@ def run(context: Context) -> dict[str, float | dict]:
         "student": context.inputs["train"].local("model"),
         "teacher": backbone.directory(context.inputs["backbone"]),
     }
-    corpora = {"student": ExactIndex.open(index), "teacher": embed_teacher(context, card, models["teacher"])}
     queries = put_queries(context, card["split"], sets)
-    tallies = {
-        name: rank_queries(context, name, embed_queries(context, queries, models[name]), sets, pools, corpora[name])
-        for name in MODELS
-    }
+    with flow.settings():  # in the order of the queries, else run files depend on which actor is faster
+        corpora = {"student": ExactIndex.open(index), "teacher": embed_teacher(context, card, models["teacher"])}
+        asked = {name: embed_queries(context, queries, models[name]) for name in MODELS}
+    tallies = {name: rank_queries(context, name, asked[name], sets, pools, corpora[name]) for name in MODELS}
     costs = time_models(context, queries, models)
     metrics = summarise(sets, pools, tallies, costs)
     context.output.write_json("metrics.json", metrics)
@@ -97,9 +97,9 @@ def embed_queries(context: Context, queries: list["ray.ObjectRef"], model: Path)
 
     from stages.embed import embed_rows
 
-    blocks = ray.data.from_arrow_refs(queries)
-    blocks.context.execution_options.preserve_order = True  # else run files depend on which actor is faster
-    embedded = embed_rows(context, blocks, model=model, side="query", batch_size=context.params.evaluate.batch_size)
+    batch_size = context.params.evaluate.batch_size
+    stored = ray.data.from_arrow_refs(queries)
+    embedded = embed_rows(context, stored, model=model, side="query", batch_size=batch_size)
     return embedded.materialize().to_arrow_refs()
 
 

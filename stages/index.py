@@ -32,11 +32,14 @@ class Params(Section):
 
 def run(context: Context) -> dict[str, float | dict]:
     """Runs the stage; see the module header."""
+    from stages.data import flow
+
     params, ingest, train = context.params.index, context.inputs["ingest"], context.inputs["train"]
     summary = summarise_pools(ingest, params.split)
     start = time.monotonic()
-    corpus = embed_corpus(context, ingest, sorted(summary["pools"]), train.local("model"), params.batch_size)
-    written = write_embeddings(context.output, "embeddings", corpus, summary["rows"])
+    with flow.settings():
+        corpus = embed_corpus(context, ingest, sorted(summary["pools"]), train.local("model"), params.batch_size)
+        written = write_embeddings(context.output, "embeddings", corpus, summary["rows"])
     seconds = time.monotonic() - start
     context.output.write_json("retriever.json", describe(context, summary, written["dim"]))
     return {
