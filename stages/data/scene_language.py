@@ -5,6 +5,7 @@ another build, so that matching it to a caption needs meaning and not spelling.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 
 from stages.data.scene_world import CELLS, Fact, Scene, Thing, relations
@@ -63,7 +64,7 @@ class Outline:
 
     def pairs(self) -> list[tuple[Thing, Thing]]:
         """Neighbours whose relation is told."""
-        return [] if self.by_cells() else list(zip(self.scene, self.scene[1:], strict=False))
+        return [] if self.by_cells() else list(pairwise(self.scene))
 
 
 def outline(scene: Scene, random: Random) -> Outline:
