@@ -5,6 +5,7 @@ Ray is started by the first stage that has to run, never for a plan or a run who
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,10 +35,22 @@ def connected(cluster: Cluster) -> Iterator[None]:
     except Exception as error:  # whatever Ray raises for an address, a token or a port
         place = "on this machine" if local else f"at {os.environ.get('RAY_ADDRESS', 'the job')}"
         raise StageError(f"Ray could not be started {place}: {explain(error)}") from error
+    quiet_ray_data()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def quiet_ray_data() -> None:
+    """Ray Data's plans and progress stay in its log files; bars are shown only where somebody looks."""
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = sys.stdout.isatty()
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # that there are no bars
+    for handler in logging.getLogger("ray.data").handlers:
+        if type(handler).__name__ == "PlainRayHandler":
+            handler.setLevel(logging.WARNING)
 
 
 def inside_cluster() -> bool:
@@ -86,6 +99,8 @@ def local_environment() -> dict[str, str]:
     return {
         "PYTHONPATH": os.pathsep.join(paths),
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
+        # Ray's C++ parts tell notes to its developers as errors; set it to `info` to hear them.
+        "RAY_BACKEND_LOG_LEVEL": os.environ.get("RAY_BACKEND_LOG_LEVEL", "fatal"),
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
 

@@ -4,7 +4,6 @@ The numbers and their tables are made by the stage `evaluate`; here they are onl
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pipeline.artifacts import Artifact
 from pipeline.plan import Decision
@@ -21,19 +20,6 @@ def plan_rows(decisions: Sequence[Decision]) -> list[list[str]]:
         shown += [f"and {hidden} more"] if hidden else []
         rows.append([decision.stage, decision.key, decision.action, "\n".join(shown)])
     return rows
-
-
-def text_table(rows: Sequence[Sequence[str]]) -> Any:
-    """The rows, the first one as head, as a table for the terminal."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in rows[0]:
-        table.add_column(name, overflow="fold")
-    for row in rows[1:]:
-        table.add_row(*row)
-    return table
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:

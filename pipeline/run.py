@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 if not __package__:  # run as a script: its own directory must not be searched for modules, the root must
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -20,20 +20,14 @@ from pipeline.artifacts import Store, open_store
 from pipeline.config import Config, load_config
 from pipeline.dag import STAGES
 from pipeline.plan import Decision, Selection, plan
-from pipeline.report import closing_lines, plan_rows, run_note, text_table
+from pipeline.report import closing_lines, plan_rows, run_note
 from pipeline.settings import nearest
 from pipeline.sources import read_sources
+from pipeline.terminal import Parser, keep_stdout, open_console, text_table
 from stages.context import InputError, StageError
 
 if TYPE_CHECKING:
     from pipeline.runner import Run
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, as everywhere else."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help")
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -86,7 +80,7 @@ def run_command(options: argparse.Namespace, answer: dict[str, Any]) -> int:
     command = shlex.join(["python", "pipeline/run.py", "--recipe", options.recipe, *options.overrides])
     selection = Selection(options.only, options.start, options.until, tuple(options.force), command)
     decisions = plan(STAGES, config, store.manifests(), read_sources(STAGES, config), selection)
-    console = open_console(to_stderr=options.json)
+    console = open_console(sys.stderr if options.json else sys.stdout)
     console.print(text_table(plan_rows(decisions)))
     if options.plan:
         answer["stages"] = planned(decisions, store)
@@ -151,22 +145,6 @@ def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in metrics.items()
         if name != "tasks"
     }
-
-
-def keep_stdout() -> int:
-    """A copy of stdout for the JSON; from here on descriptor 1 is stderr, for whatever prints, Ray's workers too."""
-    sys.stdout.flush()
-    copy = os.dup(1)
-    os.dup2(2, 1)
-    return copy
-
-
-def open_console(to_stderr: bool) -> Any:
-    """The terminal; wide where it is none, so that logs keep one line a row."""
-    from rich.console import Console
-
-    file = sys.stderr if to_stderr else sys.stdout
-    return Console(file=file, width=None if file.isatty() else 140, highlight=False, markup=False, emoji=False)
 
 
 if __name__ == "__main__":
