@@ -98,7 +98,7 @@ class Report:
         raise StageError(f"no usable query in {', '.join(empty)}: {seen}; every split needs at least one")
 
     def _rows(self) -> list[dict[str, Any]]:
-        return [*self.queries, *self.candidates]
+        return [*self.candidates, *self.queries]
 
     def _reasons(self) -> str:
         """The most frequent reasons, each with an example: 'missing image 12 (query/train/x.jsonl:17)'."""
