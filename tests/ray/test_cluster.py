@@ -1,0 +1,85 @@
+"""The cluster that a run starts for itself, and the one line that is left of an error in it."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import ray
+import ray.data
+
+from pipeline.causes import explain
+from pipeline.cluster import connected, logical_cpus
+from stages.context import StageError
+from stages.params import Cluster
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.pop("OMP_NUM_THREADS", None)
+    with connected(Cluster(threads=3)):
+        yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def fail(*_: object) -> None:
+    raise StageError("the mend\nis this")
+
+
+class FailingActor:
+    def __call__(self, batch: dict) -> dict:
+        raise ValueError("row 3 is bad\nand more")
+
+
+def test_workers_know_the_code_and_that_there_is_no_gpu(cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    @ray.remote
+    def look() -> tuple:
+        import pipeline.dag
+
+        return os.environ["DS_ACCELERATOR"], os.environ["OMP_NUM_THREADS"], len(pipeline.dag.STAGES)
+
+    assert ray.get(look.remote()) == ("cpu", "3", 7)
+
+
+def test_there_are_cpus_enough_for_actors_beside_readers_and_writers(cluster):
+    assert ray.cluster_resources()["CPU"] >= 4
+    assert logical_cpus(Cluster(actors=6)) >= 9
+    assert logical_cpus(Cluster(workers=4, cpus_per_worker=2)) >= 9
+
+
+def test_an_error_of_a_task_is_one_line(cluster):
+    with pytest.raises(Exception) as caught:
+        ray.get(ray.remote(max_retries=0)(fail).remote())
+    assert explain(caught.value) == "the mend is this"
+
+
+def test_an_error_inside_ray_data_is_one_line(cluster):
+    with pytest.raises(Exception) as caught:
+        ray.data.range(4).map_batches(FailingActor, compute=ray.data.ActorPoolStrategy(size=1)).materialize()
+    assert explain(caught.value) == "ValueError: row 3 is bad"
+
+
+def test_an_error_of_a_training_worker_is_one_line(cluster, tmp_path):
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    trainer = TorchTrainer(
+        fail,
+        train_loop_config={},
+        scaling_config=ScalingConfig(num_workers=1),
+        run_config=RunConfig(name="failing", storage_path=str(tmp_path)),
+    )
+    with pytest.raises(Exception) as caught:
+        trainer.fit()
+    assert explain(caught.value) == "the mend is this"
+
+
+def test_a_cluster_that_is_not_there_is_one_line(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(StageError, match=r"Ray could not be started at 127\.0\.0\.1:1: "), connected(Cluster()):
+        raise AssertionError("connected to nothing")

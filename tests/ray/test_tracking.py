@@ -1,0 +1,147 @@
+"""MLflow as the run's pages need it: parent and children, curves from workers, digests, the registered student."""
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.tracking import EXPERIMENT, Link, PipelineRun, StageRun, metric_name, resolve_uri
+
+STUDENT = {"key": "k1", "attempt": "a1", "weights": "/somewhere/model"}
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory) -> str:
+    """One database for all tests: the first connection makes its tables, which takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('tracking')}/home/mlflow.db"
+
+
+@pytest.fixture
+def parent(uri) -> Iterator[PipelineRun]:
+    yield PipelineRun(uri, "demo", {"recipe": "demo"})
+
+
+def client(uri: str):
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def test_the_database_and_the_files_lie_where_the_address_says(parent, uri):
+    database = Path(uri.removeprefix("sqlite:///"))
+    assert database.is_file()
+    experiment = client(uri).get_experiment_by_name(EXPERIMENT)
+    assert experiment.experiment_id == parent.experiment_id
+    assert experiment.artifact_location == (database.parent / "mlartifacts").as_uri()
+    parent.text("notes/hello.txt", "hello")
+    assert [path.read_text() for path in (database.parent / "mlartifacts").rglob("hello.txt")] == ["hello"]
+
+
+def test_stages_are_children_of_the_run(parent, uri):
+    child = parent.stage("train", {"cache": "hit", "key": "k"})
+    child.end("FINISHED")
+    parent.end("FAILED")
+    found = client(uri).get_run(child.run_id)
+    assert found.data.tags["mlflow.parentRunId"] == parent.run_id
+    assert found.info.run_name == "train" and found.data.tags["cache"] == "hit" and found.info.status == "FINISHED"
+    assert client(uri).get_run(parent.run_id).info.status == "FAILED"
+
+
+def test_numbers_are_logged_over_time_flat_and_finite(parent, uri):
+    child = parent.stage("train", {})
+    for step in (1, 2):
+        child.metrics(
+            {"loss": 1 / step, "local": {"hit@5": 0.5}, "bad": float("nan"), "name": "x", "flag": True}, step
+        )
+    found = client(uri)
+    assert [(point.step, point.value) for point in found.get_metric_history(child.run_id, "loss")] == [
+        (1, 1.0),
+        (2, 0.5),
+    ]
+    assert set(found.get_run(child.run_id).data.metrics) == {"loss", "local/hit_at_5"}
+
+
+def test_many_and_long_parameters_fit(parent, uri):
+    child = parent.stage("train", {})
+    child.params({f"p{index}": "x" * 9000 for index in range(230)})
+    assert len(client(uri).get_run(child.run_id).data.params) == 230
+    assert not parent.link.broken
+
+
+def test_datasets_carry_the_key_as_their_digest(parent, uri):
+    child = parent.stage("train", {})
+    child.dataset("ingest", "/store/ingest/0123456789abcdef", "0123456789abcdef", "input")
+    (entry,) = client(uri).get_run(child.run_id).inputs.dataset_inputs
+    assert (entry.dataset.name, entry.dataset.digest) == ("ingest", "0123456789abcdef")
+    assert {tag.key: tag.value for tag in entry.tags} == {"mlflow.data.context": "input"}
+
+
+def test_the_description_is_cut_to_what_mlflow_takes(parent, uri):
+    parent.note("# Result\n" + "x" * 10_000)
+    assert client(uri).get_run(parent.run_id).data.tags["mlflow.note.content"].startswith("# Result")
+    assert not parent.link.broken
+
+
+def test_pictures_are_logged(parent, uri):
+    from matplotlib.figure import Figure
+
+    parent.figure("curve.png", Figure())
+    assert [file.path for file in client(uri).list_artifacts(parent.run_id)] == ["curve.png"]
+
+
+def test_a_student_is_registered_by_reference_and_is_the_champion(parent, uri):
+    child = parent.stage("train", {})
+    version = parent.register("one", STUDENT, {"local": {"hit@5": 0.51234}}, child.run_id)
+    found = client(uri).get_model_version_by_alias("one", "champion")
+    assert found.version == version and found.tags["weights"] == "/somewhere/model"
+    assert found.tags["local/hit_at_5"] == "0.5123"
+    assert found.run_id == child.run_id and found.source.startswith("models:/m-")
+
+
+def test_the_same_student_keeps_its_version_and_a_new_one_takes_the_alias(parent, uri):
+    child = parent.stage("train", {})
+    first = parent.register("two", STUDENT, {}, child.run_id)
+    assert parent.register("two", STUDENT, {"hit@5": 1.0}, child.run_id) == first
+    second = parent.register("two", {**STUDENT, "attempt": "a2"}, {}, child.run_id)
+    assert second != first
+    assert client(uri).get_model_version_by_alias("two", "champion").version == second
+
+
+@pytest.mark.ray
+def test_a_worker_process_logs_through_a_handle(parent, uri):
+    import ray
+
+    from tests.support import ray_cluster
+
+    child = parent.stage("train", {})
+    with ray_cluster():
+        ray.get(ray.remote(lambda handle: handle.metrics({"loss": 3.0}, step=7)).remote(child.handle()))
+    assert [(point.step, point.value) for point in client(uri).get_metric_history(child.run_id, "loss")] == [(7, 3.0)]
+
+
+def test_a_handle_never_raises_and_makes_no_database_of_its_own(tmp_path, capsys):
+    handle = pickle.loads(pickle.dumps(StageRun(Link(f"sqlite:///{tmp_path}/gone/mlflow.db"), "some run")))
+    handle.metrics({"loss": 1.0}, step=1)
+    handle.metrics({"loss": 1.0}, step=2)
+    assert capsys.readouterr().err.count("not tracked any more") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_is_not_there_costs_seconds_and_one_line(capsys):
+    run = PipelineRun("http://127.0.0.1:9", "demo", {})
+    run.stage("train", {}).handle().metrics({"loss": 1.0})
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_address_is_the_option_then_the_environment_then_a_file(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server")
+    assert resolve_uri("http://option") == "http://option"
+    assert resolve_uri("") == "http://server"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert resolve_uri("", tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_names_of_measures_become_names_that_mlflow_takes():
+    assert metric_name("hit@5[image→text]") == "hit_at_5/image-text"
+    assert metric_name("τ hard, 50%") == "τ hard_ 50_"
