@@ -50,13 +50,12 @@ class Params(Section):
 
 def run(context: Context) -> dict[str, float | dict]:
     """Ingests the source; returns counts and `rejects`. Raises StageError where too many rows are bad."""
-    from stages.data import flow, mbeir
+    from stages.data import mbeir
 
     data = context.params.data
-    root = _made(context) if data.kind == "scenes" else Path(data.path)
+    root = _made(context) if data.kind == "scenes" else _root(data)
     mbeir.require(root)
-    with flow.settings():
-        report = _ingest(context, root)
+    report = _ingest(context, root)
     context.output.write_json("stats.json", report.stats())
     context.tracker.metrics(report.numbers())
     source = str(root) if data.path else f"scenes (seed {context.params.seed})"
@@ -121,7 +120,7 @@ def check(params: Params) -> None:
         raise InputError(f"data.path={params.path} is not supported yet: copy it to a directory that all nodes see")
     from stages.data import mbeir
 
-    mbeir.require(Path(params.path))
+    mbeir.require(_root(params))
     if params.max_pixels > params.refuse_pixels:
         raise InputError("data.max_pixels passes data.refuse_pixels: a picture is refused before it is scaled down")
 
@@ -135,10 +134,14 @@ def fingerprint(params: Params) -> str | None:
         return None
     import hashlib
 
-    root = Path(params.path)
+    root = _root(params)
     if not root.is_dir():
         raise InputError(f"data.path={root} is not a directory: give the one that holds query/ and cand_pool/")
     return hashlib.sha256(repr(sorted(_files(root))).encode()).hexdigest()[:16]
+
+
+def _root(params: Params) -> Path:
+    return Path(params.path).expanduser()
 
 
 def _files(root: Path) -> list[tuple[str, int, int]]:

@@ -4,11 +4,9 @@ Datasets pass between steps as blocks in Ray's object store, which spills to dis
 references and counts. Rows keep the order of the source, so that the same source gives the same artifact.
 """
 
-import logging
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,26 +52,6 @@ class Images:
     rejects: pa.Table
 
 
-@contextmanager
-def settings() -> Iterator[None]:
-    """Ray Data as ingest wants it: in the order of the source, and silent where nobody watches."""
-    context = ray.data.DataContext.get_current()
-    options = context.execution_options
-    before = options.preserve_order, context.enable_progress_bars, context.print_on_execution_start
-    loggers = [logging.getLogger("ray.data"), logging.getLogger("ray.data.dataset")]
-    levels = [logger.level for logger in loggers]
-    options.preserve_order, context.enable_progress_bars = True, sys.stderr.isatty()
-    context.print_on_execution_start = False
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        options.preserve_order, context.enable_progress_bars, context.print_on_execution_start = before
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
 def say(line: str) -> None:
     """One line of progress."""
     print(f"ingest: {line}", file=sys.stderr, flush=True)
@@ -101,7 +79,9 @@ def read(
             for place in table["id"].to_pylist():
                 yield mbeir_rows.read_chunk(root, *numbered[place], datasets)
 
-        return _map(ray.data.range(len(numbered), override_num_blocks=max(1, len(numbered))), read_chunks)
+        places = ray.data.range(len(numbered), override_num_blocks=max(1, len(numbered)))
+        places.context.execution_options.preserve_order = True  # of this dataset and of all that is made from it
+        return _map(places, read_chunks)
 
     numbered = list(enumerate(chunks))
     return rows(numbered[:split]).materialize(), rows(numbered[split:]).materialize()

@@ -3,7 +3,7 @@
 Whether a picture is new is only known when it has been checked, and its bytes must not travel to be compared. So one
 small actor keeps the ledger: a task reports the ids of a batch and is told which of them it may write. The first path
 that claims a picture owns it, and claiming again is harmless: a task that Ray runs a second time loses nothing. The
-ledger holds about 200 bytes for a picture, and a line for each rejected one.
+ledger holds about 200 bytes for a picture, 25 for a path, and a line for each rejected one.
 """
 
 from pathlib import Path
@@ -19,6 +19,9 @@ from stages.data.schemas import IMAGES, REJECTS
 from stages.data.survey import Firsts, ImageVerdicts
 
 PATHS = pa.schema([("path", pa.string())])
+VERDICTS = pa.schema(
+    [("path", pa.uint64()), ("id", pa.binary(16)), ("reason", pa.dictionary(pa.int32(), pa.string()))]
+)
 
 
 class Ledger:
@@ -26,7 +29,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.owners: dict[bytes, int] = {}
-        self.verdicts: dict[int, tuple[bytes, str]] = {}
+        self.blocks: list[pa.Table] = []
         self.rejects: dict[str, tuple[str, str]] = {}
 
     def record(self, good: list[tuple[str, str]], bad: list[tuple[str, str, str]]) -> list[bool]:
@@ -34,25 +37,24 @@ class Ledger:
 
         Returns for each good one whether the caller is to write it.
         """
-        for path, reason, detail in bad:
-            self.rejects[path] = (reason, detail)
-            self.verdicts[hash64(path)] = (b"", reason)
-        mine = []
-        for path, image_id in good:
-            key = hash64(path)
-            self.verdicts[key] = (image_id.encode(), "")
-            mine.append(self.owners.setdefault(bytes.fromhex(image_id), key) == key)
-        return mine
+        paths = [hash64(path) for path, *_ in (*good, *bad)]
+        ids = [bytes.fromhex(image_id) for _, image_id in good]
+        reasons = [""] * len(good) + [reason for _, reason, _ in bad]
+        columns = [paths, [*ids, *[bytes(16)] * len(bad)], pa.array(reasons).dictionary_encode()]
+        self.blocks.append(pa.table(columns, schema=VERDICTS))
+        self.rejects |= {path: (reason, detail) for path, reason, detail in bad}
+        return [self.owners.setdefault(one, path) == path for one, path in zip(ids, paths, strict=False)]
 
     def conclude(self) -> tuple[ImageVerdicts, int, pa.Table]:
         """(verdicts of all paths, how many pictures are kept, the rejected ones as `REJECTS`)."""
-        paths = np.array(sorted(self.verdicts), dtype=np.uint64)
-        found = [self.verdicts[int(path)] for path in paths]
-        words = ("", *sorted({reason for _, reason in found if reason}))
+        table = pa.concat_tables([VERDICTS.empty_table(), *self.blocks]).unify_dictionaries().combine_chunks()
+        paths, first = np.unique(table["path"].to_numpy(), return_index=True)
+        table = table.take(first)
+        words = ("", *sorted({reason for reason, _ in self.rejects.values()}))
         verdicts = ImageVerdicts(
             paths=paths,
-            ids=np.array([image_id for image_id, _ in found], dtype="S32"),
-            reasons=np.array([words.index(reason) for _, reason in found], dtype=np.uint8),
+            ids=np.array(table["id"].to_pylist(), dtype="V16"),
+            reasons=np.array([words.index(reason) for reason in table["reason"].to_pylist()], dtype=np.uint8),
             words=words,
         )
         rows = [

@@ -62,7 +62,7 @@ class ImageVerdicts:
     """For each distinct image path its image, or why it has none. Arrays [N], sorted by the hash of the path."""
 
     paths: np.ndarray  # uint64
-    ids: np.ndarray  # S32: hex of the image id, empty where rejected
+    ids: np.ndarray  # V16: the image id, zeros where rejected
     reasons: np.ndarray  # uint8: index into `words`, 0 where good
     words: tuple[str, ...] = ("",)
 
@@ -73,8 +73,10 @@ class ImageVerdicts:
         reasons: list[str | None] = [None] * len(paths)
         for row in np.flatnonzero(paths != NOTHING):
             place = places[row]
-            ids[row] = self.ids[place].decode() or None
-            reasons[row] = self.words[self.reasons[place]] or None
+            if self.reasons[place]:
+                reasons[row] = self.words[self.reasons[place]]
+            else:
+                ids[row] = self.ids[place].tobytes().hex()
         return ids, reasons
 
 

@@ -10,12 +10,13 @@ from stages.data import judge, survey
 from stages.data.keys import hash64, hash_ids, locate
 from stages.data.mbeir import Source
 from stages.data.mbeir_rows import RAW_CANDIDATES, RAW_QUERIES
+from stages.data.pictures import Ledger
 from stages.data.schemas import CANDIDATES, QUERIES, REJECTS
 from stages.data.survey import NUMBERS, Firsts, ImageVerdicts
 
 POOLS = [f"pool{number}" for number in range(70)]
 IMAGE = "ab" * 16
-NO_IMAGES = ImageVerdicts(np.empty(0, np.uint64), np.empty(0, "S32"), np.empty(0, np.uint8))
+NO_IMAGES = ImageVerdicts(np.empty(0, np.uint64), np.empty(0, "V16"), np.empty(0, np.uint8))
 
 
 def candidate(position: int, did: str, text: str | None = "T.", pool: str = "pool0", path: str | None = None) -> dict:
@@ -52,10 +53,10 @@ def query(position: int, qid: str, positives: list[str], **fields) -> dict:
 def images(**paths: str) -> ImageVerdicts:
     """Verdicts: an image id, or a reason starting with '!'."""
     order = sorted(paths, key=hash64)
-    ids = ["" if paths[path].startswith("!") else paths[path] for path in order]
+    ids = [bytes(16) if paths[path].startswith("!") else bytes.fromhex(paths[path]) for path in order]
     words = ("", *sorted({word[1:] for word in paths.values() if word.startswith("!")}))
     reasons = [words.index(paths[path][1:]) if paths[path].startswith("!") else 0 for path in order]
-    return ImageVerdicts(hash_ids(order), np.array(ids, "S32"), np.array(reasons, np.uint8), words)
+    return ImageVerdicts(hash_ids(order), np.array(ids, "V16"), np.array(reasons, np.uint8), words)
 
 
 def known(rows: list[dict], verdicts: ImageVerdicts = NO_IMAGES, unions: dict | None = None) -> survey.Candidates:
@@ -169,6 +170,24 @@ def test_up_sampled_repeats_are_merged_without_a_reject():
     source = "query/union_train/mbeir_union_up_train.jsonl:7"
     rows = [query(number, "1:9", ["1:1"], source=source) for number in (9, 10)]
     assert [row["reason"] for row in judged_queries(rows, [candidate(0, "1:1")])] == [None]
+
+
+def test_the_first_path_of_a_picture_owns_it_even_when_its_task_runs_twice():
+    ledger = Ledger()
+    first = [("a.png", IMAGE), ("b.png", IMAGE), ("c.png", "cd" * 16)]
+    assert ledger.record(first, []) == [True, False, True]
+    assert ledger.record(first, []) == [True, False, True]
+    assert ledger.record([("d.png", "cd" * 16)], [("e.png", "missing image", "gone")]) == [False]
+    verdicts, count, rejects = ledger.conclude()
+    assert count == 2
+    paths = hash_ids(["b.png", "d.png", "e.png", None])
+    assert verdicts.look_up(paths) == ([IMAGE, "cd" * 16, None, None], [None, None, "missing image", None])
+    assert [(row["source"], row["detail"]) for row in rejects.to_pylist()] == [("e.png", "gone")]
+
+
+def test_a_ledger_without_pictures_concludes():
+    verdicts, count, rejects = Ledger().conclude()
+    assert (len(verdicts.paths), count, rejects.schema) == (0, 0, REJECTS)
 
 
 def test_a_query_without_its_image_is_rejected():
