@@ -104,9 +104,9 @@ def _among(table: "pa.Table", hashes: Any) -> "pa.Table":
     import pyarrow as pa
     import ray
 
-    from stages.data.keys import hash_all, locate
+    from stages.data.keys import hash_ids, locate
 
-    return table.filter(pa.array(locate(hash_all(table["did"].to_pylist()), ray.get(hashes)) >= 0))
+    return table.filter(pa.array(locate(hash_ids(table["did"].to_pylist()), ray.get(hashes)) >= 0))
 
 
 def _positive_hashes(ingest: Any, split: str) -> "np.ndarray":
@@ -114,13 +114,13 @@ def _positive_hashes(ingest: Any, split: str) -> "np.ndarray":
     import numpy as np
     import pyarrow.parquet as pq
 
-    from stages.data.keys import hash_all
+    from stages.data.keys import hash_ids
 
     hashes = [np.empty(0, np.uint64)]
     for path in ingest.files("queries"):
         for batch in pq.ParquetFile(path, filesystem=ingest.filesystem).iter_batches(columns=["split", "positives"]):
             rows = zip(batch["split"].to_pylist(), batch["positives"].to_pylist(), strict=True)
-            hashes.append(np.unique(hash_all(did for of, dids in rows if of == split for did in dids)))
+            hashes.append(np.unique(hash_ids(did for of, dids in rows if of == split for did in dids)))
     return np.unique(np.concatenate(hashes))
 
 

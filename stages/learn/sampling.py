@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from stages.data.instructions import Instructions, with_instruction
-from stages.data.keys import hash_all
+from stages.data.keys import hash_ids
 from stages.data.order import batch_at, picks
 from stages.data.schemas import MODALITIES
 from stages.data.tables import MappedTable
@@ -69,9 +69,9 @@ class PairSampler:
             candidate_rows=[self._row(candidate["text"], candidate["image_id"]) for candidate in candidates],
             query_ids=[query["qid"] for query in queries],
             candidate_ids=[candidate["did"] for candidate in candidates],
-            candidate_hash=hash_all(candidate["did"] for candidate in candidates).view(np.int64),
-            content_hash=hash_all(candidate["content_id"] for candidate in candidates).view(np.int64),
-            positive_hashes=[hash_all(query["positives"]).view(np.int64) for query in queries],
+            candidate_hash=hash_ids(candidate["did"] for candidate in candidates).view(np.int64),
+            content_hash=hash_ids(candidate["content_id"] for candidate in candidates).view(np.int64),
+            positive_hashes=[hash_ids(query["positives"]).view(np.int64) for query in queries],
             target_modality=np.array([MODALITIES.index(modality) for modality in modalities]),
         )
 

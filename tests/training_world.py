@@ -1,0 +1,166 @@
+"""A small ingest artifact, and one training process over it: `python -m tests.training_world CASE_JSON`.
+
+The process prints nothing that a test reads; rank 0 writes losses and weights to the case's result file.
+"""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.data.schemas import CANDIDATES, IMAGES, INSTRUCTIONS, QUERIES
+from tests.support import begin, commit
+from tests.tiny_models import picture
+
+PAIRS = 24
+COLOURS = ("red", "blue", "green", "orange")
+
+
+def write_ingest(store: Path):
+    """An ingest artifact of pairs: text → image, image → text, and text → text, with shared positives."""
+    context = begin(store, "ingest")
+    images = [picture(56, 56, colour) for colour in COLOURS]
+    tables = {
+        "images": (IMAGES, [_image(index, data) for index, data in enumerate(images)]),
+        "candidates": (CANDIDATES, [_candidate(index) for index in range(PAIRS)]),
+        "queries": (QUERIES, [_query(index) for index in range(PAIRS)]),
+        "instructions": (INSTRUCTIONS, _instructions()),
+    }
+    for prefix, (schema, rows) in tables.items():
+        directory = Path(context.output.base, prefix)
+        directory.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(rows, schema), directory / "part.parquet")
+    return commit(store, context)
+
+
+def _image(index: int, data: bytes) -> dict:
+    return {"image_id": f"i{index}", "bytes": data, "width": 56, "height": 56, "format": "png"}
+
+
+def _modality(index: int) -> str:
+    return "image" if index % 3 == 0 else "text"
+
+
+def _candidate(index: int) -> dict:
+    image = _modality(index) == "image"
+    colour = index // 3 % len(COLOURS)
+    return {
+        "did": f"9:{index}",
+        "dataset_id": 9,
+        "modality": _modality(index),
+        "text": None if image else f"Thing number {index}.",
+        "image_id": f"i{colour}" if image else None,
+        "content_id": f"picture {colour}" if image else f"text {index}",
+        "pools": ["union_train"],
+    }
+
+
+def _query(index: int) -> dict:
+    image = index % 3 == 1
+    return {
+        "qid": f"9:{index}",
+        "split": "train",
+        "dataset": "made",
+        "dataset_id": 9,
+        "task_id": (0, 3, 1)[index % 3],
+        "modality": "image" if image else "text",
+        "target_modality": _modality(index),
+        "text": None if image else f"Find number {index}.",
+        "image_id": f"i{index % len(COLOURS)}" if image else None,
+        "positives": [f"9:{index}", f"9:{(index + 3) % PAIRS}"],
+        "negatives": [],
+        "pool": None,
+    }
+
+
+def _instructions() -> list[dict]:
+    return [
+        {
+            "dataset_id": 9,
+            "dataset": "made",
+            "query_modality": query,
+            "target_modality": target,
+            "prompts": ["Find it."],
+        }
+        for query, target in (("text", "image"), ("image", "text"), ("text", "text"))
+    ]
+
+
+def main(case: dict) -> None:
+    """One rank of one training."""
+    import deepspeed
+    import torch
+
+    from pipeline.artifacts import open_store
+    from stages.learn import loop
+    from stages.learn.collectives import rank, world_size
+    from stages.learn.engine import Optimisation, full_weights
+    from stages.learn.sampling import PairSampler
+    from stages.model.encoder import Encoder
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="gloo")
+    torch.manual_seed(0)
+    world = Path(case["world"])
+    ingest = open_store(str(world / "store")).artifact("ingest", "0123456789ab")
+    encoder = Encoder.load(world / "model").train()
+    loop.freeze_vision(encoder)
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    sampler = PairSampler(ingest, batch=8, world=world_size(), rank=rank(), seed=5, vary_instructions=True)
+    log = SimpleNamespace(losses=[], features=[])
+
+    def on_log(step: int, measures: dict) -> None:
+        loss = torch.tensor(measures["loss"])
+        torch.distributed.all_reduce(loss)
+        log.losses.append(loss.item() / world_size())
+        log.features.append(measures.get("feature"))
+
+    class Stop(Exception):
+        """Ends the process after a checkpoint, as a kill would."""
+
+    def on_checkpoint(step: int, engine) -> None:
+        if step == case.get("stop_at"):
+            engine.save_checkpoint(str(world / "checkpoint"), client_state={"step": step})
+            raise Stop
+
+    weight = case.get("feature_weight", 0.0)
+    states = torch.nn.functional.normalize(torch.randn(PAIRS, encoder.dim, generator=torch.manual_seed(1)), dim=1)
+    table = {f"9:{index}": state for index, state in enumerate(states)}
+    settings = Optimisation(case["steps"], 8, 3e-3, 0.1, 0.01, 1.0, case["zero_stage"], bf16=False)
+    try:
+        engine = loop.fit(
+            encoder,
+            sampler,
+            loop.Objective("mac", 0.05, feature_weight=weight, contrastive_weight=0.0 if weight else 1.0),
+            settings,
+            teacher=loop.cached_teacher(table, table) if weight else None,
+            resume=world / "checkpoint" if case.get("resume") else None,
+            log_every=1,
+            checkpoint_every=case.get("stop_at", 10**9),
+            on_log=on_log,
+            on_checkpoint=on_checkpoint,
+        )
+    except Stop:
+        Path(case["result"]).write_text("{}")
+        return
+    weights = full_weights(engine)
+    if rank() == 0:
+        change = {name: (tensor - before[name]).abs().max().item() for name, tensor in weights.items()}
+        Path(case["result"]).write_text(
+            json.dumps(
+                {
+                    "losses": log.losses,
+                    "features": log.features,
+                    "weights": torch.cat([w.flatten()[:200] for w in weights.values()]).tolist(),
+                    "vision_change": max(value for name, value in change.items() if ".visual." in name),
+                    "decoder_change": max(value for name, value in change.items() if ".layers." in name),
+                }
+            )
+        )
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
