@@ -1,8 +1,8 @@
 """The loop itself, with DeepSpeed and without Ray: ranks, ZeRO stages, resuming, frozen vision, cached teacher.
 
 Each case runs in processes of its own, because DeepSpeed keeps one process group for a process's life. Tolerances:
-fp32 sums in another order change a loss by about 1e-7 of it and a step's weights by less; a lost gradient or a replayed
-batch changes the tenth loss by more than 1e-2.
+fp32 sums in another order change a loss by about 1e-7 of it and a step's weights by less; a lost gradient or a
+replayed batch changes a loss by more than 1e-2.
 """
 
 import json

@@ -1,5 +1,6 @@
 """The losses against a float64 reference written from the formulas, without torch's softmax."""
 
+import itertools
 import math
 
 import numpy as np
@@ -113,5 +114,5 @@ def test_feature_losses_equal_their_formulas():
 def test_the_learning_rate_warms_up_and_falls_to_zero():
     factors = [learning_rate_factor(step, 100, 0.1) for step in range(101)]
     assert factors[0] == pytest.approx(0.1) and factors[9] == pytest.approx(1.0)
-    assert all(later <= earlier for earlier, later in zip(factors[10:], factors[11:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(factors[10:]))
     assert factors[100] == pytest.approx(0.0)
