@@ -224,6 +224,13 @@ def test_a_split_without_usable_queries_is_named(tmp_path):
         ingested(tmp_path, root)
 
 
+def test_an_empty_pool_leaves_no_usable_query_and_no_crash(tmp_path):
+    root = write_minimal(tmp_path / "data")
+    write_lines(root, "cand_pool/local/mbeir_toy_task1_cand_pool.jsonl", [])
+    with pytest.raises(StageError, match="no usable query in train, val, test: dangling positives 3"):
+        ingested(tmp_path, root)
+
+
 def test_the_same_source_gives_the_same_rows_in_the_same_order(tmp_path, messy):
     again, _, _ = ingested(tmp_path, make_messy(tmp_path / "data"), refuse_pixels=100_000)
     for name in ("queries", "candidates", "rejects"):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.data import mbeir, scene_drawing, scene_language, scene_world, scenes
+from stages.data import mbeir, scene_drawing, scene_families, scene_language, scene_world, scenes
 from stages.data.images import Limits, check
 from stages.data.scene_world import CELLS, SHAPES, Thing, change, facts, sample
 from stages.ingest import Scenes
@@ -98,11 +98,14 @@ def test_qrels_and_positives_agree(root):
 
 
 def test_local_pools_leave_little_to_chance(root):
-    big = scenes.judged_world(0, "val", 150, 0)
-    for task, (_, _, kind) in scenes.TASKS.items():
+    big = scene_families.judged_world(0, "val", 150, 0)
+    for task, (_, _, kind) in scene_families.TASKS.items():
         size = len(big.by_answer) if kind == "answers" else sum(map(len, getattr(big, POOL_OF[kind]).values()))
         asked = [
-            row for member in big.families for row in scenes.query_rows(member, "val", big) if row["task_id"] == task
+            row
+            for member in big.families
+            for row in scene_families.query_rows(member, "val", big)
+            if row["task_id"] == task
         ]
         chance = np.mean([1 - (1 - len(row["pos_cand_list"]) / size) ** 5 for row in asked])
         assert size >= 100 and chance <= 0.1, (task, size, chance)
@@ -120,11 +123,13 @@ def test_hard_negatives_are_close_and_false(root):
 
 def test_relevance_is_complete_by_brute_force():
     """Judged anew from the things themselves, without facts."""
-    world = scenes.judged_world(5, "val", 60, 0)
-    pictures = {scenes.did(member, slot): member.scenes[slot] for member in world.families for slot in (0, 1)}
-    outlines = {scenes.did(member, 2 + slot): member.outlines[slot] for member in world.families for slot in (0, 1)}
+    world = scene_families.judged_world(5, "val", 60, 0)
+    pictures = {scene_families.did(member, slot): member.scenes[slot] for member in world.families for slot in (0, 1)}
+    outlines = {
+        scene_families.did(member, 2 + slot): member.outlines[slot] for member in world.families for slot in (0, 1)
+    }
     for member in world.families:
-        asked = {row["task_id"]: set(row["pos_cand_list"]) for row in scenes.query_rows(member, "val", world)}
+        asked = {row["task_id"]: set(row["pos_cand_list"]) for row in scene_families.query_rows(member, "val", world)}
         told = member.outlines[0]
         assert asked[0] == {did for did, scene in pictures.items() if shows(scene, told)}
         assert asked[3] == {did for did, outline in outlines.items() if shows(member.scenes[0], outline)}
