@@ -77,15 +77,10 @@ def _query(index: int) -> dict:
 
 
 def _instructions() -> list[dict]:
+    prompts = {("text", "image"): "Find it.", ("image", "text"): "Describe it.", ("text", "text"): "Answer."}
     return [
-        {
-            "dataset_id": 9,
-            "dataset": "made",
-            "query_modality": query,
-            "target_modality": target,
-            "prompts": ["Find it."],
-        }
-        for query, target in (("text", "image"), ("image", "text"), ("text", "text"))
+        {"dataset_id": 9, "dataset": "made", "query_modality": query, "target_modality": target, "prompts": [prompt]}
+        for (query, target), prompt in prompts.items()
     ]
 
 
