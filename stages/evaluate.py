@@ -10,17 +10,21 @@ it, the driver holds sums.
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from stages.context import Context
-from stages.params import Section, knob
+from stages.context import Artifact, Context
+from stages.params import Cluster, Section, knob
 
 if TYPE_CHECKING:
-    import ray
+    from ray import ObjectRef
+
+    from stages.search.exact import ExactIndex
+    from stages.search.rank import Pools, Tally
+    from stages.search.sets import EvaluationSet
 
 VERSION = 1
 SCOPES = ("local", "union")
@@ -34,14 +38,13 @@ class Params(Section):
         0, ge=0, description="at most this many queries of each task, evenly spaced; 0 is all"
     )
     depth: int = Field(50, ge=10, description="ranked candidates kept for each query")
-    latency_queries: int = Field(50, ge=5, description="queries timed one at a time, after as many to warm up")
+    latency_queries: int = Field(50, ge=5, description="queries that the cost is measured on")
     batch_size: int = knob(64, ge=1)
 
 
 def run(context: Context) -> dict[str, float | dict]:
     """Runs the stage; see the module header."""
     from stages import backbone
-    from stages.data import flow
     from stages.search.exact import ExactIndex
     from stages.search.rank import Pools
     from stages.search.report import write_report
@@ -56,9 +59,8 @@ def run(context: Context) -> dict[str, float | dict]:
         "teacher": backbone.directory(context.inputs["backbone"]),
     }
     queries = put_queries(context, card["split"], sets)
-    with flow.settings():  # in the order of the queries, else run files depend on which actor is faster
-        corpora = {"student": ExactIndex.open(index), "teacher": embed_teacher(context, card, models["teacher"])}
-        asked = {name: embed_queries(context, queries, models[name]) for name in MODELS}
+    corpora = {"student": ExactIndex.open(index), "teacher": embed_teacher(context, card, models["teacher"])}
+    asked = {name: embed_queries(context, queries, models[name]) for name in MODELS}
     tallies = {name: rank_queries(context, name, asked[name], sets, pools, corpora[name]) for name in MODELS}
     costs = time_models(context, queries, models)
     metrics = summarise(sets, pools, tallies, costs)
@@ -67,22 +69,18 @@ def run(context: Context) -> dict[str, float | dict]:
     return metrics
 
 
-def embed_teacher(context: Context, card: Mapping[str, Any], model: Path) -> Any:
+def embed_teacher(context: Context, card: Mapping[str, Any], model: Path) -> "ExactIndex":
     """The index's candidates embedded by the teacher, as an index over `teacher/` of this artifact."""
-    from pyarrow.fs import FileSelector
-
     from stages.index import embed_corpus, write_embeddings
     from stages.search.exact import ExactIndex
 
     batch_size = context.params.evaluate.batch_size
     corpus = embed_corpus(context, context.inputs["ingest"], sorted(card["pools"]), model, batch_size)
-    write_embeddings(context.output, "teacher", corpus, card["rows"])
-    filesystem = context.output.filesystem
-    found = filesystem.get_file_info(FileSelector(f"{context.output.base}/teacher"))
-    return ExactIndex(tuple(sorted(item.path for item in found if item.path.endswith(".parquet"))), filesystem)
+    written = write_embeddings(context.output, "teacher", corpus, card["rows"])
+    return ExactIndex(tuple(written["files"]), context.output.filesystem)
 
 
-def put_queries(context: Context, split: str, sets: list) -> list["ray.ObjectRef"]:
+def put_queries(context: Context, split: str, sets: "list[EvaluationSet]") -> list["ObjectRef"]:
     """The asked queries in the object store, block by block, so that the driver holds one block at a time."""
     import ray
 
@@ -91,7 +89,7 @@ def put_queries(context: Context, split: str, sets: list) -> list["ray.ObjectRef
     return [ray.put(block) for block in query_blocks(context.inputs["ingest"], split, sets)]
 
 
-def embed_queries(context: Context, queries: list["ray.ObjectRef"], model: Path) -> list["ray.ObjectRef"]:
+def embed_queries(context: Context, queries: list["ObjectRef"], model: Path) -> list["ObjectRef"]:
     """The same blocks with vectors. All are done before ranking starts, which would compete for the same cores."""
     import ray.data
 
@@ -99,14 +97,20 @@ def embed_queries(context: Context, queries: list["ray.ObjectRef"], model: Path)
 
     batch_size = context.params.evaluate.batch_size
     stored = ray.data.from_arrow_refs(queries)
+    stored.context.execution_options.preserve_order = True  # else run files depend on which actor is faster
     embedded = embed_rows(context, stored, model=model, side="query", batch_size=batch_size)
     return embedded.materialize().to_arrow_refs()
 
 
 def rank_queries(
-    context: Context, model: str, blocks: list["ray.ObjectRef"], sets: list, pools: Any, index: Any
-) -> dict[tuple[str, str], Any]:
-    """Ranks all blocks as Ray tasks, a few in flight: a tally for each (set, scope), and the run files."""
+    context: Context,
+    model: str,
+    blocks: list["ObjectRef"],
+    sets: "list[EvaluationSet]",
+    pools: "Pools",
+    index: "ExactIndex",
+) -> "dict[tuple[str, str], Tally]":
+    """Ranks all blocks as Ray tasks: a tally for each (set, scope), and the run files."""
     import ray
 
     from stages.search.rank import Tally, rank_block
@@ -115,10 +119,10 @@ def rank_queries(
     depth, runs = context.params.evaluate.depth, context.output.work / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     total = {(one.name, scope): Tally() for one in sets for scope in SCOPES}
-    files = {key: runs / f"{model}.{key[1]}.{key[0]}.trec" for key in total}
+    files = {(name, scope): runs / f"{model}.{scope}.{name}.trec" for name, scope in total}
     for path in files.values():
         path.write_text("")  # a killed attempt may have left half a run here
-    for tallies in in_order((rank.remote(block, sets, pools, index, depth, f"puma-{model}") for block in blocks), 8):
+    for tallies in in_order(rank.remote(block, sets, pools, index, depth, f"puma-{model}") for block in blocks):
         for key, tally in tallies.items():
             total[key].add(tally)
             with files[key].open("a", encoding="utf-8") as run_file:
@@ -128,10 +132,11 @@ def rank_queries(
     return total
 
 
-def in_order(tasks: Iterable["ray.ObjectRef"], in_flight: int) -> Iterable[Any]:
-    """The results of lazily submitted Ray tasks in order, with a bound on how many are under way."""
+def in_order(tasks: Iterable["ObjectRef"]) -> Iterator[Any]:
+    """The results of lazily submitted Ray tasks in order; no more are under way than keep all cores busy."""
     import ray
 
+    in_flight = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     pending: deque = deque()
     for task in tasks:
         pending.append(task)
@@ -141,24 +146,25 @@ def in_order(tasks: Iterable["ray.ObjectRef"], in_flight: int) -> Iterable[Any]:
         yield ray.get(pending.popleft())
 
 
-def time_models(context: Context, queries: list["ray.ObjectRef"], models: Mapping[str, Path]) -> dict[str, dict]:
+def time_models(context: Context, queries: list["ObjectRef"], models: Mapping[str, Path]) -> dict[str, dict]:
     """Size, latency and throughput of each model, in a process of its own while nothing else of this run works."""
     import ray
 
     from stages.embed import pool_size
 
     _, resources = pool_size(context.cluster)
-    task = ray.remote(**resources)(_time_models)
-    params = context.params.evaluate
-    return ray.get(
-        task.remote(
-            queries, context.inputs["ingest"], context.cluster, models, params.latency_queries, params.batch_size
-        )
-    )
+    params, ingest = context.params.evaluate, context.inputs["ingest"]
+    sizes = (params.latency_queries, params.batch_size)
+    return ray.get(ray.remote(**resources)(_time_models).remote(queries, ingest, context.cluster, models, *sizes))
 
 
 def _time_models(
-    queries: list["ray.ObjectRef"], ingest: Any, cluster: Any, models: Mapping[str, Path], count: int, batch_size: int
+    queries: list["ObjectRef"],
+    ingest: Artifact,
+    cluster: Cluster,
+    models: Mapping[str, Path],
+    count: int,
+    batch_size: int,
 ) -> dict[str, dict]:
     import ray
 
@@ -166,16 +172,20 @@ def _time_models(
     from stages.search.cost import measure_cost
     from stages.search.sets import is_asked
 
-    reader, stored, rows = RowReader(ingest, "query"), [], []
-    columns = ["text", "image_id", "dataset_id", "modality", "target_modality"]
+    reader, stored = RowReader(ingest, "query"), []
     for block in queries:
-        stored += ray.get(block).select(columns).to_pylist()
+        stored += ray.get(block).drop_columns(["positives"]).to_pylist()
     wanted = min(count, len(stored))
     rows = [reader.read(row) for place, row in enumerate(stored) if is_asked(place, len(stored), wanted)]
     return measure_cost({name: load_encoder(path, cluster) for name, path in models.items()}, rows, batch_size)
 
 
-def summarise(sets: list, pools: Any, tallies: Mapping[str, Any], costs: Mapping[str, dict]) -> dict[str, Any]:
+def summarise(
+    sets: "list[EvaluationSet]",
+    pools: "Pools",
+    tallies: "Mapping[str, Mapping[tuple[str, str], Tally]]",
+    costs: Mapping[str, dict],
+) -> dict[str, Any]:
     """The content of metrics.json. The mean over sets weighs each set the same, as M-BEIR's headline does."""
     from stages.search.measures import mean
 
@@ -195,7 +205,7 @@ def summarise(sets: list, pools: Any, tallies: Mapping[str, Any], costs: Mapping
     return metrics
 
 
-def _task(one: Any, pools: Any, scope: str, tally: Any) -> dict[str, Any]:
+def _task(one: "EvaluationSet", pools: "Pools", scope: str, tally: "Tally") -> dict[str, Any]:
     chances = {f"chance {name}": value for name, value in tally.chances().items()}
     size = pools.size(pools.filters(one)[scope])
     return {**tally.means(), "label": one.label, "queries": tally.queries, "pool_size": size, **chances}

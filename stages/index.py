@@ -32,14 +32,11 @@ class Params(Section):
 
 def run(context: Context) -> dict[str, float | dict]:
     """Runs the stage; see the module header."""
-    from stages.data import flow
-
     params, ingest, train = context.params.index, context.inputs["ingest"], context.inputs["train"]
     summary = summarise_pools(ingest, params.split)
     start = time.monotonic()
-    with flow.settings():
-        corpus = embed_corpus(context, ingest, sorted(summary["pools"]), train.local("model"), params.batch_size)
-        written = write_embeddings(context.output, "embeddings", corpus, summary["rows"])
+    corpus = embed_corpus(context, ingest, sorted(summary["pools"]), train.local("model"), params.batch_size)
+    written = write_embeddings(context.output, "embeddings", corpus, summary["rows"])
     seconds = time.monotonic() - start
     context.output.write_json("retriever.json", describe(context, summary, written["dim"]))
     return {
@@ -106,8 +103,8 @@ def keep_pools(table: "pa.Table", pools: list[str]) -> "pa.Table":
     return table.filter(pa.array([not wanted.isdisjoint(names) for names in table["pools"].to_pylist()], pa.bool_()))
 
 
-def write_embeddings(output: Attempt, name: str, corpus: "ray.data.Dataset", expected: int) -> dict[str, int]:
-    """Streams vectors to Parquet below `name`; rows, bytes and dim of what arrived.
+def write_embeddings(output: Attempt, name: str, corpus: "ray.data.Dataset", expected: int) -> dict[str, Any]:
+    """Streams vectors to Parquet below `name`; files, bytes and dim of what arrived.
 
     Raises:
         StageError: fewer or more rows arrived than were to be embedded.
@@ -117,13 +114,13 @@ def write_embeddings(output: Attempt, name: str, corpus: "ray.data.Dataset", exp
 
     path = f"{output.base}/{name}"
     corpus.write_parquet(path, filesystem=output.filesystem)
-    files = [item for item in output.filesystem.get_file_info(FileSelector(path)) if item.path.endswith(".parquet")]
-    footers = [pq.read_metadata(item.path, filesystem=output.filesystem) for item in files]
-    rows = sum(footer.num_rows for footer in footers)
+    found = output.filesystem.get_file_info(FileSelector(path))
+    files = sorted(item.path for item in found if item.path.endswith(".parquet"))
+    rows = sum(pq.read_metadata(file, filesystem=output.filesystem).num_rows for file in files)
     if rows != expected:
         raise StageError(f"{rows} of {expected} vectors arrived at {path}; run the same command again")
-    schema = pq.read_schema(files[0].path, filesystem=output.filesystem)
-    return {"rows": rows, "bytes": sum(item.size for item in files), "dim": schema.field("vector").type.list_size}
+    dim = pq.read_schema(files[0], filesystem=output.filesystem).field("vector").type.list_size
+    return {"files": files, "bytes": sum(item.size for item in found), "dim": dim}
 
 
 def describe(context: Context, summary: dict[str, Any], dim: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from stages.context import Artifact, StageError
 
 BLOCK = 1024  # queries that travel and are ranked together
+ASKED = ("qid", "dataset", "dataset_id", "task_id", "modality", "target_modality", "text", "image_id", "positives")
 _READ = 8192
 
 
@@ -72,13 +73,13 @@ def find_sets(ingest: Artifact, split: str, limit: int) -> list[EvaluationSet]:
 
 
 def query_blocks(ingest: Artifact, split: str, sets: Sequence[EvaluationSet]) -> Iterator[Any]:
-    """The asked queries, evenly spaced within their set, as pyarrow tables of at most BLOCK rows."""
+    """The asked queries, evenly spaced within their set, as pyarrow tables of BLOCK rows with the columns ASKED."""
     import pyarrow as pa
 
     chosen = {one.name: one for one in sets}
     seen = dict.fromkeys(chosen, 0)
     held: list[Any] = []
-    for batch in _batches(ingest, split, None):
+    for batch in _batches(ingest, split, list(ASKED)):
         names = map(set_name, batch["dataset"].to_pylist(), batch["task_id"].to_pylist())
         picks = []
         for row, name in enumerate(names):
@@ -110,7 +111,7 @@ def union_pool(split: str) -> str:
     return f"union_{split}"
 
 
-def _batches(ingest: Artifact, split: str, columns: list[str] | None) -> Iterator[Any]:
+def _batches(ingest: Artifact, split: str, columns: list[str]) -> Iterator[Any]:
     import pyarrow.compute as pc
     import pyarrow.dataset
 
