@@ -1,23 +1,27 @@
 """From what Ray raises to the one line that a user needs.
 
-An error of a worker arrives wrapped: in a RayTaskError that holds the remote traceback as its text, for training in a
-WorkerGroupError with one failure for each rank. They are opened by their attributes, without importing Ray.
+An error of a worker arrives wrapped. A task's is inside a RayTaskError; training's inside a WorkerGroupError, one for
+each rank; Ray Data's own wrapper loses the error itself, which is then found in the text of the remote traceback. The
+wrappers are told apart by what they have, without importing Ray.
 """
 
 from collections.abc import Iterator
 
-from stages.context import InputError, StageError
+PLAIN = ("StageError", "InputError")  # whose message is meant for the user as it is
+LENGTH = 400
 
 
 def explain(error: BaseException) -> str:
     """The message of a StageError or InputError anywhere in the chain, else the root cause's type and first line."""
     chain = list(causes(error))
     for cause in chain:
-        if type(cause) in (StageError, InputError):
-            return " ".join(str(cause).split())
+        if type(cause).__name__ in PLAIN:
+            return one_line(str(cause))
     root = chain[-1]
+    if type(root).__name__ == "UserCodeException":
+        return remote_cause(str(chain[-2] if len(chain) > 1 else root))
     lines = [line.strip() for line in str(root).splitlines() if line.strip()]
-    return f"{type(root).__name__}: {lines[0]}"[:400] if lines else type(root).__name__
+    return one_line(f"{type(root).__name__}: {lines[0]}" if lines else type(root).__name__)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -30,3 +34,20 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         failures = list(getattr(current, "worker_failures", {}).values())
         inner = [*failures, getattr(current, "cause", None), current.__cause__]
         current = next((found for found in inner if isinstance(found, BaseException)), None)
+
+
+def remote_cause(traceback: str) -> str:
+    """The first error that a remote traceback tells: the words below its last indented line."""
+    lines = traceback.partition("\n\nThe above exception was the direct cause")[0].splitlines()
+    last = max((index for index, line in enumerate(lines) if line.startswith(" ")), default=-1)
+    words = [line for line in lines[last + 1 :] if line.strip()]
+    if not words:
+        return one_line(traceback)
+    kind, _, message = words[0].partition(": ")
+    kind = kind.rpartition(".")[2]
+    return one_line(" ".join([message, *words[1:]])) if kind in PLAIN else one_line(f"{kind}: {message}")
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks, cut to a length that a terminal bears."""
+    return " ".join(text.split())[:LENGTH]

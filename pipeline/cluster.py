@@ -5,8 +5,9 @@ Ray is started by the first stage that has to run, never for a plan or a run who
 
 import logging
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from stages.context import StageError
 from stages.params import Cluster
 
 ROOT = Path(__file__).resolve().parents[1]
+MACHINERY = ("TrainController", "PlacementGroupCleaner")
+BOOKKEEPING = re.compile(
+    r"\.cc:\d+: |^Setting up process group|^Checkpoint successfully created|^Reporting training result"
+)
 
 
 @contextmanager
@@ -36,6 +41,7 @@ def connected(cluster: Cluster) -> Iterator[None]:
         place = "on this machine" if local else f"at {os.environ.get('RAY_ADDRESS', 'the job')}"
         raise StageError(f"Ray could not be started {place}: {explain(error)}") from error
     quiet_ray_data()
+    quiet_workers()
     try:
         yield
     finally:
@@ -51,6 +57,23 @@ def quiet_ray_data() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if type(handler).__name__ == "PlainRayHandler":
             handler.setLevel(logging.WARNING)
+
+
+def quiet_workers() -> None:
+    """Of what workers print, shows the lines that stages wrote; all of it stays in Ray's session directory.
+
+    Ray has no public switch between everything and nothing, and everything is a page of bookkeeping for each stage.
+    """
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+
+    def show(batch: Mapping[str, Any]) -> None:
+        if batch["pid"] != "raylet" and batch.get("actor_name") not in MACHINERY:
+            for line in batch["lines"]:
+                if not BOOKKEEPING.search(line):
+                    print(line, file=sys.stderr)
+
+    dispatcher.remove_handler("ray_print_logs")
+    dispatcher.add_handler("ray_print_logs", show)  # under Ray's own name, so that its shutdown removes it
 
 
 def inside_cluster() -> bool:
@@ -99,8 +122,6 @@ def local_environment() -> dict[str, str]:
     return {
         "PYTHONPATH": os.pathsep.join(paths),
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
-        # Ray's C++ parts tell notes to its developers as errors; set it to `info` to hear them.
-        "RAY_BACKEND_LOG_LEVEL": os.environ.get("RAY_BACKEND_LOG_LEVEL", "fatal"),
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
 

@@ -1,6 +1,8 @@
 """The cluster that a run starts for itself, and the one line that is left of an error in it."""
 
 import os
+import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -44,6 +46,20 @@ def test_workers_know_the_code_and_that_there_is_no_gpu(cluster, tmp_path, monke
         return os.environ["DS_ACCELERATOR"], os.environ["OMP_NUM_THREADS"], len(pipeline.dag.STAGES)
 
     assert ray.get(look.remote()) == ("cpu", "3", 7)
+
+
+def test_what_a_stage_prints_in_a_worker_is_shown_and_bookkeeping_is_not(cluster, capfd):
+    def speak() -> None:
+        print("Checkpoint successfully created at: somewhere", file=sys.stderr)
+        print("train 1/2 loss 0.5", file=sys.stderr, flush=True)
+
+    ray.get(ray.remote(speak).remote())
+    told, deadline = "", time.monotonic() + 20
+    while "train 1/2" not in told and time.monotonic() < deadline:
+        time.sleep(0.2)
+        told += capfd.readouterr().err
+    assert "train 1/2 loss 0.5\n" in told
+    assert "Checkpoint" not in told and "pid=" not in told
 
 
 def test_there_are_cpus_enough_for_actors_beside_readers_and_writers(cluster):
