@@ -149,13 +149,11 @@ class Teacher:
         import numpy as np
         import pyarrow as pa
 
-        from stages.model.encoder import by_length
-
         rows = [self.reader.read(row) for row in table.to_pylist()]
         depth = self.encoder.layers if self.layers is None else len(self.layers)
         states_NKD = np.zeros((len(rows), depth, self.encoder.dim), np.float32)
-        for indices in by_length(rows, self.batch_size):
-            states_NKD[indices] = self._states([rows[index] for index in indices])
+        for start in range(0, len(rows), self.batch_size):
+            states_NKD[start : start + self.batch_size] = self._states(rows[start : start + self.batch_size])
         if not np.isfinite(states_NKD).all() or np.abs(states_NKD).max(initial=0) > FP16_LARGEST:
             raise StageError("the teacher's states do not fit fp16; set features.normed=true")
         values = pa.array(states_NKD.astype(np.float16).reshape(-1))

@@ -51,8 +51,8 @@ class Step:
     """One rank's collated step."""
 
     pairs: Pairs
-    queries: Batch
-    candidates: Batch
+    rows: Batch
+    """Queries first and candidates after them: one forward pass embeds both sides."""
     teacher_BD: torch.Tensor | None
     """Teacher states, queries first and candidates after them, [2B, D]."""
 
@@ -117,8 +117,7 @@ def prepare(encoder: Encoder, sampler: PairSampler, teacher: Teacher | None, ste
     pairs = sampler.pairs(step)
     return Step(
         pairs=pairs,
-        queries=encoder.collator(pairs.query_rows),
-        candidates=encoder.collator(pairs.candidate_rows),
+        rows=encoder.collator(pairs.query_rows + pairs.candidate_rows),
         teacher_BD=teacher(pairs.query_ids, pairs.candidate_ids) if teacher else None,
     )
 
@@ -129,9 +128,8 @@ def train_step(engine: Any, step: Step, objective: Objective, progress: float) -
     Negatives are all ranks' candidates, with gradient. Each rank's loss is the mean over its own queries, and
     DeepSpeed averages gradients over ranks, so the update is that of the mean over the global batch.
     """
-    states_BD = engine(step.queries.to(engine.device))
-    candidate_states_BD = engine(step.candidates.to(engine.device))
-    loss, parts = losses(states_BD, candidate_states_BD, step, objective, progress)
+    query_BD, candidate_BD = engine(step.rows.to(engine.device)).chunk(2)
+    loss, parts = losses(query_BD, candidate_BD, step, objective, progress)
     engine.backward(loss)
     learning_rate = engine.get_lr()[0]
     engine.step()

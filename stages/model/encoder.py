@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from stages.model.inputs import Batch, Collator, Row
+from stages.model.inputs import Batch, Chunk, Collator, Row
 from stages.model.prompt import RETRIEVAL_TOKEN
 from stages.model.prune import load_backbone
 
@@ -80,15 +80,17 @@ class Encoder(nn.Module):
 
     def states(self, batch: Batch) -> torch.Tensor:
         """Hidden states at `[RET]` after the final norm, [B, D], not normalised: what distillation compares."""
+        return torch.cat([self._chunk_states(chunk) for chunk in batch.chunks])[batch.place_B]
+
+    def _chunk_states(self, chunk: Chunk) -> torch.Tensor:
         output = self.backbone(
-            input_ids=batch.input_ids_BL,
-            position_ids=batch.position_ids_3BL,
-            pixel_values=batch.pixels_PC,
-            image_grid_thw=batch.grid_I3,
+            input_ids=chunk.input_ids_RL,
+            position_ids=chunk.position_ids_3RL,
+            pixel_values=chunk.pixels_PC,
+            image_grid_thw=chunk.grid_I3,
             use_cache=False,
         )
-        rows = torch.arange(len(batch.last_B), device=batch.last_B.device)
-        return output.last_hidden_state[rows, batch.last_B]
+        return _read_out(output.last_hidden_state, chunk)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """The states of a batch, [B, D]; a module call so that DeepSpeed's hooks run."""
@@ -102,40 +104,44 @@ class Encoder(nn.Module):
         Args:
             normed: apply the final norm to every layer, which makes entry k - 1 the output of a student of k layers.
         """
-        rows = torch.arange(len(batch.last_B), device=batch.last_B.device)
+        states_KBD = torch.cat([self._chunk_states_by_layer(chunk) for chunk in batch.chunks], dim=1)
+        states_KBD = states_KBD[:, batch.place_B]
+        return self.backbone.language_model.norm(states_KBD) if normed else states_KBD
+
+    def _chunk_states_by_layer(self, chunk: Chunk) -> torch.Tensor:
+        """Raw states [K, R, D] of one chunk."""
         kept: list[torch.Tensor] = []
 
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            state_BLD = output[0] if isinstance(output, tuple) else output
-            kept.append(state_BLD[rows, batch.last_B])
+            kept.append(_read_out(output[0] if isinstance(output, tuple) else output, chunk))
 
         hooks = [layer.register_forward_hook(keep) for layer in self.backbone.language_model.layers]
         try:
-            self.states(batch)
+            self._chunk_states(chunk)
         finally:
             for hook in hooks:
                 hook.remove()
-        states_KBD = torch.stack(kept)
-        return self.backbone.language_model.norm(states_KBD) if normed else states_KBD
+        return torch.stack(kept)
 
     @torch.inference_mode()
     def encode(self, rows: Sequence[Row], batch_size: int = 64) -> np.ndarray:
         """Vectors of unit length, float32 [N, D], in the order of `rows`.
 
-        Rows are batched by length, so that short texts do not pay for long ones; the order never shows in the result.
+        Args:
+            rows: texts, images, or both.
+            batch_size: rows that are in memory at once.
         """
         vectors_ND = np.zeros((len(rows), self.dim), np.float32)
-        for indices in by_length(rows, batch_size):
-            batch = self.collator([rows[index] for index in indices]).to(self.device)
+        for start in range(0, len(rows), batch_size):
+            batch = self.collator(rows[start : start + batch_size]).to(self.device)
             vectors_BD = nn.functional.normalize(self.states(batch).float(), dim=-1)
-            vectors_ND[indices] = vectors_BD.cpu().numpy()
+            vectors_ND[start : start + batch_size] = vectors_BD.cpu().numpy()
         return vectors_ND
 
 
-def by_length(rows: Sequence[Row], batch_size: int) -> list[list[int]]:
-    """Index lists of at most `batch_size` rows, rows of like shape together (image or not, then text length)."""
-    order = sorted(range(len(rows)), key=lambda index: (rows[index].image is not None, len(rows[index].text or "")))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+def _read_out(states_RLD: torch.Tensor, chunk: Chunk) -> torch.Tensor:
+    """The states [R, D] at `[RET]`, each row's last token."""
+    return states_RLD[torch.arange(len(chunk.last_R), device=states_RLD.device), chunk.last_R]
 
 
 def load_collator(directory: Path, vocabulary: int) -> Collator:

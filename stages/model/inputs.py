@@ -1,10 +1,12 @@
 """Rows to tensors: what a ragged batch of texts and images becomes before the model sees it.
 
-Shapes: B rows, L tokens of the longest row, P vision patches of all images, C values of a patch, I images.
+Shapes: B rows of a batch, R rows of a chunk, L tokens of its longest row, P vision patches of its images, C values of
+a patch, I images.
 
-Rows are padded on the right and need no attention mask: attention is causal, so what stands after a row's last token
-cannot reach it. Positions are computed here for each row alone (stock 2-D M-RoPE), hence a row's vector does not
-depend on its neighbours. Images are decoded here; truncation cuts text only, never an image's tokens.
+A batch is cut into chunks of rows of like length, and each chunk is padded on the right to its own longest row: texts
+of ten tokens do not pay for texts of a hundred. No attention mask is needed: attention is causal, so what stands after
+a row's last token cannot reach it. Positions are computed here for each row alone (stock 2-D M-RoPE), hence a row's
+vector does not depend on its neighbours. Images are decoded here; truncation cuts text only, never an image's tokens.
 """
 
 import io
@@ -27,24 +29,40 @@ class Row:
     image: bytes | None = None
 
 
-@dataclass(frozen=True)
-class Batch:
-    """A collated batch; see the module header for the shapes."""
+SPREAD = 1.25
+"""The longest row of a chunk has at most so many times the tokens of its shortest: a fifth of padding at the worst."""
 
-    input_ids_BL: torch.Tensor
-    position_ids_3BL: torch.Tensor
-    last_B: torch.Tensor
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows of like length, padded to one rectangle; see the module header for the shapes."""
+
+    input_ids_RL: torch.Tensor
+    position_ids_3RL: torch.Tensor
+    last_R: torch.Tensor
     pixels_PC: torch.Tensor | None
     grid_I3: torch.Tensor | None
 
-    def to(self, device: str) -> "Batch":
-        """The same batch on `device`."""
+    def to(self, device: Any) -> "Chunk":
+        """The same chunk on `device`."""
         moved = {
             name: value.to(device, non_blocking=True)
             for name, value in self.__dict__.items()
             if isinstance(value, torch.Tensor)
         }
         return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Collated rows: the chunks, and for each of the rows its place in their concatenation."""
+
+    chunks: tuple[Chunk, ...]
+    place_B: torch.Tensor
+
+    def to(self, device: Any) -> "Batch":
+        """The same batch on `device`."""
+        return Batch(tuple(chunk.to(device) for chunk in self.chunks), self.place_B.to(device))
 
 
 class Collator:
@@ -64,15 +82,35 @@ class Collator:
         self.retrieval_token = tokenizer.convert_tokens_to_ids(RETRIEVAL_TOKEN)
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        """Collates rows; every row ends in `[RET]`, at index `last_B`."""
-        pixels, grids = self._images([row.image for row in rows if row.image is not None])
-        grid_of_row = iter(grids)
-        grids_B = [next(grid_of_row) if row.image is not None else None for row in rows]
+        """Collates rows; every row ends in `[RET]`, at index `last_R` of its chunk."""
+        images = [None if row.image is None else self.patches(row.image) for row in rows]
         prompts = [render(self._cut(row.text), row.image is not None) for row in rows]
         tokens_B = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
-        sequences = [self._expand(tokens, grid) for tokens, grid in zip(tokens_B, grids_B, strict=True)]
-        positions = [self._positions(tokens, grid) for tokens, grid in zip(sequences, grids_B, strict=True)]
-        return _pad(sequences, positions, pixels, grids)
+        sequences = [
+            self.expand(tokens, image[1] if image else None) for tokens, image in zip(tokens_B, images, strict=True)
+        ]
+        groups = like_lengths([len(tokens) for tokens in sequences])
+        chunks = tuple(self._chunk([(sequences[index], images[index]) for index in group]) for group in groups)
+        place_B = torch.empty(len(rows), dtype=torch.long)
+        place_B[torch.tensor([index for group in groups for index in group])] = torch.arange(len(rows))
+        return Batch(chunks, place_B)
+
+    def _chunk(self, rows: list[tuple[list[int], tuple[np.ndarray, np.ndarray] | None]]) -> Chunk:
+        """Pads with token 0 at position 0; causal attention keeps the padding out of every row."""
+        length = max(len(tokens) for tokens, _ in rows)
+        input_ids_RL = np.zeros((len(rows), length), np.int64)
+        position_ids_3RL = np.zeros((3, len(rows), length), np.int64)
+        for index, (tokens, image) in enumerate(rows):
+            input_ids_RL[index, : len(tokens)] = tokens
+            position_ids_3RL[:, index, : len(tokens)] = self._positions(tokens, image[1] if image else None)
+        images = [image for _, image in rows if image]
+        return Chunk(
+            input_ids_RL=torch.from_numpy(input_ids_RL),
+            position_ids_3RL=torch.from_numpy(position_ids_3RL),
+            last_R=torch.tensor([len(tokens) - 1 for tokens, _ in rows]),
+            pixels_PC=torch.from_numpy(np.concatenate([patches for patches, _ in images])) if images else None,
+            grid_I3=torch.from_numpy(np.stack([grid for _, grid in images])) if images else None,
+        )
 
     def _cut(self, text: str | None) -> str | None:
         """The text cut to `max_text_tokens`; short texts skip the tokenizer, a token being one character at least."""
@@ -82,14 +120,12 @@ class Collator:
         offsets = encoding["offset_mapping"]
         return text if len(offsets) <= self.max_text_tokens else text[: offsets[self.max_text_tokens - 1][1]]
 
-    def _images(self, encoded: list[bytes]) -> tuple[np.ndarray | None, list[np.ndarray]]:
-        if not encoded:
-            return None, []
-        pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in encoded]
-        features = self.image_processor(images=pictures, return_tensors="np")
-        return features["pixel_values"], list(features["image_grid_thw"])
+    def patches(self, encoded: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """Vision patches float32 [P, C] and the (t, h, w) grid [3] of one encoded image."""
+        features = self.image_processor(images=[Image.open(io.BytesIO(encoded)).convert("RGB")], return_tensors="np")
+        return features["pixel_values"], features["image_grid_thw"][0]
 
-    def _expand(self, tokens: list[int], grid: np.ndarray | None) -> list[int]:
+    def expand(self, tokens: list[int], grid: np.ndarray | None) -> list[int]:
         """Repeats the single image token once for each merged patch."""
         if grid is None:
             return tokens
@@ -109,20 +145,11 @@ class Collator:
         return np.concatenate([np.tile(np.arange(start), (3, 1)), image, np.tile(after, (3, 1))], axis=1)
 
 
-def _pad(
-    sequences: list[list[int]], positions: list[np.ndarray], pixels: np.ndarray | None, grids: list[np.ndarray]
-) -> Batch:
-    """Pads on the right with token 0 at position 0; causal attention keeps the padding out of every row."""
-    length = max(len(tokens) for tokens in sequences)
-    input_ids_BL = np.zeros((len(sequences), length), np.int64)
-    position_ids_3BL = np.zeros((3, len(sequences), length), np.int64)
-    for index, (tokens, position) in enumerate(zip(sequences, positions, strict=True)):
-        input_ids_BL[index, : len(tokens)] = tokens
-        position_ids_3BL[:, index, : len(tokens)] = position
-    return Batch(
-        input_ids_BL=torch.from_numpy(input_ids_BL),
-        position_ids_3BL=torch.from_numpy(position_ids_3BL),
-        last_B=torch.tensor([len(tokens) - 1 for tokens in sequences]),
-        pixels_PC=None if pixels is None else torch.from_numpy(np.ascontiguousarray(pixels)),
-        grid_I3=None if pixels is None else torch.from_numpy(np.stack(grids)),
-    )
+def like_lengths(lengths: Sequence[int]) -> list[list[int]]:
+    """Groups row numbers, shortest rows first, so that lengths within a group differ by `SPREAD` at most."""
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if not groups or lengths[index] > SPREAD * lengths[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(index)
+    return groups

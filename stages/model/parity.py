@@ -80,14 +80,13 @@ def stock_vectors(directory: Path, collator: Collator, rows: list[Row]) -> np.nd
     vectors = []
     for row in rows:
         prompt = tokenizer.apply_chat_template([_message(row)], tokenize=False)
-        pixels, grids = collator._images([row.image] if row.image else [])
-        tokens = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        ids = torch.tensor([collator._expand(tokens, grids[0] if grids else None)])
+        pixels, grid = collator.patches(row.image) if row.image else (None, None)
+        ids = torch.tensor([collator.expand(tokenizer(prompt, add_special_tokens=False)["input_ids"], grid)])
         vision = {}
         if pixels is not None:
             vision = {
                 "pixel_values": torch.from_numpy(pixels),
-                "image_grid_thw": torch.from_numpy(np.stack(grids)),
+                "image_grid_thw": torch.from_numpy(grid)[None],
                 "mm_token_type_ids": (ids == collator.image_token).int(),
             }
         output = model(input_ids=ids, attention_mask=torch.ones_like(ids), **vision)

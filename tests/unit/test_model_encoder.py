@@ -1,4 +1,4 @@
-"""The encoder, for each family: neighbours don't matter, pruning is exact, positions are stock, every loader agrees."""
+"""The encoder, for each family: neighbours don't matter, pruning is exact, positions are stock, loaders agree."""
 
 import json
 
@@ -10,7 +10,7 @@ import transformers
 from stages.model.adapters import ADAPTERS
 from stages.model.encoder import Encoder, Row
 from stages.model.export import export_student, save_backbone
-from stages.model.inputs import Batch
+from stages.model.inputs import Batch, like_lengths
 from stages.model.parity import check_parity, stock_vectors
 from stages.model.prompt import render, without_special_tokens
 from stages.model.prune import pruned_config
@@ -43,34 +43,34 @@ def test_different_rows_have_different_vectors(encoder):
 
 def test_positions_are_those_of_the_stock_model(encoder):
     for row in ragged_rows():
-        batch = encoder.collator([row])
-        if batch.grid_I3 is None:
+        (chunk,) = encoder.collator([row]).chunks
+        if chunk.grid_I3 is None:
             continue
-        image = (batch.input_ids_BL == encoder.collator.image_token).int()
+        image = (chunk.input_ids_RL == encoder.collator.image_token).int()
         expected, _ = encoder.backbone.get_rope_index(
-            batch.input_ids_BL, mm_token_type_ids=image, image_grid_thw=batch.grid_I3
+            chunk.input_ids_RL, mm_token_type_ids=image, image_grid_thw=chunk.grid_I3
         )
-        assert torch.equal(expected, batch.position_ids_3BL)
+        assert torch.equal(expected, chunk.position_ids_3RL)
 
 
 def test_pruned_output_is_the_normed_hidden_state(checkpoint, encoder):
-    rows = ragged_rows()
-    batch = encoder.collator(rows)
-    with torch.inference_mode():
-        full = encoder.backbone(
-            input_ids=batch.input_ids_BL,
-            position_ids=batch.position_ids_3BL,
-            pixel_values=batch.pixels_PC,
-            image_grid_thw=batch.grid_I3,
-            use_cache=False,
-            output_hidden_states=True,
-        )
-        pruned = Encoder.load(checkpoint, layers=3)
-        expected_BLD = encoder.backbone.language_model.norm(full.hidden_states[3])
-        expected_BD = expected_BLD[torch.arange(len(rows)), batch.last_B]
-        assert pruned.layers == 3
-        assert torch.equal(pruned.states(batch), expected_BD)
-        assert torch.equal(encoder.states_by_layer(batch, normed=True)[2], expected_BD)
+    pruned = Encoder.load(checkpoint, layers=3)
+    assert pruned.layers == 3
+    for row in ragged_rows():
+        batch = encoder.collator([row])
+        (chunk,) = batch.chunks
+        with torch.inference_mode():
+            full = encoder.backbone(
+                input_ids=chunk.input_ids_RL,
+                position_ids=chunk.position_ids_3RL,
+                pixel_values=chunk.pixels_PC,
+                image_grid_thw=chunk.grid_I3,
+                use_cache=False,
+                output_hidden_states=True,
+            )
+            expected_D = encoder.backbone.language_model.norm(full.hidden_states[3])[0, -1]
+            assert torch.equal(pruned.states(batch)[0], expected_D)
+            assert torch.equal(encoder.states_by_layer(batch, normed=True)[2, 0], expected_D)
 
 
 def test_states_by_layer_ends_in_the_output_and_can_be_raw(encoder):
@@ -133,11 +133,11 @@ def test_a_parity_report_names_every_loader_and_refuses_other_weights(tmp_path):
 
 def test_long_texts_are_cut_and_images_never(tmp_path):
     encoder = Encoder.load(write_checkpoint(tmp_path, "qwen2_vl"))
-    short, long = (encoder.collator([Row("x y " * count, picture())]) for count in (200, 400))
-    assert torch.equal(short.input_ids_BL, long.input_ids_BL)
-    image_tokens = (long.input_ids_BL == encoder.collator.image_token).sum()
+    short, long = (encoder.collator([Row("x y " * count, picture())]).chunks[0] for count in (200, 400))
+    assert torch.equal(short.input_ids_RL, long.input_ids_RL)
+    image_tokens = (long.input_ids_RL == encoder.collator.image_token).sum()
     assert image_tokens == long.grid_I3.prod() // 4
-    assert long.input_ids_BL[0, -1] == encoder.collator.retrieval_token
+    assert long.input_ids_RL[0, -1] == encoder.collator.retrieval_token
 
 
 def test_user_text_cannot_bring_control_tokens():
@@ -163,5 +163,10 @@ def test_a_row_of_nothing_is_refused():
 
 
 def test_a_batch_moves_with_and_without_images(encoder):
-    moved = encoder.collator([Row("A red circle.")]).to("cpu")
-    assert isinstance(moved, Batch) and moved.pixels_PC is None
+    moved = encoder.collator([Row("A red circle. " * 9), Row(None, picture())]).to("cpu")
+    assert isinstance(moved, Batch) and {chunk.pixels_PC is None for chunk in moved.chunks} == {True, False}
+
+
+def test_rows_of_like_length_share_a_chunk():
+    groups = like_lengths([40, 10, 100, 11, 12, 41])
+    assert groups == [[1, 3, 4], [0, 5], [2]]
