@@ -27,6 +27,7 @@ BOOKKEEPING = re.compile(
 def connected(cluster: Cluster) -> Iterator[None]:
     """Connects to Ray for the block, and shuts down what it started."""
     local = not inside_cluster()
+    os.environ.setdefault("RAY_DISABLE_WORKER_LOG_PREFIX", "1")  # read when Ray is imported
     if local:
         # Workers of a local cluster inherit the driver's environment. A runtime environment would do the same
         # through an agent process and throw away the workers that Ray has started in advance.
@@ -66,14 +67,15 @@ def quiet_workers() -> None:
     """
     from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
 
-    def show(batch: Mapping[str, Any]) -> None:
-        if batch["pid"] != "raylet" and batch.get("actor_name") not in MACHINERY:
-            for line in batch["lines"]:
-                if not BOOKKEEPING.search(line):
-                    print(line, file=sys.stderr)
+    ray_prints = dict(dispatcher.handlers)["ray_print_logs"]
+
+    def print_stages(batch: Mapping[str, Any]) -> None:
+        lines = [line for line in batch["lines"] if not BOOKKEEPING.search(line)]
+        if lines and batch["pid"] != "raylet" and batch.get("actor_name") not in MACHINERY:
+            ray_prints({**batch, "lines": lines})
 
     dispatcher.remove_handler("ray_print_logs")
-    dispatcher.add_handler("ray_print_logs", show)  # under Ray's own name, so that its shutdown removes it
+    dispatcher.add_handler("ray_print_logs", print_stages)  # under Ray's own name, so that its shutdown removes it
 
 
 def inside_cluster() -> bool:
