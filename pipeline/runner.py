@@ -152,8 +152,12 @@ def compute(stage: Stage, decision: Decision, run: Run) -> None:
         artifact = run.store.commit(attempt, facts, replace)
     except BaseException as error:
         run.stages[stage.name] |= {"action": "failed", "seconds": round(time.monotonic() - start, 3)}
-        tracked.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        if isinstance(error, InputError | KeyboardInterrupt):
+        # Ray takes Ctrl-C and SIGTERM as a call to leave the process, which would end it in the middle of a sentence.
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+        tracked.end("KILLED" if interrupted else "FAILED")
+        if interrupted:
+            raise KeyboardInterrupt from error
+        if isinstance(error, InputError):
             raise
         raise stage_error(stage, error, run) from error
     run.artifacts[stage.name] = artifact

@@ -239,8 +239,9 @@ def test_an_input_error_inside_a_stage_stays_an_input_error(hooks, store, tmp_pa
     assert isinstance(go(store, tmp_path).error, InputError)
 
 
-def test_an_interrupt_is_recorded_as_one(hooks, store, tmp_path):
-    hooks.actions["train"] = fail(KeyboardInterrupt())
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1)])  # the latter is Ray's way to pass on Ctrl-C
+def test_an_interrupt_is_recorded_as_one(hooks, store, tmp_path, error):
+    hooks.actions["train"] = fail(error)
     done = go(store, tmp_path)
     assert isinstance(done.error, KeyboardInterrupt)
     assert store.runs()[0]["status"] == "interrupted"
