@@ -93,11 +93,13 @@ def search_batches(
     best = [TopK(len(queries_QD), k) for _ in filters]
     several = False
     for tile in tiles(batches):
+        tile = tile.take(pc.sort_indices(tile["did"]))  # so that among equal scores the first column has the lowest id
         rows_ND = _float32_rows(tile, several)
         scores_QN = queries_QD @ rows_ND.T
         for top, chosen in zip(best, filters, strict=True):
             rows = chosen.rows(tile)
-            top.add(scores_QN[:, rows], tile["did"].take(pa.array(rows)))
+            whole = len(rows) == tile.num_rows  # a slice is a view, row numbers make a copy
+            top.add(scores_QN[:, : len(rows)] if whole else scores_QN[:, rows], tile["did"].take(pa.array(rows)))
         several = True
     return [top.ranking() for top in best]
 
@@ -150,20 +152,25 @@ class TopK:
         self.floor_Q = np.full(self.queries, -np.inf, dtype=np.float32)
 
     def add(self, scores_QN: np.ndarray, dids_N: pa.ChunkedArray) -> None:
-        """Merges the scores of more rows."""
-        count = scores_QN.shape[1]
-        if not count or not self.queries:
+        """Merges the scores of more rows, which come in order of their ids."""
+        if not scores_QN.size:
             return
-        floor_Q = self.floor_Q
-        if count > self.k:
-            floor_Q = np.maximum(floor_Q, np.partition(scores_QN, count - self.k, axis=1)[:, count - self.k])
-        # `>=` keeps whatever ties with the k-th best, so that the id decides and not the position in the tile.
-        query, row = np.nonzero(scores_QN >= floor_Q[:, None])
+        passing_QN = scores_QN >= self.floor_Q[:, None]  # what ties with the k-th best may have a lower id
+        crowded = np.flatnonzero(np.count_nonzero(passing_QN, axis=1) > self.k)
+        if len(crowded):  # the first tiles, before the floor has risen, or a model that gives everything one vector
+            passing_QN[crowded] = self._best(scores_QN[crowded])
+        query, row = np.nonzero(passing_QN)
         if not len(row):
             return
         used, place = np.unique(row, return_inverse=True)
         names = np.array(dids_N.take(pa.array(used)).to_pylist(), dtype="U")
         self._merge(query, scores_QN[query, row], names[place])
+
+    def _best(self, scores_QN: np.ndarray) -> np.ndarray:
+        """Marks what can be among the k best of these rows: all above the k-th score, the first k that equal it."""
+        edge_Q1 = np.partition(scores_QN, -self.k, axis=1)[:, -self.k, None]
+        equal_QN = scores_QN == edge_Q1
+        return (scores_QN > edge_Q1) | (equal_QN & (np.cumsum(equal_QN, axis=1, dtype=np.int32) <= self.k))
 
     def _merge(self, query: np.ndarray, score: np.ndarray, did: np.ndarray) -> None:
         query = np.concatenate([self.query_P, query])
