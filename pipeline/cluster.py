@@ -80,7 +80,12 @@ def quiet_workers() -> None:
 
 def inside_cluster() -> bool:
     """Whether the run was given a cluster: by RAY_ADDRESS, which Ray also sets for a submitted job."""
-    return bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
+    return bool(os.environ.get("RAY_ADDRESS")) or inside_job()
+
+
+def inside_job() -> bool:
+    """Whether this process is the entrypoint of a submitted job."""
+    return bool(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
 
 
 def local_options(cluster: Cluster) -> dict[str, Any]:
@@ -96,8 +101,11 @@ def local_options(cluster: Cluster) -> dict[str, Any]:
 
 
 def remote_options(cluster: Cluster) -> dict[str, Any]:
-    """Joins the given cluster; its workers find the code in the job's working directory."""
-    return {"logging_level": "warning", "runtime_env": {"env_vars": worker_environment(cluster)}}
+    """Joins the given cluster. A submitted job brings its working directory; without one the code is sent along."""
+    environment: dict[str, Any] = {"env_vars": worker_environment(cluster)}
+    if not inside_job():
+        environment["py_modules"] = [str(ROOT / "pipeline"), str(ROOT / "stages")]
+    return {"logging_level": "warning", "runtime_env": environment}
 
 
 def logical_cpus(cluster: Cluster) -> int:

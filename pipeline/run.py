@@ -105,12 +105,14 @@ def execute(
     config: Config, store: Store, decisions: list[Decision], command: str, options: Any, console: Any, answer: dict
 ) -> int:
     """Runs the plan with tracking and shows what came of it."""
-    from pipeline.cluster import connected
+    from pipeline.cluster import connected, inside_job
     from pipeline.runner import Run, run_pipeline
     from pipeline.tracking import PipelineRun, resolve_uri
 
     tags = {"recipe": options.recipe, "command": command, "mlflow.source.name": "pipeline/run.py"}
     tracker = PipelineRun(resolve_uri(config.tracking_uri), Path(options.recipe).stem, tags)
+    if inside_job() and not Path(config.store).is_absolute():
+        console.print(f"warning: store={config.store} goes with the job's working directory; give an absolute path")
     run = Run(config, store, tracker, connected, command=command, recipe=options.recipe)
     run.say = lambda line: console.print(line, soft_wrap=True)
     answer |= {"stages": run.stages, "metrics": {}, "mlflow": tracker.ids()}

@@ -25,6 +25,7 @@ from pipeline.values import walk_values
 from stages.context import Context, InputError, StageError
 from stages.params import Cluster, Section
 
+HEADLINE = ("seed", "data.kind", "backbone.source", "backbone.tiny.layers", "student.layers", "train.loss")
 PACKAGES = ("torch", "transformers", "deepspeed", "ray", "pyarrow", "mlflow", "numpy", "pillow", "tokenizers")
 
 
@@ -69,6 +70,7 @@ def run_pipeline(stages: tuple[Stage, ...], decisions: list[Decision], run: Run)
     for decision in decisions:
         run.stages[decision.stage] = describe(decision)
     run.record("running")
+    run.tracker.params(run_params(run.config))
     status = "failed"
     try:
         with ExitStack() as stack:
@@ -103,24 +105,25 @@ def carry_out(stage: Stage, decision: Decision, run: Run) -> None:
     if decision.action == "skipped":
         return
     if decision.action == "cached":
-        adopt(run.store.artifact(stage.name, decision.key), decision, run)
+        adopt(stage, run.store.artifact(stage.name, decision.key), decision, run)
         return
     with run.store.locked(stage.name, decision.key, run.say):
         written = fresh_artifact(stage, decision, run)
         if written:  # by another run, while this one waited
             run.stages[stage.name] |= {"action": "cached", "reasons": ["computed by another run"]}
-            adopt(written, decision, run)
+            adopt(stage, written, decision, run)
         else:
             compute(stage, decision, run)
 
 
-def adopt(artifact: Artifact, decision: Decision, run: Run) -> None:
+def adopt(stage: Stage, artifact: Artifact, decision: Decision, run: Run) -> None:
     """Takes a committed artifact as this run's, and tracks it with its origin's numbers."""
     run.artifacts[decision.stage] = artifact
     run.stages[decision.stage] |= {"uri": artifact.uri, "attempt": artifact.attempt}
     origin = artifact.manifest.get("mlflow_run_id", "")
     tags = {"cache": "hit", "key": decision.key, "uri": artifact.uri, "source_run_id": origin}
     tracked = run.tracker.stage(decision.stage, tags)
+    tracked.params(stage_params(stage, run.config))
     track_inputs(tracked, artifact, decision, run)
     tracked.metrics(artifact.manifest["metrics"])
     tracked.end("FINISHED")
@@ -188,6 +191,12 @@ def stage_context(stage: Stage, attempt: Attempt, tracked: StageRun, run: Run) -
 def stage_params(stage: Stage, config: Section) -> dict[str, Any]:
     """{dotted path: value} of the stage's sections, for MLflow."""
     return {path: value for path, value, _ in walk_values(config) if path.partition(".")[0] in stage.sections}
+
+
+def run_params(config: Section) -> dict[str, Any]:
+    """{dotted path: value} by which runs are told apart: what isn't default, and what everybody asks for first."""
+    defaults = {path: value for path, value, _ in walk_values(type(config)())}
+    return {path: value for path, value, _ in walk_values(config) if path in HEADLINE or value != defaults[path]}
 
 
 def track_inputs(tracked: StageRun, artifact: Artifact, decision: Decision, run: Run) -> None:
