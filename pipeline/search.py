@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python pipeline/search.py", allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--text", help="words to search for")
     parser.add_argument("--image", type=Path, metavar="FILE", help="picture to search with")
-    parser.add_argument("--want", metavar="KIND", help="text, image or image,text; any kind when left out")
+    parser.add_argument("--want", metavar="KIND", help="text, image or image,text; left out: pictures where possible")
     parser.add_argument("-k", type=int, default=10, metavar="N", help="number of results (default 10)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     parser.add_argument("--save-images", type=Path, metavar="DIR", help="write the found pictures to DIR, by rank")
@@ -165,7 +165,8 @@ def print_table(query: "Query", results: Sequence["Result"], answer: TextIO) -> 
     if not results:
         console.print("nothing found: the index holds no candidate")
         return
-    table = Table(caption=f"instruction: {escape(query.instruction or 'none')}", caption_justify="left")
+    told = f"wanted: {query.want or 'anything'}; instruction: {query.instruction or 'none'}"
+    table = Table(caption=escape(told), caption_justify="left")
     for name in ("rank", "score", "id", "modality", "text", "image"):
         table.add_column(name, justify="right" if name in ("rank", "score") else "left", overflow="fold")
     for rank, one in enumerate(results, start=1):

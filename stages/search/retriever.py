@@ -1,8 +1,8 @@
 """Search for a person: text, a picture or both in; candidates with their text and picture out.
 
 The query goes through the same steps as an evaluated one: text in M-BEIR's form, picture checked and shrunk as ingest
-does it, the instruction of its task in front, the same encoder, the same exact search. Only the instruction has to be
-guessed, because a person names no task: see `Retriever.choose_target`.
+does it, the instruction of its task in front, the same encoder, the same exact search. Only the task has to be guessed where the
+person does not say what kind of thing to find: see `Retriever.choose_target`.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from stages.params import Cluster
 from stages.search.exact import ExactIndex, Filter
 
 WANTS = ("text", "image", "image,text")
-PREFERRED = ("image", "image,text", "text")  # what the instruction asks for where the person does not say
+PREFERRED = ("image", "image,text", "text")  # what is looked for where the person does not say
 
 
 @dataclass(frozen=True)
 class Query:
-    """A checked query: what was asked, and how."""
+    """A checked query: what was asked, which modality is looked for (None: any), and in which words."""
 
     text: str | None
     image: Checked | None
@@ -124,7 +124,7 @@ class Retriever:
     def search(
         self, text: str | None = None, image: bytes | None = None, want: str | None = None, k: int = 10
     ) -> list[Result]:
-        """The k best candidates for a text, an encoded picture or both; of the wanted modality, or of any.
+        """The k best candidates for a text, an encoded picture or both, of the wanted modality or the likeliest one.
 
         Raises InputError for a query that can't be asked.
         """
@@ -138,13 +138,13 @@ class Retriever:
             raise InputError(f"the index holds no candidate of modality {want}; it holds: {held}")
         asking = modality_of(text, image)
         target = want or self.choose_target(asking)
-        return Query(text, image, want, self.instructions.any(asking, target) if target else None)
+        return Query(text, image, target, self.instructions.any(asking, target) if target else None)
 
     def choose_target(self, asking: str) -> str | None:
-        """The modality that the instruction asks for where the person does not say.
+        """The modality to find where the person does not say; None for any, where training knew no such task.
 
-        The first of PREFERRED that the index holds and that the training data had an instruction for. Without a
-        wanted modality results of every kind are shown; the instruction only leans towards one.
+        The first of PREFERRED that the index holds and that the training data had an instruction for. Results are
+        kept to it: the instruction asks for this kind, and scores of different kinds do not compare.
         """
         held = [modality for modality in PREFERRED if modality in self.card["modalities"]]
         return next((modality for modality in held if self.instructions.any(asking, modality)), None)

@@ -39,7 +39,8 @@ def test_a_text_is_asked_as_evaluation_asks_it(world: dict) -> None:
 
 
 def test_a_result_carries_what_ingest_stored(world: dict) -> None:
-    found = {result.id: result for result in world["retriever"].search(text="red", k=100)}
+    wanted = ("image", "text")
+    found = {result.id: result for want in wanted for result in world["retriever"].search("red", want=want, k=100)}
     assert len(found) == 24
     assert found["9:0"].image == picture("red").image_id
     assert found["9:100"].text == "A red square."
@@ -58,10 +59,15 @@ def test_the_instruction_follows_from_both_modalities(world: dict) -> None:
     assert retriever.ask("Red.", picture("red"), None).instruction is None
 
 
-def test_without_a_want_the_instruction_is_one_that_training_knew(world: dict) -> None:
-    # There is no instruction for image→image, so a picture asks for text although pictures are preferred.
-    assert world["retriever"].choose_target("image") == "text"
-    assert world["retriever"].choose_target("text") == "image"
+def test_without_a_want_a_kind_is_found_that_training_knew(world: dict) -> None:
+    # There is no instruction for image→image, so a picture finds texts although pictures are preferred.
+    assert {result.modality for result in world["retriever"].search(image=picture("red").bytes)} == {"text"}
+    assert {result.modality for result in world["retriever"].search(text="red")} == {"image"}
+
+
+def test_a_task_that_training_did_not_know_finds_any_kind(world: dict) -> None:
+    found = world["retriever"].search(text="red", image=picture("red").bytes, k=100)
+    assert {result.modality for result in found} == {"image", "text"}
 
 
 def test_a_modality_that_the_index_lacks_is_refused(world: dict) -> None:
