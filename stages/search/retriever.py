@@ -1,8 +1,8 @@
 """Search for a person: text, a picture or both in; candidates with their text and picture out.
 
 The query goes through the same steps as an evaluated one: text in M-BEIR's form, picture checked and shrunk as ingest
-does it, the instruction of its task in front, the same encoder, the same exact search. Only the task has to be guessed where the
-person does not say what kind of thing to find: see `Retriever.choose_target`.
+does it, the instruction of its task in front, the same encoder, the same exact search. Only the task has to be
+guessed where the person does not say what kind of thing to find: see `Retriever.choose_target`.
 """
 
 from collections.abc import Sequence
