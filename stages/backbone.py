@@ -26,7 +26,7 @@ class Tiny(Section):
     layers: int = Field(6, ge=1)
     hidden: int = Field(128, ge=32, multiple_of=32)
     heads: int = Field(4, ge=1)
-    vocabulary: int = Field(1024, ge=300)
+    vocabulary: int = Field(2048, ge=300)
     vision_layers: int = Field(2, ge=1)
     vision_hidden: int = Field(128, ge=32, multiple_of=32)
     patch: int = Field(14, ge=4)
@@ -196,11 +196,14 @@ def _draw(context: Context, target: Path) -> None:
 
 
 def _texts(ingest: Artifact) -> Iterator[str]:
-    """All ingested texts and instructions, streamed; files and rows in their stored order."""
+    """All ingested texts and instructions, streamed; files and rows in their stored order.
+
+    An instruction stands once in its file but before thousands of queries, so it counts a hundredfold.
+    """
     import pyarrow.parquet as pq
 
     for prefix, column in (("queries", "text"), ("candidates", "text"), ("instructions", "prompts")):
         for path in ingest.files(prefix):
             for batch in pq.ParquetFile(path, filesystem=ingest.filesystem).iter_batches(columns=[column]):
                 for value in batch.column(0).to_pylist():
-                    yield from value if isinstance(value, list) else [value] if value else []
+                    yield from value * 100 if isinstance(value, list) else [value] if value else []

@@ -1,0 +1,104 @@
+"""Measurements side by side in one process, as ratios: `python -m tests.bench NAME|all [--json]`.
+
+Each benchmark alternates ours and the rival for several rounds, so that a busy machine slows both; the ratio above 1
+means that ours is better. Nothing here is a test: no time is asserted anywhere.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROUNDS = 7
+
+
+def compare(ours: Callable[[], Any], rival: Callable[[], Any], items: int) -> dict[str, Any]:
+    """Items per second of both, and the least, median and largest ratio over the rounds."""
+    speeds: dict[str, list[float]] = {"ours": [], "rival": []}
+    for name, run in (("ours", ours), ("rival", rival)):
+        run()  # warm up
+        speeds[name].clear()
+    for _ in range(ROUNDS):
+        for name, run in (("ours", ours), ("rival", rival)):
+            start = time.perf_counter()
+            run()
+            speeds[name].append(items / (time.perf_counter() - start))
+    ratios = sorted(a / b for a, b in zip(speeds["ours"], speeds["rival"], strict=True))
+    return {
+        "ratio": {"min": ratios[0], "median": median(ratios), "max": ratios[-1]},
+        "ours": {"rows per second": median(speeds["ours"])},
+        "rival": {"rows per second": median(speeds["rival"])},
+    }
+
+
+def mixed_rows(count: int = 96) -> list[Any]:
+    """Short and long texts, pictures, and both, in turn."""
+    from stages.model.encoder import Row
+    from tests.tiny_models import picture
+
+    image = picture(84, 84)
+    kinds = (
+        Row("A red circle."),
+        Row("Find the picture.\n" + "two green stars left of a blue square " * 8),
+        Row(None, image),
+        Row("What colour is it?", image),
+    )
+    return [kinds[index % len(kinds)] for index in range(count)]
+
+
+def depth(directory: Path) -> dict[str, Any]:
+    """Embedding with half the layers against the full depth of the same backbone."""
+    from stages.model.encoder import Encoder
+    from tests.tiny_models import write_checkpoint
+
+    source = write_checkpoint(directory, "qwen2_vl", layers=8)
+    half, full, rows = Encoder.load(source, layers=4), Encoder.load(source), mixed_rows()
+    return compare(lambda: half.encode(rows), lambda: full.encode(rows), len(rows))
+
+
+def padding(directory: Path) -> dict[str, Any]:
+    """Chunks of like length against one rectangle padded to the longest row, which is what a stock processor makes."""
+    from stages.model import inputs
+    from stages.model.encoder import Encoder
+    from tests.tiny_models import write_checkpoint
+
+    encoder, rows = Encoder.load(write_checkpoint(directory, "qwen2_vl", layers=4)), mixed_rows()
+    spread = inputs.SPREAD
+
+    def one_rectangle() -> None:
+        inputs.SPREAD = float("inf")
+        encoder.encode(rows)
+        inputs.SPREAD = spread
+
+    return compare(lambda: encoder.encode(rows), one_rectangle, len(rows))
+
+
+BENCHMARKS = {"depth": depth, "padding": padding}
+
+
+def main() -> int:
+    """Runs the named benchmarks; with --json one object on stdout."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=[*BENCHMARKS, "all"])
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    options = parser.parse_args()
+    names = list(BENCHMARKS) if options.name == "all" else [options.name]
+    results = {}
+    for name in names:
+        with tempfile.TemporaryDirectory() as directory:
+            results[name] = BENCHMARKS[name](Path(directory))
+        ratio = results[name]["ratio"]
+        summary = f"{name}: {ratio['median']:.2f} times ({ratio['min']:.2f} to {ratio['max']:.2f})"
+        print(f"{summary}. {BENCHMARKS[name].__doc__}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(results[names[0]] if len(names) == 1 else results))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
