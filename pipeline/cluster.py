@@ -120,10 +120,14 @@ def logical_cpus(cluster: Cluster) -> int:
 
 def worker_environment(cluster: Cluster) -> dict[str, str]:
     """Environment variables of every worker process."""
-    variables = {} if cluster.gpus_per_worker else {"DS_ACCELERATOR": "cpu"}
-    if "OMP_NUM_THREADS" not in os.environ and not cluster.gpus_per_worker:
-        variables["OMP_NUM_THREADS"] = str(threads(cluster))
-    return variables
+    if cluster.gpus_per_worker:
+        return {}
+    # Idle OpenMP threads spin by default and take the core from the process that has work.
+    wait, count = (
+        os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+        os.environ.get("OMP_NUM_THREADS", str(threads(cluster))),
+    )
+    return {"DS_ACCELERATOR": "cpu", "OMP_WAIT_POLICY": wait, "OMP_NUM_THREADS": count}
 
 
 def local_environment() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The store: an artifact exists when its manifest does, and readers see only what a manifest lists."""
 
+import json
 import pickle
 from pathlib import Path
 
@@ -158,3 +159,69 @@ def test_a_damaged_manifest_is_named(store):
     (store.root / "ingest" / "k1" / MANIFEST).write_text("{")
     with pytest.raises(StageError, match="damaged"):
         store.manifests()
+
+
+# The command that looks into a store.
+
+WHOLE = {**FACTS, "parts": {"params": {"train.steps": 7}}, "seconds": 1.5, "run": "r1", "git": {}}
+
+
+@pytest.fixture
+def command(store, capsys):
+    from pipeline import store as command
+
+    attempt = store.begin("ingest", "0123456789abcdef")
+    attempt.write_json("stats.json", {"rows": 3})
+    store.commit(attempt, WHOLE)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = command.main([*arguments, f"store={store.root}"])
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return call
+
+
+def test_ls_lists_artifacts_and_runs(command, store):
+    store.write_run({"id": "r1", "started": "2026-01-01", "status": "finished", "recipe": "demo"})
+    code, out, _ = command("ls", "--json")
+    listed = json.loads(out)
+    assert code == 0
+    assert [(row["stage"], row["key"], row["files"]) for row in listed["artifacts"]] == [
+        ("ingest", "0123456789abcdef", 1)
+    ]
+    assert listed["runs"][0]["status"] == "finished"
+    assert "0123456789abcdef" in command("ls")[1]
+
+
+@pytest.mark.parametrize("how", ["0123456789abcdef", "0123", "uri"])
+def test_show_takes_a_key_the_start_of_one_or_a_uri(command, store, how):
+    name = str(store.root / "ingest" / "0123456789abcdef") if how == "uri" else how
+    code, out, _ = command("show", name, "--json")
+    shown = json.loads(out)
+    assert code == 0 and shown["key"] == "0123456789abcdef" and Path(shown["uri"]).is_dir()
+    assert [entry["path"] for entry in shown["files"]] == ["stats.json"]
+    assert "param train.steps: 7" in command("show", name)[1]
+
+
+def test_verify_finds_damage_and_fails(command, store):
+    assert command("verify")[0] == 0
+    path = Path(store.artifact("ingest", "0123456789abcdef").files()[0])
+    path.write_bytes(b"x" * path.stat().st_size)
+    code, out, _ = command("verify")
+    assert code == 1 and "another content" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["shwo", "x"], "did you mean 'show'"),
+        (["show"], "show takes one KEY or URI"),
+        (["show", "ffff"], "there is no artifact 'ffff'"),
+        ([], "the commands: ls, show, verify"),
+        (["ls", "--jsno"], "unrecognized arguments: --jsno"),
+    ],
+)
+def test_wrong_words_exit_with_two_and_one_line(command, arguments, words):
+    code, out, err = command(*arguments)
+    assert code == 2 and out == "" and words in err and err.count("\n") == 1
