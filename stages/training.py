@@ -1,7 +1,7 @@
 """Ray Train around the loop: the same job trains the tiny backbone, the distilled student and the final student.
 
-The run's name is the artifact's key, so a rerun of the same key resumes from its last checkpoint and a changed key can
-never pick up stale state. Every checkpoint holds DeepSpeed's state; the last one also holds the weights in the Hugging
+The run's name holds the artifact's key, so a rerun of the same key resumes from its last checkpoint and a changed key
+can never pick up stale state. Every checkpoint holds DeepSpeed's state; the last one also holds the weights in the Hugging
 Face layout, written by rank 0, which is how they reach the driver from any node.
 """
 
@@ -78,7 +78,8 @@ def run_training(context: Context, job: TrainingJob) -> tuple[Path, dict[str, fl
             num_workers=cluster.workers, use_gpu=bool(gpus), resources_per_worker=resources
         ),
         run_config=ray.train.RunConfig(
-            name=f"{context.output.stage}-{context.output.key}",
+            # ZeRO's optimizer state can't be read by another number of ranks or at another stage.
+            name=f"{context.output.stage}-{context.output.key}-{cluster.workers}x{cluster.zero_stage}",
             storage_path=str(storage),
             failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),

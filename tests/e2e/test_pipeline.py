@@ -1,0 +1,142 @@
+"""One whole run from the command line, with two training workers, and everything that one does with it afterwards."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ["ingest", "backbone", "features", "distill", "train", "index", "evaluate"]
+
+
+class Command:
+    """The command line with a store and a tracking database of its own."""
+
+    def __init__(self, directory: Path):
+        self.settings = [f"store={directory / 'store'}", f"tracking_uri=sqlite:///{directory / 'mlflow.db'}"]
+        self.directory = directory
+
+    def __call__(self, script: str, *arguments: str, code: int = 0) -> dict:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "pipeline" / script), *arguments, "--json", *self.settings],
+            cwd=self.directory,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=800,
+        )
+        assert done.returncode == code, done.stderr
+        return json.loads(done.stdout)
+
+    def run(self, *arguments: str) -> dict:
+        return self("run.py", "--recipe", "smoke", "cluster.workers=2", "cluster.zero_stage=2", *arguments)
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory) -> Command:
+    return Command(tmp_path_factory.mktemp("e2e"))
+
+
+@pytest.fixture(scope="module")
+def finished(command) -> dict:
+    return command.run()
+
+
+def test_every_stage_ran_and_left_an_artifact(command, finished):
+    assert list(finished["stages"]) == STAGES
+    for stage in finished["stages"].values():
+        assert stage["action"] == "run" and stage["reasons"] == ["MISSING"] and stage["seconds"] > 0
+        assert Path(stage["uri"], "manifest.json").exists()
+        assert command("store.py", "show", stage["uri"])["key"] == stage["key"]
+    assert finished["stages"]["ingest"]["rejects"] == {"candidates": 0, "queries": 0, "images": 0, "by_reason": {}}
+
+
+def test_the_metrics_compare_the_student_with_its_teacher(finished):
+    student, teacher = finished["metrics"]["student"], finished["metrics"]["teacher"]
+    assert (student["layers"], teacher["layers"]) == (2, 4)
+    assert student["parameters"] < teacher["parameters"] and student["dim"] == teacher["dim"] == 32
+    tasks = student["local"]["tasks"]
+    assert len(tasks) == 8
+    assert student["local"]["hit@5"] == pytest.approx(np.mean([task["hit@5"] for task in tasks.values()]))
+    for model in (student, teacher):
+        for pool in ("local", "union"):
+            assert 0 <= model[pool]["hit@1"] <= model[pool]["hit@5"] <= model[pool]["hit@10"] <= 1
+
+
+def test_the_second_run_finds_everything_cached_and_starts_no_ray(command, finished):
+    again = command.run()
+    assert {stage["action"] for stage in again["stages"].values()} == {"cached"}
+    assert {name: stage["key"] for name, stage in again["stages"].items()} == {
+        name: stage["key"] for name, stage in finished["stages"].items()
+    }
+    assert again["metrics"] == finished["metrics"]
+
+
+def test_a_changed_loss_runs_training_and_what_reads_it(command, finished):
+    plan = command.run("--plan", "train.loss=infonce")["stages"]
+    assert [name for name, stage in plan.items() if stage["action"] == "run"] == ["train", "index", "evaluate"]
+    assert plan["train"]["reasons"] == ["PARAMS train.loss mac → infonce"]
+    assert plan["index"]["reasons"] == ["INPUT train"]
+
+
+def test_a_forced_stage_takes_its_descendants_along(command, finished):
+    plan = command.run("--plan", "--force", "train")["stages"]
+    assert [name for name, stage in plan.items() if stage["action"] == "run"] == ["train", "index", "evaluate"]
+    assert plan["train"]["reasons"] == ["FORCED"]
+
+
+def test_a_changed_number_of_workers_changes_nothing(command, finished):
+    plan = command.run("--plan", "cluster.workers=1")["stages"]
+    assert {stage["action"] for stage in plan.values()} == {"cached"}
+
+
+def test_mlflow_has_the_run_its_stages_and_the_student(command, finished):
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(command.settings[1].removeprefix("tracking_uri="))
+    ids = finished["mlflow"]
+    runs = client.search_runs([ids["experiment_id"]], f"tags.mlflow.parentRunId = '{ids['run_id']}'")
+    assert sorted(run.info.run_name for run in runs) == sorted(STAGES)
+    assert "hit@5" in client.get_run(ids["run_id"]).data.tags["mlflow.note.content"]
+    train = next(run for run in runs if run.info.run_name == "train")
+    assert [point.step for point in client.get_metric_history(train.info.run_id, "loss")]
+    version = client.get_model_version_by_alias("puma", "champion")
+    assert finished["stages"]["train"]["key"] in version.source
+
+
+def test_the_exported_student_has_a_card_and_agrees_with_stock_transformers(finished):
+    manifest = json.loads(Path(finished["stages"]["train"]["uri"], "manifest.json").read_text())
+    model = Path(finished["stages"]["train"]["uri"], manifest["attempt"], "model")
+    parity = json.loads((model.parent / "parity.json").read_text())
+    assert parity["loaders"]["transformers AutoModel"]["cosine"] > 0.9999
+    card = (model / "README.md").read_text()
+    assert "| loss |" in card and "2 layers" in card
+
+
+def test_the_depth_curve_has_every_layer(finished):
+    manifest = json.loads(Path(finished["stages"]["features"]["uri"], "manifest.json").read_text())
+    directory = Path(finished["stages"]["features"]["uri"], manifest["attempt"])
+    curve = json.loads((directory / "depth_curve.json").read_text())
+    assert [entry["layers"] for entry in curve["layers"]] == [1, 2, 3, 4]
+    assert (directory / "depth_curve.png").stat().st_size > 1000
+
+
+def test_a_search_by_text_finds_pictures_and_by_picture_finds_texts(command, finished, tmp_path):
+    results = command("search.py", "--text", "A red circle", "--want", "image", "-k", "3")["results"]
+    assert len(results) == 3 and all(result["image"] for result in results)
+    assert [result["score"] for result in results] == sorted((r["score"] for r in results), reverse=True)
+    from tests.tiny_models import picture
+
+    (tmp_path / "photo.png").write_bytes(picture())
+    results = command("search.py", "--image", str(tmp_path / "photo.png"), "--want", "text", "-k", "2")["results"]
+    assert len(results) == 2 and all(result["text"] for result in results)
+
+
+def test_only_on_missing_inputs_says_which(command, finished):
+    answer = command("run.py", "--recipe", "smoke", "--only", "index", "train.steps=7", code=2)
+    assert "train" in answer["error"]
