@@ -1,7 +1,7 @@
 """A small world for tests of index, evaluate and search: an ingest artifact and two untrained models in a store."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,32 +17,23 @@ from stages import index
 from stages.context import Context
 from stages.data import images, schemas
 from stages.params import Cluster
+from tests.support import Recorder
 
 COLOURS = ("red", "green", "blue", "yellow", "cyan", "magenta", "black", "white", "orange", "purple", "brown", "pink")
 DATASET = "shop"
 
 
-@dataclass(frozen=True)
-class NoTracker:
-    """Keeps what a stage tracks, in memory."""
+@dataclass
+class Witness(Recorder):
+    """A tracker that also remembers the names of texts and figures."""
 
-    numbers: dict[str, float]
-    names: list[str]
-
-    def metrics(self, values: Any, step: int | None = None) -> None:
-        self.numbers.update(values)
+    names: list[str] = field(default_factory=list)
 
     def figure(self, name: str, figure: Any) -> None:
         self.names.append(name)
 
     def text(self, name: str, content: str) -> None:
         self.names.append(name)
-
-    def dataset(self, name: str, source: str, digest: str, role: str) -> None:
-        self.names.append(name)
-
-    def handle(self) -> Any:
-        return self
 
 
 def picture(colour: str) -> images.Checked:
@@ -126,9 +117,9 @@ def make_world(root: Path) -> tuple[Store, dict[str, Artifact]]:
     return store, inputs
 
 
-def run_stage(store: Store, inputs: dict[str, Artifact], stage: str, params: Any) -> tuple[Artifact, dict, NoTracker]:
+def run_stage(store: Store, inputs: dict[str, Artifact], stage: str, params: Any) -> tuple[Artifact, dict, Witness]:
     """Runs one stage by its module and commits what it wrote."""
-    tracker = NoTracker({}, [])
+    tracker = Witness()
     attempt = store.begin(stage, "f" * 16)
     context = Context(SimpleNamespace(**{stage: params}), Cluster(threads=1), inputs, attempt, tracker)
     metrics = import_module(f"stages.{stage}").run(context)
@@ -150,7 +141,7 @@ def write_index(store: Store, inputs: dict[str, Artifact], key: str = "e" * 16) 
     table = table.append_column("vector", vector_column(vectors, "test")).cast(schemas.EMBEDDINGS(encoder.dim))
     Path(attempt.base, "embeddings").mkdir()
     pq.write_table(table, f"{attempt.base}/embeddings/part-0.parquet")
-    context = Context(SimpleNamespace(index=index.Params()), Cluster(), inputs, attempt, NoTracker({}, []))
+    context = Context(SimpleNamespace(index=index.Params()), Cluster(), inputs, attempt, Witness())
     attempt.write_json("retriever.json", describe(context, summarise_pools(inputs["ingest"], "test"), encoder.dim))
     return store.commit(attempt, {"metrics": {}})
 

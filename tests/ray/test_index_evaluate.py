@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from stages import evaluate, index
 from stages.data import schemas
@@ -14,6 +13,7 @@ from stages.data.instructions import with_instruction
 from stages.search.exact import ExactIndex
 from stages.search.measures import chance_of_hit
 from tests.search_world import COLOURS, ingest_rows, make_world, picture, run_stage
+from tests.support import ray_cluster
 
 pytestmark = pytest.mark.ray
 ROUNDING = 2e-3  # of vectors kept as float16; leaving out the instruction moves these scores by more
@@ -26,15 +26,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
     home = tmp_path_factory.mktemp("world")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
-        ray.init(address="local", num_cpus=3, include_dashboard=False)
-        try:
+        with ray_cluster(3):
             store, artifacts = make_world(home / "store")
             artifacts["index"], indexed, _ = run_stage(store, artifacts, "index", index.Params(batch_size=4))
             params = evaluate.Params(depth=10, latency_queries=5, batch_size=4)
             artifacts["evaluate"], metrics, tracker = run_stage(store, artifacts, "evaluate", params)
             yield {"artifacts": artifacts, "indexed": indexed, "metrics": metrics, "tracker": tracker}
-        finally:
-            ray.shutdown()
 
 
 def embed(directory: Path, queries: bool) -> tuple[list[str], np.ndarray]:
