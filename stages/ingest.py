@@ -31,7 +31,7 @@ class Scenes(Section):
 
     train: int = Field(1200, ge=16, description="training scenes")
     val: int = Field(150, ge=8)
-    test: int = Field(300, ge=8)
+    test: int = Field(150, ge=8)
     size: int = Field(64, ge=32, le=512, description="pixels of a picture's side")
 
 

@@ -115,7 +115,6 @@ def family(seed: int, split: str, index: int, number: int) -> Family:
     edit, changed = change(scene, random)
     told = scene_language.outline(scene, random)
     told_changed = Outline(changed, told.sized, told.textured, told.placed)
-    voice = random.choice((scene_language.tell, scene_language.retell))
     question = random.choice(scene_language.questions(scene))
     return Family(
         number=number,
@@ -124,7 +123,7 @@ def family(seed: int, split: str, index: int, number: int) -> Family:
         outlines=(told, told_changed),
         captions=(scene_language.tell(told, random), scene_language.tell(told_changed, random)),
         retold=scene_language.retell(told, random),
-        asked=voice(told, random),
+        asked=scene_language.tell(told, random),
         question=question,
         answers=(scene_language.answer(question, scene), scene_language.answer(question, changed)),
         rooms=tuple(random.sample(ROOMS, 2)),

@@ -18,7 +18,7 @@ COLOURS = ("red", "green", "blue", "yellow", "purple", "black")
 SIZES = ("small", "large")
 TEXTURES = ("plain", "striped")
 CELLS = ("top left", "top right", "bottom left", "bottom right")
-COUNTS = (1, 2, 2, 2, 3, 3)
+COUNTS = (1, 1, 2, 2, 2, 3)
 """How many things a scene has: one of these."""
 
 Fact = tuple
