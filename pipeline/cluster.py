@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.causes import explain
 from stages.context import StageError
-from stages.params import Cluster
+from stages.params import Cluster, cores
 
 ROOT = Path(__file__).resolve().parents[1]
 MACHINERY = ("TrainController", "PlacementGroupCleaner")
@@ -125,7 +125,7 @@ def worker_environment(cluster: Cluster) -> dict[str, str]:
     # Idle OpenMP threads spin by default and take the core from the process that has work.
     wait, count = (
         os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-        os.environ.get("OMP_NUM_THREADS", str(threads(cluster))),
+        os.environ.get("OMP_NUM_THREADS", str(cluster.threads_each(cluster.workers))),
     )
     return {"DS_ACCELERATOR": "cpu", "OMP_WAIT_POLICY": wait, "OMP_NUM_THREADS": count}
 
@@ -138,13 +138,3 @@ def local_environment() -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
-
-
-def threads(cluster: Cluster) -> int:
-    """Threads for one process: as configured, else the cores divided among the training processes."""
-    return cluster.threads or max(1, cores() // cluster.workers)
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -142,7 +142,7 @@ def _train_tiny(context: Context) -> dict[str, Any]:
     from stages.learn.engine import Optimisation
     from stages.learn.loop import Objective
     from stages.model.export import export_student
-    from stages.training import TrainingJob, precision_for, run_training, threads_for
+    from stages.training import TrainingJob, run_training
 
     params, tiny = context.params.backbone, context.params.backbone.tiny
     untrained = context.output.work / "untrained"
@@ -162,13 +162,13 @@ def _train_tiny(context: Context) -> dict[str, Any]:
             weight_decay=tiny.weight_decay,
             clip=tiny.clip,
             zero_stage=context.cluster.zero_stage,
-            bf16=precision_for(context) == "bf16",
+            bf16=context.cluster.chosen_precision() == "bf16",
         ),
         seed=context.params.seed,
         vary_instructions=True,
         train_vision=True,
-        precision=precision_for(context),
-        threads=threads_for(context),
+        precision=context.cluster.chosen_precision(),
+        threads=context.cluster.threads_each(context.cluster.workers),
         log_every=params.log_every,
         checkpoint_every=params.checkpoint_every,
         run=context.tracker.handle(),

@@ -75,13 +75,8 @@ def load_encoder(model: Path, cluster: Cluster) -> Any:
     logging.disable_progress_bar()  # one for each actor and model load says nothing about the stage's progress
     device = "cuda" if cluster.gpus_per_worker > 0 else "cpu"
     if device == "cpu":
-        # Of the cores that this process may use, not of the machine's: threads beyond them wait for each other.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(cluster.threads or max(1, cores // cluster.actors))
-    precision = cluster.precision
-    if precision == "auto":
-        precision = "bf16" if device == "cuda" else "fp32"
-    return Encoder.load(model, precision=precision, device=device)
+        torch.set_num_threads(cluster.threads_each(cluster.actors))
+    return Encoder.load(model, precision=cluster.chosen_precision(), device=device)
 
 
 class RowReader:

@@ -4,6 +4,7 @@ A parameter either changes the stage's result, then it is part of the artifact's
 batch sizes of inference, how often to log), then it is declared with `knob` and stays out of the key.
 """
 
+import os
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,9 +28,22 @@ class Cluster(Section):
     cpus_per_worker: float = Field(1, gt=0, description="CPUs that Ray reserves for each training process")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs for each training process and each embedding actor")
     actors: int = Field(1, ge=1, description="embedding actors for features, index and evaluate")
-    threads: int = Field(
-        0, ge=0, description="torch threads of a process on CPU; 0 divides the cores"
-    )
+    threads: int = Field(0, ge=0, description="torch threads of a process on CPU; 0 divides the cores")
     zero_stage: int = Field(1, ge=0, le=3, description="DeepSpeed ZeRO stage")
     precision: str = Field("auto", pattern="^(auto|fp32|bf16)$", description="auto is bf16 on GPU and fp32 on CPU")
     max_failures: int = Field(1, ge=-1, description="restarts of a training job from its last checkpoint")
+
+    def chosen_precision(self) -> str:
+        """fp32 or bf16: on CPU bf16 matmuls can be hundreds of times slower, so `auto` takes it on GPU only."""
+        if self.precision != "auto":
+            return self.precision
+        return "bf16" if self.gpus_per_worker > 0 else "fp32"
+
+    def threads_each(self, processes: int) -> int:
+        """Torch threads of one of `processes` processes on CPU: as configured, or the node's cores divided."""
+        return self.threads or max(1, cores() // processes)
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

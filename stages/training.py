@@ -1,8 +1,8 @@
 """Ray Train around the loop: the same job trains the tiny backbone, the distilled student and the final student.
 
 The run's name holds the artifact's key, so a rerun of the same key resumes from its last checkpoint and a changed key
-can never pick up stale state. Every checkpoint holds DeepSpeed's state; the last one also holds the weights in the Hugging
-Face layout, written by rank 0, which is how they reach the driver from any node.
+can never pick up stale state. Every checkpoint holds DeepSpeed's state; the last one also holds the weights in the
+Hugging Face layout, written by rank 0, which is how they reach the driver from any node.
 """
 
 import logging
@@ -221,20 +221,6 @@ def _quiet_libraries() -> None:
     logging.getLogger("deepspeed").setLevel(logging.WARNING)
 
 
-def threads_for(context: Context) -> int:
-    """Torch threads of one process on CPU: the configured number, or the node's cores divided among the workers."""
-    import os
-
-    return context.cluster.threads or max(1, (os.cpu_count() or 1) // context.cluster.workers)
-
-
-def precision_for(context: Context) -> str:
-    """fp32 on CPU, where bf16 matmuls can be hundreds of times slower; bf16 on GPU; or as configured."""
-    if context.cluster.precision != "auto":
-        return context.cluster.precision
-    return "bf16" if context.cluster.gpus_per_worker else "fp32"
-
-
 def student_stage(
     context: Context, params: Any, source: Path, layers: int | None, objective: Any, features: Artifact | None
 ) -> dict[str, Any]:
@@ -266,13 +252,13 @@ def student_stage(
             weight_decay=params.weight_decay,
             clip=params.clip,
             zero_stage=context.cluster.zero_stage,
-            bf16=precision_for(context) == "bf16",
+            bf16=context.cluster.chosen_precision() == "bf16",
         ),
         seed=context.params.seed + 1,
         vary_instructions=features is None,
         train_vision=False,
-        precision=precision_for(context),
-        threads=threads_for(context),
+        precision=context.cluster.chosen_precision(),
+        threads=context.cluster.threads_each(context.cluster.workers),
         log_every=params.log_every,
         checkpoint_every=params.checkpoint_every,
         run=context.tracker.handle(),
@@ -290,7 +276,7 @@ def cut_only(context: Context, source: Path, layers: int | None) -> Path:
     from stages.model.encoder import Encoder
     from stages.model.export import save_backbone
 
-    backbone = Encoder.load(source, layers, precision_for(context)).backbone
+    backbone = Encoder.load(source, layers, context.cluster.chosen_precision()).backbone
     directory = context.output.work / WEIGHTS
     save_backbone(backbone.config, backbone.state_dict(), directory)
     return directory

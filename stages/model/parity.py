@@ -52,22 +52,23 @@ def check_parity(weights: Path, source: Path, exported: Path) -> tuple[dict[str,
     """
     from stages.model.prune import load_backbone
 
+    rows = sample_rows()
     backbone = load_backbone(weights)
     trained = Encoder(backbone, load_collator(source, backbone.config.text_config.vocab_size)).eval()
-    rows = sample_rows()
     reference = trained.encode(rows)
+    size = {"layers": trained.layers, "parameters": trained.parameters_count, "dim": trained.dim}
+    del backbone, trained  # one model in memory at a time
     reloaded = Encoder.load(exported)
-    loaders = {
-        "puma": reloaded.encode(rows),
-        "transformers AutoModel": stock_vectors(exported, reloaded.collator, rows),
-    }
+    loaders, collator = {"puma": reloaded.encode(rows)}, reloaded.collator
+    del reloaded
+    loaders["transformers AutoModel"] = stock_vectors(exported, collator, rows)
     report = {"inputs": len(rows), "minimum_cosine": MINIMUM_COSINE, "loaders": {}}
     for name, vectors in loaders.items():
         cosine = float((vectors * reference).sum(1).min())
         report["loaders"][name] = {"cosine": cosine, "max_difference": float(np.abs(vectors - reference).max())}
         if cosine < MINIMUM_COSINE:
             raise ValueError(f"{name} reads the export with cosine {cosine:.5f} to the trained weights")
-    return report, {"layers": trained.layers, "parameters": trained.parameters_count, "dim": trained.dim}
+    return report, size
 
 
 @torch.inference_mode()
