@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.data.keys import hash_ids
+from stages.data.keys import hash_ids, locate
 from stages.data.mbeir import Source
 from stages.data.schemas import CANDIDATES, MODALITIES, QUERIES, REJECTS
 from stages.data.survey import Candidates, Firsts, ImageVerdicts, content_hashes, query_keys
@@ -24,21 +24,19 @@ JUDGED_QUERIES = pa.schema([*QUERIES, *_VERDICT, pa.field("dangling", pa.int32()
 def judge_candidates(table: pa.Table, known: Candidates, images: ImageVerdicts) -> pa.Table:
     """Judges `RAW_CANDIDATES` rows. Later rows of a did that say the same are merged away: their pools are known."""
     keys, positions = hash_ids(table["did"].to_pylist()), table["position"].to_numpy()
-    first = known.firsts.is_first(keys, positions)
+    first, places = known.firsts.is_first(keys, positions), locate(keys, known.firsts.keys)
     contents = content_hashes(table)
     image_ids, image_reasons = images.look_up(hash_ids(table["image_path"].to_pylist()))
     judged = []
     for number, row in enumerate(table.to_pylist()):
         if row["reason"] is None and not first[number]:
-            place = known.firsts.place(keys[number])
-            if known.contents[place] == contents[number]:
+            if known.contents[places[number]] == contents[number]:
                 continue
             row |= _rejected("conflicting id", "an earlier row gives this did another text or image")
         elif row["reason"] is None and image_reasons[number]:
             row |= _rejected(image_reasons[number], row["image_path"])
         elif row["reason"] is None:
-            place = known.firsts.place(keys[number])
-            row["pools"] = list(known.sets[known.pool_sets[place]])
+            row["pools"] = list(known.sets[known.pool_sets[places[number]]])
             row["image_id"] = image_ids[number]
             row["content_id"] = content_id(row["text"], row["image_id"])
         judged.append(row)
