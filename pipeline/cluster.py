@@ -6,10 +6,13 @@ Ray is started by the first stage that has to run, never for a plan or a run who
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from pipeline.causes import explain
@@ -43,10 +46,17 @@ def connected(cluster: Cluster) -> Iterator[None]:
         raise StageError(f"Ray could not be started {place}: {explain(error)}") from error
     quiet_ray_data()
     quiet_workers()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM, by which Kubernetes ends a pod, as Ctrl-C: the run is recorded. Ray's own handler dies with a stack."""
+    raise KeyboardInterrupt
 
 
 def quiet_ray_data() -> None:
