@@ -137,7 +137,8 @@ def publish(run: "Run", decisions: Sequence[Decision]) -> None:
     if any(decision.action == "run" and decision.stage in ("train", "evaluate") for decision in decisions):
         tags = {"key": student.key, "attempt": student.attempt, "weights": str(student.local("model"))}
         source = student.manifest.get("mlflow_run_id", "")
-        run.tracker.register(run.config.train.register_as, tags, headline(metrics), source or run.tracker.run_id)
+        numbers = headline(metrics).get("student", {})
+        run.tracker.register(run.config.train.register_as, tags, numbers, source or run.tracker.run_id)
 
 
 def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
