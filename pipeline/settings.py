@@ -70,6 +70,9 @@ class Settings:
             inner = place.get(section)
             place[section] = place = inner if isinstance(inner, dict) else {}
         place[last] = value
+        for known in list(self.origins):  # what this value takes the place of
+            if known.startswith(f"{path}.") or path.startswith(f"{known}."):
+                del self.origins[known]
         self.origins[path] = origin
 
 

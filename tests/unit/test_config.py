@@ -69,6 +69,12 @@ def test_overrides_are_read_as_their_fields_need(override, path, value):
     assert found == value and type(found) is type(value)
 
 
+def test_a_value_in_the_place_of_a_section_is_told_also_where_the_recipe_fills_the_section(tmp_path):
+    filled = recipe(tmp_path / "filled.yaml", "train:\n  steps: 7\n")
+    assert "'train' is a section in override train=3" in refusal("train=3", recipe=filled)
+    assert load_config(filled, ["train=3", "train.steps=4"]).train.steps == 4
+
+
 def test_later_overrides_win():
     assert load_config("demo", ["train.steps=1", "train.steps=2"]).train.steps == 2
 
@@ -81,7 +87,7 @@ def test_later_overrides_win():
         ("layers=3", "did you mean 'student.layers'?"),
         ("xyzzy=3", "known: store, tracking_uri, seed, data"),
         ("train.steps.x=3", "'train.steps' is one value and has no key 'x'"),
-        ("train=3", "'train' is a section in override train=3; set one of its keys: "),
+        ("train=3", "'train' is a section in override train=3; set one of its keys: loss"),
         ("train.steps=many", "train.steps must be a whole number ≥ 0, not 'many', in override train.steps=many"),
         ("train.steps=-1", "train.steps must be a whole number ≥ 0, not -1"),
         ("train.steps=3.5", "a whole number"),
