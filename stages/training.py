@@ -146,7 +146,9 @@ def train_worker(config: dict[str, Any]) -> None:
         latest.update(measures, step=step)
         if rank() == 0:
             job.run.metrics(measures, step)
-            print(progress_line(job.label, step, job.settings.steps, measures), file=sys.stderr, flush=True)
+            # Not print(): Ray Train patches it to write every line a second time.
+            sys.stderr.write(progress_line(job.label, step, job.settings, measures) + "\n")
+            sys.stderr.flush()
 
     def on_checkpoint(step: int, engine: Any) -> None:
         with tempfile.TemporaryDirectory() as directory:
@@ -199,16 +201,17 @@ def save_weights(encoder: Any, weights: Any, directory: Path) -> None:
     )
 
 
-def progress_line(label: str, step: int, steps: int, measures: dict[str, float]) -> str:
-    """One line of progress: `train 120/300 loss 1.234 hit@1 0.71 lr 3.0e-04 210 pairs/s, 0:52 left`."""
+def progress_line(label: str, step: int, settings: Any, measures: dict[str, float]) -> str:
+    """One line of progress: `train 120/300 loss 1.234 hit@1 0.71 τ 0.023 lr 3.0e-04 210 pairs/s, 0:52 left`."""
     speed = measures["pairs_per_second"]
-    parts = [f"{label} {step}/{steps}", f"loss {measures['loss']:.3f}", f"hit@1 {measures['in_batch_hit@1']:.2f}"]
+    left = round((settings.steps - step) * settings.batch_size / speed)
+    parts = [f"{label} {step}/{settings.steps}", f"loss {measures['loss']:.3f}", f"hit@1 {measures['in_batch_hit@1']:.2f}"]
     if "feature" in measures:
         parts.append(f"feature {measures['feature']:.3f}")
     if "tau_hard" in measures:
         parts.append(f"τ {measures['tau_hard']:.3f}")
     parts.append(f"lr {measures['learning_rate']:.1e}")
-    return " ".join([*parts, f"{speed:.0f} pairs/s"])
+    return " ".join([*parts, f"{speed:.0f} pairs/s, {left // 60}:{left % 60:02d} left"])
 
 
 def _quiet_libraries() -> None:
