@@ -205,7 +205,8 @@ def progress_line(label: str, step: int, settings: Any, measures: dict[str, floa
     """One line of progress: `train 120/300 loss 1.234 hit@1 0.71 τ 0.023 lr 3.0e-04 210 pairs/s, 0:52 left`."""
     speed = measures["pairs_per_second"]
     left = round((settings.steps - step) * settings.batch_size / speed)
-    parts = [f"{label} {step}/{settings.steps}", f"loss {measures['loss']:.3f}", f"hit@1 {measures['in_batch_hit@1']:.2f}"]
+    parts = [f"{label} {step}/{settings.steps}", f"loss {measures['loss']:.3f}"]
+    parts.append(f"hit@1 {measures['in_batch_hit@1']:.2f}")
     if "feature" in measures:
         parts.append(f"feature {measures['feature']:.3f}")
     if "tau_hard" in measures:
