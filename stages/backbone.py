@@ -142,8 +142,9 @@ def _train_tiny(context: Context) -> dict[str, Any]:
     from stages.learn.engine import Optimisation
     from stages.learn.loop import Objective
     from stages.model.export import export_student
-    from stages.training import TrainingJob, run_training
+    from stages.training import TrainingJob, quiet_libraries, run_training
 
+    quiet_libraries()
     params, tiny = context.params.backbone, context.params.backbone.tiny
     untrained = context.output.work / "untrained"
     if not (untrained / "puma.json").exists():

@@ -8,6 +8,7 @@ Hugging Face layout, written by rank 0, which is how they reach the driver from 
 import logging
 import sys
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def train_worker(config: dict[str, Any]) -> None:
     import ray.train
     import torch
 
-    _quiet_libraries()
+    quiet_libraries()
     from stages.learn import loop
     from stages.learn.collectives import rank, world_size
     from stages.learn.engine import full_weights
@@ -215,10 +216,12 @@ def progress_line(label: str, step: int, settings: Any, measures: dict[str, floa
     return " ".join([*parts, f"{speed:.0f} pairs/s, {left // 60}:{left % 60:02d} left"])
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """DeepSpeed and transformers log every detail of every start; warnings and errors are what a user needs."""
     import transformers
 
+    # DeepSpeed calls a collective that torch has renamed, at every start.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -242,6 +245,7 @@ def student_stage(
     """
     from stages.learn.engine import Optimisation
 
+    quiet_libraries()
     job = TrainingJob(
         model=source,
         layers=layers,
