@@ -139,10 +139,9 @@ def _point(context: Context) -> dict[str, Any]:
 
 
 def _train_tiny(context: Context) -> dict[str, Any]:
-    from stages.learn.engine import Optimisation
     from stages.learn.loop import Objective
     from stages.model.export import export_student
-    from stages.training import TrainingJob, quiet_libraries, run_training
+    from stages.training import TrainingJob, optimisation, quiet_libraries, run_training
 
     quiet_libraries()
     params, tiny = context.params.backbone, context.params.backbone.tiny
@@ -155,16 +154,7 @@ def _train_tiny(context: Context) -> dict[str, Any]:
         ingest=context.inputs["ingest"],
         features=None,
         objective=Objective(loss="infonce", temperature=tiny.temperature),
-        settings=Optimisation(
-            steps=tiny.steps,
-            batch_size=tiny.batch_size,
-            learning_rate=tiny.learning_rate,
-            warmup=tiny.warmup,
-            weight_decay=tiny.weight_decay,
-            clip=tiny.clip,
-            zero_stage=context.cluster.zero_stage,
-            bf16=context.cluster.chosen_precision() == "bf16",
-        ),
+        settings=optimisation(tiny, context.cluster),
         seed=context.params.seed,
         vary_instructions=True,
         train_vision=True,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import ray.data
 
 Side = Literal["query", "candidate"]
-WINDOW = 4  # model batches that an actor gets at once: the encoder sorts them by length, and padding shrinks
+WINDOW = 4  # model batches that an actor gets at once, so that it seldom waits for the next table
 
 
 def embed_rows(
@@ -31,18 +31,25 @@ def embed_rows(
         side: queries get the first instruction of their task before the text, candidates get none.
         batch_size: rows of one forward pass.
     """
+    return map_with_models(context, dataset, Embedder, model=model, side=side, batch_size=batch_size)
+
+
+def map_with_models(
+    context: Context, dataset: "ray.data.Dataset", actor: type, *, batch_size: int, **arguments: Any
+) -> "ray.data.Dataset":
+    """Maps tables through a pool of actors that each load a model once.
+
+    Args:
+        actor: a class that is made with `ingest`, `cluster`, `batch_size` and `arguments`, and called with tables.
+        batch_size: rows of one forward pass; an actor gets `WINDOW` times as many at once.
+    """
     from ray.data import ActorPoolStrategy
 
     actors, resources = pool_size(context.cluster)
+    shared = {"ingest": context.inputs["ingest"], "cluster": context.cluster, "batch_size": batch_size}
     return dataset.map_batches(
-        Embedder,
-        fn_constructor_kwargs={
-            "ingest": context.inputs["ingest"],
-            "model": model,
-            "side": side,
-            "batch_size": batch_size,
-            "cluster": context.cluster,
-        },
+        actor,
+        fn_constructor_kwargs=shared | arguments,
         batch_size=batch_size * WINDOW,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=actors),

@@ -174,28 +174,11 @@ class Teacher:
 def _teacher(context: Context, dataset: "ray.data.Dataset", model: Path, side: str,
              layers: tuple[int, ...] | None) -> "ray.data.Dataset":  # fmt: skip
     """Adds `vector`, the states of `layers` one after the other (None: of every layer), fp16."""
-    from ray.data import ActorPoolStrategy
-
-    from stages.embed import pool_size
+    from stages.embed import map_with_models
 
     params = context.params.features
-    actors, resources = pool_size(context.cluster)
-    return dataset.map_batches(
-        Teacher,
-        fn_constructor_kwargs={
-            "ingest": context.inputs["ingest"],
-            "model": model,
-            "side": side,
-            "layers": layers,
-            "normed": params.normed,
-            "batch_size": params.batch_size,
-            "cluster": context.cluster,
-        },
-        batch_size=params.batch_size * 4,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=actors),
-        **resources,
-    )
+    reading = {"model": model, "side": side, "layers": layers, "normed": params.normed}
+    return map_with_models(context, dataset, Teacher, batch_size=params.batch_size, **reading)
 
 
 # ------------------------------------------------------------------------------------------------ the depth curve

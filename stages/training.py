@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.context import Artifact, Context, StageError
+from stages.params import Cluster
 
 WEIGHTS = "weights"
 
@@ -228,6 +229,15 @@ def quiet_libraries() -> None:
     logging.getLogger("deepspeed").setLevel(logging.WARNING)
 
 
+def optimisation(params: Any, cluster: Cluster) -> Any:
+    """The `Optimisation` of a section with steps, batch_size and the optimizer's fields."""
+    from stages.learn.engine import Optimisation
+
+    fields = ("steps", "batch_size", "learning_rate", "warmup", "weight_decay", "clip")
+    chosen = {name: getattr(params, name) for name in fields}
+    return Optimisation(**chosen, zero_stage=cluster.zero_stage, bf16=cluster.chosen_precision() == "bf16")
+
+
 def student_stage(
     context: Context, params: Any, source: Path, layers: int | None, objective: Any, features: Artifact | None
 ) -> dict[str, Any]:
@@ -243,8 +253,6 @@ def student_stage(
     Returns:
         The last measures, and the student's size.
     """
-    from stages.learn.engine import Optimisation
-
     quiet_libraries()
     job = TrainingJob(
         model=source,
@@ -252,16 +260,7 @@ def student_stage(
         ingest=context.inputs["ingest"],
         features=features,
         objective=objective,
-        settings=Optimisation(
-            steps=params.steps,
-            batch_size=params.batch_size,
-            learning_rate=params.learning_rate,
-            warmup=params.warmup,
-            weight_decay=params.weight_decay,
-            clip=params.clip,
-            zero_stage=context.cluster.zero_stage,
-            bf16=context.cluster.chosen_precision() == "bf16",
-        ),
+        settings=optimisation(params, context.cluster),
         seed=context.params.seed + 1,
         vary_instructions=features is None,
         train_vision=False,
