@@ -77,15 +77,21 @@ def check_tiny(config: "Config") -> None:
 
 
 def check_layers(config: "Config", settings: Settings) -> None:
-    """The student keeps at least as many layers as its family needs and at most those that the backbone has."""
+    """The student keeps at least as many layers as its family needs and at most those that the backbone has.
+
+    How many `auto` keeps is only known when the depth curve is.
+    """
     kept, origin = config.student.layers, settings.origin("student.layers")
     family, depth = backbone_shape(config.backbone)
     least = ADAPTERS[family].minimum_layers if family in ADAPTERS else 1
-    if kept < least:
+    if isinstance(kept, int) and kept < least:
         needs = f"{family} needs at least {least}" if least > 1 else "a student keeps at least 1"
         raise InputError(f"student.layers={kept} is too few in {origin}: {needs}")
-    if depth and kept > depth:
+    if depth and isinstance(kept, int) and kept > depth:
         raise InputError(f"student.layers={kept} is too many in {origin}: the backbone has {depth} layers")
+    if kept != "auto" and "student.max_loss" in settings.origins:
+        origin = settings.origin("student.max_loss")
+        raise InputError(f"student.max_loss does nothing in {origin} with student.layers={kept}; set it to auto")
     layer = config.features.layer
     if layer != -1 and (layer < 1 or (depth and layer > depth)):
         upper = f"1 to {depth}" if depth else "1 or more"

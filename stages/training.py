@@ -244,7 +244,7 @@ def student_stage(
     """Trains a student with the vision tower frozen and exports it; what `distill` and `train` share.
 
     Args:
-        params: the stage's section: steps, batch_size and the optimizer's fields.
+        params: the stage's section: steps, batch_size, seed and the optimizer's fields.
         source: the model directory to start from.
         layers: decoder layers to keep, None for all.
         objective: what is minimised.
@@ -261,7 +261,7 @@ def student_stage(
         features=features,
         objective=objective,
         settings=optimisation(params, context.cluster),
-        seed=context.params.seed + 1,
+        seed=(context.params.seed if params.seed == -1 else params.seed) + 1,
         vary_instructions=features is None,
         train_vision=False,
         precision=context.cluster.chosen_precision(),

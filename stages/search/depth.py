@@ -97,6 +97,16 @@ def curve_of(queries: pa.Table, candidates: pa.Table, dim: int) -> dict[str, Any
     }
 
 
+def shallowest(curve: dict[str, Any], max_loss: float, least: int = 1) -> int:
+    """The fewest layers, at least `least`, whose hit@5 is at least (1 - max_loss) times that of the full depth.
+
+    The curve tells of cut models that were not trained; training brings back a part of what they lose.
+    """
+    full = curve["layers"][-1]["hit@5"]
+    enough = [entry["layers"] for entry in curve["layers"] if entry["hit@5"] >= (1 - max_loss) * full]
+    return min(layers for layers in enough if layers >= least)
+
+
 def _truth(queries: pa.Table, candidates: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """Bool [Q, C] twice: which candidate is a positive, and which has the target's modality."""
     place = {did: index for index, did in enumerate(candidates["did"].to_pylist())}
