@@ -5,9 +5,9 @@ candidate vectors). Steps: choose the queries; embed the candidates with the tea
 because it is the dearest part; embed the queries with both; rank block by block as Ray tasks that stream the corpus;
 time both models in one process; write metrics, TREC runs, tables and plots.
 
-Teacher and student meet the same queries, pools and instructions. A grid of many students of one teacher leaves the
-teacher out (`evaluate.teacher=false`): its numbers would be the same in every cell. Memory is flat in the corpus: workers hold a tile of
-it, the driver holds sums.
+Teacher and student meet the same queries, pools and instructions. Memory is flat in the corpus: workers hold a tile of
+it, the driver holds sums. A grid of many students of one teacher leaves the teacher out, whose numbers would be the
+same in every cell (`evaluate.teacher=false`).
 """
 
 from collections import deque

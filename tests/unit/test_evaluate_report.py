@@ -84,4 +84,4 @@ def test_a_student_measured_alone_has_the_same_tables_without_the_teacher() -> N
     assert "0.450" in shown and "teacher" not in shown and "kept" not in shown
     assert {row[0] for row in quality_rows(alone, MEASURES)} == {"model", "student"}
     assert len(draw_quality(alone).axes[0].containers) == 1
-    assert [text.get_text() for text in draw_cost(alone).axes[0].texts][0].startswith("student: 12 layers")
+    assert draw_cost(alone).axes[0].texts[0].get_text().startswith("student: 12 layers")
