@@ -137,7 +137,7 @@ def _mean(sets: dict[str, float]) -> float:
 
 COLUMNS = (
     ("hit@5", "hit@5", lambda entry: entry["hit@5"], "{:.3f}"),
-    ("million parameters", "parameters", lambda entry: entry["parameters"] / 1e6, "{:,.2f}"),
+    ("million parameters", "million parameters", lambda entry: entry["parameters"] / 1e6, "{:,.2f}"),
     ("ms per query, median", "milliseconds per query", lambda entry: entry["latency_ms"]["median"], "{:.1f}"),
     ("queries per second", "", lambda entry: entry["queries_per_second"], "{:,.0f}"),
     ("MiB of memory", "MiB of memory", lambda entry: entry["memory_mib"], "{:,.1f}"),
