@@ -21,6 +21,7 @@ class Params(Section):
     loss: Literal["mac", "infonce"] = "mac"
     steps: int = Field(300, ge=0, description="0 leaves the student as it was distilled")
     batch_size: int = Field(64, ge=2)
+    smallest_task: int = Field(0, ge=0, description="repeat the queries of small tasks until an epoch has this many")
     learning_rate: float = Field(1e-3, gt=0)
     temperature: float = Field(0.03, gt=0, description="τ_norm of MAC-Loss, τ of InfoNCE")
     hard_decay: float = Field(0.5, ge=0, description="r of τ_hard(t) = round(τ_norm · exp(-2 r min(½, t)), 3)")

@@ -32,6 +32,7 @@ class TrainingJob:
         settings: `stages.learn.engine.Optimisation`.
         seed: order of the samples.
         vary_instructions: draw an instruction for each use.
+        smallest_task: samples of an epoch that every task of a data set has at least, by repetition.
         train_vision: train the vision tower too.
         precision: fp32 or bf16.
         threads: torch threads of a process on CPU.
@@ -49,6 +50,7 @@ class TrainingJob:
     settings: Any
     seed: int
     vary_instructions: bool
+    smallest_task: int
     train_vision: bool
     precision: str
     threads: int
@@ -135,6 +137,7 @@ def train_worker(config: dict[str, Any]) -> None:
         rank=rank(),
         seed=job.seed,
         vary_instructions=job.vary_instructions,
+        smallest_task=job.smallest_task,
     )
     if len(sampler) < job.settings.batch_size:
         raise ValueError(
@@ -263,6 +266,7 @@ def student_stage(
         settings=optimisation(params, context.cluster),
         seed=(context.params.seed if params.seed == -1 else params.seed) + 1,
         vary_instructions=features is None,
+        smallest_task=params.smallest_task,
         train_vision=False,
         precision=context.cluster.chosen_precision(),
         threads=context.cluster.threads_each(context.cluster.workers),
