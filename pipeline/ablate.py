@@ -29,7 +29,7 @@ from pipeline.machine import describe_machine
 from pipeline.settings import nearest
 from pipeline.terminal import Parser, keep_stdout, open_console, text_table
 from pipeline.tracking import resolve_uri
-from stages.context import InputError
+from stages.context import InputError, StageError
 
 HIDDEN = ("store", "tracking_uri")
 """Overrides that say where and not what: they don't belong in a document."""
@@ -64,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code, line = run_command(options, answer)
     except InputError as error:
         code, line = 2, str(error)
+    except StageError as error:
+        code, line = 1, str(error)
     except KeyboardInterrupt:
         code, line = 130, "interrupted; the same command goes on"
     if line:
@@ -87,7 +89,7 @@ def run_command(options: argparse.Namespace, answer: dict[str, Any]) -> tuple[in
         answer |= {"cells": [list(cell.overrides) for cell in cells]}
         return 0, ""
     command = spell_command(options)
-    interrupted = True
+    interrupted = True  # by Ctrl-C or by a change of the code
     try:
         ablation.run(resolve_uri(cells[0].config.tracking_uri), command)
         interrupted = False

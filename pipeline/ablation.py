@@ -16,7 +16,7 @@ from pipeline.artifacts import open_store
 from pipeline.comparison import Outcome, as_json, markdown
 from pipeline.dag import STAGES
 from pipeline.grid import Cell, Grid
-from pipeline.plan import Decision, plan
+from pipeline.plan import Decision, differences, plan
 from pipeline.sources import read_sources
 from stages.context import InputError, StageError
 from stages.params import Cluster
@@ -87,13 +87,27 @@ class Ablation:
             for number, cell in enumerate(self.cells):
                 key = self.plans[number][-1].key
                 if key not in known:
-                    known[key] = self.outcome(cell, connect)
+                    known[key] = self.outcome(cell, self.unchanged(number), connect)
                 self.outcomes[number] = known[key]
                 self.tell(number)
 
-    def outcome(self, cell: Cell, connect: Connect) -> Outcome:
+    def unchanged(self, number: int) -> list[Decision]:
+        """What the cell needs by now.
+
+        Raises StageError where code or data are others than at the start: cells of one table must be made by one code.
+        """
+        config = self.cells[number].config
+        decisions = plan(STAGES, config, self.store.manifests(), read_sources(STAGES, config))
+        for now, before in zip(decisions, self.plans[number], strict=True):
+            if now.key != before.key:
+                what = ", ".join(differences(now.parts, before.parts, {}))
+                raise StageError(
+                    f"stage {now.stage} changed while the grid ran ({what}); start again to make all anew"
+                )
+        return decisions
+
+    def outcome(self, cell: Cell, decisions: list[Decision], connect: Connect) -> Outcome:
         """What comes of one cell: read from the store, computed, or failed with an earlier one."""
-        decisions = plan(STAGES, cell.config, self.store.manifests(), read_sources(STAGES, cell.config))
         key = decisions[-1].key
         upstream = [self.failed[one.stage, one.key] for one in decisions if (one.stage, one.key) in self.failed]
         if upstream:

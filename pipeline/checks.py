@@ -24,6 +24,7 @@ def check_combinations(config: "Config", settings: Settings) -> None:
     check_tiny(config)
     check_layers(config, settings)
     check_batches(config)
+    check_mining(config, settings)
     for section in ("ingest", "backbone"):
         check = getattr(import_module(f"stages.{section}"), "check", None)
         if check:
@@ -114,6 +115,13 @@ def backbone_shape(backbone: Any) -> tuple[str, int]:
             f"{backbone.model}/config.json does not say the model's type and layers; backbone.model must be"
             " the directory of a Qwen-VL checkpoint"
         ) from error
+
+
+def check_mining(config: "Config", settings: Settings) -> None:
+    """Negatives are mined for training, so there has to be some."""
+    if config.train.mine.per_query and not config.train.steps:
+        origin = settings.origin("train.mine.per_query")
+        raise InputError(f"train.mine.per_query mines for no training in {origin}: train.steps=0; set one of them")
 
 
 def check_batches(config: "Config") -> None:

@@ -40,6 +40,7 @@ class TrainingJob:
         checkpoint_every: steps between checkpoints.
         run: the tracker's picklable handle.
         label: what log lines call the job.
+        mined: the table of mined hard negatives (`stages.mine.Mined`), where there is one.
     """
 
     model: Path
@@ -58,6 +59,7 @@ class TrainingJob:
     checkpoint_every: int
     run: Any
     label: str
+    mined: Any = None
 
 
 def run_training(context: Context, job: TrainingJob) -> tuple[Path, dict[str, float]]:
@@ -138,6 +140,7 @@ def train_worker(config: dict[str, Any]) -> None:
         seed=job.seed,
         vary_instructions=job.vary_instructions,
         smallest_task=job.smallest_task,
+        mined=job.mined,
     )
     if len(sampler) < job.settings.batch_size:
         raise ValueError(
@@ -242,7 +245,13 @@ def optimisation(params: Any, cluster: Cluster) -> Any:
 
 
 def student_stage(
-    context: Context, params: Any, source: Path, layers: int | None, objective: Any, features: Artifact | None
+    context: Context,
+    params: Any,
+    source: Path,
+    layers: int | None,
+    objective: Any,
+    features: Artifact | None,
+    mined: Any = None,
 ) -> dict[str, Any]:
     """Trains a student with the vision tower frozen and exports it; what `distill` and `train` share.
 
@@ -252,6 +261,7 @@ def student_stage(
         layers: decoder layers to keep, None for all.
         objective: what is minimised.
         features: teacher vectors, where the objective needs them.
+        mined: hard negatives, where some were mined.
 
     Returns:
         The last measures, and the student's size.
@@ -274,6 +284,7 @@ def student_stage(
         checkpoint_every=params.checkpoint_every,
         run=context.tracker.handle(),
         label=context.output.stage,
+        mined=mined,
     )
     if params.steps:
         weights, measures = run_training(context, job)

@@ -157,6 +157,19 @@ def test_an_interrupt_keeps_what_is_known_and_the_next_call_goes_on(ablate, hook
     assert hooks.calls.count("train") == 6
 
 
+def test_code_that_changes_meanwhile_stops_the_grid(ablate, hooks, tmp_path):
+    def edited(context):
+        if context.params.train.word == "a":
+            file = tmp_path / "code" / "fakes" / "train.py"
+            file.write_text(file.read_text().replace("VERSION = 1", "VERSION = 1\nEDITED = True"))
+
+    hooks.actions["train"] = edited
+    done = ablate("--output", "tables.md")
+    assert done.code == 1 and "stage train changed while the grid ran (CODE fakes/train.py)" in done.err
+    assert hooks.calls.count("train") == 2
+    assert "| full | 2 | 0.800 |" in (tmp_path / "tables.md").read_text()
+
+
 def test_a_plan_writes_nothing(ablate, tmp_path):
     done = ablate("--plan")
     assert done.code == 0 and "ingest and on" in done.out
