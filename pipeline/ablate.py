@@ -118,7 +118,7 @@ def publish(
     reference = reference_quality(tables, ablation.grid.reference)
     for name, rows in tables.items():
         console.print(f"{name}: hit@5, mean ± standard deviation over seeds")
-        console.print(text_table(quality_rows(rows, reference)))
+        console.print(text_table(quality_rows(rows, reference, ablation.curve())))
     recipe = Path(options.recipe).stem
     today = datetime.now(UTC).strftime("%-d %B %Y")
     head = f"## Grid `{ablation.name}` on recipe `{recipe}`\n\n```\n{command}\n```\n\n{today}, {describe_machine()}."

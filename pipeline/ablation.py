@@ -167,10 +167,27 @@ class Ablation:
         rest = f"; about {spell_time(left)} left" if left else ""
         self.say(f"[{number + 1}/{len(self.cells)}] {self.cells[number].label}: {came}{took}{rest}")
 
+    def curve(self) -> dict[str, Any] | None:
+        """The depth curve of the first cell's features, with its table, where all cells share one backbone."""
+        keys = [{decision.stage: decision.key for decision in decisions} for decisions in self.plans]
+        first = keys[0].get("features", "")
+        if not self.store.has("features", first) or len({key["backbone"] for key in keys}) > 1:
+            return None
+        features = self.store.artifact("features", first)
+        return {
+            **features.read_json("depth_curve.json"),
+            "table": features.read_bytes("depth_curve.md").decode().strip(),
+        }
+
     def finish(self, head: str, interrupted: bool) -> tuple[str, dict[str, Any]]:
         """The Markdown section under `head` and the JSON answer of what is known so far; both are tracked as well."""
-        section = f"{head}\n\n{markdown(self.grid, self.cells, self.outcomes)}"
-        answer = as_json(self.cells, self.outcomes)
+        curve = self.curve()
+        section = f"{head}\n\n{markdown(self.grid, self.cells, self.outcomes, curve)}"
+        if curve:
+            section += (
+                f"\n\n### Depths of the backbone, cut and not trained, on a validation sample\n\n{curve['table']}"
+            )
+        answer = as_json(self.cells, self.outcomes, curve)
         self.tracker.note(section)
         self.tracker.text("ablation.md", section)
         self.tracker.text("ablation.json", json.dumps(answer, indent=1, ensure_ascii=False))

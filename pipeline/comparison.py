@@ -13,9 +13,14 @@ from pipeline.grid import Cell, Grid
 from pipeline.report import markdown_table
 
 HEADLINE = "hit@5"
-NOTES = f"""{HEADLINE} is the mean over the evaluation sets; ± is the standard deviation over n seeds. Milliseconds are
-the median of one query at a time, measured in each cell by itself: compare them within a factor, not to the digit; the
-depth curve times all depths turn by turn."""
+NOTES = f"{HEADLINE} is the mean over the evaluation sets; ± is the standard deviation over n seeds."
+TIMED = """Milliseconds are the median of one query at a time; all depths of the backbone were timed in one process,
+turn by turn, and a variant has the time of its depth."""
+ALONE = """Milliseconds are the median of one query at a time, timed in each cell by itself: what else the machine did
+then is in them."""
+
+Curve = Mapping[str, Any] | None
+"""The content of depth_curve.json, where there is one."""
 
 
 @dataclass
@@ -78,7 +83,15 @@ def reference_quality(tables: Mapping[str, Sequence[Row]], reference: str) -> fl
     return mean(rows[0].values("local", HEADLINE)) if rows else None
 
 
-def quality_rows(rows: Sequence[Row], reference: float | None) -> list[list[str]]:
+def milliseconds(row: Row, curve: Curve) -> list[float]:
+    """Of a query: the time of the variant's depth in the curve; of each finished cell where there is no curve."""
+    if not curve:
+        return row.values("latency_ms", "median")
+    known = {entry["layers"]: entry["latency_ms"]["median"] for entry in curve["layers"]}
+    return sorted({known[layers] for layers in row.values("layers")})
+
+
+def quality_rows(rows: Sequence[Row], reference: float | None, curve: Curve) -> list[list[str]]:
     """The head and a line for each variant: layers, quality in both pools, what it costs, and how many seeds."""
     share = ["kept"] if reference else []
     head = ["variant", "layers", "own pools", *share, "union pool", "ms per query", "million parameters", "n"]
@@ -94,7 +107,7 @@ def quality_rows(rows: Sequence[Row], reference: float | None) -> list[list[str]
                 spell_mean(quality),
                 *kept,
                 spell_mean(row.values("union", HEADLINE)),
-                spell_mean(row.values("latency_ms", "median"), "{:.1f}"),
+                spell_mean(milliseconds(row, curve), "{:.1f}"),
                 spell_mean([value / 1e6 for value in row.values("parameters")][:1], "{:,.2f}"),
                 f"{len(row.finished)}"
                 if len(row.finished) == len(row.seeds)
@@ -143,20 +156,22 @@ def chance_line(outcomes: Sequence[Outcome | None]) -> str:
 
 def seeds_line(grid: Grid) -> str:
     """What the seeds change."""
-    seeds = ", ".join(map(str, grid.seeds))
-    if "seed" in grid.vary:
-        return f"Seeds {seeds} draw everything anew: data that is made, backbone, and training."
-    return f"Seeds {seeds} are those of {' and '.join(grid.vary)}; data and backbone are the same in every cell."
+    given = f"{' and '.join(grid.vary)} = {', '.join(map(str, grid.seeds))}"
+    same = (
+        "everything is drawn anew" if "seed" in grid.vary else "all that they do not reach is the same in every cell"
+    )
+    return f"Seeds: {given}; {same}."
 
 
-def markdown(grid: Grid, cells: Sequence[Cell], outcomes: Sequence[Outcome | None]) -> str:
+def markdown(grid: Grid, cells: Sequence[Cell], outcomes: Sequence[Outcome | None], curve: Curve) -> str:
     """All tables with what a reader must know about them."""
     tables = collect(cells, outcomes)
     reference = reference_quality(tables, grid.reference)
     told = [f"`kept` is the share of the hit@5 of “{grid.reference}”."] if reference else []
-    parts = [*filter(None, [grid.about.strip(), " ".join([seeds_line(grid), *told, chance_line(outcomes)]), NOTES])]
+    notes = [NOTES, *told, TIMED if curve else ALONE, seeds_line(grid), chance_line(outcomes)]
+    parts = [*filter(None, [grid.about.strip()]), " ".join(" ".join(notes).split())]
     for name, rows in tables.items():
-        parts += [f"### {name}", markdown_table(quality_rows(rows, reference))]
+        parts += [f"### {name}", markdown_table(quality_rows(rows, reference, curve))]
         if tasks := task_rows(rows):
             parts += [f"{HEADLINE} of each set in its own pool:", markdown_table(tasks)]
         if failed := failure_lines(rows):
@@ -164,12 +179,16 @@ def markdown(grid: Grid, cells: Sequence[Cell], outcomes: Sequence[Outcome | Non
     return "\n\n".join(parts)
 
 
-def as_json(cells: Sequence[Cell], outcomes: Sequence[Outcome | None]) -> dict[str, Any]:
+def as_json(cells: Sequence[Cell], outcomes: Sequence[Outcome | None], curve: Curve) -> dict[str, Any]:
     """The same for machines: every cell, and mean, spread and n of the headline numbers of every variant."""
-    numbers = {"local hit@5": ("local", HEADLINE), "union hit@5": ("union", HEADLINE), "ms": ("latency_ms", "median")}
     tables = {
         name: [
-            {"variant": row.variant, **{label: summary(row.values(*path)) for label, path in numbers.items()}}
+            {
+                "variant": row.variant,
+                "local hit@5": summary(row.values("local", HEADLINE)),
+                "union hit@5": summary(row.values("union", HEADLINE)),
+                "ms": summary(milliseconds(row, curve)),
+            }
             for row in rows
         ]
         for name, rows in collect(cells, outcomes).items()

@@ -94,7 +94,7 @@ def test_the_tables_have_mean_spread_and_share_of_the_upper_bound(ablate, hooks,
     # The first evaluation is that of `full`, the next two are those of `a`: 0.6 + 2 × 0.1 and 0.6 + 3 × 0.1.
     assert [cell.strip() for cell in row.split("|")[2:6]] == ["2", "0.850 ± 0.071", "85.0%", "0.850 ± 0.071"]
     assert "python pipeline/ablate.py smoke grid.yaml" in text and "cores of" in text
-    assert "Seeds 0, 1 are those of train.register_as" in text
+    assert "Seeds: train.register_as = 0, 1;" in text
 
 
 def test_json_holds_every_cell_and_the_means(ablate):
