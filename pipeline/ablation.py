@@ -193,7 +193,7 @@ class Ablation:
         self.tracker.text("ablation.json", json.dumps(answer, indent=1, ensure_ascii=False))
         for name, rows in answer["tables"].items():
             known = {row["variant"]: row["local hit@5"]["mean"] for row in rows if row["local hit@5"]["n"]}
-            self.tracker.metrics({f"local hit@5, {name}": known})
+            self.tracker.metrics({"local hit@5": {name: known}})
         failed = any(outcome and outcome.error for outcome in self.outcomes)
         self.tracker.end("KILLED" if interrupted else "FAILED" if failed else "FINISHED")
         return section, {**answer, "mlflow": self.tracker.ids()}

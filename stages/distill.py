@@ -6,6 +6,7 @@ checkpoint of k layers. PUMA's stage 1 runs the teacher live as a second full mo
 the same numbers, computed once.
 """
 
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +59,7 @@ def run(context: Context) -> dict[str, Any]:
 
     params, source = context.params.distill, backbone.directory(context.inputs["backbone"])
     depth, layers = _choose_layers(context, source)
+    print(f"distill: keeping {layers} of {depth} layers", file=sys.stderr, flush=True)
     objective = Objective(
         loss="infonce",
         temperature=params.temperature,

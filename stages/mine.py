@@ -60,13 +60,17 @@ def mine(context: Context, model: Path) -> Mined:
     """
     from pyarrow.fs import LocalFileSystem
 
-    work, rule = context.output.work / "mining", context.params.train.mine
+    from stages.data.keys import hash64
+
+    # A student that was distilled anew lies at another place, and what another one mined is not this one's.
+    work = context.output.work / "mining" / f"{hash64(str(model)):016x}"
     candidates = _once(work / "candidates", lambda path: _write_candidates(context, model, path))
     negatives = _once(work / "negatives", lambda path: _write_negatives(context, model, candidates, path))
     mined = Mined(context.output.stage, context.output.key, tuple(_files(negatives)), LocalFileSystem())
     summary = _summarise(mined)
     if not summary["with negatives"]:
-        raise StageError(f"train.mine.margin={rule.margin} leaves no query a negative; raise it, or set per_query=0")
+        margin = context.params.train.mine.margin
+        raise StageError(f"train.mine.margin={margin} leaves no query a negative; raise it, or set per_query=0")
     context.output.upload(negatives, "negatives")
     context.output.write_json("mining.json", summary)
     examples = _examples(context.inputs["ingest"], mined)
