@@ -3,7 +3,8 @@
 Inputs: ingested pairs, the backbone, the teacher features. Steps: load the first k layers (deep layers are never
 read), freeze the vision tower, train on feature loss + InfoNCE with DeepSpeed on Ray Train. Output: `model/`, a stock
 checkpoint of k layers. PUMA's stage 1 runs the teacher live as a second full model in every step; cached vectors are
-the same numbers, computed once.
+the same numbers, computed once, for the one wording of the instruction that they were computed with.
+`distill.teacher=live` is the paper's way, and wordings vary then.
 """
 
 import sys
@@ -40,6 +41,9 @@ class Params(Section):
     contrastive_weight: float = Field(0.9, ge=0)
     feature_weight: float = Field(0.1, ge=0)
     feature_loss: Literal["mse", "cosine"] = "cosine"
+    teacher: Literal["cached", "live"] = Field(
+        "cached", description="look the teacher's states up, or run it in every step, on instructions that vary"
+    )
     feature_scale: float = Field(
         1.0, gt=0, description="factor on the feature loss; the paper's code uses 0.05 with mse"
     )
@@ -55,7 +59,7 @@ def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
     from stages import backbone
     from stages.learn.loop import Objective
-    from stages.training import student_stage
+    from stages.training import LiveTeacher, student_stage
 
     params, source = context.params.distill, backbone.directory(context.inputs["backbone"])
     depth, layers = _choose_layers(context, source)
@@ -67,7 +71,11 @@ def run(context: Context) -> dict[str, Any]:
         feature_weight=params.feature_weight * params.feature_scale,
         feature_loss=params.feature_loss,
     )
-    measures = student_stage(context, params, source, layers, objective, features=context.inputs["features"])
+    features, live = context.inputs["features"], None
+    if params.teacher == "live":
+        known = features.read_json("features.json")
+        features, live = None, LiveTeacher(source, known["layer"], known["normed"])
+    measures = student_stage(context, params, source, layers, objective, features, live=live)
     return {"layers": layers, "teacher_layers": depth, **measures}
 
 

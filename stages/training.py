@@ -20,6 +20,15 @@ WEIGHTS = "weights"
 
 
 @dataclass(frozen=True)
+class LiveTeacher:
+    """The backbone up to the layer that teaches, run in every step."""
+
+    model: Path
+    layer: int
+    normed: bool
+
+
+@dataclass(frozen=True)
 class TrainingJob:
     """What a training process needs to know; picklable.
 
@@ -41,6 +50,7 @@ class TrainingJob:
         run: the tracker's picklable handle.
         label: what log lines call the job.
         mined: the table of mined hard negatives (`stages.mine.Mined`), where there is one.
+        live: the teacher, where it is run and not looked up.
     """
 
     model: Path
@@ -60,6 +70,7 @@ class TrainingJob:
     run: Any
     label: str
     mined: Any = None
+    live: LiveTeacher | None = None
 
 
 def run_training(context: Context, job: TrainingJob) -> tuple[Path, dict[str, float]]:
@@ -170,6 +181,9 @@ def train_worker(config: dict[str, Any]) -> None:
     teacher = None
     if job.features is not None:
         teacher = loop.cached_teacher(FeatureTable(job.features, "query"), FeatureTable(job.features, "candidate"))
+    elif job.live is not None:
+        whole = Encoder.load(job.live.model, job.live.layer, job.precision, device)
+        teacher = loop.live_teacher(whole, job.live.normed)
     resume = ray.train.get_checkpoint()
     arguments = {
         "teacher": teacher,
@@ -252,6 +266,7 @@ def student_stage(
     objective: Any,
     features: Artifact | None,
     mined: Any = None,
+    live: LiveTeacher | None = None,
 ) -> dict[str, Any]:
     """Trains a student with the vision tower frozen and exports it; what `distill` and `train` share.
 
@@ -262,6 +277,7 @@ def student_stage(
         objective: what is minimised.
         features: teacher vectors, where the objective needs them.
         mined: hard negatives, where some were mined.
+        live: the teacher to run in every step, in the place of `features`.
 
     Returns:
         The last measures, and the student's size.
@@ -285,6 +301,7 @@ def student_stage(
         run=context.tracker.handle(),
         label=context.output.stage,
         mined=mined,
+        live=live,
     )
     if params.steps:
         weights, measures = run_training(context, job)
