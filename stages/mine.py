@@ -4,7 +4,7 @@ Inputs: ingest, and the student as distillation left it, which is the previous s
 Steps: embed the training candidates with it and keep them as Parquet in the stage's work directory; stream the train
 queries through the same model and, block by block, past the stored candidates (`stages.search.negatives`). Outputs in
 train's artifact: `negatives/`, which says for each query what was chosen, with scores, and what was left out and why,
-`mining.json` with sums and `mining.md` with examples.
+`mining.json` with sums and `mining.txt` with examples.
 
 It is a step of `train` and not a stage of its own: its result is only read there, and with it switched off nothing of
 it is in anybody's key. A killed run keeps the parts that were complete.
@@ -23,8 +23,10 @@ from stages.params import Section, knob
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from stages.data.tables import MappedTable
+
 BLOCK = 1024  # queries that pass the candidates together
-EXAMPLES = 20
+EXAMPLES, SHOWN = 20, 3  # of the audit: queries, and candidates of each kind
 
 
 class Mine(Section):
@@ -74,8 +76,8 @@ def mine(context: Context, model: Path) -> Mined:
     context.output.upload(negatives, "negatives")
     context.output.write_json("mining.json", summary)
     examples = _examples(context.inputs["ingest"], mined)
-    context.output.write_bytes("mining.md", examples.encode())
-    context.tracker.text("mining.md", examples)
+    context.output.write_bytes("mining.txt", examples.encode())
+    context.tracker.text("mining.txt", examples)
     context.tracker.metrics({f"mined {name}": value for name, value in summary.items()})
     return mined
 
@@ -193,37 +195,38 @@ def _summarise(mined: Mined) -> dict[str, float]:
 
 
 def _examples(ingest: Artifact, mined: Mined) -> str:
-    """A few evenly spaced rows of the audit table as Markdown, with the words that they stand for."""
+    """A few evenly spaced rows of the audit table, with the words that they stand for."""
     from stages.data.tables import MappedTable
-    from stages.search.depth import evenly
-    from stages.search.report import markdown_table
+    from stages.search.sets import is_asked
 
     table = MappedTable.open(mined, "negatives", "qid")
     queries = MappedTable.open(ingest, "queries", "qid", where={"split": "train"})
     candidates = MappedTable.open(ingest, "candidates", "did")
-
-    def told(row: dict[str, Any], name: str) -> str:
-        return " ".join(filter(None, [row[name], row["text"], f"[{row['image_id'][:8]}]" if row["image_id"] else ""]))
-
-    def listed(dids: list[str], scores: list[float]) -> str:
-        found = [candidates.row(candidates.find(did)) for did in dids[:3]]
-        return "; ".join(f"{score:.3f} {told(row, 'did')}" for row, score in zip(found, scores, strict=False)) or "–"
-
-    rows = []
-    for place in evenly(len(table), EXAMPLES):
+    wanted = min(EXAMPLES, len(table))
+    lines = []
+    for place in (place for place in range(len(table)) if is_asked(place, len(table), wanted)):
         row = table.row(place)
         query = queries.row(queries.find(row["qid"]))
-        positive = "–" if row["positive_score"] is None else f"{row['positive_score']:.3f}"
-        chosen, left_out = (listed(row[name], row[f"{name}_scores" if name == "left_out" else "scores"])
-                            for name in ("negatives", "left_out"))  # fmt: skip
-        numbers = (positive, chosen, str(row["copies"]), str(row["too_close"]), left_out)
-        rows.append([cell.replace("|", "\\|").replace("\n", " ") for cell in (told(query, "qid"), *numbers)])
-    head = (
-        "query",
-        "farthest positive",
-        "negatives",
-        "copies left out",
-        "too close, left out",
-        "of these the closest",
-    )
-    return f"# Mined negatives\n\n{markdown_table(head, rows)}\n"
+        counts = f"{row['copies']} copies and {row['too_close']} too close left out"
+        lines += [
+            "",
+            f"query {_told(query, 'qid')}: {counts}",
+            *_listed("positive", query["positives"][:1], [], candidates),
+        ]
+        lines += [f"  {row['positive_score'] or 0:.3f} the farthest positive, {row['limit'] or 0:.3f} the limit"]
+        lines += _listed("negative", row["negatives"], row["scores"], candidates)
+        lines += _listed("left out", row["left_out"], row["left_out_scores"], candidates)
+    return "\n".join(lines[1:]) + "\n"
+
+
+def _listed(name: str, dids: list[str], scores: list[float], candidates: "MappedTable") -> list[str]:
+    """A line for each candidate."""
+    rows = [candidates.row(candidates.find(did)) for did in dids[:SHOWN]]
+    told = [f"{score:.3f}" for score in scores[:SHOWN]] or ["     "] * len(rows)
+    return [f"  {score} {name} {_told(row, 'did')}" for score, row in zip(told, rows, strict=True)]
+
+
+def _told(row: dict[str, Any], name: str) -> str:
+    """An id, the text, and the picture's id."""
+    image = f"[picture {row['image_id'][:8]}]" if row["image_id"] else ""
+    return " ".join(filter(None, [row[name], " ".join((row["text"] or "").split()), image]))
