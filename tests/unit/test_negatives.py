@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from stages import mine
 from stages.data.judge import content_id
 from stages.data.keys import hash_ids
 from stages.data.schemas import NEGATIVES
@@ -135,3 +136,21 @@ def test_pairs_are_met_once_for_every_query_and_row():
     pairs = Pairs.of([np.array([5, 9], np.uint64), np.array([], np.uint64), np.array([5], np.uint64)])
     queries, rows = pairs.met(np.array([9, 5, 5, 1], np.uint64))
     assert sorted(zip(queries.tolist(), rows.tolist(), strict=True)) == [(0, 0), (0, 1), (0, 2), (2, 1), (2, 2)]
+
+
+def test_a_part_of_a_killed_attempt_is_thrown_away_and_a_whole_one_kept(tmp_path):
+    def killed(path):
+        (path / "half.parquet").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mine._once(tmp_path / "rows", killed)
+    mine._once(tmp_path / "rows", lambda path: (path / "whole.parquet").touch())
+    mine._once(tmp_path / "rows", killed)
+    assert mine._files(tmp_path / "rows") == [str(tmp_path / "rows" / "whole.parquet")]
+
+
+def test_what_is_only_there_to_be_searched_is_not_trained_on():
+    pools = [["union_train"], ["union_test", "union_train"], ["union_test"], []]
+    kept = mine.keep_training(pa.table({"did": ["a", "b", "c", "d"], "pools": pools}))
+    assert kept.to_pydict() == {"did": ["a", "b", "d"]}
