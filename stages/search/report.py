@@ -16,7 +16,8 @@ HEADLINE = "hit@5"
 NOTES = """hit@k is 1 when any relevant candidate is among the first k (M-BEIR calls it Recall@k); recall@k is the
 share of the relevant candidates that were found. Chance is the exact expectation of a random ranking. Means weigh
 every set the same. A query's own picture stays in the pool, as in M-BEIR. Latency is end to end for one query, both
-models in one process, turn by turn."""
+models in one process, turn by turn. The teacher is the backbone as it came; the fair upper bound, the whole backbone
+with the student's training, comes from `python pipeline/ablate.py RECIPE upper_bound`."""
 MODELS = ("teacher", "student")
 
 
