@@ -170,6 +170,8 @@ def markdown(grid: Grid, cells: Sequence[Cell], outcomes: Sequence[Outcome | Non
     told = [f"`kept` is the share of the hit@5 of “{grid.reference}”."] if reference else []
     notes = [NOTES, *told, TIMED if curve else ALONE, seeds_line(grid), chance_line(outcomes)]
     parts = [*filter(None, [grid.about.strip()]), " ".join(" ".join(notes).split())]
+    if unreached := sum(outcome is None for outcome in outcomes):
+        parts += [f"{unreached} of {len(cells)} cells were not reached; the same command goes on."]
     for name, rows in tables.items():
         parts += [f"### {name}", markdown_table(quality_rows(rows, reference, curve))]
         if tasks := task_rows(rows):
