@@ -45,7 +45,7 @@ class Params(Section):
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
     from stages import backbone
-    from stages.learn.loop import Objective
+    from stages.learn.objective import Objective
     from stages.training import student_stage
 
     params, layers = context.params.distill, context.params.student.layers

@@ -34,7 +34,7 @@ class Params(Section):
 
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
-    from stages.learn.loop import Objective
+    from stages.learn.objective import Objective
     from stages.training import student_stage
 
     params = context.params.train

@@ -28,7 +28,7 @@ class TrainingJob:
         layers: decoder layers to keep, None for all.
         ingest: the ingest artifact.
         features: the features artifact, when there is a teacher.
-        objective: `stages.learn.loop.Objective`.
+        objective: `stages.learn.objective.Objective`.
         settings: `stages.learn.engine.Optimisation`.
         seed: order of the samples.
         vary_instructions: draw an instruction for each use.

@@ -1,6 +1,6 @@
 """The training loop: sample, embed both sides, gather, loss, step. One process runs it for each rank.
 
-Shapes: B pairs of this rank, C candidates of all ranks, D values of a vector.
+Shapes: B pairs of this rank, R rows of this rank (queries and candidates), D values of a vector.
 
 It knows neither Ray nor MLflow: what happens at log and checkpoint steps is handed in. The next step's images are
 decoded by one thread while the current step computes.
@@ -10,52 +10,16 @@ import resource
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional
 
-from stages.learn.collectives import gather, rank, world_size
+from stages.learn.collectives import world_size
 from stages.learn.engine import Optimisation, start_engine
-from stages.learn.losses import false_negatives, feature_loss, mac_tau, softmax_loss, tau_hard_at
-from stages.learn.sampling import Pairs, PairSampler
+from stages.learn.objective import Objective, Step, losses
+from stages.learn.sampling import PairSampler
 from stages.model.encoder import Encoder
-from stages.model.inputs import Batch
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What a step minimises: contrastive_weight * softmax + feature_weight * feature loss to the teacher.
-
-    Attributes:
-        loss: `mac` or `infonce`.
-        temperature: τ of InfoNCE, τ_norm of MAC-Loss.
-        hard_decay: r of MAC-Loss's schedule.
-        contrastive_weight: weight of the softmax.
-        feature_weight: weight of the feature loss; 0 needs no teacher.
-        feature_loss: `mse` or `cosine`.
-    """
-
-    loss: str
-    temperature: float
-    hard_decay: float = 0.5
-    contrastive_weight: float = 1.0
-    feature_weight: float = 0.0
-    feature_loss: str = "cosine"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One rank's collated step."""
-
-    pairs: Pairs
-    rows: Batch
-    """Queries first and candidates after them: one forward pass embeds both sides."""
-    teacher_BD: torch.Tensor | None
-    """Teacher states, queries first and candidates after them, [2B, D]."""
-
 
 Teacher = Callable[[list[str], list[str]], torch.Tensor]
 """Looks up the cached teacher states of query ids and candidate ids, [2B, D]."""
@@ -128,45 +92,12 @@ def train_step(engine: Any, step: Step, objective: Objective, progress: float) -
     Negatives are all ranks' candidates, with gradient. Each rank's loss is the mean over its own queries, and
     DeepSpeed averages gradients over ranks, so the update is that of the mean over the global batch.
     """
-    query_BD, candidate_BD = engine(step.rows.to(engine.device)).chunk(2)
-    loss, parts = losses(query_BD, candidate_BD, step, objective, progress)
+    states_RD = engine(step.rows.to(engine.device))
+    loss, parts = losses(states_RD, step, objective, progress)
     engine.backward(loss)
     learning_rate = engine.get_lr()[0]
     engine.step()
     return {"loss": loss.item(), "learning_rate": learning_rate, **parts}
-
-
-def losses(
-    query_BD: torch.Tensor, candidate_BD: torch.Tensor, step: Step, objective: Objective, progress: float
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """The objective on one rank's raw states; the scalar to minimise, and its parts for the log."""
-    device = query_BD.device
-    query_BD, candidate_BD = query_BD.float(), candidate_BD.float()
-    similarity_QC = functional.normalize(query_BD, dim=-1) @ gather(functional.normalize(candidate_BD, dim=-1)).T
-    pairs = step.pairs
-    modality_C = gather(torch.from_numpy(pairs.target_modality).to(device))
-    candidate_C = gather(torch.from_numpy(pairs.candidate_hash).to(device))
-    content_C = gather(torch.from_numpy(pairs.content_hash).to(device))
-    positive_Q = torch.arange(len(query_BD), device=device) + rank() * len(query_BD)
-    masked_QC = false_negatives(
-        [torch.from_numpy(known).to(device) for known in pairs.positive_hashes], candidate_C, content_C, positive_Q
-    )
-    parts = {"masked_share": masked_QC.float().mean().item()}
-    if objective.loss == "mac":
-        parts["tau_hard"] = tau_hard_at(progress, objective.temperature, objective.hard_decay)
-        tau_QC = mac_tau(modality_C[positive_Q], modality_C, objective.temperature, parts["tau_hard"])
-    else:
-        tau_QC = torch.tensor(objective.temperature, device=device)
-    contrastive = softmax_loss(similarity_QC, tau_QC, positive_Q, masked_QC)
-    total = objective.contrastive_weight * contrastive
-    correct = similarity_QC.masked_fill(masked_QC, -2).argmax(1) == positive_Q
-    parts |= {"contrastive": contrastive.item(), "in_batch_hit@1": correct.float().mean().item()}
-    if objective.feature_weight > 0:
-        states_BD = torch.cat([query_BD, candidate_BD])
-        feature = feature_loss(states_BD, step.teacher_BD.to(device), objective.feature_loss)
-        total = total + objective.feature_weight * feature
-        parts["feature"] = feature.item()
-    return total, parts
 
 
 def pace(engine: Any, pairs_per_second: float) -> dict[str, float]:
