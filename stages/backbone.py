@@ -32,6 +32,7 @@ class Tiny(Section):
     patch: int = Field(14, ge=4)
     steps: int = Field(600, ge=1)
     batch_size: int = Field(64, ge=2)
+    smallest_task: int = Field(0, ge=0, description="repeat the queries of small tasks until an epoch has this many")
     learning_rate: float = Field(1e-3, gt=0)
     temperature: float = Field(0.05, gt=0)
     warmup: float = Field(0.05, ge=0, le=1)
@@ -157,6 +158,7 @@ def _train_tiny(context: Context) -> dict[str, Any]:
         settings=optimisation(tiny, context.cluster),
         seed=context.params.seed,
         vary_instructions=True,
+        smallest_task=tiny.smallest_task,
         train_vision=True,
         precision=context.cluster.chosen_precision(),
         threads=context.cluster.threads_each(context.cluster.workers),

@@ -24,6 +24,21 @@ def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
+def upsampled(group: np.ndarray, least: int) -> np.ndarray:
+    """Samples int64 [M] of one epoch in which every group has at least `least`: small groups are repeated.
+
+    M-BEIR repeats its small data sets in the same way before training (UniIR issue 6, paper.md §4). Each sample of a
+    group comes equally often, give or take once; a group that is large enough stays as it is.
+
+    Args:
+        group: the group of each sample, integers [N].
+        least: 0 repeats nothing.
+    """
+    order = np.argsort(group, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(group[order])) + 1) if len(group) else []
+    return np.concatenate([np.resize(rows, max(least, len(rows))) for rows in members] or [order])
+
+
 def batch_at(step: int, *, size: int, batch: int, world: int = 1, rank: int = 0, seed: int = 0) -> np.ndarray:
     """The samples int64 [batch / world] that `rank` trains on in step `step`, counted from 0 over all epochs.
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from stages.data.instructions import Instructions, with_instruction
 from stages.data.keys import hash_ids
-from stages.data.order import batch_at, picks
+from stages.data.order import batch_at, picks, upsampled
 from stages.data.schemas import MODALITIES
 from stages.data.tables import MappedTable
 from stages.model.inputs import Row
@@ -40,23 +40,40 @@ class PairSampler:
         batch: queries of a step over all ranks.
         seed: decides everything that is random.
         vary_instructions: draw an instruction for each use; False always takes the first, as evaluation does.
+        smallest_task: queries of a task of a data set are repeated until an epoch has this many; 0 repeats none.
+        mined: a table of mined hard negatives by qid, beside those that the data gives.
     """
 
-    def __init__(self, ingest: Any, *, batch: int, world: int, rank: int, seed: int, vary_instructions: bool):
+    def __init__(
+        self,
+        ingest: Any,
+        *,
+        batch: int,
+        world: int,
+        rank: int,
+        seed: int,
+        vary_instructions: bool,
+        smallest_task: int = 0,
+        mined: Any = None,
+    ):
         self.queries = MappedTable.open(ingest, "queries", "qid", where={"split": "train"})
         self.candidates = MappedTable.open(ingest, "candidates", "did")
         self.images = MappedTable.open(ingest, "images", "image_id")
         self.instructions = Instructions.load(ingest)
         self.batch, self.world, self.rank, self.seed = batch, world, rank, seed
         self.vary_instructions = vary_instructions
+        datasets, tasks = (self.queries.column(name).to_numpy() for name in ("dataset_id", "task_id"))
+        self.mined = None if mined is None else MappedTable.open(mined, "negatives", "qid")
+        self.epoch = upsampled(datasets.astype(np.int64) << 32 | tasks, smallest_task)
 
     def __len__(self) -> int:
-        return len(self.queries)
+        """Samples of an epoch; a query that is repeated counts each time."""
+        return len(self.epoch)
 
     def pairs(self, step: int) -> Pairs:
         """This rank's pairs of one step."""
         indices = batch_at(step, size=len(self), batch=self.batch, world=self.world, rank=self.rank, seed=self.seed)
-        queries = [self.queries.row(int(index)) for index in indices]
+        queries = [self.queries.row(int(row)) for row in self.epoch[indices]]
         which = picks(step, indices, seed=self.seed, stream=0)
         wording = picks(step, indices, seed=self.seed, stream=1) if self.vary_instructions else [0] * len(indices)
         candidates = [
@@ -74,6 +91,14 @@ class PairSampler:
             positive_hashes=[hash_ids(query["positives"]).view(np.int64) for query in queries],
             target_modality=np.array([MODALITIES.index(modality) for modality in modalities]),
         )
+
+    def negatives(self, query: dict) -> list[str]:
+        """Ids of a query's hard negatives: those that the data gives, then the mined ones, hardest first."""
+        given = query["negatives"]
+        if self.mined is None or query["qid"] not in self.mined:
+            return given
+        mined = self.mined.row(self.mined.find(query["qid"]))["negatives"]
+        return given + [did for did in mined if did not in given]
 
     def _query(self, query: dict, target: str, pick: int) -> Row:
         instruction = self.instructions.choose(query["dataset_id"], query["modality"], target, int(pick))

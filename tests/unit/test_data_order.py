@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.data.order import batch_at, picks, steps_per_epoch
+from stages.data.order import batch_at, picks, steps_per_epoch, upsampled
 
 sizes = st.integers(8, 300)
 seeds = st.integers(0, 2**31)
@@ -53,3 +53,13 @@ def test_picks_are_even_and_streams_differ():
     assert np.all(np.abs(np.bincount(chosen.astype(int), minlength=3) - 2000) < 200)
     assert np.mean(chosen == picks(3, samples, seed=0, stream=1) % np.uint64(3)) < 0.4
     assert np.mean(chosen == picks(4, samples, seed=0) % np.uint64(3)) < 0.4
+
+
+@given(st.lists(st.integers(0, 5), max_size=60), st.integers(0, 40))
+def test_small_groups_are_repeated_evenly_and_large_ones_stay(groups, least):
+    group = np.array(groups, np.int64)
+    times = np.bincount(upsampled(group, least), minlength=len(group))
+    for name in set(groups):
+        members = group == name
+        assert times[members].sum() == max(least, members.sum())
+        assert times[members].max() - times[members].min() <= 1
