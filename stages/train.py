@@ -28,6 +28,7 @@ class Params(Section):
     warmup: float = Field(0.03, ge=0, le=1)
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, ge=0)
+    chunk: int = knob(0, ge=0, description="rows embedded at a time, by GradCache; 0 is the whole batch")
     register_as: str = knob("puma", description="name in the MLflow model registry")
     checkpoint_every: int = knob(500, ge=1)
     log_every: int = knob(25, ge=1)
