@@ -51,6 +51,7 @@ class Params(Section):
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, ge=0)
     seed: int = Field(-1, ge=-1, description="of this stage's random choices; -1 takes the run's `seed`")
+    chunk: int = knob(0, ge=0, description="rows embedded at a time, by GradCache; 0 is the whole batch")
     checkpoint_every: int = knob(500, ge=1)
     log_every: int = knob(25, ge=1)
 
@@ -58,13 +59,8 @@ class Params(Section):
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
     from stages import backbone
-<<<<<<< HEAD
     from stages.learn.objective import Objective
-    from stages.training import student_stage
-=======
-    from stages.learn.loop import Objective
     from stages.training import LiveTeacher, student_stage
->>>>>>> main
 
     params, source = context.params.distill, backbone.directory(context.inputs["backbone"])
     depth, layers = _choose_layers(context, source)

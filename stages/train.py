@@ -32,6 +32,7 @@ class Params(Section):
     clip: float = Field(1.0, ge=0)
     seed: int = Field(-1, ge=-1, description="of this stage's random choices; -1 takes the run's `seed`")
     mine: Mine = Mine()
+    chunk: int = knob(0, ge=0, description="rows embedded at a time, by GradCache; 0 is the whole batch")
     register_as: str = knob("puma", description="name in the MLflow model registry")
     checkpoint_every: int = knob(500, ge=1)
     log_every: int = knob(25, ge=1)

@@ -142,7 +142,7 @@ def train_worker(config: dict[str, Any]) -> None:
     device = f"cuda:{torch.cuda.current_device()}" if cuda else "cpu"
     encoder = Encoder.load(job.model, job.layers, job.precision, device).train()
     if not job.train_vision:
-        loop.freeze_vision(encoder)
+        encoder.freeze_vision()
     sampler = PairSampler(
         job.ingest,
         batch=job.settings.batch_size,
@@ -175,7 +175,7 @@ def train_worker(config: dict[str, Any]) -> None:
             if step == job.settings.steps:
                 weights = full_weights(engine)
                 if rank() == 0:
-                    save_weights(encoder, weights, Path(directory) / WEIGHTS)
+                    save_weights(encoder, {**weights, **encoder.vision_weights()}, Path(directory) / WEIGHTS)
             ray.train.report(dict(latest), checkpoint=ray.train.Checkpoint.from_directory(directory))
 
     teacher = None
@@ -253,7 +253,7 @@ def optimisation(params: Any, cluster: Cluster) -> Any:
     """The `Optimisation` of a section with steps, batch_size and the optimizer's fields."""
     from stages.learn.engine import Optimisation
 
-    fields = ("steps", "batch_size", "learning_rate", "warmup", "weight_decay", "clip")
+    fields = ("steps", "batch_size", "learning_rate", "warmup", "weight_decay", "clip", "chunk")
     chosen = {name: getattr(params, name) for name in fields}
     return Optimisation(**chosen, zero_stage=cluster.zero_stage, bf16=cluster.chosen_precision() == "bf16")
 

@@ -102,8 +102,9 @@ def main(case: dict) -> None:
     world = Path(case["world"])
     ingest = open_store(str(world / "store")).artifact("ingest", "0123456789ab")
     encoder = Encoder.load(world / "model").train()
-    loop.freeze_vision(encoder)
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    if not case.get("train_vision"):
+        encoder.freeze_vision()
     sampler = PairSampler(ingest, batch=8, world=world_size(), rank=rank(), seed=5, vary_instructions=True)
     log = SimpleNamespace(losses=[], features=[])
 
@@ -124,7 +125,9 @@ def main(case: dict) -> None:
     weight = case.get("feature_weight", 0.0)
     states = torch.nn.functional.normalize(torch.randn(PAIRS, encoder.dim, generator=torch.manual_seed(1)), dim=1)
     table = {f"9:{index}": state for index, state in enumerate(states)}
-    settings = Optimisation(case["steps"], 8, 3e-3, 0.1, 0.01, 1.0, case["zero_stage"], bf16=False)
+    settings = Optimisation(
+        case["steps"], 8, 3e-3, 0.1, 0.01, 1.0, case["zero_stage"], bf16=False, chunk=case.get("chunk", 0)
+    )
     try:
         engine = loop.fit(
             encoder,
@@ -141,7 +144,7 @@ def main(case: dict) -> None:
     except Stop:
         Path(case["result"]).write_text("{}")
         return
-    weights = full_weights(engine)
+    weights = {**full_weights(engine), **encoder.vision_weights()}
     if rank() == 0:
         change = {name: (tensor - before[name]).abs().max().item() for name, tensor in weights.items()}
         Path(case["result"]).write_text(

@@ -10,15 +10,18 @@ import resource
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from stages.learn.collectives import world_size
+from stages.learn.collectives import rank, world_size
 from stages.learn.engine import Optimisation, start_engine
+from stages.learn.gradcache import backward, needs_images
 from stages.learn.objective import Objective, Step, losses
-from stages.learn.sampling import PairSampler
+from stages.learn.sampling import Pairs, PairSampler
 from stages.model.encoder import Encoder
 
 Teacher = Callable[[Pairs], torch.Tensor]
@@ -59,12 +62,15 @@ def fit(
         start = client_state["step"]
     clock, seen = time.perf_counter(), 0
     with ThreadPoolExecutor(1) as reader:
-        upcoming = reader.submit(prepare, encoder, sampler, teacher, start) if start < settings.steps else None
+        read = partial(reader.submit, prepare, encoder, sampler, teacher, settings.chunk)
+        upcoming = read(start) if start < settings.steps else None
         for step in range(start, settings.steps):
             current = upcoming.result()
             if step + 1 < settings.steps:
-                upcoming = reader.submit(prepare, encoder, sampler, teacher, step + 1)
-            measures = train_step(engine, current, objective, step / settings.steps)
+                upcoming = read(step + 1)
+            seed_step(sampler.seed, step)
+            cached = settings.chunk > 0
+            measures = train_step(engine, encoder, current, objective, step / settings.steps, cached=cached)
             seen += settings.batch_size
             done = step + 1
             if done % log_every == 0 or done == settings.steps:
@@ -76,28 +82,37 @@ def fit(
     return engine
 
 
-def prepare(encoder: Encoder, sampler: PairSampler, teacher: Teacher | None, step: int) -> Step:
-    """Samples and collates one rank's step."""
+def seed_step(seed: int, step: int) -> None:
+    """Makes dropout a function of (seed, step, rank), so that a resumed run draws what it would have drawn."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank())).generate_state(1)[0]))
+
+
+def prepare(encoder: Encoder, sampler: PairSampler, teacher: Teacher | None, chunk: int, step: int) -> Step:
+    """Samples one rank's step and collates it in chunks of at most `chunk` rows."""
     pairs = sampler.pairs(step)
     return Step(
         pairs=pairs,
-        rows=encoder.collator(pairs.query_rows + pairs.candidate_rows),
+        rows=encoder.collator(pairs.query_rows + pairs.candidate_rows, chunk, sighted=needs_images(encoder)),
         teacher_BD=teacher(pairs) if teacher else None,
     )
 
 
-def train_step(engine: Any, step: Step, objective: Objective, progress: float) -> dict[str, float]:
-    """One optimizer step; returns its measures.
+def train_step(
+    engine: Any, encoder: Encoder, step: Step, objective: Objective, progress: float, *, cached: bool
+) -> dict[str, float]:
+    """One optimizer step, by GradCache where `cached`; returns its measures.
 
     Negatives are all ranks' candidates, with gradient. Each rank's loss is the mean over its own queries, and
     DeepSpeed averages gradients over ranks, so the update is that of the mean over the global batch.
     """
-    states_RD = engine(step.rows.to(engine.device))
-    loss, parts = losses(states_RD, step, objective, progress)
-    engine.backward(loss)
+
+    def loss_of(states_RD: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+        return losses(states_RD, step, objective, progress)
+
+    loss, parts = backward(engine, encoder, step.rows, loss_of, cached=cached)
     learning_rate = engine.get_lr()[0]
     engine.step()
-    return {"loss": loss.item(), "learning_rate": learning_rate, **parts}
+    return {"loss": loss, "learning_rate": learning_rate, **parts}
 
 
 def pace(engine: Any, pairs_per_second: float) -> dict[str, float]:
@@ -110,11 +125,6 @@ def pace(engine: Any, pairs_per_second: float) -> dict[str, float]:
         measures["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
     measures["memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return measures
-
-
-def freeze_vision(encoder: Encoder) -> None:
-    """Freezes the vision tower with its merger, as the paper does: students learn to read it, not to change it."""
-    encoder.backbone.visual.requires_grad_(False)
 
 
 def cached_teacher(queries: Mapping, candidates: Mapping) -> Teacher:
