@@ -19,13 +19,14 @@ import torch
 
 from stages.learn.collectives import rank, world_size
 from stages.learn.engine import Optimisation, start_engine
-from stages.learn.gradcache import backward, needs_images
-from stages.learn.objective import Objective, Step, losses
+from stages.learn.gradcache import Loss, backward, needs_images
+from stages.learn.objective import Objective, Step, learner, losses
 from stages.learn.sampling import Pairs, PairSampler
 from stages.model.encoder import Encoder
+from stages.model.inputs import Batch
 
 Teacher = Callable[[Pairs], torch.Tensor]
-"""The teacher's states of a step's queries and candidates, [2B, D]: looked up or computed."""
+"""The teacher's states of a step's queries and their positives, [2B, D]: looked up or computed."""
 
 
 def fit(
@@ -55,7 +56,8 @@ def fit(
         on_log: receives the step and its measures, on every rank.
         on_checkpoint: receives the step and the engine, on every rank.
     """
-    engine = start_engine(encoder, settings, world_size())
+    module, temperature = learner(encoder, objective)
+    engine = start_engine(module, settings, world_size())
     start = 0
     if resume is not None:
         _, client_state = engine.load_checkpoint(str(resume))
@@ -70,7 +72,10 @@ def fit(
                 upcoming = read(step + 1)
             seed_step(sampler.seed, step)
             cached = settings.chunk > 0
-            measures = train_step(engine, encoder, current, objective, step / settings.steps, cached=cached)
+            loss_of = partial(
+                losses, step=current, objective=objective, progress=step / settings.steps, temperature=temperature
+            )
+            measures = train_step(engine, encoder, current.rows, loss_of, cached=cached)
             seen += settings.batch_size
             done = step + 1
             if done % log_every == 0 or done == settings.steps:
@@ -90,26 +95,21 @@ def seed_step(seed: int, step: int) -> None:
 def prepare(encoder: Encoder, sampler: PairSampler, teacher: Teacher | None, chunk: int, step: int) -> Step:
     """Samples one rank's step and collates it in chunks of at most `chunk` rows."""
     pairs = sampler.pairs(step)
+    rows = pairs.query_rows + pairs.candidate_rows + pairs.negative_rows
     return Step(
         pairs=pairs,
-        rows=encoder.collator(pairs.query_rows + pairs.candidate_rows, chunk, sighted=needs_images(encoder)),
-        teacher_BD=teacher(pairs) if teacher else None,
+        rows=encoder.collator(rows, chunk, sighted=needs_images(encoder)),
+        teacher_RD=teacher(pairs) if teacher else None,
     )
 
 
-def train_step(
-    engine: Any, encoder: Encoder, step: Step, objective: Objective, progress: float, *, cached: bool
-) -> dict[str, float]:
+def train_step(engine: Any, encoder: Encoder, rows: Batch, loss_of: Loss, *, cached: bool) -> dict[str, float]:
     """One optimizer step, by GradCache where `cached`; returns its measures.
 
     Negatives are all ranks' candidates, with gradient. Each rank's loss is the mean over its own queries, and
     DeepSpeed averages gradients over ranks, so the update is that of the mean over the global batch.
     """
-
-    def loss_of(states_RD: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-        return losses(states_RD, step, objective, progress)
-
-    loss, parts = backward(engine, encoder, step.rows, loss_of, cached=cached)
+    loss, parts = backward(engine, encoder, rows, loss_of, cached=cached)
     learning_rate = engine.get_lr()[0]
     engine.step()
     return {"loss": loss, "learning_rate": learning_rate, **parts}
@@ -138,19 +138,21 @@ def cached_teacher(queries: Mapping, candidates: Mapping) -> Teacher:
     return look_up
 
 
-def live_teacher(encoder: Encoder, normed: bool) -> Teacher:
+def live_teacher(encoder: Encoder, normed: bool, before_mlp: bool = False) -> Teacher:
     """A teacher that reads each step's rows itself, as the paper does: a second model in memory and in every step.
 
     Args:
         encoder: the backbone up to the layer that teaches.
         normed: whether its final norm is applied.
+        before_mlp: read the layer before its MLP.
     """
     encoder.eval()
 
     @torch.no_grad()
     def read(pairs: Pairs) -> torch.Tensor:
         rows = encoder.collator(pairs.query_rows + pairs.candidate_rows).to(encoder.device)
-        states_BD = encoder.states(rows) if normed else encoder.states_by_layer(rows, normed=False)[-1]
-        return states_BD.float()
+        whole = normed and not before_mlp
+        states_RD = encoder.states(rows) if whole else encoder.states_by_layer(rows, normed, before_mlp)[-1]
+        return states_RD.float()
 
     return read
