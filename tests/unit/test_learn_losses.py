@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.data.keys import NOTHING
@@ -29,6 +29,7 @@ from stages.learn.losses import (
 from stages.learn.objective import Objective, losses
 
 QUERIES, DIM = 5, 7
+several = settings(max_examples=25, deadline=None)  # a busy machine is no failure
 
 
 def case(seed: int, modalities: int = 3, negatives: int = 2) -> SimpleNamespace:
@@ -90,6 +91,7 @@ def measured(of: SimpleNamespace, objective: Objective, progress: float = 0.0, t
     return losses(torch.tensor(of.states_RD), step, objective, progress, temperature)
 
 
+@several
 @given(st.integers(0, 10_000), st.sampled_from(["mac", "infonce", "mamcl"]), st.sampled_from([0.0, 0.2, 0.7]))
 def test_the_contrastive_losses_equal_their_formulas(seed, loss, progress):
     of = case(seed)
@@ -100,6 +102,7 @@ def test_the_contrastive_losses_equal_their_formulas(seed, loss, progress):
     assert parts.get("tau_hard", tau_hard) == tau_hard
 
 
+@several
 @given(st.integers(0, 10_000))
 def test_the_learnable_temperature_is_infonce_with_a_gradient(seed):
     of, temperature, step = case(seed), Temperature(0.07), 1e-4
@@ -121,6 +124,7 @@ def test_the_learnable_temperature_stops_at_a_hundredth_and_finds_its_way_back()
     assert temperature.log_scale.grad.item() < 0  # a larger τ is still reached by a smaller parameter
 
 
+@several
 @given(st.integers(0, 10_000))
 def test_the_matryoshka_loss_is_the_mean_over_its_dimensions(seed):
     of = case(seed)
@@ -130,6 +134,7 @@ def test_the_matryoshka_loss_is_the_mean_over_its_dimensions(seed):
     assert parts["contrastive 2d"] == pytest.approx(expected[0], rel=1e-5, abs=1e-5)
 
 
+@several
 @given(st.integers(0, 10_000))
 def test_the_feature_losses_equal_their_formulas_and_add_up(seed):
     of = case(seed)
@@ -159,6 +164,7 @@ def test_teachers_of_another_width_or_scale_teach_relations():
 
 
 @pytest.mark.parametrize(("modalities", "hard"), [(1, 0.018), (3, 0.03)])
+@several
 @given(seed=st.integers(0, 1000))
 def test_mac_loss_becomes_infonce(modalities, hard, seed):
     """With one modality it is InfoNCE at τ_hard; with τ_hard = τ_norm it is InfoNCE whatever the modalities."""
@@ -169,6 +175,7 @@ def test_mac_loss_becomes_infonce(modalities, hard, seed):
     assert mac.item() == pytest.approx(infonce.item(), rel=1e-6)
 
 
+@several
 @given(st.integers(0, 1000))
 def test_mac_loss_tends_to_mamcl_as_other_modalities_grow_soft(seed):
     """A huge τ_norm leaves each other-modality candidate the weight 1 beside exp(cos/0.01) of the positive."""
