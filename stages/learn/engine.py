@@ -22,6 +22,8 @@ class Optimisation:
         clip: gradient norm at which to clip; 0 is off. Always passed on, DeepSpeed 0.19.8 clips at 1.0 by default.
         zero_stage: DeepSpeed ZeRO stage.
         bf16: compute in bfloat16.
+        chunk: rows that are embedded at a time, by GradCache; 0 embeds the whole batch in one pass. It decides the
+            memory of a step and no result.
     """
 
     steps: int
@@ -32,6 +34,7 @@ class Optimisation:
     clip: float
     zero_stage: int
     bf16: bool
+    chunk: int = 0
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float) -> float:

@@ -97,7 +97,7 @@ def test_later_overrides_win():
         ("train.learning_rate=.nan", "not nan"),
         (
             "train.loss=infonc",
-            "one of mac, infonce, not 'infonc', in override train.loss=infonc; did you mean 'infonce'?",
+            "one of mac, infonce, mamcl, learnable, not 'infonc', in override train.loss=infonc; did you mean",
         ),
         ("cluster.precision=fp16", "one of auto, fp32, bf16"),
         ("store=", "store must be text"),
