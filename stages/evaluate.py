@@ -64,9 +64,8 @@ def run(context: Context) -> dict[str, float | dict]:
     tallies = {name: rank_queries(context, name, asked[name], sets, pools, corpora[name]) for name in models}
     costs = time_models(context, queries, models)
     metrics = summarise(sets, pools, tallies, costs)
-    metrics["student"] |= rank_dimensions(
-        context, models["student"], asked["student"], sets, pools, corpora["student"]
-    )
+    student = (models["student"], asked["student"], sets, pools, corpora["student"])
+    metrics["student"] |= rank_dimensions(context, *student)
     context.output.write_json("metrics.json", metrics)
     write_report(context, metrics)
     return metrics
