@@ -61,6 +61,7 @@ class Params(Section):
         1.0, gt=0, description="factor on the feature loss; the paper's code uses 0.05 with mse"
     )
     also: FeatureLosses = FeatureLosses()
+    first_layer_rate: float = Field(1.0, gt=0, description="factor on the learning rate of the first decoder layer")
     warmup: float = Field(0.03, ge=0, le=1)
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, ge=0)

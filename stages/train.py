@@ -46,6 +46,7 @@ class Params(Section):
     )
     adapter: Literal["full", "lora"] = Field("full", description="train the whole decoder, or LoRA adapters in it")
     lora: Adapter = Adapter(dropout=0.1)
+    first_layer_rate: float = Field(1.0, gt=0, description="factor on the learning rate of the first decoder layer")
     warmup: float = Field(0.03, ge=0, le=1)
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, ge=0)

@@ -234,12 +234,14 @@ def save_weights(encoder: Any, weights: Any, lora: Any, directory: Path) -> None
     from stages.model.export import save_backbone
     from stages.model.lora import merged
 
-    backbone = {
-        name.partition("backbone.")[2]: tensor
-        for name, tensor in {**weights, **encoder.vision_weights()}.items()
-        if "backbone." in name
-    }
+    backbone = backbone_weights(encoder, weights)
     save_backbone(encoder.backbone.config, merged(backbone, lora) if lora else backbone, directory)
+
+
+def backbone_weights(encoder: Any, weights: Any) -> dict[str, Any]:
+    """The backbone's part of a trained module's state dict, under the backbone's own names, frozen vision included."""
+    everything = {**weights, **encoder.vision_weights()}
+    return {name.partition("backbone.")[2]: tensor for name, tensor in everything.items() if "backbone." in name}
 
 
 def progress_line(label: str, step: int, settings: Any, measures: dict[str, float]) -> str:
@@ -272,6 +274,7 @@ def optimisation(params: Any, cluster: Cluster) -> Any:
 
     fields = ("steps", "batch_size", "learning_rate", "warmup", "weight_decay", "clip", "chunk")
     chosen = {name: getattr(params, name) for name in fields}
+    chosen["first_layer_rate"] = getattr(params, "first_layer_rate", 1.0)
     return Optimisation(**chosen, zero_stage=cluster.zero_stage, bf16=cluster.chosen_precision() == "bf16")
 
 

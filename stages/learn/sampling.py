@@ -49,6 +49,9 @@ class Pairs:
 class PairSampler:
     """Random access to query-positive pairs of the train split, memory-mapped.
 
+    Of a query's positives one is drawn for each use, as published, and over the epochs all come up. The loss masks the
+    others wherever they turn up; several positives in one softmax would compete with each other.
+
     Args:
         ingest: the ingest artifact.
         batch: queries of a step over all ranks.
