@@ -5,16 +5,23 @@ does it, the instruction of its task in front, the same encoder, the same exact 
 guessed where the person does not say what kind of thing to find: see `Retriever.choose_target`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
 
 from stages.context import Artifact, InputError
 from stages.data.images import Checked, ImageRejected, Limits, check
 from stages.data.instructions import Instructions, with_instruction
 from stages.data.tables import MappedTable
+from stages.index import keep_pools
 from stages.params import Cluster
 from stages.search.exact import ExactIndex, Filter
+
+if TYPE_CHECKING:
+    from stages.model.encoder import Row
 
 WANTS = ("text", "image", "image,text")
 PREFERRED = ("image", "image,text", "text")  # what is looked for where the person does not say
@@ -86,6 +93,13 @@ def check_image(data: bytes, name: str, limits: Limits) -> Checked:
         raise InputError(f"{name} can't be used: {error}; give a whole JPEG, PNG, WebP or GIF") from None
 
 
+def row_of(query: Query) -> "Row":
+    """What the encoder reads for a query: its instruction before its text, and its picture."""
+    from stages.model.encoder import Row
+
+    return Row(with_instruction(query.instruction, query.text), query.image.bytes if query.image else None)
+
+
 class Retriever:
     """A student, its index and what the candidates show. Loading reads the model; each search reads the vectors."""
 
@@ -151,12 +165,32 @@ class Retriever:
 
     def find(self, query: Query, k: int) -> list[Result]:
         """The k best candidates of a checked query."""
-        from stages.model.encoder import Row
+        return self.search_many([query], k)[0]
 
-        row = Row(with_instruction(query.instruction, query.text), query.image.bytes if query.image else None)
-        chosen = Filter(modalities=(query.want,) if query.want else ())
-        ranking = self.index.search(self.encoder.encode([row], 1), k, chosen)[0]
-        return self._resolve(ranking.dids[0], ranking.scores[0])
+    def search_many(self, queries: Sequence[Query], k: int) -> list[list[Result]]:
+        """The k best candidates of each checked query: one forward pass and one pass over the corpus for them all."""
+        wants = {query.want: Filter(modalities=(query.want,) if query.want else ()) for query in queries}
+        vectors_QD = self.embed_many([row_of(query) for query in queries])
+        found = dict(zip(wants, self.index.search(vectors_QD, k, *wants.values()), strict=True))
+        rankings = [found[query.want] for query in queries]
+        return [self._resolve(one.dids[place], one.scores[place]) for place, one in enumerate(rankings)]
+
+    def embed_many(self, rows: "Sequence[Row]") -> np.ndarray:
+        """Vectors of unit length, float32 [N, D]."""
+        return self.encoder.encode(rows, max(1, len(rows)))
+
+    def examples(self, count: int) -> list[Result]:
+        """Some candidates, spread over the first rows of the index; their score is 0."""
+        first = next(iter(self.index.batches(("did",))), None)
+        dids = first["did"].to_pylist() if first is not None else []
+        dids = dids[:: max(1, len(dids) // count)][:count]
+        return self._resolve(dids, [0.0] * len(dids))
+
+    def image_ids(self) -> Iterator[list[str]]:
+        """The pictures of the indexed candidates, in blocks."""
+        for batch in self.candidates.batches:
+            pooled = keep_pools(pa.Table.from_batches([batch]), list(self.card["pools"]))
+            yield pooled["image_id"].drop_null().to_pylist()
 
     def picture(self, image_id: str) -> tuple[bytes, str]:
         """Encoded bytes and format of a picture. Raises KeyError."""
