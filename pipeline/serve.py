@@ -146,9 +146,7 @@ def read_token(path: Path | None) -> str | None:
     if token is None:
         return None
     if len(token) < TOKEN_LENGTH or not token.isascii() or not token.isprintable() or " " in token:
-        raise InputError(
-            f"{place} must hold {TOKEN_LENGTH} or more plain characters; `openssl rand -hex 24` makes one"
-        )
+        raise InputError(f"{place} must hold {TOKEN_LENGTH} or more plain characters, as `openssl rand -hex 24` makes")
     return token
 
 

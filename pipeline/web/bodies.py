@@ -69,9 +69,7 @@ class EmbedBody(Closed):
         | Annotated[list[Words], Field(min_length=1, max_length=MAX_INPUTS)]
         | Parts
         | Annotated[list[Words | Parts], Field(min_length=1, max_length=MAX_INPUTS)]
-    ) = Field(
-        description="a text, a list of texts, a list of parts (one input), or a list of texts and lists of parts"
-    )
+    ) = Field(description="a text; a list of texts; a list of parts, which is one input; or a list of both")
     model: ModelName = "student"
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, description="only the model's own")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from stages.context import Artifact, InputError
 from stages.data.images import Checked, ImageRejected, Limits, check
@@ -180,11 +181,17 @@ class Retriever:
         return self.encoder.encode(rows, max(1, len(rows)))
 
     def examples(self, count: int) -> list[Result]:
-        """Some candidates, spread over the first rows of the index; their score is 0."""
-        first = next(iter(self.index.batches(("did",))), None)
-        dids = first["did"].to_pylist() if first is not None else []
-        dids = dids[:: max(1, len(dids) // count)][:count]
-        return self._resolve(dids, [0.0] * len(dids))
+        """About `count` candidates from the first rows of the index, pictures first; their score is 0."""
+        first = next(iter(self.index.batches(("did", "modality"))), None)
+        if first is None:
+            return []
+        held = [kind for kind in PREFERRED if kind in self.card["modalities"]]
+        chosen: list[str] = []
+        for kind in held:
+            dids = first["did"].filter(pc.equal(first["modality"], kind)).to_pylist()
+            share = -(-count // len(held))
+            chosen += dids[:: max(1, len(dids) // share)][:share]
+        return self._resolve(chosen, [0.0] * len(chosen))
 
     def image_ids(self) -> Iterator[list[str]]:
         """The pictures of the indexed candidates, in blocks."""
