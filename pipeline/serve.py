@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if __package__ in (None, ""):  # started by its path: the repository, not this directory, holds the packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -27,6 +27,8 @@ from pipeline.terminal import Parser
 from stages.context import InputError, StageError
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from pipeline.web.engine import Engine
     from pipeline.web.limits import Limits
     from pipeline.web.meters import Meters
@@ -56,17 +58,14 @@ class Source:
         return Engine(student, teacher, index.key, limits, meters)
 
     def has_teacher(self, store: Store) -> bool:
-        """Whether evaluate stored the teacher's vectors of this very index."""
-        if not self.compare or not all(
-            store.has(stage, self.keys.get(stage, "")) for stage in ("evaluate", "backbone")
-        ):
+        """Whether evaluate stored vectors of this very teacher for this very index."""
+        stages = ("evaluate", "backbone", "index")
+        if not self.compare or not all(store.has(stage, self.keys.get(stage, "")) for stage in stages):
             return False
-        evaluate, index = (
-            store.artifact("evaluate", self.keys["evaluate"]),
-            store.artifact("index", self.keys["index"]),
-        )
-        used = evaluate.manifest["inputs"].get("index", {})
-        return used == {"key": index.key, "attempt": index.attempt} and bool(evaluate.files("teacher"))
+        evaluate, *used = (store.artifact(stage, self.keys[stage]) for stage in stages)
+        compared = evaluate.manifest["inputs"]
+        same = all(compared[one.stage] == {"key": one.key, "attempt": one.attempt} for one in used)
+        return same and bool(evaluate.files("teacher"))
 
     def load_teacher(self, store: Store, student: "Retriever") -> "Retriever":
         """The full-depth model over the same candidates, by the vectors that evaluate compared."""
@@ -106,12 +105,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8000, metavar="P", help="port (default 8000; 0 takes a free one)")
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="holds the token callers need; or PUMA_TOKEN")
     parser.add_argument("--no-compare", action="store_true", help="never load the teacher for comparisons")
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="queries answered together (default 32)")
     parser.add_argument("--ray", action="store_true", help="run on Ray Serve; so does a RAY_ADDRESS")
     parser.add_argument("--replicas", type=int, default=1, metavar="N", help="copies on Ray Serve (default 1)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="which run's index, and store=…")
     options = parser.parse_intermixed_args(arguments)
     if not 0 <= options.port <= 65535:
         raise InputError(f"--port {options.port} is no port; give a number from 0 to 65535")
+    if options.batch < 1:
+        raise InputError(f"--batch {options.batch} would answer nothing; give 1 or more")
     if options.replicas < 1:
         raise InputError(f"--replicas {options.replicas} would serve nothing; give 1 or more")
     return options
@@ -129,8 +131,9 @@ def serve(options: argparse.Namespace) -> None:
     if options.replicas > 1 and not on_ray:
         raise InputError("--replicas needs Ray Serve; add --ray")
     check_installed(on_ray)
+    bound = bind(options.host, options.port)
     warn(options.host, token)
-    (serve_on_ray if on_ray else serve_here)(options, source, token)
+    (serve_on_ray if on_ray else serve_here)(options, source, token, bound)
 
 
 def read_token(path: Path | None) -> str | None:
@@ -194,14 +197,15 @@ def address(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
-def serve_here(options: argparse.Namespace, source: Source, token: str | None) -> None:
+def serve_here(options: argparse.Namespace, source: Source, token: str | None, bound: socket.socket) -> None:
     """In this process, with uvicorn."""
     import uvicorn
 
     from pipeline.web.app import build_app
     from pipeline.web.guard import Access
+    from pipeline.web.limits import Limits
+    from pipeline.web.meters import Meters
 
-    bound = bind(options.host, options.port)
     told = address(options.host, bound.getsockname()[1])
 
     class Server(uvicorn.Server):
@@ -212,15 +216,18 @@ def serve_here(options: argparse.Namespace, source: Source, token: str | None) -
             if self.started:
                 print(f"Puma serves {told} (Ctrl-C ends)", flush=True)
 
+    limits, meters = Limits(batch=options.batch), Meters()
     # Loaded before the server starts: what is wrong with the store is told in one line and not by a server's log.
-    from pipeline.web.limits import Limits
-    from pipeline.web.meters import Meters
+    app = build_app(source.load(limits, meters), Access.of(options.host, token), limits, meters)
+    Server(server_settings(app)).run(sockets=[bound])
 
-    limits, meters = Limits(), Meters()
-    engine = source.load(limits, meters)
-    app = build_app(engine, Access.of(options.host, token), limits, meters)
+
+def server_settings(app: Any) -> "uvicorn.Config":
+    """How uvicorn runs the application."""
+    import uvicorn
+
     # h11 and asyncio always: with httptools installed, uvicorn would take another parser with other limits.
-    config = uvicorn.Config(
+    return uvicorn.Config(
         app,
         http="h11",
         loop="asyncio",
@@ -230,15 +237,15 @@ def serve_here(options: argparse.Namespace, source: Source, token: str | None) -
         server_header=False,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
-    Server(config).run(sockets=[bound])
 
 
-def serve_on_ray(options: argparse.Namespace, source: Source, token: str | None) -> None:
+def serve_on_ray(options: argparse.Namespace, source: Source, token: str | None, bound: socket.socket) -> None:
     """On Ray Serve."""
     from pipeline.web.replicas import run_replicas
 
-    bind(options.host, options.port).close()
-    run_replicas(options, source, token, address(options.host, options.port))
+    port = bound.getsockname()[1]
+    bound.close()  # it was bound to be refused early; Ray Serve binds for itself
+    run_replicas(options, source, token, port, address(options.host, port))
 
 
 if __name__ == "__main__":

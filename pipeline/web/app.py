@@ -179,15 +179,8 @@ def add_routes(app: FastAPI, engine: Engine, limits: Limits, meters: Meters) -> 
         async with asyncio.timeout(limits.answer_seconds):
             query = await engine.ask(body.text, image, body.want, body.k)
             results = await engine.search(query, body.k, body.model)
-        asked = {
-            "text": query.text,
-            "image": query.image.image_id if query.image else None,
-            "modality": query.modality,
-            "want": query.want,
-            "instruction": query.instruction,
-        }
         found = [one.to_json() for one in results]
-        return JSONResponse({"results": found, "query": asked, "index": engine.index, "model": body.model})
+        return JSONResponse({"results": found, "query": query.to_json(), "index": engine.index, "model": body.model})
 
     @app.post("/embed", response_model=EmbedAnswer, responses=ASKING, openapi_extra=embed_bodies())
     @app.post("/v1/embeddings", response_model=EmbedAnswer, responses=ASKING, openapi_extra=embed_bodies())

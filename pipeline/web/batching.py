@@ -109,18 +109,18 @@ class Batcher(Generic[Item, Answer]):
 
 
 class Gate:
-    """Lets at most `room` requests in at once, so that their bodies together stay within bounds."""
+    """Lets requests in as long as their bodies together stay below `room` bytes."""
 
     def __init__(self, room: int) -> None:
         self.room, self.inside = room, 0
 
     @contextmanager
-    def entered(self) -> Iterator[None]:
-        """Raises Busy where it is full."""
-        if self.inside >= self.room:
+    def entered(self, size: int) -> Iterator[None]:
+        """Holds room for `size` bytes. Raises Busy where there is not enough."""
+        if self.inside + size > self.room:
             raise Busy
-        self.inside += 1
+        self.inside += size
         try:
             yield
         finally:
-            self.inside -= 1
+            self.inside -= size

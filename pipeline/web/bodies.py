@@ -38,7 +38,7 @@ class SearchBody(Closed):
 class ImageURL(Closed):
     """A picture in place."""
 
-    url: str = Field(pattern="^data:", description="data:image/…;base64,… and nothing else")
+    url: str = Field(description="data:image/…;base64,… and nothing else")
     detail: Literal["auto", "low", "high"] | None = None
 
 
@@ -160,7 +160,9 @@ def check(model: type[Closed], fields: dict[str, Any]) -> Any:
 
 
 def first_error(error: ValidationError) -> str:
-    """`k: Input should be greater than or equal to 1`."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = ".".join(str(step) for step in first["loc"] if not str(step).startswith(("list[", "str", "function")))
-    return f"{place[:80]}: {first['msg'][:200]}" if place else first["msg"][:200]
+    """`k: Input should be greater than or equal to 1`. Of a union's many complaints the one that got furthest."""
+    told = error.errors(include_url=False, include_input=False, include_context=False)
+    deepest = max(told, key=lambda one: len(one["loc"]))
+    words = [str(step) for step in deepest["loc"] if isinstance(step, int) or str(step).isidentifier()]
+    place = ".".join(word for word in words if word not in ("list", "str", "text", "image_url") or len(words) == 1)
+    return f"{place[:80]}: {deepest['msg'][:200]}" if place else deepest["msg"][:200]

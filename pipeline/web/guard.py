@@ -86,7 +86,7 @@ class Guard:
     def __init__(self, app: ASGIApp, access: Access, limits: Limits, meters: Meters) -> None:
         self.app, self.access, self.limits, self.meters = app, access, limits, meters
         self.digest = None if access.token is None else sha256(access.token.encode()).digest()
-        self.gate = Gate(limits.bodies)
+        self.gate = Gate(limits.bodies_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -128,6 +128,8 @@ class Guard:
             return error(403, "a page of another origin may not ask this server")
         if self.digest is not None and scope["path"] not in OPEN and not self.knows(headers.get("authorization", "")):
             return error(401, "send the header Authorization: Bearer TOKEN", {"www-authenticate": "Bearer"})
+        if said_size(headers) > self.limits.body_bytes:
+            return error(413, f"the body has more than {self.limits.body_bytes:,} bytes; send less")
         return None
 
     def knows(self, authorization: str) -> bool:
@@ -153,10 +155,21 @@ class Guard:
             return message
 
         try:
-            with self.gate.entered():
+            with self.gate.entered(self._size(scope)):
                 await self.app(scope, receive_in_time, send)
         except Busy:
             await busy("too many requests at once; come again in a second")(scope, receive, send)
+
+    def _size(self, scope: Scope) -> int:
+        """Bytes that a body may take: what it says, or as much as may be where it does not say."""
+        size = said_size(Headers(scope=scope))
+        return self.limits.body_bytes if size < 0 else size
+
+
+def said_size(headers: Headers) -> int:
+    """The Content-Length; -1 where there is none."""
+    told = headers.get("content-length", "")
+    return int(told) if told.isdecimal() and len(told) < 20 else -1
 
 
 def host_name(host: str) -> str:

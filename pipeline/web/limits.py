@@ -20,7 +20,7 @@ class Limits:
     answer_seconds: float = 30  # for the answer after that
     batch: int = 32
     waiting: int = 256  # items that wait for the model
-    bodies: int = 32  # requests whose bodies are in memory at once
+    bodies_bytes: int = 300_000_000  # of all requests under way together
     decoders: int = 2  # pictures that are decoded at once
 
     @property

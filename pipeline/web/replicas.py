@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 NAME = "puma"
 
 
-def run_replicas(options: argparse.Namespace, source: "Source", token: str | None, told: str) -> None:
+def run_replicas(options: argparse.Namespace, source: "Source", token: str | None, port: int, told: str) -> None:
     """Deploys on the cluster of RAY_ADDRESS, or on one of its own, and stays until it is stopped."""
     import torch
     from ray import serve
@@ -26,12 +26,12 @@ def run_replicas(options: argparse.Namespace, source: "Source", token: str | Non
 
     resources = {"num_gpus": 1} if torch.cuda.is_available() else {"num_cpus": 1}
     with connected(Cluster()):
-        serve.start(http_options={"host": options.host, "port": options.port})
+        serve.start(http_options={"host": options.host, "port": port})
         replica = serve.deployment(
             name=NAME, num_replicas=options.replicas, ray_actor_options=resources, max_ongoing_requests=256
         )(replica_class())
         try:
-            serve.run(replica.bind(source, Access.of(options.host, token)), name=NAME, route_prefix="/")
+            serve.run(replica.bind(source, Access.of(options.host, token), options.batch), name=NAME, route_prefix="/")
             print(f"Puma serves {told} on Ray Serve, {options.replicas} replicas (Ctrl-C ends)", flush=True)
             while True:
                 time.sleep(3600)
@@ -47,15 +47,15 @@ def replica_class() -> type:
     class Replica:
         """One copy of the server."""
 
-        def __init__(self, source: "Source", access: Access) -> None:
-            self.source, self.access = source, access
+        def __init__(self, source: "Source", access: Access, batch: int) -> None:
+            self.source, self.access, self.batch = source, access, batch
 
         def __serve_build_asgi_app__(self) -> Any:
             from pipeline.web.app import build_app
             from pipeline.web.limits import Limits
             from pipeline.web.meters import Meters
 
-            limits, meters = Limits(), Meters()
+            limits, meters = Limits(batch=self.batch), Meters()
             return build_app(self.source.load(limits, meters), self.access, limits, meters)
 
     return Replica

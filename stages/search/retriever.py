@@ -42,6 +42,12 @@ class Query:
         """text, image, or both."""
         return modality_of(self.text, self.image)
 
+    def to_json(self) -> dict[str, Any]:
+        """As a plain dictionary; of the picture its id."""
+        image = self.image.image_id if self.image else None
+        told = {"text": self.text, "image": image, "modality": self.modality}
+        return told | {"want": self.want, "instruction": self.instruction}
+
 
 @dataclass(frozen=True)
 class Result:

@@ -13,7 +13,7 @@ import requests
 import uvicorn
 
 from pipeline.artifacts import Artifact, Store
-from pipeline.serve import Source, bind
+from pipeline.serve import Source, bind, server_settings
 from pipeline.web.app import build_app
 from pipeline.web.engine import Engine
 from pipeline.web.guard import Access
@@ -42,8 +42,7 @@ class Served:
 def running(app: Any) -> Iterator[str]:
     """The address of `app`, served by uvicorn as the command does it."""
     bound = bind("127.0.0.1", 0)
-    config = uvicorn.Config(app, http="h11", loop="asyncio", ws="none", log_level="error", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(server_settings(app))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     try:
@@ -81,9 +80,11 @@ def write_teacher(store: Store, artifacts: dict[str, Artifact]) -> Artifact:
     table = pa.Table.from_pylist(rows).select(["did", "dataset_id", "modality", "pools"])
     attempt = store.begin("evaluate", "c" * 16)
     Path(attempt.base, "teacher").mkdir()
-    pq.write_table(table.append_column("vector", vector_column(vectors, "t")), f"{attempt.base}/teacher/part-0.parquet")
-    index = {"key": artifacts["index"].key, "attempt": artifacts["index"].attempt}
-    return store.commit(attempt, {"metrics": {}, "inputs": {"index": index}})
+    pq.write_table(
+        table.append_column("vector", vector_column(vectors, "t")), f"{attempt.base}/teacher/part-0.parquet"
+    )
+    used = {name: {"key": one.key, "attempt": one.attempt} for name, one in artifacts.items()}
+    return store.commit(attempt, {"metrics": {}, "inputs": used})
 
 
 @pytest.fixture(scope="session")

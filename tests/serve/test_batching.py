@@ -122,10 +122,11 @@ def test_whoever_waits_at_the_end_is_told():
     run(test)
 
 
-def test_the_gate_counts_who_is_inside():
-    gate = Gate(1)
-    with gate.entered():
-        with pytest.raises(Busy), gate.entered():
+def test_the_gate_counts_the_bytes_that_are_inside():
+    gate = Gate(10)
+    with gate.entered(6):
+        with pytest.raises(Busy), gate.entered(5):
             pass
-        assert gate.inside == 1
+        with gate.entered(4):
+            assert gate.inside == 10
     assert gate.inside == 0

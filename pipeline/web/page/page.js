@@ -100,6 +100,7 @@ async function search({ remember = true, more = false } = {}) {
     const milliseconds = Math.round(performance.now() - before);
     if (comparing()) await readAbout(); // the teacher is loaded by now, and can say how large it is
     show(answers, milliseconds);
+    return true;
   } catch (error) {
     if (error.name === "AbortError" || mine !== running) return;
     clear();
@@ -140,7 +141,7 @@ async function searchWith(result) {
   } else {
     attach(null);
   }
-  await search();
+  if (!(await search())) return; // something else was asked meanwhile
   scrollTo({ top: 0, behavior: "smooth" });
   at("results").querySelector(".card")?.focus({ preventScroll: true });
 }
