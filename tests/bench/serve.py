@@ -1,8 +1,9 @@
-"""The search server under load: `python -m tests.bench serve` for the ratio, `python -m tests.bench.serve` for the page.
+"""The search server under load: `python -m tests.bench serve`.
 
 The command in a process of its own, over the store of `make demo` (PUMA_STORE names another; without one, over the
-tests' small world), asked by one asynchronous client, each connection as fast as it is answered. Ours answers queries in batches of up to 32, the rival one by one: the same
-program with `--batch 1`. Client and server share the machine's cores, so absolute numbers are low ends.
+tests' small world), asked by one asynchronous client, each connection as fast as it is answered. Ours answers in
+batches of up to 32, the rival one by one: the same program with `--batch 1`. Client and server share the machine's
+cores, so absolute numbers are low ends. `python -m tests.bench.serve` writes them to docs/performance.md.
 """
 
 import asyncio
@@ -190,8 +191,9 @@ def table(lines: list[Load], ratio: dict[str, float]) -> str:
             *rows,
             "",
             f"With 32 connections, batches answer {ratio['median']:.1f} times as many queries per second as the",
-            f"same server with `--batch 1` ({ratio['min']:.1f} to {ratio['max']:.1f} in {ROUNDS} rounds). The last line",
-            "has more connections than queries may wait: the rest is refused with 503 and Retry-After, and memory stays.",
+            f"same server with `--batch 1` ({ratio['min']:.1f} to {ratio['max']:.1f} in {ROUNDS} rounds). In the last",
+            "line more connections ask than queries may wait: the rest is refused with 503 and Retry-After, and",
+            "memory stays.",
         ]
     )
 
