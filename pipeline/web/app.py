@@ -140,7 +140,6 @@ def build_app(engine: Engine, access: Access, limits: Limits, meters: Meters) ->
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        max_body_size=limits.body_bytes,
     )
     app.add_middleware(Guard, access=access, limits=limits, meters=meters)
     add_errors(app)

@@ -83,6 +83,8 @@ class Engine:
         self.shown = Shown(student)
         self.models = {"student": Lazy(lambda: student)} | ({"teacher": Lazy(teacher)} if teacher else {})
         self.models["student"].get()
+        student.search_many([student.ask("Warm.", None, None)], 1)  # the first pass through a model takes a second
+        self.examples = student.examples(EXAMPLES)
         self.decoders = ThreadPoolExecutor(limits.decoders, "decode")
         self.thinker = ThreadPoolExecutor(1, "model")  # one batch at a time: torch itself uses all cores
         self.searches = {name: self._batcher(self._search(name), f"search {name}", meters) for name in self.models}
@@ -156,7 +158,7 @@ class Engine:
             "rows": card["rows"],
             "modalities": card["modalities"],
             "models": {name: describe(lazy.loaded) for name, lazy in self.models.items()},
-            "examples": [one.to_json() for one in self.student.examples(EXAMPLES)],
+            "examples": [one.to_json() for one in self.examples],
         }
 
     async def close(self) -> None:

@@ -1,7 +1,7 @@
 """What stands before every route: who may ask, from which page, how long a body may take, and what every answer says.
 
-One ASGI middleware and not a chain: the order of the checks is the order of the lines. Sizes of bodies are Starlette's
-own limit (`max_body_size`), which counts while it reads, chunked bodies too.
+One ASGI middleware and not a chain: the order of the checks is the order of the lines. Bodies are
+measured by Starlette's own middleware, which counts while it reads, chunked bodies too.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -84,7 +85,8 @@ class Guard:
     """The middleware; see the module header."""
 
     def __init__(self, app: ASGIApp, access: Access, limits: Limits, meters: Meters) -> None:
-        self.app, self.access, self.limits, self.meters = app, access, limits, meters
+        self.app = RequestBodyLimitMiddleware(app, limits.body_bytes)
+        self.access, self.limits, self.meters = access, limits, meters
         self.digest = None if access.token is None else sha256(access.token.encode()).digest()
         self.gate = Gate(limits.bodies_bytes)
 

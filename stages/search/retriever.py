@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from stages.context import Artifact, InputError
 from stages.data.images import Checked, ImageRejected, Limits, check
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from stages.model.encoder import Row
 
 WANTS = ("text", "image", "image,text")
+LOOKED_AT = 8192  # rows that examples are chosen from
 PREFERRED = ("image", "image,text", "text")  # what is looked for where the person does not say
 
 
@@ -187,16 +187,18 @@ class Retriever:
         return self.encoder.encode(rows, max(1, len(rows)))
 
     def examples(self, count: int) -> list[Result]:
-        """About `count` candidates from the first rows of the index, pictures first; their score is 0."""
-        first = next(iter(self.index.batches(("did", "modality"))), None)
-        if first is None:
-            return []
+        """About `count` candidates, spread over the first rows of the index, pictures first; their score is 0."""
         held = [kind for kind in PREFERRED if kind in self.card["modalities"]]
-        chosen: list[str] = []
-        for kind in held:
-            dids = first["did"].filter(pc.equal(first["modality"], kind)).to_pylist()
-            share = -(-count // len(held))
-            chosen += dids[:: max(1, len(dids) // share)][:share]
+        dids: dict[str, list[str]] = {kind: [] for kind in held}
+        seen = 0
+        for batch in self.index.batches(("did", "modality")):
+            for did, kind in zip(batch["did"].to_pylist(), batch["modality"].to_pylist(), strict=True):
+                dids[kind].append(did)
+            seen += batch.num_rows
+            if seen >= LOOKED_AT:
+                break
+        share = -(-count // len(held))
+        chosen = [did for of_kind in dids.values() for did in of_kind[:: max(1, len(of_kind) // share)][:share]]
         return self._resolve(chosen, [0.0] * len(chosen))
 
     def image_ids(self) -> Iterator[list[str]]:

@@ -11,7 +11,7 @@ import requests
 
 from tests.serve.conftest import Served
 
-CASES = int(os.environ.get("PUMA_CASES", "80"))
+CASES = int(os.environ.get("PUMA_CASES", "40"))
 
 
 def test_no_case_ends_in_a_server_error(server: Served):

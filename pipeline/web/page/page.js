@@ -319,7 +319,7 @@ function start() {
   clear();
   if (location.search) history.pushState(null, "", "./");
   if (!about?.examples.length) return say("");
-  say("Start with words, with a picture, or with something of the index:");
+  say("Start with words, with a picture, or with something from the index:");
   const items = list(about.examples);
   items.querySelectorAll(".card").forEach((card) => {
     card.classList.add("example");
