@@ -197,8 +197,10 @@ class Retriever:
             seen += batch.num_rows
             if seen >= LOOKED_AT:
                 break
-        share = -(-count // len(held))
-        chosen = [did for of_kind in dids.values() for did in of_kind[:: max(1, len(of_kind) // share)][:share]]
+        share, chosen = -(-count // len(held)), []
+        for place, of_kind in enumerate(dids.values()):
+            step = max(1, len(of_kind) // share)
+            chosen += of_kind[place * step // len(held) :: step][:share]  # not the same things of every kind
         return self._resolve(chosen, [0.0] * len(chosen))
 
     def image_ids(self) -> Iterator[list[str]]:
