@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from stages.search.retriever import Retriever
 
 TOKEN_LENGTH = 16  # characters at least: a token that can be guessed guards nothing
+CONNECTIONS = 2000  # at once; more are refused before a byte is read
 DRAIN_SECONDS = 5  # for answers under way when the server is told to stop
 
 
@@ -235,6 +236,7 @@ def server_settings(app: Any) -> "uvicorn.Config":
         log_level="warning",
         access_log=False,
         server_header=False,
+        limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
 

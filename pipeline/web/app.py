@@ -24,7 +24,7 @@ from pipeline.web.engine import Engine
 from pipeline.web.guard import Access, Guard, busy, error
 from pipeline.web.limits import Limits
 from pipeline.web.meters import Meters
-from stages.context import InputError
+from stages.context import InputError, StageError
 
 API_VERSION = "1"
 FOREVER = "max-age=31536000, immutable"
@@ -162,6 +162,10 @@ def add_errors(app: FastAPI) -> None:
     @app.exception_handler(Busy)
     async def full(request: Request, problem: Busy) -> Response:
         return busy("the model has more to do than it can; come again in a second")
+
+    @app.exception_handler(StageError)
+    async def damaged(request: Request, problem: StageError) -> Response:
+        return error(500, str(problem))
 
     @app.exception_handler(TimeoutError)
     async def late(request: Request, problem: TimeoutError) -> Response:

@@ -6,6 +6,7 @@ measured by Starlette's own middleware, which counts while it reads, chunked bod
 
 import asyncio
 import hmac
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pipeline.web.batching import Busy, Gate
 from pipeline.web.limits import Limits
 from pipeline.web.meters import Meters
 
+LOG = logging.getLogger("puma.serve")
 OPEN = {"/", "/page.css", "/page.js", "/icon.svg", "/health", "/openapi.json"}
 """Paths that need no token: the page itself holds no data, and a load balancer asks for health."""
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
@@ -107,6 +109,11 @@ class Guard:
 
         try:
             await self._answer(scope, receive, send_guarded)
+        except Exception:
+            LOG.exception("%s %s failed", scope["method"], route_of(scope))
+            if status:  # too late for another answer
+                raise
+            await error(500, "the server failed at this; its log says why")(scope, receive, send_guarded)
         finally:
             self.meters.answered(route_of(scope), status, time.perf_counter() - start)
 

@@ -93,6 +93,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]
     home = tmp_path_factory.mktemp("serve")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        patch.setenv("no_proxy", "127.0.0.1,localhost")
         store, artifacts = make_world(home / "store")
         artifacts["index"] = write_index(store, artifacts)
         artifacts["evaluate"] = write_teacher(store, artifacts)

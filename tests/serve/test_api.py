@@ -220,6 +220,18 @@ def test_an_answer_that_takes_too_long_is_given_up(world):
         assert (answer.status_code, "no answer in time" in message(answer)) == (503, True)
 
 
+def test_a_failure_inside_is_one_line_outside_and_the_next_question_is_answered(server: Served, monkeypatch):
+    def fail(queries, k):
+        raise RuntimeError("secret path /home/somebody")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.engine.student, "search_many", fail)
+        answer = server.post(json={"text": "red"})
+    assert (answer.status_code, "secret" in answer.text) == (500, False) and message(answer)
+    assert "content-security-policy" in answer.headers
+    assert server.post(json={"text": "red"}).status_code == 200
+
+
 def test_the_document_names_both_bodies_and_every_path(server: Served):
     document = server.get("openapi.json").json()
     paths = {"/search", "/embed", "/v1/embeddings", "/image/{image_id}", "/about", "/health", "/metrics"}
