@@ -158,9 +158,11 @@ function attach(next) {
   at("text").placeholder = next ? "Add words, if you like" : "Describe it, or drop a picture";
 }
 
+const read = async (id) => (await call(`image/${encodeURIComponent(id)}`)).blob();
+
 async function attachShown(id) {
   try {
-    attach({ id, blob: await (await call(`image/${encodeURIComponent(id)}`)).blob() });
+    attach({ id, blob: await read(id) });
     return true;
   } catch (error) {
     say(sentence(error.message), true);
@@ -194,9 +196,8 @@ async function fill(image, id) {
     image.src = `image/${encodeURIComponent(id)}`;
     return;
   }
-  const url = URL.createObjectURL(await (await call(`image/${encodeURIComponent(id)}`)).blob());
-  links.push(url);
-  image.src = url;
+  image.src = URL.createObjectURL(await read(id)); // an image's own request can't carry the token
+  links.push(image.src);
 }
 
 // ---- showing
@@ -419,21 +420,21 @@ function move(event, typing) {
 }
 
 function nearest(cards, from, key) {
-  // The nearest card that lies wholly in the direction of the arrow.
-  const one = from.getBoundingClientRect();
-  const [across, sign] = { ArrowRight: ["x", 1], ArrowLeft: ["x", -1], ArrowDown: ["y", 1], ArrowUp: ["y", -1] }[key];
-  const along = across === "x" ? "y" : "x";
-  const middle = (box) => ({ x: box.left + box.width / 2, y: box.top + box.height / 2 });
-  const start = middle(one);
-  let best = null;
-  for (const card of cards) {
-    const other = middle(card.getBoundingClientRect());
+  // The nearest card in the direction of the arrow; what lies aside counts three times.
+  const [across, along] = key === "ArrowLeft" || key === "ArrowRight" ? ["x", "y"] : ["y", "x"];
+  const sign = key === "ArrowRight" || key === "ArrowDown" ? 1 : -1;
+  const middle = (card) => {
+    const box = card.getBoundingClientRect();
+    return { x: box.left + box.width / 2, y: box.top + box.height / 2 };
+  };
+  const start = middle(from);
+  const away = (card) => {
+    const other = middle(card);
     const forward = sign * (other[across] - start[across]);
-    if (forward < 10) continue;
-    const cost = forward + 3 * Math.abs(other[along] - start[along]);
-    if (!best || cost < best.cost) best = { card, cost };
-  }
-  return best?.card;
+    return forward < 10 ? Infinity : forward + 3 * Math.abs(other[along] - start[along]);
+  };
+  const best = cards.reduce((one, other) => (away(other) < away(one) ? other : one), from);
+  return best === from ? null : best;
 }
 
 open();
