@@ -145,14 +145,7 @@ def agrees(config: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 def to_json(query: "Query", results: Sequence["Result"], index: str) -> dict[str, Any]:
     """The one object that `--json` prints."""
-    asked = {
-        "text": query.text,
-        "image": query.image.image_id if query.image else None,
-        "modality": query.modality,
-        "want": query.want,
-        "instruction": query.instruction,
-    }
-    return {"results": [result.to_json() for result in results], "query": asked, "index": index}
+    return {"results": [result.to_json() for result in results], "query": query.to_json(), "index": index}
 
 
 def print_table(query: "Query", results: Sequence["Result"], answer: TextIO) -> None:
