@@ -2,6 +2,7 @@
 
     {store}/{stage}/{key}/manifest.json       what the artifact is and which files it has; without it nothing exists
     {store}/{stage}/{key}/{attempt}/…         the files that one attempt wrote
+    {store}/{stage}/{key}/_unfinished/        files that are being written; renamed when they are whole
     {store}/{stage}/{key}/_work/              the running stage's own checkpoints; survive a kill, go after the commit
     {store}/{stage}/{key}/_lock               held by the one process that computes this artifact
     {store}/runs/{run}.json                   each pipeline run: its configuration, keys and actions
@@ -21,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from stages.context import InputError, StageError
 
@@ -122,10 +123,16 @@ class Attempt:
     key: str
     base: str
     work: Path
+    fresh: bool = False
+
+    @property
+    def work_uri(self) -> str:
+        """`work` as a path in `filesystem`."""
+        return str(self.work)
 
     @property
     def filesystem(self) -> "FileSystem":
-        """The file system that `base` is a path in."""
+        """The file system that `base` and `work_uri` are paths in."""
         return local_filesystem()
 
     def write_json(self, name: str, value: Any) -> None:
@@ -133,19 +140,52 @@ class Attempt:
         self.write_bytes(name, f"{json.dumps(value, indent=2, ensure_ascii=False)}\n".encode())
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Writes the file `name` of the artifact."""
-        path = Path(self.base, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        """Writes the file `name` of the artifact, whole or not at all."""
+        with self.open(name) as file:
+            file.write(data)
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """A file to write; it becomes `name` of the artifact when the block ends well, and never otherwise."""
+        target = Path(self.base, name)
+        unfinished = Path(self.base).parent / "_unfinished" / uuid.uuid4().hex
+        for directory in (target.parent, unfinished.parent):
+            directory.mkdir(parents=True, exist_ok=True)
+        try:
+            with unfinished.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, target)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def upload(self, source: Path, name: str) -> None:
-        """Copies a local file or directory to `name` in the artifact."""
-        target = Path(self.base, name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if Path(source).is_dir():
-            shutil.copytree(source, target, dirs_exist_ok=True)
-        else:
-            shutil.copyfile(source, target)
+        """Copies a local file or directory to `name` in the artifact, each file whole or not at all."""
+        source = Path(source)
+        for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
+            if path.is_file():
+                below = path.relative_to(source).as_posix() if source.is_dir() else ""
+                with path.open("rb") as reading, self.open(f"{name}/{below}".rstrip("/")) as writing:
+                    shutil.copyfileobj(reading, writing, 1 << 20)
+
+    def adopt(self, prefix: str) -> list[str]:
+        """Links the files below `prefix/` that killed attempts of this key had finished; their names, sorted."""
+        if self.fresh:
+            return []
+        mine = Path(self.base)
+        known = read_manifest(mine.parent / MANIFEST)["attempt"] if (mine.parent / MANIFEST).is_file() else ""
+        for other in mine.parent.iterdir():
+            if other.name.startswith("_") or not other.is_dir() or other.name in (mine.name, known):
+                continue
+            for path in (other / prefix).rglob("*"):
+                target = mine / path.relative_to(other)
+                if path.is_file():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with suppress(FileExistsError):
+                        os.link(path, target)
+        there = mine / prefix
+        return sorted(path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file())
 
 
 @dataclass(frozen=True)
@@ -200,7 +240,7 @@ class Store:
         base = directory / uuid.uuid4().hex[:8]
         for made in (base, directory / "_work"):
             made.mkdir(parents=True, exist_ok=True)
-        return Attempt(stage, key, str(base), directory / "_work")
+        return Attempt(stage, key, str(base), directory / "_work", fresh)
 
     def commit(self, attempt: Attempt, manifest: dict[str, Any], replace: bool = False) -> Artifact:
         """Makes what the attempt wrote exist: lists its files, writes the manifest, then drops the work directory.
@@ -212,7 +252,8 @@ class Store:
         identity = {"format": FORMAT, "stage": attempt.stage, "key": attempt.key, "attempt": Path(attempt.base).name}
         whole = {**identity, **manifest, "files": list_files(Path(attempt.base))}
         write_whole(directory / MANIFEST, whole, replace)
-        shutil.rmtree(attempt.work, ignore_errors=True)
+        for left in (attempt.work, directory / "_unfinished"):
+            shutil.rmtree(left, ignore_errors=True)
         return self.artifact(attempt.stage, attempt.key)
 
     def write_run(self, run: dict[str, Any]) -> None:

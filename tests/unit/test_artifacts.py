@@ -112,6 +112,31 @@ def test_a_fresh_attempt_drops_the_work_of_the_one_before(store):
     assert list(store.begin("train", "k2", fresh=True).work.iterdir()) == []
 
 
+def test_finished_files_of_a_killed_attempt_are_adopted_and_half_written_ones_are_not(store):
+    killed = store.begin("features", "k2")
+    killed.write_bytes("shards/b", b"two")
+    killed.write_bytes("shards/a/1", b"one")
+    killed.write_bytes("other", b"three")
+    with pytest.raises(RuntimeError), killed.open("shards/c") as file:
+        file.write(b"half")
+        raise RuntimeError("killed")
+    again = store.begin("features", "k2")
+    assert again.adopt("shards") == ["a/1", "b"]
+    artifact = store.commit(again, FACTS)
+    assert [entry["path"] for entry in artifact.manifest["files"]] == ["shards/a/1", "shards/b"]
+    assert artifact.read_bytes("shards/b") == b"two"
+
+
+def test_a_forced_attempt_adopts_nothing(store):
+    store.begin("features", "k2").write_bytes("shards/a", b"one")
+    assert store.begin("features", "k2", fresh=True).adopt("shards") == []
+
+
+def test_what_was_committed_once_is_not_adopted(store):
+    write(store)
+    assert store.begin("ingest", "k1").adopt("queries") == []
+
+
 def test_no_temporary_files_stay_behind(store):
     write(store)
     write(store)
