@@ -56,7 +56,7 @@ class Attempt(Protocol):
 
     @property
     def filesystem(self) -> Any:
-        """The `pyarrow.fs.FileSystem` that `base` and `work_uri` are paths in; Ray Data writes to `f"{base}/queries"`."""
+        """The `pyarrow.fs.FileSystem` of `base` and `work_uri`; Ray Data writes to `f"{base}/queries"`."""
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes `value` as JSON to the file `name` of the artifact."""

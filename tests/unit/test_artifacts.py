@@ -167,9 +167,9 @@ def test_runs_are_listed_newest_first(store):
     assert [run["id"] for run in store.runs()] == ["b", "a"]
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket/prefix", "gs://bucket"])
+@pytest.mark.parametrize("uri", ["gs://bucket", "http://host/store"])
 def test_places_that_cannot_hold_a_store_are_refused(uri):
-    with pytest.raises(InputError, match="not supported yet"):
+    with pytest.raises(InputError, match="not supported"):
         open_store(uri)
 
 
@@ -182,8 +182,8 @@ def test_a_file_is_no_store(tmp_path):
 def test_a_damaged_manifest_is_named(store):
     write(store)
     (store.root / "ingest" / "k1" / MANIFEST).write_text("{")
-    with pytest.raises(StageError, match="damaged"):
-        store.manifests()
+    with pytest.raises(StageError, match=r"manifest.json is damaged.*--force ingest"):
+        store.manifests()["ingest"]["k1"]
 
 
 # The command that looks into a store.
