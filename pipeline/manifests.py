@@ -127,10 +127,13 @@ class Manifests(Mapping[str, Known]):
 
     def __iter__(self) -> Iterator[str]:
         if self._names is None:
-            self._names = [
-                name for name in self.objects.names("") if name not in (RUNS, PINS) and not name.startswith(("_", "."))
-            ]
+            self._names = stage_names(self.objects)
         return (stage for stage in self._names if self[stage])
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+def stage_names(objects: Objects) -> list[str]:
+    """The stages that have a directory, sorted."""
+    return [name for name in objects.names("") if name not in (RUNS, PINS) and not name.startswith(("_", "."))]

@@ -1,8 +1,8 @@
-"""Looks after the artifact store: python pipeline/store.py ls | show | verify | pin | unpin | gc [--json] [key=value …]
+"""Looks after the artifact store: python pipeline/store.py ls|show|verify|pin|unpin|gc [--json] [key=value …]
 
-`ls` lists artifacts and runs, `show KEY|URI` tells what one artifact is and how it came about, `verify [KEY|URI]` reads
-every listed file and compares sizes and checksums. `gc` lists what neither the last runs nor a pin needs, and deletes
-it with --apply; `pin KEY|URI` keeps an artifact and all it was made from, `unpin` lets it go.
+`ls` lists artifacts and runs, `show KEY|URI` tells what one artifact is and how it came about, `verify [KEY|URI]`
+reads every listed file and compares sizes and checksums. `gc` lists what neither the last runs nor a pin needs, and
+deletes it with --apply; `pin KEY|URI` keeps an artifact and all it was made from, `unpin` lets it go.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
 Marked, and kept, are the artifacts that the last runs name, those that are pinned, and all that these were made from.
 A key that somebody holds the lease of is left alone, and so is one whose manifest can't be read. To delete, the sweep
-takes the key's lease itself, looks at the runs again, deletes the manifest first and the files after it: no reader ever
-finds a manifest without its files. Files of no manifest go only when they are older than the grace, by the clock of
-the store: an attempt whose outcome is not known yet may still be committed.
+takes the key's lease itself, looks at the runs again, deletes the manifest first and the files after it: no reader
+ever finds a manifest without its files. Files of no manifest go only when they are older than the grace, by the clock
+of the store: an attempt whose outcome is not known yet may still be committed.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline import leases
 from pipeline.artifacts import Store
-from pipeline.manifests import MANIFEST, PINS, RUNS, read_manifest
+from pipeline.manifests import MANIFEST, PINS, read_manifest, stage_names
 from stages.context import StageError
 
 KEEP_RUNS = 10
@@ -80,6 +80,8 @@ def delete(store: Store, garbage: Sweep, keep: int, grace: float) -> None:
         else:
             store.objects.remove(garbage.leftovers[key])
             lease.release()
+            if [entry.path for entry in store.objects.files(f"{stage}/{name}")] == [lease.path]:
+                store.objects.remove_tree(f"{stage}/{name}")
     garbage.unfinished = store.objects.sweep(grace)
 
 
@@ -104,8 +106,7 @@ def marked_keys(store: Store, keep: int) -> set[Key]:
 
 def all_keys(store: Store) -> list[Key]:
     """Every stage and key that has a directory, committed or not."""
-    stages = [name for name in store.objects.names("") if name not in (RUNS, PINS) and name[0] not in "_."]
-    return [(stage, key) for stage in stages for key in store.objects.names(stage)]
+    return [(stage, key) for stage in stage_names(store.objects) for key in store.objects.names(stage)]
 
 
 def pins(store: Store) -> list[Key]:
