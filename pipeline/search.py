@@ -75,7 +75,7 @@ def search(options: argparse.Namespace, answer: TextIO) -> None:
     text = check_query(options.text, options.want, options.k, options.image is not None)
     image = check_image(read_image(options.image), str(options.image), Limits()) if options.image else None
     place, wanted = read_overrides(options.overrides)
-    store = open_store(place)
+    store = open_store(place, wanted.pop("store_endpoint", ""))
     keys = find_keys(store, place, wanted)
     index, ingest, train = (store.artifact(stage, keys[stage]) for stage in ("index", "ingest", "train"))
     retriever = Retriever.load(index, ingest, train)
