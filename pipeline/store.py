@@ -15,8 +15,9 @@ from typing import Any
 if not __package__:  # run as a script: its own directory must not be searched for modules, the root must
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipeline.artifacts import MANIFEST, Artifact, Store, open_store
+from pipeline.artifacts import Artifact, Store, open_store
 from pipeline.config import load_config
+from pipeline.manifests import MANIFEST
 from pipeline.settings import nearest
 from pipeline.terminal import Parser, open_console, text_table
 from stages.context import InputError, StageError
@@ -43,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code: 1 where `verify` found damage."""
     try:
         options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-        store = open_store(load_config(overrides=options.overrides).store)
+        config = load_config(overrides=options.overrides)
+        store = open_store(config.store, config.store_endpoint)
         answer = {"ls": list_store, "show": show, "verify": verify}[options.command](store, options.names)
     except (InputError, StageError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -65,13 +67,13 @@ def list_store(store: Store, names: Sequence[str]) -> dict[str, Any]:
             "seconds": manifest["seconds"],
             "files": len(manifest["files"]),
             "bytes": sum(entry["size"] for entry in manifest["files"]),
-            "uri": str(store.root / stage / key),
+            "uri": f"{store.uri}/{stage}/{key}",
         }
         for stage, found in store.manifests().items()
         for key, manifest in found.items()
     ]
     runs = [{name: run.get(name) for name in ("id", "started", "status", "recipe")} for run in store.runs()]
-    return {"store": str(store.root), "artifacts": sorted(rows, key=lambda row: row["created"]), "runs": runs}
+    return {"store": store.uri, "artifacts": sorted(rows, key=lambda row: row["created"]), "runs": runs}
 
 
 def show(store: Store, names: Sequence[str]) -> dict[str, Any]:
@@ -100,7 +102,7 @@ def find(store: Store, name: str) -> Artifact:
     matches = [(stage, key) for stage, key in keys if key.startswith(name)]
     if len(matches) != 1:
         count = f"{len(matches)} artifacts whose key starts with" if matches else "no artifact"
-        raise InputError(f"there is {count} '{name}' in {store.root}; python pipeline/store.py ls lists them")
+        raise InputError(f"there is {count} '{name}' in {store.uri}; python pipeline/store.py ls lists them")
     return store.artifact(*matches[0])
 
 
