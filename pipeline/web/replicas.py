@@ -25,7 +25,7 @@ def run_replicas(options: argparse.Namespace, source: "Source", token: str | Non
     from stages.params import Cluster
 
     resources = {"num_gpus": 1} if torch.cuda.is_available() else {"num_cpus": 1}
-    with connected(Cluster()):
+    with connected(Cluster(workers=options.replicas)):
         serve.start(http_options={"host": options.host, "port": port})
         replica = serve.deployment(
             name=NAME, num_replicas=options.replicas, ray_actor_options=resources, max_ongoing_requests=256
