@@ -187,10 +187,10 @@ def train_worker(config: dict[str, Any]) -> None:
                     save_weights(encoder, weights, job.lora, Path(directory) / WEIGHTS)
             ray.train.report(dict(latest), checkpoint=ray.train.Checkpoint.from_directory(directory))
 
-    teacher = None
-    if job.features is not None:
+    teacher, compared = None, bool(job.objective.feature_weights)
+    if compared and job.features is not None:
         teacher = loop.cached_teacher(FeatureTable(job.features, "query"), FeatureTable(job.features, "candidate"))
-    elif job.live is not None:
+    elif compared and job.live is not None:
         whole = Encoder.load(job.live.model, job.live.layer, job.precision, device)
         teacher = loop.live_teacher(whole, job.live.normed, job.live.before_mlp)
     resume = ray.train.get_checkpoint()
