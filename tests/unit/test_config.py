@@ -103,7 +103,7 @@ def test_later_overrides_win():
         ("train.stepz=3", "unknown key 'train.stepz' in override train.stepz=3; did you mean 'train.steps'?"),
         ("trian.steps=3", "did you mean 'train.steps'?"),
         ("layers=3", "did you mean 'student.layers'?"),
-        ("xyzzy=3", "known: store, tracking_uri, seed, data"),
+        ("xyzzy=3", "known: store, store_endpoint, tracking_uri, seed, data"),
         ("train.steps.x=3", "'train.steps' is one value and has no key 'x'"),
         ("train=3", "'train' is a section in override train=3; set one of its keys: loss"),
         ("train.steps=many", "train.steps must be a whole number ≥ 0, not 'many', in override train.steps=many"),
@@ -221,6 +221,6 @@ def test_an_empty_recipe_is_the_defaults(tmp_path):
 
 def test_the_top_level_keys_are_the_contract_s():
     assert list(Config.model_fields) == [
-        "store", "tracking_uri", "seed", "data", "backbone", "features", "student", "distill", "train", "index",
-        "evaluate", "cluster",
+        "store", "store_endpoint", "tracking_uri", "seed", "data", "backbone", "features", "student", "distill",
+        "train", "index", "evaluate", "cluster",
     ]  # fmt: skip
