@@ -24,6 +24,7 @@ def check_combinations(config: "Config", settings: Settings) -> None:
     check_tiny(config)
     check_layers(config, settings)
     check_batches(config)
+    check_mining(config, settings)
     for section in ("ingest", "backbone"):
         check = getattr(import_module(f"stages.{section}"), "check", None)
         if check:
@@ -77,15 +78,21 @@ def check_tiny(config: "Config") -> None:
 
 
 def check_layers(config: "Config", settings: Settings) -> None:
-    """The student keeps at least as many layers as its family needs and at most those that the backbone has."""
+    """The student keeps at least as many layers as its family needs and at most those that the backbone has.
+
+    How many `auto` keeps is only known when the depth curve is.
+    """
     kept, origin = config.student.layers, settings.origin("student.layers")
     family, depth = backbone_shape(config.backbone)
     least = ADAPTERS[family].minimum_layers if family in ADAPTERS else 1
-    if kept < least:
+    if isinstance(kept, int) and kept < least:
         needs = f"{family} needs at least {least}" if least > 1 else "a student keeps at least 1"
         raise InputError(f"student.layers={kept} is too few in {origin}: {needs}")
-    if depth and kept > depth:
+    if depth and isinstance(kept, int) and kept > depth:
         raise InputError(f"student.layers={kept} is too many in {origin}: the backbone has {depth} layers")
+    if kept != "auto" and "student.max_loss" in settings.origins:
+        origin = settings.origin("student.max_loss")
+        raise InputError(f"student.max_loss does nothing in {origin} with student.layers={kept}; set it to auto")
     layer = config.features.layer
     if layer != -1 and (layer < 1 or (depth and layer > depth)):
         upper = f"1 to {depth}" if depth else "1 or more"
@@ -108,6 +115,13 @@ def backbone_shape(backbone: Any) -> tuple[str, int]:
             f"{backbone.model}/config.json does not say the model's type and layers; backbone.model must be"
             " the directory of a Qwen-VL checkpoint"
         ) from error
+
+
+def check_mining(config: "Config", settings: Settings) -> None:
+    """Negatives are mined for training, so there has to be some."""
+    if config.train.mine.per_query and not config.train.steps:
+        origin = settings.origin("train.mine.per_query")
+        raise InputError(f"train.mine.per_query mines for no training in {origin}: train.steps=0; set one of them")
 
 
 def check_batches(config: "Config") -> None:

@@ -22,7 +22,7 @@ from stages.params import Cluster, cores
 ROOT = Path(__file__).resolve().parents[1]
 MACHINERY = ("TrainController", "PlacementGroupCleaner")
 BOOKKEEPING = re.compile(
-    r"\.cc:\d+: |^Setting up process group|^Checkpoint successfully created|^Reporting training result"
+    r"\.cc:\d+: |^USDT:|^Setting up process group|^Checkpoint successfully created|^Reporting training result"
 )
 
 

@@ -6,7 +6,8 @@ is wrong with a configuration is said in one line: what, where, how to mend, bef
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -73,7 +74,7 @@ def check_keys(settings: Settings, fields: Mapping[str, FieldInfo]) -> None:
         if is_section(fields[path]) and value != {}:
             inner = ", ".join(fields[path].annotation.model_fields)
             raise InputError(f"'{path}' is a section in {origin}; set one of its keys: {inner}")
-        if isinstance(value, bool) and fields[path].annotation in (int, float):
+        if isinstance(value, bool) and {int, float} & set(choices(fields[path])):
             raise InputError(wrong_value(path, value, fields[path], origin))
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(wrong_value(path, value, fields[path], origin))
@@ -113,17 +114,27 @@ def value_message(error: ValidationError, settings: Settings, fields: Mapping[st
 
 def wrong_value(path: str, value: Any, field: FieldInfo, origin: str) -> str:
     """`train.steps must be a whole number ≥ 0, not 'many', in override train.steps=many`."""
-    near = nearest(str(value), get_args(field.annotation)) if get_origin(field.annotation) is Literal else ""
+    words = [word for kind in choices(field) if get_origin(kind) is Literal for word in get_args(kind)]
+    near = nearest(str(value), words)
     shown = "nothing" if value in (None, "") else repr(value)
     return f"{path} must be {expected(field)}, not {shown}, in {origin}{near}"
 
 
+def choices(field: FieldInfo) -> tuple[Any, ...]:
+    """The types of a field: of `int | Literal["auto"]` both, of others the one."""
+    return get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
+
+
+def spell_type(kind: Any) -> str:
+    """A type in words."""
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(str(choice) for choice in get_args(kind))
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind, str(kind))
+
+
 def expected(field: FieldInfo) -> str:
-    """What a field takes, in words: its type and its range."""
-    if get_origin(field.annotation) is Literal:
-        return "one of " + ", ".join(str(choice) for choice in get_args(field.annotation))
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    kind = words.get(field.annotation, str(field.annotation))
+    """What a field takes, in words: its types and its range."""
+    kind = " or ".join(map(spell_type, choices(field)))
     limits = []
     for rule in field.metadata:
         signs = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"), ("multiple_of", "a multiple of"))

@@ -37,6 +37,8 @@ def closing_lines(artifacts: Mapping[str, Artifact], overrides: Sequence[str]) -
         lines.append(f"student: {artifacts['train'].local('model')}")
     if "evaluate" in artifacts and artifacts["evaluate"].has("report.md"):
         lines.append(f"report: {artifacts['evaluate'].local('report.md')}")
+    if "features" in artifacts and artifacts["features"].has("depth_curve.png"):
+        lines.append(f"depths: {artifacts['features'].local('depth_curve.png')}")
     if "index" in artifacts:
         store = [override for override in overrides if override.startswith("store=")]
         lines.append(f"next: {' '.join(['python pipeline/search.py --text', repr('a red circle'), *store])}")
@@ -50,6 +52,9 @@ def run_note(decisions: Sequence[Decision], artifacts: Mapping[str, Artifact], c
         name = f"tables/{pool}.md"
         if "evaluate" in artifacts and artifacts["evaluate"].has(name):
             parts.append(f"### hit@5, {pool} pool\n\n{artifacts['evaluate'].read_bytes(name).decode()}")
+    if "features" in artifacts and artifacts["features"].has("depth_curve.md"):
+        table = artifacts["features"].read_bytes("depth_curve.md").decode()
+        parts.append(f"### Depths of the backbone, cut and not trained, on a validation sample\n\n{table}")
     parts.append(f"### Stages\n\n{markdown_table(plan_rows(decisions))}")
     parts.append(f"### Again\n\n```\n{command}\n```")
     return "\n\n".join(parts)

@@ -31,7 +31,10 @@ PACKAGES = ("torch", "transformers", "deepspeed", "ray", "pyarrow", "mlflow", "n
 
 @dataclass
 class Run:
-    """One run of the pipeline: what it was asked for, what it works with, and what came of each stage so far."""
+    """One run of the pipeline: what it was asked for, what it works with, and what came of each stage so far.
+
+    `grid` names the grid that the run is a cell of; searches prefer runs that stand for themselves.
+    """
 
     config: Section
     store: Store
@@ -40,6 +43,7 @@ class Run:
     say: Callable[[str], None] = print
     command: str = "python pipeline/run.py"
     recipe: str = ""
+    grid: str = ""
     id: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}")
     started: str = field(default_factory=lambda: now())
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -54,6 +58,7 @@ class Run:
                 "started": self.started,
                 "finished": None if status == "running" else now(),
                 "recipe": self.recipe,
+                "grid": self.grid,
                 "command": self.command,
                 "config": self.config.model_dump(mode="json"),
                 "stages": self.stages,

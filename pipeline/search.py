@@ -129,7 +129,7 @@ def read_overrides(overrides: Sequence[str]) -> tuple[str, dict[str, Any]]:
 def find_keys(store: Store, place: str, wanted: dict[str, Any]) -> dict[str, str]:
     """{stage: key} of the newest run that agrees with `wanted` and whose index is committed."""
     committed = store.manifests().get("index", {})
-    for run in store.runs():
+    for run in sorted(store.runs(), key=lambda run: bool(run.get("grid"))):  # cells of a grid come last
         keys = {name: stage["key"] for name, stage in run["stages"].items()}
         if keys.get("index") in committed and agrees(run["config"], wanted):
             return keys

@@ -139,7 +139,11 @@ class PipelineRun(StageRun):
 
     def stage(self, name: str, tags: Mapping[str, str]) -> StageRun:
         """The child run of a stage."""
-        return StageRun(self.link, self._create(name, {**tags, "stage": name, "mlflow.parentRunId": self.run_id}))
+        return self.child(name, {**tags, "stage": name})
+
+    def child(self, name: str, tags: Mapping[str, str]) -> StageRun:
+        """A run below this one."""
+        return StageRun(self.link, self._create(name, {**tags, "mlflow.parentRunId": self.run_id}))
 
     def note(self, markdown: str) -> None:
         """The description that the run's page shows."""

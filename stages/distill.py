@@ -3,9 +3,12 @@
 Inputs: ingested pairs, the backbone, the teacher features. Steps: load the first k layers (deep layers are never
 read), freeze the vision tower, train on feature loss + InfoNCE with DeepSpeed on Ray Train. Output: `model/`, a stock
 checkpoint of k layers. PUMA's stage 1 runs the teacher live as a second full model in every step; cached vectors are
-the same numbers, computed once.
+the same numbers, computed once, for the one wording of the instruction that they were computed with.
+`distill.teacher=live` is the paper's way, and wordings vary then.
 """
 
+import sys
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -19,7 +22,12 @@ VERSION = 1
 class Student(Section):
     """The section `student`."""
 
-    layers: int = Field(3, description="decoder layers that the student keeps")
+    layers: int | Literal["auto", "full"] = Field(
+        3, description="decoder layers to keep; `full` keeps all, `auto` the fewest that lose at most max_loss"
+    )
+    max_loss: float = Field(
+        0.1, ge=0, lt=1, description="share of the full depth's hit@5 that layers=auto may lose before training"
+    )
 
 
 class Params(Section):
@@ -33,12 +41,16 @@ class Params(Section):
     contrastive_weight: float = Field(0.9, ge=0)
     feature_weight: float = Field(0.1, ge=0)
     feature_loss: Literal["mse", "cosine"] = "cosine"
+    teacher: Literal["cached", "live"] = Field(
+        "cached", description="look the teacher's states up, or run it in every step, on instructions that vary"
+    )
     feature_scale: float = Field(
         1.0, gt=0, description="factor on the feature loss; the paper's code uses 0.05 with mse"
     )
     warmup: float = Field(0.03, ge=0, le=1)
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, ge=0)
+    seed: int = Field(-1, ge=-1, description="of this stage's random choices; -1 takes the run's `seed`")
     chunk: int = knob(0, ge=0, description="rows embedded at a time, by GradCache; 0 is the whole batch")
     checkpoint_every: int = knob(500, ge=1)
     log_every: int = knob(25, ge=1)
@@ -48,14 +60,11 @@ def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
     from stages import backbone
     from stages.learn.loop import Objective
-    from stages.training import student_stage
+    from stages.training import LiveTeacher, student_stage
 
-    params, layers = context.params.distill, context.params.student.layers
-    source = backbone.directory(context.inputs["backbone"])
-    try:
-        depth = _check_depth(source, layers)
-    except ValueError as error:
-        raise StageError(str(error)) from error
+    params, source = context.params.distill, backbone.directory(context.inputs["backbone"])
+    depth, layers = _choose_layers(context, source)
+    print(f"distill: keeping {layers} of {depth} layers", file=sys.stderr, flush=True)
     objective = Objective(
         loss="infonce",
         temperature=params.temperature,
@@ -63,14 +72,33 @@ def run(context: Context) -> dict[str, Any]:
         feature_weight=params.feature_weight * params.feature_scale,
         feature_loss=params.feature_loss,
     )
-    measures = student_stage(context, params, source, layers, objective, features=context.inputs["features"])
+    features, live = context.inputs["features"], None
+    if params.teacher == "live":
+        known = features.read_json("features.json")
+        features, live = None, LiveTeacher(source, known["layer"], known["normed"])
+    measures = student_stage(context, params, source, layers, objective, features, live=live)
     return {"layers": layers, "teacher_layers": depth, **measures}
 
 
-def _check_depth(source: Any, layers: int) -> int:
-    """The backbone's depth; raises ValueError where it can't be cut to `layers`."""
-    from stages.model.prune import pruned_config
+def _choose_layers(context: Context, source: Path) -> tuple[int, int]:
+    """(the backbone's depth, the layers to keep): as configured, or as the depth curve allows.
 
-    depth = pruned_config(source, None).text_config.num_hidden_layers
-    pruned_config(source, layers)
-    return depth
+    `auto` stands in the key as the word that it is: the plan is known before the curve is. Raises StageError where
+    the backbone can't be cut to as many layers.
+    """
+    from stages.model.adapters import adapter_for
+    from stages.model.prune import pruned_config
+    from stages.search.depth import shallowest
+
+    student = context.params.student
+    try:
+        config = pruned_config(source, None)
+        depth = config.text_config.num_hidden_layers
+        if student.layers == "auto":
+            curve = context.inputs["features"].read_json("depth_curve.json")
+            return depth, shallowest(curve, student.max_loss, adapter_for(config.model_type).minimum_layers)
+        layers = depth if student.layers == "full" else student.layers
+        pruned_config(source, layers)
+    except ValueError as error:
+        raise StageError(str(error)) from error
+    return depth, layers

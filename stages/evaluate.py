@@ -6,7 +6,8 @@ because it is the dearest part; embed the queries with both; rank block by block
 time both models in one process; write metrics, TREC runs, tables and plots.
 
 Teacher and student meet the same queries, pools and instructions. Memory is flat in the corpus: workers hold a tile of
-it, the driver holds sums.
+it, the driver holds sums. A grid of many students of one teacher leaves the teacher out, whose numbers would be the
+same in every cell (`evaluate.teacher=false`).
 """
 
 from collections import deque
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 VERSION = 1
 SCOPES = ("local", "union")
-MODELS = ("student", "teacher")
 
 
 class Params(Section):
@@ -39,6 +39,7 @@ class Params(Section):
     )
     depth: int = Field(50, ge=10, description="ranked candidates kept for each query")
     latency_queries: int = Field(50, ge=5, description="queries that the cost is measured on")
+    teacher: bool = Field(True, description="measure the teacher beside the student")
     batch_size: int = knob(64, ge=1)
 
 
@@ -54,14 +55,13 @@ def run(context: Context) -> dict[str, float | dict]:
     card = index.read_json("retriever.json")
     sets = find_sets(context.inputs["ingest"], card["split"], params.queries_per_task)
     pools = Pools(card["union"], card["pools"], card["rows"])
-    models = {
-        "student": context.inputs["train"].local("model"),
-        "teacher": backbone.directory(context.inputs["backbone"]),
-    }
+    models, corpora = {"student": context.inputs["train"].local("model")}, {"student": ExactIndex.open(index)}
+    if params.teacher:
+        models["teacher"] = backbone.directory(context.inputs["backbone"])
+        corpora["teacher"] = embed_teacher(context, card, models["teacher"])
     queries = put_queries(context, card["split"], sets)
-    corpora = {"student": ExactIndex.open(index), "teacher": embed_teacher(context, card, models["teacher"])}
-    asked = {name: embed_queries(context, queries, models[name]) for name in MODELS}
-    tallies = {name: rank_queries(context, name, asked[name], sets, pools, corpora[name]) for name in MODELS}
+    asked = {name: embed_queries(context, queries, model) for name, model in models.items()}
+    tallies = {name: rank_queries(context, name, asked[name], sets, pools, corpora[name]) for name in models}
     costs = time_models(context, queries, models)
     metrics = summarise(sets, pools, tallies, costs)
     context.output.write_json("metrics.json", metrics)
@@ -190,7 +190,7 @@ def summarise(
     from stages.search.measures import mean
 
     metrics: dict[str, Any] = {}
-    for name in MODELS:
+    for name in tallies:
         metrics[name] = dict(costs[name])
         for scope in SCOPES:
             tasks = {one.name: _task(one, pools, scope, tallies[name][one.name, scope]) for one in sets}
@@ -201,7 +201,8 @@ def summarise(
         tasks = {one.name: tallies["student"][one.name, scope].chances() for one in sets}
         chance[scope] = {**mean(tasks.values()), "tasks": tasks}
     metrics["chance"] = chance
-    metrics["kept"] = {f"{scope} hit@5": _kept(metrics, scope) for scope in SCOPES}
+    if "teacher" in metrics:
+        metrics["kept"] = {f"{scope} hit@5": _kept(metrics, scope) for scope in SCOPES}
     return metrics
 
 

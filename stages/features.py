@@ -1,9 +1,10 @@
-"""features: what the deep layers know, once, and how good every depth is.
+"""features: what the deep layers know, once, and how good and how dear every depth is.
 
 Inputs: ingested pairs, the backbone. Steps: a pool of actors runs the full backbone over the distillation set (train
 queries and their positives) and keeps the chosen layer's state at the read-out token; then over a validation sample,
-keeping the state after every layer from the same forward pass, from which the depth curve is computed. Outputs:
-`features/` Parquet in fp16, `features.json`, `depth_curve.json`, `depth_curve.png`.
+keeping the state after every layer from the same forward pass, from which the depth curve is computed; then one
+process times the backbone with its first k layers for every k. Outputs: `features/` Parquet in fp16, `features.json`,
+`depth_curve.json`, `.md` and `.png`.
 
 The teacher is read once and not in every training step, which is exact as long as a query keeps its instruction:
 distillation therefore uses the first wording, as this stage does.
@@ -33,6 +34,7 @@ class Params(Section):
     normed: bool = Field(True, description="apply the final norm to the state, as the student's own output has it")
     curve_queries: int = Field(40, ge=1, description="validation queries of each task for the depth curve")
     curve_candidates: int = Field(1000, ge=10, description="candidates for the depth curve; positives always belong")
+    cost_queries: int = Field(16, ge=1, description="of these validation queries, those that every depth is timed on")
     batch_size: int = knob(64, ge=1)
 
 
@@ -40,7 +42,7 @@ def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
     from stages import backbone
     from stages.model.prune import pruned_config
-    from stages.search.depth import plot_curve, png
+    from stages.search.depth import curve_table, plot_curve, png
 
     params = context.params.features
     model = backbone.directory(context.inputs["backbone"])
@@ -54,11 +56,13 @@ def run(context: Context) -> dict[str, Any]:
     context.output.write_json("features.json", {"layer": layer, "normed": params.normed, "dim": dim, "rows": rows})
     curve = _depth_curve(context, model, dim)
     context.output.write_json("depth_curve.json", curve)
+    context.output.write_bytes("depth_curve.md", f"{curve_table(curve)}\n".encode())
     figure = plot_curve(curve)
     context.output.write_bytes("depth_curve.png", png(figure))
     context.tracker.figure("depth_curve.png", figure)
     for entry in curve["layers"]:
-        context.tracker.metrics({"depth hit@5": entry["hit@5"]}, step=entry["layers"])
+        measured = {"hit@5": entry["hit@5"], "ms": entry["latency_ms"]["median"], "MiB": entry["memory_mib"]}
+        context.tracker.metrics({f"depth {name}": value for name, value in measured.items()}, step=entry["layers"])
     return {"rows": rows, "layer": layer, "hit@5 at full depth": curve["layers"][-1]["hit@5"]}
 
 
@@ -177,7 +181,8 @@ def _teacher(context: Context, dataset: "ray.data.Dataset", model: Path, side: s
     from stages.embed import map_with_models
 
     params = context.params.features
-    reading = {"model": model, "side": side, "layers": layers, "normed": params.normed}
+    # A student of any depth reads its last layer through the final norm, whatever distillation compares.
+    reading = {"model": model, "side": side, "layers": layers, "normed": params.normed or layers is None}
     return map_with_models(context, dataset, Teacher, batch_size=params.batch_size, **reading)
 
 
@@ -185,18 +190,33 @@ def _teacher(context: Context, dataset: "ray.data.Dataset", model: Path, side: s
 
 
 def _depth_curve(context: Context, model: Path, dim: int) -> dict[str, Any]:
-    """hit@5 of every depth on the validation sample; see `stages.search.depth`."""
+    """hit@5 of every depth on the validation sample, and what each costs; see `stages.search.depth` and `cost`."""
     import pyarrow as pa
     import ray
     import ray.data
 
-    from stages.search.depth import curve_of, validation_sample
+    from stages.embed import pool_size
+    from stages.search.depth import curve_of, evenly, validation_sample
 
-    params = context.params.features
-    sample = validation_sample(context.inputs["ingest"], params.curve_queries, params.curve_candidates)
+    params, ingest = context.params.features, context.inputs["ingest"]
+    sample = validation_sample(ingest, params.curve_queries, params.curve_candidates)
     states = []
     for side, table in zip(("query", "candidate"), sample, strict=True):
         dataset = _teacher(context, ray.data.from_arrow(table), model, side, layers=None)
         # The two sample sizes bound what comes to the driver here.
         states.append(pa.concat_tables(part for part in ray.get(dataset.to_arrow_refs()) if len(part)))
-    return curve_of(*states, dim)
+    curve = curve_of(*states, dim)
+    timed = sample[0].take(evenly(len(sample[0]), params.cost_queries)).to_pylist()
+    _, resources = pool_size(context.cluster)
+    measure = ray.remote(**resources)(_time_depths)
+    costs = ray.get(measure.remote(timed, ingest, context.cluster, model, params.batch_size))
+    return {**curve, "layers": [one | cost for one, cost in zip(curve["layers"], costs, strict=True)]}
+
+
+def _time_depths(rows: list[dict], ingest: Any, cluster: Any, model: Path, batch_size: int) -> list[dict[str, Any]]:
+    """The cost of every depth, in a process of its own while nothing else of this run works."""
+    from stages.embed import RowReader, load_encoder
+    from stages.search.cost import measure_depths
+
+    reader = RowReader(ingest, "query")
+    return measure_depths(load_encoder(model, cluster), [reader.read(row) for row in rows], batch_size)

@@ -13,7 +13,7 @@ of shuffles.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -33,6 +33,11 @@ class Scenes(Section):
     val: int = Field(150, ge=8)
     test: int = Field(150, ge=8)
     size: int = Field(64, ge=32, le=512, description="pixels of a picture's side")
+    things: tuple[Annotated[int, Field(ge=1, le=4)], ...] = Field(
+        (1, 1, 2, 2, 2, 3), min_length=1, description="how many things a scene has: one of these, each as likely"
+    )
+    siblings: int = Field(1, ge=1, le=24, description="scenes in a row of the same parts, combined differently")
+    edits: int = Field(1, ge=1, le=4, description="steps of the change that is asked for")
 
 
 class Params(Section):

@@ -1,8 +1,9 @@
 """train: MAC-Loss on all tasks, then the export that every loader reads.
 
-Inputs: ingested pairs, the distilled student. Steps: train with the modality-adaptive contrastive loss (paper §1.4) on
-Ray Train with DeepSpeed, export, check the exported directory against the trained weights. Output: `model/` with a
-model card, `parity.json`.
+Inputs: ingested pairs, the distilled student. Steps: where `train.mine` asks for it, mine hard negatives with the
+distilled student; train with the modality-adaptive contrastive loss (paper §1.4) on Ray Train with DeepSpeed, export,
+check the exported directory against the trained weights. Output: `model/` with a model card, `parity.json`, and
+`negatives/` where some were mined.
 """
 
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from stages.context import Context
+from stages.mine import Mine
 from stages.params import Section, knob
 
 VERSION = 1
@@ -28,6 +30,8 @@ class Params(Section):
     warmup: float = Field(0.03, ge=0, le=1)
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, ge=0)
+    seed: int = Field(-1, ge=-1, description="of this stage's random choices; -1 takes the run's `seed`")
+    mine: Mine = Mine()
     chunk: int = knob(0, ge=0, description="rows embedded at a time, by GradCache; 0 is the whole batch")
     register_as: str = knob("puma", description="name in the MLflow model registry")
     checkpoint_every: int = knob(500, ge=1)
@@ -37,8 +41,11 @@ class Params(Section):
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
     from stages.learn.loop import Objective
+    from stages.mine import mine
     from stages.training import student_stage
 
     params = context.params.train
     objective = Objective(loss=params.loss, temperature=params.temperature, hard_decay=params.hard_decay)
-    return student_stage(context, params, context.inputs["distill"].local("model"), None, objective, features=None)
+    model = context.inputs["distill"].local("model")
+    mined = mine(context, model) if params.mine.per_query and params.steps else None
+    return student_stage(context, params, model, None, objective, features=None, mined=mined)

@@ -20,6 +20,15 @@ WEIGHTS = "weights"
 
 
 @dataclass(frozen=True)
+class LiveTeacher:
+    """The backbone up to the layer that teaches, run in every step."""
+
+    model: Path
+    layer: int
+    normed: bool
+
+
+@dataclass(frozen=True)
 class TrainingJob:
     """What a training process needs to know; picklable.
 
@@ -40,6 +49,8 @@ class TrainingJob:
         checkpoint_every: steps between checkpoints.
         run: the tracker's picklable handle.
         label: what log lines call the job.
+        mined: the table of mined hard negatives (`stages.mine.Mined`), where there is one.
+        live: the teacher, where it is run and not looked up.
     """
 
     model: Path
@@ -58,6 +69,8 @@ class TrainingJob:
     checkpoint_every: int
     run: Any
     label: str
+    mined: Any = None
+    live: LiveTeacher | None = None
 
 
 def run_training(context: Context, job: TrainingJob) -> tuple[Path, dict[str, float]]:
@@ -138,6 +151,7 @@ def train_worker(config: dict[str, Any]) -> None:
         seed=job.seed,
         vary_instructions=job.vary_instructions,
         smallest_task=job.smallest_task,
+        mined=job.mined,
     )
     if len(sampler) < job.settings.batch_size:
         raise ValueError(
@@ -167,6 +181,9 @@ def train_worker(config: dict[str, Any]) -> None:
     teacher = None
     if job.features is not None:
         teacher = loop.cached_teacher(FeatureTable(job.features, "query"), FeatureTable(job.features, "candidate"))
+    elif job.live is not None:
+        whole = Encoder.load(job.live.model, job.live.layer, job.precision, device)
+        teacher = loop.live_teacher(whole, job.live.normed)
     resume = ray.train.get_checkpoint()
     arguments = {
         "teacher": teacher,
@@ -242,16 +259,25 @@ def optimisation(params: Any, cluster: Cluster) -> Any:
 
 
 def student_stage(
-    context: Context, params: Any, source: Path, layers: int | None, objective: Any, features: Artifact | None
+    context: Context,
+    params: Any,
+    source: Path,
+    layers: int | None,
+    objective: Any,
+    features: Artifact | None,
+    mined: Any = None,
+    live: LiveTeacher | None = None,
 ) -> dict[str, Any]:
     """Trains a student with the vision tower frozen and exports it; what `distill` and `train` share.
 
     Args:
-        params: the stage's section: steps, batch_size and the optimizer's fields.
+        params: the stage's section: steps, batch_size, seed and the optimizer's fields.
         source: the model directory to start from.
         layers: decoder layers to keep, None for all.
         objective: what is minimised.
         features: teacher vectors, where the objective needs them.
+        mined: hard negatives, where some were mined.
+        live: the teacher to run in every step, in the place of `features`.
 
     Returns:
         The last measures, and the student's size.
@@ -264,7 +290,7 @@ def student_stage(
         features=features,
         objective=objective,
         settings=optimisation(params, context.cluster),
-        seed=context.params.seed + 1,
+        seed=(context.params.seed if params.seed == -1 else params.seed) + 1,
         vary_instructions=features is None,
         smallest_task=params.smallest_task,
         train_vision=False,
@@ -274,6 +300,8 @@ def student_stage(
         checkpoint_every=params.checkpoint_every,
         run=context.tracker.handle(),
         label=context.output.stage,
+        mined=mined,
+        live=live,
     )
     if params.steps:
         weights, measures = run_training(context, job)

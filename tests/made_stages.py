@@ -36,19 +36,28 @@ def run(context):
     hooks.call("NAME", context)
     context.output.write_json("said.json", [*read, getattr(context.params, section).word])
     context.output.write_json("stats.json", {"rejects": {"candidates": 1, "queries": 0, "by_reason": {}}})
-    context.output.write_json("metrics.json", {"student": {"local": {"hit@5": 0.5}}})
+    metrics = hooks.measure(read[-1][-1] if read else "")
+    context.output.write_json("metrics.json", metrics)
     context.output.write_json("model/config.json", {})
     context.output.write_bytes("table.txt", b"the table")
     context.tracker.metrics({"loss": 1.0}, step=1)
-    return {"size": 3, "student": {"local": {"hit@5": 0.5, "tasks": {"a": {"hit@5": 0.5}}}}}
+    return {"size": 3, **metrics}
 """
 HOOKS = """
-calls, actions = [], {}
+calls, actions, quality = [], {}, {}
 
 
 def call(name, context):
     calls.append(name)
     actions.get(name, lambda _: None)(context)
+
+
+def measure(word):
+    hit = quality.get(word, 0.5)
+    pool = {"hit@5": hit, "tasks": {"a": {"hit@5": hit}}}
+    size = {"layers": 2, "parameters": 10, "latency_ms": {"median": 3.0}}
+    chance = {"local": {"hit@5": 0.1}, "union": {"hit@5": 0.05}}
+    return {"student": {**size, "local": pool, "union": pool}, "chance": chance}
 """
 STAGES = (
     Stage("ingest", "fakes.ingest", (), ("data",)),
@@ -84,8 +93,12 @@ class Tracked:
         self.log.append((name, "stage", tags["cache"]))
         return Tracked(self.log, name)
 
+    def child(self, name: str, tags: dict) -> "Tracked":
+        self.log.append((name, "child", tags["cache"]))
+        return Tracked(self.log, name)
+
     def ids(self) -> dict[str, str]:
-        return {"experiment_id": "1", "run_id": self.run_id}
+        return {"experiment_id": "1", "run_id": self.run_id, "tracking_uri": "made"}
 
     def __getattr__(self, verb: str) -> Any:
         return lambda *values, **named: self.log.append((self.name, verb, *values))

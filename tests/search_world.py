@@ -21,6 +21,7 @@ from tests.support import Recorder
 
 COLOURS = ("red", "green", "blue", "yellow", "cyan", "magenta", "black", "white", "orange", "purple", "brown", "pink")
 DATASET = "shop"
+TRAINED = 10  # colours of which the training pool has pictures and descriptions
 
 
 @dataclass
@@ -58,7 +59,8 @@ def ingest_rows() -> tuple[list[dict], list[dict]]:
     for number, colour in enumerate(COLOURS):
         shown = {"dataset_id": 9, "text": None, "image_id": picture(colour).image_id, "modality": "image"}
         told = {"dataset_id": 9, "text": f"A {colour} square.", "image_id": None, "modality": "text"}
-        pools = ([f"{DATASET}_task0", "union_test"], [f"{DATASET}_task3", "union_test"])
+        trained = ["union_train"] if number < TRAINED else []
+        pools = ([f"{DATASET}_task0", "union_test", *trained], [f"{DATASET}_task3", "union_test", *trained])
         candidates.append({"did": f"9:{number}", "content_id": f"i{number}", "pools": pools[0], **shown})
         candidates.append({"did": f"9:{100 + number}", "content_id": f"t{number}", "pools": pools[1], **told})
         common = {"split": "test", "dataset": DATASET, "dataset_id": 9, "negatives": []}
@@ -71,7 +73,10 @@ def ingest_rows() -> tuple[list[dict], list[dict]]:
                         "pool": pools[1][0], **common, **asked})  # fmt: skip
     elsewhere = {"did": "9:500", "content_id": "e", "pools": ["union_val"], "dataset_id": 9, "text": "Not here."}
     candidates.append({**elsewhere, "image_id": None, "modality": "text"})
-    queries.append({**queries[0], "qid": "9:900", "split": "train", "pool": None})
+    queries += [
+        {**query, "qid": f"9:{900 + number}", "split": "train", "pool": None}
+        for number, query in enumerate(queries[: 2 * TRAINED])
+    ]
     return queries, candidates
 
 

@@ -11,7 +11,7 @@ them. A family is a pure function of (seed, split, index). Its members:
     snapshot   the scene again, never clean            the picture of queries
 
 Judgements ignore families: whatever is true of a query in the whole split is relevant to it (`scene_world`). What is
-false within the family is its hard negative.
+false within the family, or within the families made of the same parts, is a hard negative.
 """
 
 from collections import defaultdict
@@ -40,8 +40,25 @@ TASKS = {
 """Task: modality of its queries, of its candidates, and which candidates."""
 SLOTS = 7
 """Candidates of a family besides answers: 2 pictures, 2 captions, 3 cards."""
+KINDS = ((0, 1), (2, 3), (4, 5, 6))
+"""The slots of pictures, captions and cards."""
 FIRST_ANSWER = 10**8
 """Answers belong to no family; their numbers start beyond those of all others."""
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """How much must be understood.
+
+    Attributes:
+        counts: how many things a scene has: one of these, each as likely.
+        siblings: scenes in a row that are made of the same parts, combined and arranged differently; 1 is none.
+        edits: steps of a change.
+    """
+
+    counts: tuple[int, ...] = (1, 1, 2, 2, 2, 3)
+    siblings: int = 1
+    edits: int = 1
 
 
 @dataclass(frozen=True)
@@ -67,6 +84,7 @@ class World:
     """A split with its judgements: which candidates, by did, show a scene, tell a set of facts, or say a sentence."""
 
     families: list[Family]
+    difficulty: Difficulty
     by_scene: dict[Scene, list[str]]
     by_card: dict[tuple[Scene, str], list[str]]
     by_caption: dict[frozenset[Fact], list[str]]
@@ -91,11 +109,11 @@ _facts = lru_cache(maxsize=2**16)(facts)
 
 
 @lru_cache(maxsize=1)
-def judged_world(seed: int, split: str, count: int, first_number: int) -> World:
+def judged_world(seed: int, split: str, count: int, first_number: int, difficulty: Difficulty) -> World:
     """All families of a split, without their pictures: cheap enough for every task to make again."""
-    world = World([], defaultdict(list), defaultdict(list), defaultdict(list), {})
+    world = World([], difficulty, defaultdict(list), defaultdict(list), defaultdict(list), {})
     for index in range(count):
-        member = family(seed, split, index, first_number + index)
+        member = family(seed, split, index, first_number + index, difficulty)
         world.families.append(member)
         for slot in (0, 1):
             world.by_scene[member.scenes[slot]].append(did(member, slot))
@@ -108,11 +126,12 @@ def judged_world(seed: int, split: str, count: int, first_number: int) -> World:
     return world
 
 
-def family(seed: int, split: str, index: int, number: int) -> Family:
+def family(seed: int, split: str, index: int, number: int, difficulty: Difficulty) -> Family:
     """The family of an index."""
     random = Random(f"{seed}/{split}/{index}")
-    scene = sample(random)
-    edit, changed = change(scene, random)
+    bag = Random(f"{seed}/{split}/parts/{index // difficulty.siblings}")
+    scene = sample(difficulty.counts, bag, random)
+    edit, changed = change(scene, random, difficulty.edits)
     told = scene_language.outline(scene, random)
     told_changed = Outline(changed, told.sized, told.textured, told.placed)
     question = random.choice(scene_language.questions(scene))
@@ -133,6 +152,14 @@ def family(seed: int, split: str, index: int, number: int) -> Family:
 def did(family: Family, slot: int) -> str:
     """0, 1 the pictures; 2, 3 the captions; 4, 5, 6 the cards."""
     return f"{DATASET_ID}:{family.number * SLOTS + slot}"
+
+
+def siblings(family: Family, world: World) -> list[Family]:
+    """The families of the same parts, this one first."""
+    first = world.families[0].number
+    place, size = family.number - first, world.difficulty.siblings
+    start = place - place % size
+    return [family, *(one for one in world.families[start : start + size] if one is not family)]
 
 
 def cards(family: Family) -> list[tuple[int, Scene, str]]:
@@ -167,17 +194,18 @@ def query_rows(family: Family, split: str, world: World) -> Iterator[dict[str, A
     """The family's query of each task, with all that is relevant in the split."""
     (scene, changed), told, room = family.scenes, family.outlines[0].facts(), family.rooms[0]
     shot = image_path(family, split, "snapshot")
-    answers = [world.by_answer[text] for text in family.answers if text]
-    slots = [did(family, slot) for slot in range(SLOTS)]
+    near = siblings(family, world)
+    answers = [world.by_answer[text] for member in near for text in member.answers if text]
+    pictures, captions, catalogue = ([did(member, slot) for member in near for slot in slots] for slots in KINDS)
     asked = {
-        0: (family.asked, None, world.pictures(told), slots[:2]),
-        1: (family.retold, None, world.by_caption[told], slots[2:4]),
-        2: (f"{family.asked}, in the {room}", None, world.cards(told, room), slots[4:]),
-        3: (None, shot, world.captions(scene), slots[2:4]),
-        4: (None, shot, world.by_scene[scene], slots[:2]),
-        6: (family.question, shot, answers[:1], answers),
-        7: (family.edit, shot, world.by_scene[changed], slots[:2]),
-        8: (f"in the {room}", shot, world.by_card[scene, room], slots[4:]),
+        0: (family.asked, None, world.pictures(told), pictures),
+        1: (family.retold, None, world.by_caption[told], captions),
+        2: (f"{family.asked}, in the {room}", None, world.cards(told, room), catalogue),
+        3: (None, shot, world.captions(scene), captions),
+        4: (None, shot, world.by_scene[scene], pictures),
+        6: (family.question, shot, [world.by_answer[family.answers[0]]], answers),
+        7: (family.edit, shot, world.by_scene[changed], pictures),
+        8: (f"in the {room}", shot, world.by_card[scene, room], catalogue),
     }
     for place, (task, (text, path, positives, near)) in enumerate(asked.items()):
         yield {
@@ -187,7 +215,7 @@ def query_rows(family: Family, split: str, world: World) -> Iterator[dict[str, A
             "query_modality": TASKS[task][0],
             "query_src_content": None,
             "pos_cand_list": positives,
-            "neg_cand_list": [one for one in near if one not in positives],
+            "neg_cand_list": [one for one in dict.fromkeys(near) if one not in positives],
             "task_id": task,
         }
 

@@ -19,6 +19,7 @@ from stages.data.scene_families import (
     DATASET,
     DATASET_ID,
     TASKS,
+    Difficulty,
     Family,
     answer_rows,
     candidate_rows,
@@ -56,11 +57,13 @@ class Part:
     start: int
     stop: int
     size: int
+    difficulty: Difficulty
 
 
 def make(root: Path, counts: Any, seed: int, each: Each = map) -> Path:
     """Writes the directory, anew where a killed run left one. `counts` is `stages.ingest.Scenes`."""
     shutil.rmtree(root, ignore_errors=True)
+    difficulty = Difficulty(tuple(counts.things), counts.siblings, counts.edits)
     first_number = 0
     for split in SPLITS:
         count = getattr(counts, split)
@@ -68,7 +71,7 @@ def make(root: Path, counts: Any, seed: int, each: Each = map) -> Path:
         starts = range(0, count, FAMILIES_PER_PART)
         stops = [min(start + FAMILIES_PER_PART, count) for start in starts]
         parts = [
-            Part(root, seed, split, count, first_number, start, stop, counts.size)
+            Part(root, seed, split, count, first_number, start, stop, counts.size, difficulty)
             for start, stop in zip(starts, stops, strict=True)
         ]
         for texts in each(make_part, parts):
@@ -80,7 +83,7 @@ def make(root: Path, counts: Any, seed: int, each: Each = map) -> Path:
 
 def make_part(part: Part) -> dict[str, str]:
     """Draws the pictures of a part; {"pictures" …: candidate lines, "query0" …: lines, "qrels0" …: lines}."""
-    world = judged_world(part.seed, part.split, part.count, part.first_number)
+    world = judged_world(part.seed, part.split, part.count, part.first_number, part.difficulty)
     texts: dict[str, list[str]] = defaultdict(list)
     for kind, row in answer_rows(world) if part.start == 0 else ():
         texts[kind].append(json.dumps(row))

@@ -80,6 +80,21 @@ def FEATURES(dim: int) -> pa.Schema:
     )
 
 
+NEGATIVES = pa.schema(
+    [
+        ("qid", pa.string()),  # a train query
+        ("positive_score", pa.float32()),  # cosine with its farthest positive; null where no positive is in the pool
+        ("limit", pa.float32()),  # negatives score below this
+        ("negatives", pa.list_(pa.string())),  # dids of mined hard negatives, hardest first, may be empty
+        ("scores", pa.list_(pa.float32())),  # their cosines
+        ("copies", pa.int32()),  # candidates left out because their content is a positive's or the query's own
+        ("too_close", pa.int32()),  # candidates left out because they reach the limit
+        ("left_out", pa.list_(pa.string())),  # dids of the closest of these: perhaps positives that nobody labelled
+        ("left_out_scores", pa.list_(pa.float32())),
+    ]
+)
+
+
 def EMBEDDINGS(dim: int) -> pa.Schema:
     """Candidate embeddings of `dim` numbers, as the index holds them."""
     return pa.schema(

@@ -60,8 +60,8 @@ class Step:
     """Teacher states, queries first and candidates after them, [2B, D]."""
 
 
-Teacher = Callable[[list[str], list[str]], torch.Tensor]
-"""Looks up the cached teacher states of query ids and candidate ids, [2B, D]."""
+Teacher = Callable[[Pairs], torch.Tensor]
+"""The teacher's states of a step's queries and candidates, [2B, D]: looked up or computed."""
 
 
 def fit(
@@ -129,7 +129,7 @@ def prepare(encoder: Encoder, sampler: PairSampler, teacher: Teacher | None, chu
     return Step(
         pairs=pairs,
         rows=encoder.collator(pairs.query_rows + pairs.candidate_rows, chunk, sighted=needs_images(encoder)),
-        teacher_BD=teacher(pairs.query_ids, pairs.candidate_ids) if teacher else None,
+        teacher_BD=teacher(pairs) if teacher else None,
     )
 
 
@@ -200,8 +200,27 @@ def pace(engine: Any, pairs_per_second: float) -> dict[str, float]:
 def cached_teacher(queries: Mapping, candidates: Mapping) -> Teacher:
     """A teacher that looks its states up in two id → vector tables."""
 
-    def look_up(query_ids: list[str], candidate_ids: list[str]) -> torch.Tensor:
-        vectors = [queries[identity] for identity in query_ids] + [candidates[identity] for identity in candidate_ids]
+    def look_up(pairs: Pairs) -> torch.Tensor:
+        vectors = [queries[identity] for identity in pairs.query_ids]
+        vectors += [candidates[identity] for identity in pairs.candidate_ids]
         return torch.stack([torch.as_tensor(vector, dtype=torch.float32) for vector in vectors])
 
     return look_up
+
+
+def live_teacher(encoder: Encoder, normed: bool) -> Teacher:
+    """A teacher that reads each step's rows itself, as the paper does: a second model in memory and in every step.
+
+    Args:
+        encoder: the backbone up to the layer that teaches.
+        normed: whether its final norm is applied.
+    """
+    encoder.eval()
+
+    @torch.no_grad()
+    def read(pairs: Pairs) -> torch.Tensor:
+        rows = encoder.collator(pairs.query_rows + pairs.candidate_rows).to(encoder.device)
+        states_BD = encoder.states(rows) if normed else encoder.states_by_layer(rows, normed=False)[-1]
+        return states_BD.float()
+
+    return read

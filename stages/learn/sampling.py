@@ -41,6 +41,7 @@ class PairSampler:
         seed: decides everything that is random.
         vary_instructions: draw an instruction for each use; False always takes the first, as evaluation does.
         smallest_task: queries of a task of a data set are repeated until an epoch has this many; 0 repeats none.
+        mined: a table of mined hard negatives by qid, beside those that the data gives.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class PairSampler:
         seed: int,
         vary_instructions: bool,
         smallest_task: int = 0,
+        mined: Any = None,
     ):
         self.queries = MappedTable.open(ingest, "queries", "qid", where={"split": "train"})
         self.candidates = MappedTable.open(ingest, "candidates", "did")
@@ -61,6 +63,7 @@ class PairSampler:
         self.batch, self.world, self.rank, self.seed = batch, world, rank, seed
         self.vary_instructions = vary_instructions
         datasets, tasks = (self.queries.column(name).to_numpy() for name in ("dataset_id", "task_id"))
+        self.mined = None if mined is None else MappedTable.open(mined, "negatives", "qid")
         self.epoch = upsampled(datasets.astype(np.int64) << 32 | tasks, smallest_task)
 
     def __len__(self) -> int:
@@ -88,6 +91,14 @@ class PairSampler:
             positive_hashes=[hash_ids(query["positives"]).view(np.int64) for query in queries],
             target_modality=np.array([MODALITIES.index(modality) for modality in modalities]),
         )
+
+    def negatives(self, query: dict) -> list[str]:
+        """Ids of a query's hard negatives: those that the data gives, then the mined ones, hardest first."""
+        given = query["negatives"]
+        if self.mined is None or query["qid"] not in self.mined:
+            return given
+        mined = self.mined.row(self.mined.find(query["qid"]))["negatives"]
+        return given + [did for did in mined if did not in given]
 
     def _query(self, query: dict, target: str, pick: int) -> Row:
         instruction = self.instructions.choose(query["dataset_id"], query["modality"], target, int(pick))

@@ -5,6 +5,8 @@ the vision tower stay; the language-model head is not loaded. The output equals 
 model exactly (PUMA keeps a plain prefix: no layer search, no importance score; paper.md §1.1).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,21 @@ def pruned_config(directory: Path, layers: int | None) -> Any:
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:layers]
     return config
+
+
+@contextmanager
+def first_layers(backbone: Any, layers: int) -> Iterator[Any]:
+    """The loaded backbone with its first `layers` layers only, for the block; it computes what a cut checkpoint does.
+
+    For measuring every depth of one model without loading it as often.
+    """
+    text = backbone.language_model
+    whole, depth = text.layers, text.config.num_hidden_layers
+    text.layers, text.config.num_hidden_layers = whole[:layers], layers
+    try:
+        yield backbone
+    finally:
+        text.layers, text.config.num_hidden_layers = whole, depth
 
 
 def load_backbone(directory: Path, layers: int | None = None, dtype: torch.dtype = torch.float32) -> Any:

@@ -2,10 +2,16 @@
 
 Turns, because a machine's speed drifts (heat, neighbours, clocks): two models timed minutes apart compare the minutes.
 Times are end to end for the text and the picture of a query: decoding, tokenising, forward pass, vector on the host.
+
+The same is measured for every depth of one model, which then runs with its first k layers only, and with it the
+memory: the bytes of those k layers, vision tower and embeddings, and the most that tensors held beside them while a
+batch was embedded. Torch's allocator tells both, so that process, libraries and what the allocator keeps in reserve
+do not count, and a CPU and a GPU are measured alike.
 """
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -31,6 +37,51 @@ def measure_cost(encoders: Mapping[str, Any], rows: Sequence[Any], batch_size: i
         }
         for name, encoder in encoders.items()
     }
+
+
+def measure_depths(encoder: Any, rows: Sequence[Any], batch_size: int) -> list[dict[str, Any]]:
+    """`measure_cost` of the first 1, 2, … layers of one loaded encoder, and `memory_mib` while it embeds a batch."""
+    depths = {str(layers): Depth(encoder, layers) for layers in range(1, encoder.layers + 1)}
+    costs = measure_cost(depths, rows, batch_size)
+    for name, depth in depths.items():
+        costs[name]["memory_mib"] = (depth.bytes_count + peak_bytes(depth, rows, batch_size)) / 2**20
+    return list(costs.values())
+
+
+class Depth:
+    """An encoder with its first layers only; shares all weights with the whole."""
+
+    def __init__(self, encoder: Any, layers: int) -> None:
+        from stages.model.prune import first_layers
+
+        self.encoder, self.layers, self.dim = encoder, layers, encoder.dim
+        self.cut = partial(first_layers, encoder.backbone, layers)
+        with self.cut() as backbone:
+            self.parameters_count = encoder.parameters_count
+            self.bytes_count = sum(weight.numel() * weight.element_size() for weight in backbone.parameters())
+
+    def encode(self, rows: Sequence[Any], batch_size: int) -> np.ndarray:
+        """The vectors that a student of so many layers would give before training."""
+        with self.cut():
+            return self.encoder.encode(rows, batch_size)
+
+
+def peak_bytes(depth: Depth, rows: Sequence[Any], batch_size: int) -> int:
+    """The most bytes that tensors held at one time while a batch was embedded, weights not counted."""
+    import torch
+
+    batch = rows[:batch_size]
+    device = depth.encoder.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        depth.encode(batch, batch_size)
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        depth.encode(batch, batch_size)
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
+    return int(held.max(initial=0))
 
 
 def time_single(encoders: Mapping[str, Any], rows: Sequence[Any]) -> dict[str, list[float]]:

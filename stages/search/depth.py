@@ -1,4 +1,4 @@
-"""The depth curve: hit@5 on a validation sample, read out after each decoder layer.
+"""The depth curve: hit@5 on a validation sample, read out after each decoder layer, beside what so many layers cost.
 
 Shapes: Q queries, C candidates, K layers, D values of a state.
 
@@ -43,7 +43,7 @@ def validation_sample(ingest: Artifact, queries_per_set: int, most_candidates: i
         candidates = MappedTable.open(ingest, "candidates", "did")
     wanted = {did for row in rows for did in row["positives"][:POSITIVES]}
     places = {candidates.find(did) for did in wanted if did in candidates}
-    others = [place for place in _evenly(len(candidates), most_candidates) if place not in places]
+    others = [place for place in evenly(len(candidates), most_candidates) if place not in places]
     places |= set(others[: max(0, most_candidates - len(places))])
     found = [candidates.row(place) for place in sorted(places)]
     return pa.Table.from_pylist(rows, QUERIES), pa.Table.from_pylist(found, CANDIDATES)
@@ -54,10 +54,10 @@ def _spread_by_set(queries: MappedTable, most: int) -> list[int]:
     groups: dict[tuple[str, int], list[int]] = {}
     for index, name in enumerate(names):
         groups.setdefault(name, []).append(index)
-    return [group[place] for group in groups.values() for place in _evenly(len(group), most)]
+    return [group[place] for group in groups.values() for place in evenly(len(group), most)]
 
 
-def _evenly(size: int, most: int) -> list[int]:
+def evenly(size: int, most: int) -> list[int]:
     """At most `most` of the numbers 0 … size - 1, evenly spaced."""
     return np.linspace(0, size - 1, min(size, most)).astype(int).tolist() if size else []
 
@@ -97,6 +97,16 @@ def curve_of(queries: pa.Table, candidates: pa.Table, dim: int) -> dict[str, Any
     }
 
 
+def shallowest(curve: dict[str, Any], max_loss: float, least: int = 1) -> int:
+    """The fewest layers, at least `least`, whose hit@5 is at least (1 - max_loss) times that of the full depth.
+
+    The curve tells of cut models that were not trained; training brings back a part of what they lose.
+    """
+    full = curve["layers"][-1]["hit@5"]
+    enough = [entry["layers"] for entry in curve["layers"] if entry["hit@5"] >= (1 - max_loss) * full]
+    return min(layers for layers in enough if layers >= least)
+
+
 def _truth(queries: pa.Table, candidates: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """Bool [Q, C] twice: which candidate is a positive, and which has the target's modality."""
     place = {did: index for index, did in enumerate(candidates["did"].to_pylist())}
@@ -125,18 +135,45 @@ def _mean(sets: dict[str, float]) -> float:
     return sum(sets.values()) / len(sets)
 
 
+COLUMNS = (
+    ("hit@5", "hit@5", lambda entry: entry["hit@5"], "{:.3f}"),
+    ("million parameters", "million parameters", lambda entry: entry["parameters"] / 1e6, "{:,.2f}"),
+    ("ms per query, median", "milliseconds per query", lambda entry: entry["latency_ms"]["median"], "{:.1f}"),
+    ("queries per second", "", lambda entry: entry["queries_per_second"], "{:,.0f}"),
+    ("MiB of memory", "MiB of memory", lambda entry: entry["memory_mib"], "{:,.1f}"),
+)
+"""Of the table: head, label in the plot (empty: not plotted), value of an entry of the curve, form."""
+
+
+def curve_table(curve: dict[str, Any]) -> str:
+    """The curve as a Markdown table, a line for each depth."""
+    full = curve["layers"][-1]["hit@5"]
+    head = ["layers", COLUMNS[0][0], "of the full depth", *(column[0] for column in COLUMNS[1:])]
+    lines = [f"| {' | '.join(head)} |", f"|{' ---: |' * len(head)}"]
+    for entry in curve["layers"]:
+        hit, *costs = (form.format(value(entry)) for _, _, value, form in COLUMNS)
+        share = f"{entry['hit@5'] / full:.1%}" if full else "–"
+        lines.append(f"| {' | '.join([str(entry['layers']), hit, share, *costs])} |")
+    return "\n".join(lines)
+
+
 def plot_curve(curve: dict[str, Any]) -> Figure:
-    """hit@5 over depth: a thin line for each evaluation set, the mean, and chance."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
+    """What each depth finds and what it costs: hit@5 (thin lines: single evaluation sets), then each cost."""
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    places = figure.subplots(2, 2, sharex=True).flat
     depths = [entry["layers"] for entry in curve["layers"]]
-    for name in curve["layers"][0]["sets"]:
-        axes.plot(depths, [entry["sets"][name] for entry in curve["layers"]], color="0.75", linewidth=0.8)
-    axes.plot(depths, [entry["hit@5"] for entry in curve["layers"]], marker="o", label="mean of the evaluation sets")
-    axes.axhline(curve["chance hit@5"], linestyle=":", color="tab:red", label="chance")
-    axes.set(xlabel="decoder layers read", ylabel="hit@5 on the validation sample", ylim=(0, 1), xticks=depths)
-    axes.set_title("Depth curve of the teacher; the cut models are not trained", fontsize=10)
-    axes.legend()
+    for axes, (_, label, value, _) in zip(places, [column for column in COLUMNS if column[1]], strict=True):
+        values = [value(entry) for entry in curve["layers"]]
+        axes.plot(depths, values, marker="o", label="mean of the evaluation sets" if label == "hit@5" else None)
+        axes.set(ylabel=label, ylim=(0, 1 if label == "hit@5" else 1.1 * max(values)), xticks=depths)
+        axes.spines[["top", "right"]].set_visible(False)
+        if label == "hit@5":
+            for name in curve["layers"][0]["sets"]:
+                axes.plot(depths, [entry["sets"][name] for entry in curve["layers"]], color="0.75", linewidth=0.8)
+            axes.axhline(curve["chance hit@5"], linestyle=":", color="tab:red", label="chance")
+            axes.legend(fontsize=8)
+    figure.supxlabel("decoder layers kept", fontsize=10)
+    figure.suptitle("Every depth of the teacher, on a validation sample; cut, not trained", fontsize=10)
     return figure
 
 

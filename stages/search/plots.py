@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stages.search.report import HEADLINE, labels
+from stages.search.report import HEADLINE, labels, measured
 
 COLOURS = {"teacher": "#8a8f98", "student": "#d1495b", "chance": "#222222"}
 
@@ -17,7 +17,8 @@ def draw_quality(metrics: Mapping[str, Any]) -> Any:
     figure = Figure(figsize=(max(7.0, 0.9 * len(names) + 2), 7.0), layout="constrained")
     FigureCanvasAgg(figure)  # no pyplot: it keeps figures alive and picks a backend for the whole process
     for axes, scope in zip(figure.subplots(2, 1, sharex=True, sharey=True), ("local", "union"), strict=True):
-        for shift, model in ((-0.2, "teacher"), (0.2, "student")):
+        for model in measured(metrics):
+            shift = -0.2 if model == "teacher" else 0.2
             heights = [metrics[model][scope]["tasks"][name][HEADLINE] for name in names]
             places = [place + shift for place in range(len(names))]
             bars = axes.bar(places, heights, 0.38, label=model, color=COLOURS[model])
@@ -42,11 +43,13 @@ def draw_cost(metrics: Mapping[str, Any]) -> Any:
     figure = Figure(figsize=(7.0, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    largest = max(metrics[model]["parameters"] for model in ("teacher", "student"))
-    for model, above in (("teacher", 22), ("student", -30)):
+    models = measured(metrics)
+    largest = max(metrics[model]["parameters"] for model in models)
+    for model in models:
         one = metrics[model]
         point = (one["latency_ms"]["median"], one["local"][HEADLINE])
         axes.scatter(*point, s=900 * one["parameters"] / largest, color=COLOURS[model], alpha=0.8)
+        above = 22 if model == "teacher" else -30
         note = f"{model}: {one['layers']} layers, {one['parameters'] / 1e6:,.1f} M"
         axes.annotate(note, point, xytext=(0, above), textcoords="offset points", ha="center")
     axes.axhline(metrics["chance"]["local"][HEADLINE], color=COLOURS["chance"], linestyle=":", linewidth=1)
@@ -54,6 +57,6 @@ def draw_cost(metrics: Mapping[str, Any]) -> Any:
     axes.set_xlabel("median milliseconds per query, one at a time")
     axes.set_ylabel(f"mean local {HEADLINE}")
     axes.set_ylim(0, 1.1)
-    axes.set_xlim(0, 1.35 * max(metrics[model]["latency_ms"]["median"] for model in ("teacher", "student")))
+    axes.set_xlim(0, 1.35 * max(metrics[model]["latency_ms"]["median"] for model in models))
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -1,6 +1,7 @@
 """The comparison as files: `table.txt` for the terminal, `report.md`, CSV tables and plots.
 
-Everything here is a view of metrics.json; nothing is computed that is not written there.
+Everything here is a view of metrics.json; nothing is computed that is not written there. A student that was measured
+alone (`evaluate.teacher=false`) has the same tables without the teacher's columns.
 """
 
 import csv
@@ -15,8 +16,9 @@ HEADLINE = "hit@5"
 NOTES = """hit@k is 1 when any relevant candidate is among the first k (M-BEIR calls it Recall@k); recall@k is the
 share of the relevant candidates that were found. Chance is the exact expectation of a random ranking. Means weigh
 every set the same. A query's own picture stays in the pool, as in M-BEIR. Latency is end to end for one query, both
-models in one process, turn by turn."""
-SET_COLUMNS = ("set", "queries", "pool", "chance", "teacher", "student", "kept")
+models in one process, turn by turn. The teacher is the backbone as it came; the fair upper bound, the whole backbone
+with the student's training, comes from `python pipeline/ablate.py RECIPE upper_bound`."""
+MODELS = ("teacher", "student")
 
 
 def write_report(context: Context, metrics: Mapping[str, Any]) -> None:
@@ -29,8 +31,8 @@ def write_report(context: Context, metrics: Mapping[str, Any]) -> None:
         "report.md": markdown_report(metrics),
         "tables/quality.csv": to_csv(quality_rows(metrics, MEASURES)),
         "tables/cost.csv": to_csv(cost_rows(metrics)),
-        "tables/local.md": markdown_table(SET_COLUMNS, set_rows(metrics, "local")),
-        "tables/union.md": markdown_table(SET_COLUMNS, set_rows(metrics, "union")),
+        "tables/local.md": markdown_table(set_columns(metrics), set_rows(metrics, "local")),
+        "tables/union.md": markdown_table(set_columns(metrics), set_rows(metrics, "union")),
     }
     for name, text in texts.items():
         context.output.write_bytes(name, text.encode())
@@ -40,6 +42,17 @@ def write_report(context: Context, metrics: Mapping[str, Any]) -> None:
         figure.savefig(picture, format="png", dpi=120)
         context.output.write_bytes(f"plots/{name}", picture.getvalue())
         context.tracker.figure(name, figure)
+
+
+def measured(metrics: Mapping[str, Any]) -> list[str]:
+    """The models that were measured, the teacher first."""
+    return [name for name in MODELS if name in metrics]
+
+
+def set_columns(metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    """The head of a table of sets."""
+    models = measured(metrics)
+    return ("set", "queries", "pool", "chance", *models, *(("kept",) if len(models) > 1 else ()))
 
 
 def labels(metrics: Mapping[str, Any]) -> dict[str, str]:
@@ -53,33 +66,41 @@ def labels(metrics: Mapping[str, Any]) -> dict[str, str]:
 
 
 def set_rows(metrics: Mapping[str, Any], scope: str) -> Iterator[Sequence[str]]:
-    """SET_COLUMNS of each set in the scope, then of the mean."""
-    student, teacher = metrics["student"][scope], metrics["teacher"][scope]
+    """`set_columns` of each set in the scope, then of the mean."""
+    scopes = [metrics[name][scope] for name in measured(metrics)]
     for name, label in labels(metrics).items():
-        task = student["tasks"][name]
+        task = metrics["student"][scope]["tasks"][name]
         sizes = (f"{task['queries']:,}", f"{task['pool_size']:,}")
-        yield label, *sizes, *compared(task[f"chance {HEADLINE}"], teacher["tasks"][name][HEADLINE], task[HEADLINE])
-    yield "mean", "", "", *compared(metrics["chance"][scope][HEADLINE], teacher[HEADLINE], student[HEADLINE])
+        yield label, *sizes, *compared(task[f"chance {HEADLINE}"], [one["tasks"][name][HEADLINE] for one in scopes])
+    yield "mean", "", "", *compared(metrics["chance"][scope][HEADLINE], [one[HEADLINE] for one in scopes])
 
 
-def compared(chance: float, teacher: float, student: float) -> tuple[str, str, str, str]:
-    """Three qualities and what the student keeps of the teacher's."""
-    return f"{chance:.3f}", f"{teacher:.3f}", f"{student:.3f}", f"{student / teacher:.0%}" if teacher else "–"
+def compared(chance: float, qualities: Sequence[float]) -> tuple[str, ...]:
+    """Chance, the qualities, and what the last one keeps of the first one's."""
+    return f"{chance:.3f}", *(f"{quality:.3f}" for quality in qualities), *share(qualities)
 
 
-def model_rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """Name, teacher, student, student's share, for each cost."""
-    teacher, student = metrics["teacher"], metrics["student"]
+def share(values: Sequence[float]) -> tuple[str, ...]:
+    """The student's value as a share of the teacher's, where both were measured."""
+    if len(values) < 2:
+        return ()
+    teacher, student = values
+    return (f"{student / teacher:.0%}" if teacher else "–",)
+
+
+def model_rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Name, then each model's value, then the student's share, for each cost."""
+    models = [metrics[name] for name in measured(metrics)]
     numbers = {
-        "layers": (teacher["layers"], student["layers"], "{:,}"),
-        "parameters, millions": (teacher["parameters"] / 1e6, student["parameters"] / 1e6, "{:,.1f}"),
-        "vector dimensions": (teacher["dim"], student["dim"], "{:,}"),
-        "ms per query, median": (teacher["latency_ms"]["median"], student["latency_ms"]["median"], "{:.1f}"),
-        "ms per query, p90": (teacher["latency_ms"]["p90"], student["latency_ms"]["p90"], "{:.1f}"),
-        "queries per second": (teacher["queries_per_second"], student["queries_per_second"], "{:,.0f}"),
+        "layers": ([one["layers"] for one in models], "{:,}"),
+        "parameters, millions": ([one["parameters"] / 1e6 for one in models], "{:,.1f}"),
+        "vector dimensions": ([one["dim"] for one in models], "{:,}"),
+        "ms per query, median": ([one["latency_ms"]["median"] for one in models], "{:.1f}"),
+        "ms per query, p90": ([one["latency_ms"]["p90"] for one in models], "{:.1f}"),
+        "queries per second": ([one["queries_per_second"] for one in models], "{:,.0f}"),
     }
-    for name, (left, right, form) in numbers.items():
-        yield name, form.format(left), form.format(right), f"{right / left:.0%}"
+    for name, (values, form) in numbers.items():
+        yield name, *map(form.format, values), *share(values)
 
 
 def terminal_table(metrics: Mapping[str, Any]) -> str:
@@ -88,9 +109,10 @@ def terminal_table(metrics: Mapping[str, Any]) -> str:
     from rich.console import Console
     from rich.table import Table
 
-    title = f"{HEADLINE}: student beside teacher"
+    columns = set_columns(metrics)
+    title = f"{HEADLINE}: {' beside '.join(reversed(measured(metrics)))}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in SET_COLUMNS:
+    for name in columns:
         table.add_column(name, justify="left" if name == "set" else "right", overflow="fold")
     *rows, local = set_rows(metrics, "local")
     for row in rows:
@@ -100,8 +122,8 @@ def terminal_table(metrics: Mapping[str, Any]) -> str:
     *_, union = set_rows(metrics, "union")
     table.add_row("mean, union pool", *union[1:])
     table.add_section()
-    for name, teacher, student, share in model_rows(metrics):
-        table.add_row(name, "", "", "", teacher, student, share)
+    for name, *values in model_rows(metrics):
+        table.add_row(name, "", "", "", *values)
     text = io.StringIO()
     Console(file=text, width=WIDTH, color_system=None).print(table)
     return text.getvalue()
@@ -109,26 +131,39 @@ def terminal_table(metrics: Mapping[str, Any]) -> str:
 
 def markdown_report(metrics: Mapping[str, Any]) -> str:
     """The report as Markdown."""
-    student, kept = metrics["student"], metrics["kept"]
-    local, union = student["local"], student["union"]
-    measures = [(name, f"{local[name]:.3f}", f"{metrics['teacher']['local'][name]:.3f}", f"{union[name]:.3f}",
-                 f"{metrics['teacher']['union'][name]:.3f}") for name in local if name != "tasks"]  # fmt: skip
+    models = measured(metrics)
+    places = [(name, scope) for scope in ("local", "union") for name in reversed(models)]
+    measures = [
+        (measure, *(f"{metrics[name][scope][measure]:.3f}" for name, scope in places))
+        for measure in metrics["student"]["local"]
+        if measure != "tasks"
+    ]
     parts = [
-        "# Student beside teacher",
-        f"The student has {student['layers']} of the teacher's {metrics['teacher']['layers']} layers and keeps "
-        f"{kept[f'local {HEADLINE}']:.1%} of its mean local {HEADLINE} "
-        f"and {kept[f'union {HEADLINE}']:.1%} of its union {HEADLINE}.",
+        f"# {' beside '.join(reversed(models)).capitalize()}",
+        summary(metrics),
         f"## {HEADLINE} in each set's own pool",
-        markdown_table(SET_COLUMNS, set_rows(metrics, "local")),
+        markdown_table(set_columns(metrics), set_rows(metrics, "local")),
         f"## {HEADLINE} in the union pool",
-        markdown_table(SET_COLUMNS, set_rows(metrics, "union")),
+        markdown_table(set_columns(metrics), set_rows(metrics, "union")),
         "## All measures, mean over sets",
-        markdown_table(("measure", "student, local", "teacher, local", "student, union", "teacher, union"), measures),
+        markdown_table(("measure", *(f"{name}, {scope}" for name, scope in places)), measures),
         "## Cost",
-        markdown_table(("", "teacher", "student", "student / teacher"), model_rows(metrics)),
+        markdown_table(("", *models, *(("student / teacher",) if len(models) > 1 else ())), model_rows(metrics)),
         NOTES,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def summary(metrics: Mapping[str, Any]) -> str:
+    """What came out, in a sentence."""
+    layers = metrics["student"]["layers"]
+    if "teacher" not in metrics:
+        return f"The student has {layers} layers; its teacher was not measured in this run."
+    return (
+        f"The student has {layers} of the teacher's {metrics['teacher']['layers']} layers and keeps "
+        f"{metrics['kept'][f'local {HEADLINE}']:.1%} of its mean local {HEADLINE} "
+        f"and {metrics['kept'][f'union {HEADLINE}']:.1%} of its union {HEADLINE}."
+    )
 
 
 def markdown_table(columns: Sequence[str], rows: Iterator[Sequence[str]] | Sequence[Sequence[str]]) -> str:
@@ -140,7 +175,7 @@ def markdown_table(columns: Sequence[str], rows: Iterator[Sequence[str]] | Seque
 def quality_rows(metrics: Mapping[str, Any], measures: Sequence[str]) -> Iterator[Sequence[Any]]:
     """A line for each model, scope and set, with every measure."""
     yield "model", "scope", "set", "label", "queries", "pool_size", *measures, *(f"chance {HEADLINE}",)
-    for model in ("teacher", "student"):
+    for model in measured(metrics):
         for scope in ("local", "union"):
             for name, task in metrics[model][scope]["tasks"].items():
                 known = (task["label"], task["queries"], task["pool_size"])
@@ -150,7 +185,7 @@ def quality_rows(metrics: Mapping[str, Any], measures: Sequence[str]) -> Iterato
 def cost_rows(metrics: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
     """A line for each model with size and speed."""
     yield "model", "layers", "parameters", "dim", "latency_ms_median", "latency_ms_p90", "queries_per_second"
-    for model in ("teacher", "student"):
+    for model in measured(metrics):
         one, latency = metrics[model], metrics[model]["latency_ms"]
         size = (one["layers"], one["parameters"], one["dim"])
         yield model, *size, latency["median"], latency["p90"], one["queries_per_second"]

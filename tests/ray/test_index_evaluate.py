@@ -1,19 +1,24 @@
-"""index and evaluate on a real cluster of one machine, with untrained tiny models: what is written is what is true."""
+"""index, evaluate and mining on a real cluster, with untrained tiny models: what is written is what is true."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from stages import evaluate, index
+from pipeline.artifacts import Artifact, Store
+from stages import evaluate, index, train
+from stages.context import Context
 from stages.data import schemas
 from stages.data.instructions import with_instruction
+from stages.mine import Mine, mine
+from stages.params import Cluster
 from stages.search.exact import ExactIndex
 from stages.search.measures import chance_of_hit
-from tests.search_world import COLOURS, ingest_rows, make_world, picture, run_stage
-from tests.support import ray_cluster
+from tests.search_world import COLOURS, TRAINED, Witness, ingest_rows, make_world, picture, run_stage
+from tests.support import ray_cluster, rows
 
 pytestmark = pytest.mark.ray
 ROUNDING = 2e-3  # of vectors kept as float16; leaving out the instruction moves these scores by more
@@ -31,7 +36,24 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
             artifacts["index"], indexed, _ = run_stage(store, artifacts, "index", index.Params(batch_size=4))
             params = evaluate.Params(depth=10, latency_queries=5, batch_size=4)
             artifacts["evaluate"], metrics, tracker = run_stage(store, artifacts, "evaluate", params)
-            yield {"artifacts": artifacts, "indexed": indexed, "metrics": metrics, "tracker": tracker}
+            mining = mine_with(store, artifacts)
+            yield {
+                "artifacts": artifacts,
+                "indexed": indexed,
+                "metrics": metrics,
+                "tracker": tracker,
+                "mining": mining,
+            }
+
+
+def mine_with(store: Store, artifacts: dict[str, Artifact]) -> Artifact:
+    """Mines twice, the second time with what the first one left, and commits what a training would."""
+    attempt = store.begin("train", "a" * 16)
+    params = SimpleNamespace(train=train.Params(mine=Mine(per_query=3, margin=1.0, batch_size=4)))
+    context = Context(params, Cluster(threads=1), artifacts, attempt, Witness())
+    first = mine(context, artifacts["train"].local("model"))
+    assert mine(context, artifacts["train"].local("model")) == first  # file names are drawn, so nothing was rewritten
+    return store.commit(attempt, {"metrics": {}})
 
 
 def embed(directory: Path, queries: bool) -> tuple[list[str], np.ndarray]:
@@ -153,3 +175,36 @@ def test_the_artifact_holds_tables_plots_and_the_teachers_vectors(world: dict) -
     assert "| text→image |" in artifact.local("report.md").read_text()
     assert sum(batch.num_rows for batch in ExactIndex.open(artifact, "teacher").batches()) == 24
     assert {"quality.png", "cost.png", "report.md"} <= set(world["tracker"].names)
+
+
+def test_mined_negatives_are_the_nearest_of_the_training_pool_below_the_positive(world: dict) -> None:
+    directory = world["artifacts"]["train"].local("model")
+    (qids, queries_QD), (dids, candidates_ND) = embed(directory, True), embed(directory, False)
+    scores = dict(zip(qids, queries_QD @ candidates_ND.T, strict=True))
+    asked = [row for row in ingest_rows()[0] if row["split"] == "train"]
+    held = {row["did"]: row for row in ingest_rows()[1]}
+    mined = {row["qid"]: row for row in rows(world["mining"], "negatives")}
+    assert sorted(mined) == sorted(row["qid"] for row in asked) and len(mined) == 2 * TRAINED
+    for number, query in enumerate(asked):
+        row, score = mined[query["qid"]], dict(zip(dids, scores[qids[number]], strict=True))
+        positive = score[query["positives"][0]]
+        assert row["positive_score"] == pytest.approx(positive, abs=ROUNDING)
+        assert not set(row["negatives"]) & set(query["positives"])
+        for did, told in zip(row["negatives"], row["scores"], strict=True):
+            assert "union_train" in held[did]["pools"] and held[did]["modality"] == query["target_modality"]
+            assert told == pytest.approx(score[did], abs=ROUNDING) and told < row["limit"]
+        pool = [did for did, one in held.items() if "union_train" in one["pools"]]
+        below = [did for did in pool if held[did]["modality"] == query["target_modality"] and score[did] < positive]
+        assert abs(len(row["negatives"]) - min(3, len(below))) <= 1  # rounding may move one over the limit
+
+
+def test_the_audit_has_sums_and_examples(world: dict) -> None:
+    summary = world["mining"].read_json("mining.json")
+    table = rows(world["mining"], "negatives")
+    assert summary["queries"] == 2 * TRAINED
+    assert summary["negatives"] == sum(len(row["negatives"]) for row in table) > 0
+    assert summary["too close"] == sum(row["too_close"] for row in table)
+    lines = world["mining"].local("mining.txt").read_text().splitlines()
+    assert sum(line.startswith("query 9:") for line in lines) == 2 * TRAINED
+    assert any(line.startswith("query 9:900 Something red.") for line in lines)
+    assert sum(" negative 9:" in line for line in lines) == summary["negatives"]  # at most three, all of them shown

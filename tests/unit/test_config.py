@@ -114,6 +114,10 @@ def test_wrong_overrides_are_told_in_one_line(override, words):
     ("overrides", "words"),
     [
         (["student.layers=0"], "student.layers=0 is too few in override student.layers=0: a student keeps at least 1"),
+        (["student.layers=atuo"], "must be a whole number or one of auto, full, not 'atuo'"),
+        (["student.layers=true"], "must be a whole number or one of auto, full, not True"),
+        (["student.max_loss=0.2"], "student.max_loss does nothing in override student.max_loss=0.2"),
+        (["train.mine.per_query=4", "train.steps=0"], "mines for no training in override train.mine.per_query=4"),
         (["student.layers=99"], "student.layers=99 is too many in override student.layers=99: the backbone has"),
         (["data.kind=mbeir"], "data.kind=mbeir needs data.path"),
         (["data.path=x"], "add data.kind=mbeir"),

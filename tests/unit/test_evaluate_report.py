@@ -72,3 +72,16 @@ def test_plots_show_every_set_and_both_models() -> None:
     assert [tick.get_text() for tick in quality.axes[1].get_xticklabels()] == list(labels(metrics(NAMES)).values())
     notes = [text.get_text() for text in cost.axes[0].texts]
     assert "student: 12 layers, 12,000.0 M" in notes and "chance" in notes
+
+
+def test_a_student_measured_alone_has_the_same_tables_without_the_teacher() -> None:
+    alone = {name: value for name, value in metrics(NAMES).items() if name not in ("teacher", "kept")}
+    assert "its teacher was not measured" in markdown_report(alone)
+    for table in markdown_report(alone).split("\n\n"):
+        if table.startswith("|"):
+            assert len({line.count("|") for line in table.splitlines()}) == 1
+    shown = terminal_table(alone)
+    assert "0.450" in shown and "teacher" not in shown and "kept" not in shown
+    assert {row[0] for row in quality_rows(alone, MEASURES)} == {"model", "student"}
+    assert len(draw_quality(alone).axes[0].containers) == 1
+    assert draw_cost(alone).axes[0].texts[0].get_text().startswith("student: 12 layers")

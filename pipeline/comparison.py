@@ -1,0 +1,211 @@
+"""The tables of an ablation: mean and spread over seeds of each variant's quality and cost, as Markdown and as JSON.
+
+Pure: cells and their outcomes in, text out. The spread is the standard deviation over the seeds (n - 1), given where
+there are at least two.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import mean, stdev
+from typing import Any
+
+from pipeline.grid import Cell, Grid
+from pipeline.report import markdown_table
+
+HEADLINE = "hit@5"
+NOTES = f"{HEADLINE} is the mean over the evaluation sets; ± is the standard deviation over n seeds."
+TIMED = """Milliseconds are the median of one query at a time; all depths of the backbone were timed in one process,
+turn by turn, and a variant has the time of its depth."""
+ALONE = """Milliseconds are the median of one query at a time, timed in each cell by itself: what else the machine did
+then is in them."""
+
+Curve = Mapping[str, Any] | None
+"""The content of depth_curve.json, where there is one."""
+
+
+@dataclass
+class Outcome:
+    """What came of a cell: metrics.json of its evaluation, or the one line that says why there is none."""
+
+    key: str
+    metrics: Mapping[str, Any] | None = None
+    error: str = ""
+    seconds: float = 0.0
+    uri: str = ""
+
+
+@dataclass
+class Row:
+    """A variant in a table: the outcomes of its seeds."""
+
+    variant: str
+    seeds: list[int] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    @property
+    def finished(self) -> list[Mapping[str, Any]]:
+        """The student's metrics of the seeds that came to an end."""
+        return [outcome.metrics["student"] for outcome in self.outcomes if outcome.metrics]
+
+    def values(self, *path: str) -> list[float]:
+        """One number of every finished seed."""
+        return [dig(student, path) for student in self.finished]
+
+
+def dig(value: Any, path: Sequence[str]) -> Any:
+    """The value at a path of keys."""
+    for step in path:
+        value = value[step]
+    return value
+
+
+def collect(cells: Sequence[Cell], outcomes: Sequence[Outcome | None]) -> dict[str, list[Row]]:
+    """table → rows, in the grid's order; a cell without an outcome was not reached."""
+    tables: dict[str, dict[str, Row]] = {}
+    for cell, outcome in zip(cells, outcomes, strict=True):
+        row = tables.setdefault(cell.table, {}).setdefault(cell.variant, Row(cell.variant))
+        row.seeds.append(cell.seed)
+        row.outcomes += [outcome] if outcome else []
+    return {name: list(rows.values()) for name, rows in tables.items()}
+
+
+def spell_mean(values: Sequence[float], form: str = "{:.3f}") -> str:
+    """`0.712 ± 0.004`; the mean alone of one value, a dash for none."""
+    if not values:
+        return "–"
+    spread = f" ± {form.format(stdev(values))}" if len(values) > 1 else ""
+    return f"{form.format(mean(values))}{spread}"
+
+
+def reference_quality(tables: Mapping[str, Sequence[Row]], reference: str) -> float | None:
+    """The mean hit@5 of the reference, which is the same in every table that holds it."""
+    rows = [row for rows in tables.values() for row in rows if row.variant == reference and row.finished]
+    return mean(rows[0].values("local", HEADLINE)) if rows else None
+
+
+def milliseconds(row: Row, curve: Curve) -> list[float]:
+    """Of a query: the time of the variant's depth in the curve; of each finished cell where there is no curve."""
+    if not curve:
+        return row.values("latency_ms", "median")
+    known = {entry["layers"]: entry["latency_ms"]["median"] for entry in curve["layers"]}
+    return sorted({known[layers] for layers in row.values("layers")})
+
+
+def quality_rows(rows: Sequence[Row], reference: float | None, curve: Curve) -> list[list[str]]:
+    """The head and a line for each variant: layers, quality in both pools, what it costs, and how many seeds."""
+    share = ["kept"] if reference else []
+    head = ["variant", "layers", "own pools", *share, "union pool", "ms per query", "million parameters", "n"]
+    lines = []
+    for row in rows:
+        quality = row.values("local", HEADLINE)
+        kept = [f"{mean(quality) / reference:.1%}" if quality else "–"] if reference else []
+        layers = sorted({student["layers"] for student in row.finished})
+        lines.append(
+            [
+                row.variant,
+                ", ".join(map(str, layers)) or "–",
+                spell_mean(quality),
+                *kept,
+                spell_mean(row.values("union", HEADLINE)),
+                spell_mean(milliseconds(row, curve), "{:.1f}"),
+                spell_mean([value / 1e6 for value in row.values("parameters")][:1], "{:,.2f}"),
+                f"{len(row.finished)}"
+                if len(row.finished) == len(row.seeds)
+                else f"{len(row.finished)} of {len(row.seeds)}",
+            ]
+        )
+    return [head, *lines]
+
+
+def task_rows(rows: Sequence[Row]) -> list[list[str]]:
+    """The head and a line for each variant: hit@5 of every evaluation set in its own pool."""
+    first = next((student for row in rows for student in row.finished), None)
+    if first is None:
+        return []
+    tasks = first["local"]["tasks"]
+    labels = [task.get("label", name) for name, task in tasks.items()]
+    names = labels if len(set(labels)) == len(labels) else list(tasks)
+    lines = [
+        [row.variant, *(spell_mean(row.values("local", "tasks", name, HEADLINE)) for name in tasks)] for row in rows
+    ]
+    return [["variant", *names], *lines]
+
+
+def failure_lines(rows: Sequence[Row]) -> list[str]:
+    """One line for each cell that failed."""
+    return [
+        f"- {row.variant}, seed {seed}: {outcome.error}"
+        for row in rows
+        for seed, outcome in zip(row.seeds, row.outcomes, strict=False)
+        if outcome.error
+    ]
+
+
+def chance_line(outcomes: Sequence[Outcome | None]) -> str:
+    """What a random ranking would reach."""
+    known = [
+        outcome.metrics["chance"]
+        for outcome in outcomes
+        if outcome and outcome.metrics and "chance" in outcome.metrics
+    ]
+    if not known:
+        return ""
+    local, union = (known[0][scope][HEADLINE] for scope in ("local", "union"))
+    return f"A random ranking reaches {local:.3f} in the own pools and {union:.3f} in the union pool."
+
+
+def seeds_line(grid: Grid) -> str:
+    """What the seeds change."""
+    given = f"{' and '.join(grid.vary)} = {', '.join(map(str, grid.seeds))}"
+    same = (
+        "everything is drawn anew" if "seed" in grid.vary else "all that they do not reach is the same in every cell"
+    )
+    return f"Seeds: {given}; {same}."
+
+
+def markdown(grid: Grid, cells: Sequence[Cell], outcomes: Sequence[Outcome | None], curve: Curve) -> str:
+    """All tables with what a reader must know about them."""
+    tables = collect(cells, outcomes)
+    reference = reference_quality(tables, grid.reference)
+    told = [f"`kept` is the share of the hit@5 of “{grid.reference}”."] if reference else []
+    notes = [NOTES, *told, TIMED if curve else ALONE, seeds_line(grid), chance_line(outcomes)]
+    parts = [*filter(None, [grid.about.strip()]), " ".join(" ".join(notes).split())]
+    for name, rows in tables.items():
+        parts += [f"### {name}", markdown_table(quality_rows(rows, reference, curve))]
+        if tasks := task_rows(rows):
+            parts += [f"{HEADLINE} of each set in its own pool:", markdown_table(tasks)]
+        if failed := failure_lines(rows):
+            parts += ["Failed:\n" + "\n".join(failed)]
+    return "\n\n".join(parts)
+
+
+def as_json(cells: Sequence[Cell], outcomes: Sequence[Outcome | None], curve: Curve) -> dict[str, Any]:
+    """The same for machines: every cell, and mean, spread and n of the headline numbers of every variant."""
+    tables = {
+        name: [
+            {
+                "variant": row.variant,
+                "local hit@5": summary(row.values("local", HEADLINE)),
+                "union hit@5": summary(row.values("union", HEADLINE)),
+                "ms": summary(milliseconds(row, curve)),
+            }
+            for row in rows
+        ]
+        for name, rows in collect(cells, outcomes).items()
+    }
+    listed = [
+        {"table": cell.table, "variant": cell.variant, "seed": cell.seed, "overrides": list(cell.overrides)}
+        | ({"key": out.key, "uri": out.uri, "seconds": out.seconds, "error": out.error} if out else {})
+        | ({"metrics": out.metrics["student"]} if out and out.metrics else {})
+        for cell, out in zip(cells, outcomes, strict=True)
+    ]
+    return {"tables": tables, "cells": listed}
+
+
+def summary(values: Sequence[float]) -> dict[str, float | int | None]:
+    """Mean, standard deviation (None below two values) and number."""
+    return {
+        "mean": mean(values) if values else None,
+        "sd": stdev(values) if len(values) > 1 else None,
+        "n": len(values),
+    }

@@ -1,0 +1,226 @@
+"""Ablations on a small graph of made-up stages: shared work, failures, resumption, tables."""
+
+import json
+import os
+import sys
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+import pipeline.ablate
+import pipeline.ablation
+import pipeline.cluster
+import pipeline.grid
+from pipeline.sources import read_sources
+from stages.context import InputError, StageError
+from tests.made_stages import STAGES, Small, Tracked, fail
+
+GRID = {
+    "seeds": [0, 1],
+    "vary": ["train.register_as"],
+    "always": {"full": {"train.word": "full", "seeds": [0]}},
+    "reference": "full",
+    "tables": {"one": {"a": {"train.word": "a"}, "b": {"train.word": "b"}}, "two": {"a again": {"train.word": "a"}}},
+}
+
+
+def load_small(recipe, overrides):
+    values = {"store": "store"}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        section, _, name = key.rpartition(".")
+        (values.setdefault(section, {}) if section else values)[name] = value
+    return Small(**values)
+
+
+@pytest.fixture
+def ablate(hooks, tmp_path, monkeypatch, capfd):
+    starts, log = [], []
+
+    @contextmanager
+    def cluster(params):
+        starts.append("start")
+        try:
+            yield
+        finally:
+            starts.append("stop")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline.ablation, "STAGES", STAGES)
+    monkeypatch.setattr(pipeline.grid, "load_config", load_small)
+    monkeypatch.setattr(pipeline.grid, "known_depths", lambda config: [1, 2])
+    monkeypatch.setattr(pipeline.ablation, "read_sources", lambda *given: read_sources(*given, tmp_path / "code"))
+    monkeypatch.setattr(pipeline.cluster, "connected", cluster)
+    monkeypatch.setattr("pipeline.tracking.PipelineRun", lambda uri, name, tags: Tracked(log, name))
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(GRID, sort_keys=False))
+    hooks.quality |= {"full": 0.8, "a": 0.6, "b": 0.4}
+    stdout = os.dup(1)
+
+    def call(*arguments: str) -> SimpleNamespace:
+        code = pipeline.ablate.main(["smoke", "grid.yaml", *arguments])
+        sys.stdout.flush()
+        os.dup2(stdout, 1)
+        out, err = capfd.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err, log=log, starts=starts)
+
+    yield call
+    os.close(stdout)
+
+
+def test_cells_share_what_they_have_in_common_and_one_cluster(ablate, hooks):
+    done = ablate("--output", "tables.md")
+    assert done.code == 0
+    assert done.starts == ["start", "stop"]
+    assert {name: hooks.calls.count(name) for name in ("ingest", "train", "evaluate")} == {
+        "ingest": 1,
+        "train": 5,
+        "evaluate": 5,
+    }
+    assert "to run: 1 × ingest, 5 × train, 5 × evaluate" in done.out
+    assert "[1/8] full, seed 0: hit@5 0.800" in done.out and " left" in done.out
+
+
+def test_the_tables_have_mean_spread_and_share_of_the_upper_bound(ablate, hooks, tmp_path):
+    hooks.quality["full"] = 1.0
+    hooks.actions["evaluate"] = lambda context: hooks.quality.update(a=hooks.quality["a"] + 0.1)
+    ablate("--output", "tables.md")
+    text = (tmp_path / "tables.md").read_text()
+    one, two = text.split("### one")[1].split("### two")
+    for table in (one, two):
+        assert "| full | 2 | " in table and " | 100.0% | " in table
+    row = next(line for line in one.splitlines() if line.startswith("| a |"))
+    # The first evaluation is that of `full`, the next two are those of `a`: 0.6 + 2 × 0.1 and 0.6 + 3 × 0.1.
+    assert [cell.strip() for cell in row.split("|")[2:6]] == ["2", "0.850 ± 0.071", "85.0%", "0.850 ± 0.071"]
+    assert "python pipeline/ablate.py smoke grid.yaml" in text and "cores of" in text
+    assert "Seeds: train.register_as = 0, 1;" in text
+
+
+def test_json_holds_every_cell_and_the_means(ablate):
+    answer = json.loads(ablate("--json").out)
+    assert [cell["variant"] for cell in answer["cells"]] == ["full", "a", "a", "b", "b", "full", "a again", "a again"]
+    assert answer["tables"]["one"][2]["local hit@5"] == {"mean": 0.4, "sd": 0.0, "n": 2}
+    assert answer["tables"]["one"][0]["local hit@5"]["sd"] is None
+    assert answer["cells"][0]["metrics"]["local"]["hit@5"] == 0.8 and answer["mlflow"]["run_id"]
+
+
+def test_a_failed_cell_is_told_in_its_row_and_the_rest_goes_on(ablate, hooks, tmp_path):
+    def failing(context):
+        if context.params.train.word == "b":
+            raise StageError("no memory")
+
+    hooks.actions["train"] = failing
+    done = ablate("--output", "tables.md")
+    assert done.code == 1 and "2 of 8 cells failed, first b, seed 0" in done.err and "Traceback" not in done.err
+    text = (tmp_path / "tables.md").read_text()
+    assert "| b | – | – | – | – |" in text and "0 of 2 |" in text
+    assert "- b, seed 1: stage train failed: no memory" in text
+    assert "| a | 2 | 0.600 ± 0.000 |" in text
+    hooks.actions.clear()
+    again = ablate("--output", "tables.md")
+    assert again.code == 0 and "failed" not in (tmp_path / "tables.md").read_text()
+    assert hooks.calls.count("train") == 7
+
+
+def test_a_failure_that_cells_share_is_met_once(ablate, hooks):
+    hooks.actions["ingest"] = fail(InputError("no such directory"))
+    done = ablate()
+    assert done.code == 1 and hooks.calls == ["ingest"]
+    assert done.out.count("failed: no such directory") == 8
+
+
+def test_a_second_call_computes_nothing_and_needs_no_cluster(ablate, hooks, tmp_path):
+    first = ablate("--output", "tables.md")
+    text = (tmp_path / "tables.md").read_text()
+    first.starts.clear()
+    done = ablate("--output", "tables.md")
+    assert len(hooks.calls) == 11 and done.starts == []
+    assert "to run: nothing" in done.out
+    assert (tmp_path / "tables.md").read_text() == text
+    assert ("a, seed 1", "child", "hit") in done.log
+
+
+def test_an_interrupt_keeps_what_is_known_and_the_next_call_goes_on(ablate, hooks, tmp_path):
+    def interrupted(context):
+        if context.params.train.word == "b":
+            raise KeyboardInterrupt
+
+    hooks.actions["train"] = interrupted
+    done = ablate("--output", "tables.md", "--json")
+    assert done.code == 130 and done.starts == ["start", "stop"]
+    assert "| a | 2 | 0.600 ± 0.000 |" in (tmp_path / "tables.md").read_text()
+    assert ("grid of smoke", "end", "KILLED") in done.log
+    assert len([cell for cell in json.loads(done.out)["cells"] if "metrics" in cell]) == 3
+    hooks.actions.clear()
+    assert ablate().code == 0
+    assert hooks.calls.count("train") == 6
+
+
+def test_code_that_changes_meanwhile_stops_the_grid(ablate, hooks, tmp_path):
+    def edited(context):
+        if context.params.train.word == "a":
+            file = tmp_path / "code" / "fakes" / "train.py"
+            file.write_text(file.read_text().replace("VERSION = 1", "VERSION = 1\nEDITED = True"))
+
+    hooks.actions["train"] = edited
+    done = ablate("--output", "tables.md")
+    assert done.code == 1 and "stage train changed while the grid ran (CODE fakes/train.py)" in done.err
+    assert hooks.calls.count("train") == 2
+    assert "| full | 2 | 0.800 |" in (tmp_path / "tables.md").read_text()
+
+
+def test_a_plan_writes_nothing(ablate, tmp_path):
+    done = ablate("--plan")
+    assert done.code == 0 and "ingest and on" in done.out
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_section_is_replaced_and_the_rest_of_the_file_stays(ablate, tmp_path):
+    file = tmp_path / "tables.md"
+    file.write_text("# What we found\n\nIn plain words.\n")
+    ablate("--output", "tables.md")
+    file.write_text(file.read_text() + "\nA closing word.\n")
+    ablate("--output", "tables.md")
+    text = file.read_text()
+    assert text.startswith("# What we found\n\nIn plain words.\n") and text.endswith("\nA closing word.\n")
+    assert text.count("## Grid `grid` on recipe `smoke`") == 1
+
+
+def test_a_document_names_no_place_of_this_machine(ablate, tmp_path):
+    ablate("--output", "tables.md", f"data.word={tmp_path}/grocery", f"tracking_uri=sqlite:///{tmp_path}/x.db")
+    text = (tmp_path / "tables.md").read_text()
+    assert "data.word=…/grocery" in text and str(tmp_path) not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--output", "nowhere/tables.md"], "there is no directory nowhere"),
+        (["--outpt", "tables.md"], "unknown option '--outpt'; did you mean '--output'?"),
+    ],
+)
+def test_wrong_options_exit_with_two_and_write_nothing(ablate, tmp_path, arguments, words):
+    done = ablate(*arguments)
+    assert done.code == 2 and words in done.err and done.err.count("\n") == 1
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_search_prefers_runs_that_stand_for_themselves(store):
+    from pipeline.search import find_keys
+    from stages.context import InputError
+
+    attempt = store.begin("index", "k" * 16)
+    store.commit(attempt, {})
+    for number, grid in ((1, ""), (2, "method")):
+        stages = {"index": {"key": "k" * 16}, "train": {"key": grid or "alone"}}
+        store.write_run(
+            {"id": str(number), "started": f"2026-01-0{number}", "config": {}, "grid": grid, "stages": stages}
+        )
+    assert find_keys(store, "store", {})["train"] == "alone"
+    with pytest.raises(InputError):
+        find_keys(open_empty(store), "store", {})
+
+
+def open_empty(store):
+    return type(store)(store.root / "empty")
