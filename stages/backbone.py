@@ -141,7 +141,7 @@ def _point(context: Context) -> dict[str, Any]:
 
 
 def _train_tiny(context: Context) -> dict[str, Any]:
-    from stages.learn.loop import Objective
+    from stages.learn.objective import Objective
     from stages.model.export import export_student
     from stages.training import TrainingJob, optimisation, quiet_libraries, run_training
 

@@ -113,7 +113,7 @@ def main(case: dict) -> None:
         loss = torch.tensor(measures["loss"])
         torch.distributed.all_reduce(loss)
         log.losses.append(loss.item() / world_size())
-        log.features.append(measures.get("feature"))
+        log.features.append(measures.get("feature cosine"))
 
     class Stop(Exception):
         """Ends the process after a checkpoint, as a kill would."""
@@ -133,7 +133,12 @@ def main(case: dict) -> None:
         engine = loop.fit(
             encoder,
             sampler,
-            loop.Objective("mac", 0.05, feature_weight=weight, contrastive_weight=0.0 if weight else 1.0),
+            loop.Objective(
+                "mac",
+                0.05,
+                feature_weights={"cosine": weight} if weight else {},
+                contrastive_weight=0.0 if weight else 1.0,
+            ),
             settings,
             teacher=loop.cached_teacher(table, table) if weight else None,
             resume=world / "checkpoint" if case.get("resume") else None,

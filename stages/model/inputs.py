@@ -179,6 +179,17 @@ class Collator:
         at = tokens.index(self.image_token)
         return tokens[:at] + [self.image_token] * count + tokens[at + 1 :]
 
+    def count_tokens(self, row: Row) -> int:
+        """Length of a row's sequence, told without reading its picture's pixels."""
+        count = len(
+            self.tokenizer(render(self._cut(row.text), row.image is not None), add_special_tokens=False)["input_ids"]
+        )
+        if row.image is None:
+            return count
+        width, height = Image.open(io.BytesIO(row.image)).size
+        patches = self.image_processor.get_number_of_image_patches(height, width, {})
+        return count - 1 + patches // self.image_processor.merge_size**2
+
     def _positions(self, tokens: list[int], grid: np.ndarray | None) -> np.ndarray:
         """M-RoPE positions [3, len(tokens)]: text counts on, an image spans its (t, h, w) grid at one start."""
         if grid is None:
