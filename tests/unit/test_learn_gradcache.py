@@ -99,9 +99,11 @@ def test_chunks_have_at_most_so_many_rows_and_the_vectors_stay(tmp_path):
 def test_fillers_have_images_and_no_place(tmp_path):
     encoder = Encoder.load(write_checkpoint(tmp_path, "qwen2_vl"))
     rows = ragged_rows()
-    sighted, plain = encoder.collator(rows, sighted=True), encoder.collator(rows)
+    # One row to a chunk: two of the five are text alone.
+    sighted, plain = encoder.collator(rows, limit=1, sighted=True), encoder.collator(rows, limit=1)
     assert all(chunk.pixels_PC is not None for chunk in sighted.chunks)
-    assert sum(len(chunk) for chunk in sighted.chunks) > len(rows) == len(sighted.place_B)
+    assert sorted(len(chunk) for chunk in sighted.chunks) == [1, 1, 1, 2, 2]
+    assert len(sighted.place_B) == len(rows)
     longer = Batch((*plain.chunks, encoder.collator.filler()), plain.place_B)
     with torch.no_grad():
         expected = encoder.states(plain)
