@@ -51,7 +51,7 @@ class Params(Section):
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, ge=0)
     seed: int = Field(-1, ge=-1, description="of this stage's random choices; -1 takes the run's `seed`")
-    checkpoint_every: int = knob(500, ge=1)
+    checkpoint_every: int = knob(100, ge=1, description="steps that a killed run repeats at most")
     log_every: int = knob(25, ge=1)
 
 

@@ -33,7 +33,7 @@ class Params(Section):
     seed: int = Field(-1, ge=-1, description="of this stage's random choices; -1 takes the run's `seed`")
     mine: Mine = Mine()
     register_as: str = knob("puma", description="name in the MLflow model registry")
-    checkpoint_every: int = knob(500, ge=1)
+    checkpoint_every: int = knob(100, ge=1, description="steps that a killed run repeats at most")
     log_every: int = knob(25, ge=1)
 
 
