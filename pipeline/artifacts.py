@@ -9,9 +9,9 @@
 
 `store` is a local directory or `s3://bucket/prefix`; both give the same guarantees (objects.py, s3.py), and all of
 this is written once for both. Every attempt writes to a fresh directory of its own, so what a killed attempt left
-behind is in no manifest and no reader can see it. The alternative, one directory for a key that is emptied first, takes
-the files from under a reader. An attempt's name starts with its lineage, a hash of the inputs' attempts: an attempt takes over
-what a killed one of the same key left only where both read the same inputs.
+behind is in no manifest and no reader can see it. The alternative, one directory for a key that is emptied first,
+takes the files from under a reader. An attempt's name starts with its lineage, a hash of the inputs' attempts: an
+attempt takes over what a killed one of the same key left only where both read the same inputs.
 """
 
 import hashlib

@@ -130,6 +130,8 @@ def spell_type(kind: Any) -> str:
     """A type in words."""
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(kind))
+    if get_origin(kind) is tuple:
+        return f"a list, each {spell_type(get_args(kind)[0])}"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind, str(kind))
 
 

@@ -15,7 +15,7 @@ from stages.context import StageError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-RUNS = "runs"
+RUNS, PINS = "runs", "pins"
 THREADS = 16
 
 
@@ -88,6 +88,11 @@ class Known(Mapping[str, dict[str, Any]]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def peek(self, key: str) -> dict[str, Any] | None:
+        """The manifest if it can be read and trusted."""
+        self._fetch()
+        return self._read.get(key)
+
     def values(self) -> ValuesView[dict[str, Any]]:
         self._fetch()
         return super().values()
@@ -122,8 +127,13 @@ class Manifests(Mapping[str, Known]):
 
     def __iter__(self) -> Iterator[str]:
         if self._names is None:
-            self._names = [name for name in self.objects.names("") if name != RUNS and not name.startswith(("_", "."))]
+            self._names = stage_names(self.objects)
         return (stage for stage in self._names if self[stage])
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+def stage_names(objects: Objects) -> list[str]:
+    """The stages that have a directory, sorted."""
+    return [name for name in objects.names("") if name not in (RUNS, PINS) and not name.startswith(("_", "."))]

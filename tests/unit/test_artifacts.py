@@ -243,7 +243,7 @@ def test_verify_finds_damage_and_fails(command, store):
         (["shwo", "x"], "did you mean 'show'"),
         (["show"], "show takes one KEY or URI"),
         (["show", "ffff"], "there is no artifact 'ffff'"),
-        ([], "the commands: ls, show, verify"),
+        ([], "the commands: ls, show, verify, gc, pin, unpin"),
         (["ls", "--jsno"], "unrecognized arguments: --jsno"),
     ],
 )
