@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 if __package__ in (None, ""):  # started by its path: the repository, not this directory, holds the packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipeline.artifacts import Store, open_store
+from pipeline.artifacts import Artifact, Store, open_store
 from pipeline.search import find_keys, read_overrides
 from pipeline.terminal import Parser
 from stages.context import InputError, StageError
@@ -43,7 +43,7 @@ DRAIN_SECONDS = 5  # for answers under way when the server is told to stop
 class Source:
     """Which artifacts are served. Picklable: on Ray every replica loads them itself."""
 
-    place: str
+    store: Store
     keys: dict[str, str]
     compare: bool
 
@@ -52,23 +52,25 @@ class Source:
         from pipeline.web.engine import Engine
         from stages.search.retriever import Retriever
 
-        store = open_store(self.place)
-        index, ingest, train = (store.artifact(stage, self.keys[stage]) for stage in ("index", "ingest", "train"))
-        student = Retriever.load(index, ingest, train)
-        teacher = (lambda: self.load_teacher(store, student)) if self.has_teacher(store) else None
-        return Engine(student, teacher, index.key, limits, meters)
+        student = Retriever.load(*map(self.artifact, ("index", "ingest", "train")))
+        teacher = (lambda: self.load_teacher(student)) if self.has_teacher() else None
+        return Engine(student, teacher, self.keys["index"], limits, meters)
 
-    def has_teacher(self, store: Store) -> bool:
+    def artifact(self, stage: str) -> Artifact:
+        """What the run made in a stage."""
+        return self.store.artifact(stage, self.keys[stage])
+
+    def has_teacher(self) -> bool:
         """Whether evaluate stored vectors of this very teacher for this very index."""
         stages = ("evaluate", "backbone", "index")
-        if not self.compare or not all(store.has(stage, self.keys.get(stage, "")) for stage in stages):
+        if not self.compare or not all(self.store.has(stage, self.keys.get(stage, "")) for stage in stages):
             return False
-        evaluate, *used = (store.artifact(stage, self.keys[stage]) for stage in stages)
+        evaluate, *used = map(self.artifact, stages)
         compared = evaluate.manifest["inputs"]
         same = all(compared[one.stage] == {"key": one.key, "attempt": one.attempt} for one in used)
         return same and bool(evaluate.files("teacher"))
 
-    def load_teacher(self, store: Store, student: "Retriever") -> "Retriever":
+    def load_teacher(self, student: "Retriever") -> "Retriever":
         """The full-depth model over the same candidates, by the vectors that evaluate compared."""
         import torch
 
@@ -78,9 +80,9 @@ class Source:
         from stages.search.exact import ExactIndex
         from stages.search.retriever import Retriever
 
-        model = backbone.directory(store.artifact("backbone", self.keys["backbone"]))
+        model = backbone.directory(self.artifact("backbone"))
         encoder = load_encoder(model, Cluster(gpus_per_worker=int(torch.cuda.is_available())))
-        index = ExactIndex.open(store.artifact("evaluate", self.keys["evaluate"]), "teacher")
+        index = ExactIndex.open(self.artifact("evaluate"), "teacher")
         return Retriever(encoder, index, student.card, student.candidates, student.images)
 
 
@@ -126,7 +128,8 @@ def serve(options: argparse.Namespace) -> None:
 
     token = read_token(options.token_file)
     place, wanted = read_overrides(options.overrides)
-    source = Source(place, find_keys(open_store(place), place, wanted), not options.no_compare)
+    store = open_store(place, wanted.pop("store_endpoint", ""))
+    source = Source(store, find_keys(store, place, wanted), not options.no_compare)
     os.environ["HF_HUB_OFFLINE"] = "1"  # a server fetches nothing
     on_ray = options.ray or inside_cluster()
     if options.replicas > 1 and not on_ray:
@@ -158,8 +161,8 @@ def check_installed(on_ray: bool) -> None:
     """Raises InputError where the server's libraries are missing."""
     try:
         import fastapi  # noqa: F401
-        import multipart  # noqa: F401
         import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
 
         if on_ray:

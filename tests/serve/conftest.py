@@ -100,7 +100,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]
         artifacts["evaluate"] = write_teacher(store, artifacts)
         write_run(store, artifacts)
         keys = {name: one.key for name, one in artifacts.items()}
-        yield SimpleNamespace(store=store, artifacts=artifacts, source=Source(str(store.root), keys, True), home=home)
+        yield SimpleNamespace(store=store, artifacts=artifacts, source=Source(store, keys, True), home=home)
 
 
 @pytest.fixture(scope="session")
