@@ -261,6 +261,10 @@ class Store:
         """Whether the artifact is committed."""
         return self.objects.size(f"{stage}/{key}/{MANIFEST}") is not None
 
+    def started(self, stage: str, key: str) -> bool:
+        """Whether an attempt at the artifact has begun, committed or not."""
+        return bool(self.objects.names(f"{stage}/{key}"))
+
     @contextmanager
     def locked(self, stage: str, key: str, say: Callable[[str], None] = print) -> Iterator[leases.Lease]:
         """Keeps other runs off this artifact until the block ends; see `leases.held`."""

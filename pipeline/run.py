@@ -41,6 +41,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     add("--from", default="", metavar="S", dest="start", help="run this stage and all that follow from it again")
     add("--until", default="", metavar="S", help="stop after this stage")
     add("--force", default=[], metavar="S", action="append", help="run this stage even if it is cached")
+    add("--ignore-code", action="store_true", help="take artifacts of other code, where nothing else differs")
     add("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
     parsed, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
@@ -78,8 +79,10 @@ def run_command(options: argparse.Namespace, answer: dict[str, Any]) -> int:
     config = load_config(options.recipe, options.overrides)
     store = open_store(config.store, config.store_endpoint)
     command = shlex.join(["python", "pipeline/run.py", "--recipe", options.recipe, *options.overrides])
-    selection = Selection(options.only, options.start, options.until, tuple(options.force), command)
-    decisions = plan(STAGES, config, store.manifests(), read_sources(STAGES, config), selection)
+    selection = Selection(
+        options.only, options.start, options.until, tuple(options.force), options.ignore_code, command
+    )
+    decisions = plan(STAGES, config, store.manifests(), read_sources(STAGES, config), selection, store.started)
     console = open_console(sys.stderr if options.json else sys.stdout)
     console.print(text_table(plan_rows(decisions)))
     if options.plan:
@@ -135,7 +138,10 @@ def publish(run: "Run", decisions: Sequence[Decision]) -> None:
     student, metrics = run.artifacts["train"], run.artifacts["evaluate"].manifest["metrics"]
     run.tracker.metrics(headline(metrics))
     if any(decision.action == "run" and decision.stage in ("train", "evaluate") for decision in decisions):
-        tags = {"key": student.key, "attempt": student.attempt, "weights": str(student.local("model"))}
+        weights = (
+            f"{student.uri}/{student.attempt}/model"  # where they lie in the store; they are not fetched for this
+        )
+        tags = {"key": student.key, "attempt": student.attempt, "weights": weights}
         source = student.manifest.get("mlflow_run_id", "")
         numbers = headline(metrics).get("student", {})
         run.tracker.register(run.config.train.register_as, tags, numbers, source or run.tracker.run_id)

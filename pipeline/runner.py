@@ -21,6 +21,7 @@ from pipeline.causes import explain
 from pipeline.dag import Stage
 from pipeline.leases import Lease, LeaseLost
 from pipeline.plan import Decision
+from pipeline.runs import mark_killed, process
 from pipeline.tracking import PipelineRun, StageRun
 from pipeline.values import walk_values
 from stages.context import Context, InputError, StageError
@@ -64,6 +65,7 @@ class Run:
                 "config": self.config.model_dump(mode="json"),
                 "stages": self.stages,
                 "mlflow": self.tracker.ids(),
+                "host": process(),
             }
         )
 
@@ -75,6 +77,7 @@ def run_pipeline(stages: tuple[Stage, ...], decisions: list[Decision], run: Run)
     """
     for decision in decisions:
         run.stages[decision.stage] = describe(decision)
+    mark_killed(run.store, run.tracker.interrupted)
     run.record("running")
     run.tracker.params(run_params(run.config))
     status = "failed"
@@ -86,6 +89,8 @@ def run_pipeline(stages: tuple[Stage, ...], decisions: list[Decision], run: Run)
                     stack.enter_context(run.connect(run.config.cluster))
                     ready = True
                 carry_out(stage, decision, run)
+                if decision.action == "run":
+                    run.record("running")
         status = "finished"
     except KeyboardInterrupt:
         status = "interrupted"

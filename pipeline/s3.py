@@ -13,7 +13,7 @@ import hashlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from stages.context import InputError, StageError
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-TRIES = 6  # of a conditional PUT whose outcome stays open; the waits between them double from WAIT seconds
+TRIES = 8  # of a conditional PUT whose outcome stays open; the waits between them double from WAIT seconds
 WAIT = 0.2
 THREADS = 16
 PROBE = "_probe"
@@ -67,15 +67,17 @@ class S3Objects:
         probe(self, os.getpid())
 
     def read(self, path: str) -> Found | None:
+        return self._read(path, self._client)
+
+    def _read(self, path: str, link: Any) -> Found | None:
         with self._told():
             try:
-                answer = self._client.get_object(**self._at(path))
-            except self._client.exceptions.NoSuchKey:
+                answer = link.get_object(**self._at(path))
+            except link.exceptions.NoSuchKey:
                 return None
             data = answer["Body"].read()
-        clock = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
-        now = parsedate_to_datetime(clock) if clock else datetime.now(UTC)
-        return Found(data, answer["ETag"].strip('"'), (now - answer["LastModified"]).total_seconds())
+        age = (server_time(answer) - answer["LastModified"]).total_seconds()
+        return Found(data, answer["ETag"].strip('"'), age)
 
     def size(self, path: str) -> int | None:
         head = self._head(path)
@@ -142,8 +144,7 @@ class S3Objects:
         found = []
         with self._told():
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start):
-                clock = page["ResponseMetadata"]["HTTPHeaders"].get("date")
-                now = parsedate_to_datetime(clock) if clock else datetime.now(UTC)
+                now = server_time(page)
                 for entry in page.get("Contents", ()):
                     if not entry["Key"].endswith("/"):  # what pyarrow writes for a directory
                         age = (now - entry["LastModified"]).total_seconds()
@@ -210,13 +211,11 @@ class S3Objects:
         """A conditional PUT until its outcome is known: the tag of `data`, or None where the condition failed."""
         from botocore.exceptions import BotoCoreError, ClientError
 
-        doubt: Exception | None = None
+        once, doubt = client(self.endpoint, self.region, once=True), None
         for trial in range(TRIES):
             time.sleep(WAIT * 2**trial if trial else 0)
             try:
-                answer = client(self.endpoint, self.region, once=True).put_object(
-                    **self._at(path), Body=data, **condition
-                )
+                answer = once.put_object(**self._at(path), Body=data, **condition)
                 return answer["ETag"].strip('"')
             except ClientError as error:
                 status, doubt = error.response["ResponseMetadata"].get("HTTPStatusCode", 0), error
@@ -231,7 +230,7 @@ class S3Objects:
                     raise self._explained(error) from error
                 status, doubt = 0, error
             try:
-                found = self.read(path)
+                found = self._read(path, once)
             except StageError:
                 continue
             if found and found.data == data:
@@ -343,36 +342,32 @@ def probe(objects: S3Objects, process: int) -> None:
 
     Raises InputError for a server that writes in spite of a condition, where two runs would overwrite each other.
     """
-    path = f"{PROBE}.json"
-
-    def refuses(request: Callable[[], Any]) -> bool:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        try:
-            request()
-        except ClientError as error:
-            status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
-            if status == 412:
-                return True
-            if status < 500 and status != 409:
-                raise objects._explained(error) from error
-        except BotoCoreError as error:
-            raise objects._explained(error) from error
-        return False
-
-    def put(**condition: str) -> Callable[[], Any]:
-        body = uuid.uuid4().hex.encode()
-        return lambda: once.put_object(**objects._at(path), Body=body, **condition)
+    from botocore.exceptions import BotoCoreError, ClientError
 
     once = client(objects.endpoint, objects.region, once=True)
-    # A server that is busy, or an answer that was lost, tells nothing; one refusal is proof.
-    for condition in ({"IfNoneMatch": "*"}, {"IfMatch": "0" * 32}):
-        if not any(refuses(put(**condition)) for _ in range(4)):
-            name = "If-None-Match" if "IfNoneMatch" in condition else "If-Match"
-            raise InputError(
-                f"{objects.endpoint or 'AWS'} ignores {name} on bucket '{objects.bucket}', so two runs could overwrite"
-                " each other's artifacts; take a store with conditional writes, or a local directory"
-            )
+    for name, condition in (("If-None-Match", {"IfNoneMatch": "*"}), ("If-Match", {"IfMatch": "0" * 32})):
+        # The first PUT may find nothing there. An answer that was lost tells nothing; one refusal is proof.
+        allowed, doubt = int(name == "If-None-Match"), None
+        for trial in range(TRIES):
+            time.sleep(WAIT * 2**trial if doubt else 0)
+            try:
+                once.put_object(**objects._at(f"{PROBE}.json"), Body=uuid.uuid4().hex.encode(), **condition)
+                allowed, doubt = allowed - 1, None
+            except (ClientError, BotoCoreError) as error:
+                doubt = error
+                answer = getattr(error, "response", None) or {}
+                status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+                if status == 412:
+                    break
+                if status < 500 and status != 409:
+                    raise objects._explained(error) from error
+            if allowed < 0:
+                raise InputError(
+                    f"{objects.endpoint or 'AWS'} ignores {name} on bucket '{objects.bucket}', so two runs could"
+                    " overwrite each other's artifacts; take a store with conditional writes, or a local directory"
+                )
+        else:
+            raise objects._explained(doubt) from doubt
 
 
 def cache_root() -> Path:
@@ -394,9 +389,17 @@ def made(directory: Path) -> Path:
     return directory
 
 
+def server_time(answer: dict[str, Any]) -> datetime:
+    """The time by the clock of the server, which also gave the objects theirs; ours where it does not tell."""
+    try:
+        return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).astimezone(UTC)
+    except (KeyError, ValueError):
+        return datetime.now(UTC)
+
+
 def code(error: Exception) -> str:
     """S3's name of an error."""
-    return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
+    return str((getattr(error, "response", None) or {}).get("Error", {}).get("Code", ""))
 
 
 def one_line(error: object) -> str:

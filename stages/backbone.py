@@ -52,7 +52,7 @@ class Params(Section):
     max_text_tokens: int = Field(450, ge=8)
     tiny: Tiny = Tiny()
     log_every: int = knob(25, ge=1)
-    checkpoint_every: int = knob(500, ge=1)
+    checkpoint_every: int = knob(100, ge=1, description="steps that a killed run repeats at most")
 
 
 def fingerprint(params: Params) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from stages.context import Artifact, Context
 from stages.params import Cluster, Section, knob
+from stages.shards import ROWS, ROWS_TOLD
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -40,6 +41,7 @@ class Params(Section):
     depth: int = Field(50, ge=10, description="ranked candidates kept for each query")
     latency_queries: int = Field(50, ge=5, description="queries that the cost is measured on")
     teacher: bool = Field(True, description="measure the teacher beside the student")
+    rows_per_shard: int = Field(ROWS, ge=1, description=ROWS_TOLD)
     batch_size: int = knob(64, ge=1)
 
 
@@ -73,12 +75,10 @@ def run(context: Context) -> dict[str, float | dict]:
 
 def embed_teacher(context: Context, card: Mapping[str, Any], model: Path) -> "ExactIndex":
     """The index's candidates embedded by the teacher, as an index over `teacher/` of this artifact."""
-    from stages.index import embed_corpus, write_embeddings
+    from stages.index import embed_pools
     from stages.search.exact import ExactIndex
 
-    batch_size = context.params.evaluate.batch_size
-    corpus = embed_corpus(context, context.inputs["ingest"], sorted(card["pools"]), model, batch_size)
-    written = write_embeddings(context.output, "teacher", corpus, card["rows"])
+    written = embed_pools(context, "teacher", card, model, context.params.evaluate)
     return ExactIndex(tuple(written["files"]), context.output.filesystem)
 
 

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from stages.context import Context, StageError
 from stages.params import Section, knob
+from stages.shards import ROWS, ROWS_TOLD
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +43,7 @@ class Params(Section):
     curve_queries: int = Field(40, ge=1, description="validation queries of each task for the depth curve")
     curve_candidates: int = Field(1000, ge=10, description="candidates for the depth curve; positives always belong")
     cost_queries: int = Field(16, ge=1, description="of these validation queries, those that every depth is timed on")
+    rows_per_shard: int = Field(ROWS, ge=1, description=ROWS_TOLD)
     batch_size: int = knob(64, ge=1)
 
 
@@ -78,32 +80,33 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def _write_features(context: Context, model: Path, layer: int) -> int:
-    """Reads the teacher over queries and positives; returns the number of rows written."""
-    import ray.data
+    """Reads the teacher over train queries and their positives, shard by shard; returns the number of rows written."""
+    from functools import partial
 
-    target = f"{context.output.base}/features"
-    for side in ("query", "candidate"):
-        dataset = _distillation_rows(context, side)
-        states = _teacher(context, dataset, model, side, layers=(layer,))
-        states.map_batches(_as_features, fn_kwargs={"side": side}, batch_format="pyarrow").write_parquet(
-            target, filesystem=context.output.filesystem
-        )
-    return ray.data.read_parquet(target, filesystem=context.output.filesystem, columns=["id"]).count()
-
-
-def _distillation_rows(context: Context, side: str) -> "ray.data.Dataset":
-    """Train queries, or the candidates that are a positive of one; columns as in the ingest schemas plus `id`."""
     import ray
-    import ray.data
 
-    ingest = context.inputs["ingest"]
-    queries = ray.data.read_parquet(ingest.files("queries"), filesystem=ingest.filesystem)
-    queries = queries.map_batches(_of_split, fn_kwargs={"split": "train"}, batch_format="pyarrow")
-    if side == "query":
-        return queries
+    from stages.shards import cut, map_shards
+
+    params, ingest = context.params.features, context.inputs["ingest"]
     positives = ray.put(_positive_hashes(ingest, "train"))
-    candidates = ray.data.read_parquet(ingest.files("candidates"), filesystem=ingest.filesystem)
-    return candidates.map_batches(_among, fn_kwargs={"hashes": positives}, batch_format="pyarrow")
+    keep = {"query": partial(_of_split, split="train"), "candidate": partial(_among, hashes=positives)}
+    reading = {"model": model, "layers": (layer,), "normed": params.normed, "batch_size": params.batch_size}
+    rows = 0
+    for side, prefix in (("query", "queries"), ("candidate", "candidates")):
+        finish = partial(_as_features, side=side)
+        shards = cut(ingest, prefix, params.rows_per_shard)
+        rows += map_shards(
+            context,
+            f"features/{prefix}",
+            shards,
+            ingest,
+            Teacher,
+            keep=keep[side],
+            finish=finish,
+            side=side,
+            **reading,
+        )
+    return rows
 
 
 def _of_split(table: "pa.Table", split: str) -> "pa.Table":

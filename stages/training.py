@@ -90,8 +90,6 @@ def run_training(context: Context, job: TrainingJob) -> tuple[Path, dict[str, fl
     cluster = context.cluster
     gpus = cluster.gpus_per_worker
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
-    storage = context.output.work.resolve()
-    storage.mkdir(parents=True, exist_ok=True)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
@@ -102,9 +100,10 @@ def run_training(context: Context, job: TrainingJob) -> tuple[Path, dict[str, fl
         run_config=ray.train.RunConfig(
             # ZeRO's optimizer state can't be read by another number of ranks or at another stage.
             name=f"{context.output.stage}-{context.output.key}-{cluster.workers}x{cluster.zero_stage}",
-            storage_path=str(storage),
+            storage_path=context.output.work_uri,
+            storage_filesystem=context.output.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),  # the last may not have arrived whole
             worker_runtime_env={"env_vars": {} if gpus else {"DS_ACCELERATOR": "cpu"}},
         ),
     )
@@ -179,18 +178,23 @@ def train_worker(config: dict[str, Any]) -> None:
             sys.stderr.flush()
 
     def on_checkpoint(step: int, engine: Any) -> None:
-        with tempfile.TemporaryDirectory() as directory:
-            engine.save_checkpoint(directory, client_state={"step": step})
-            if step == job.settings.steps:
-                weights = full_weights(engine)
-                if rank() == 0:
-                    save_weights(encoder, weights, job.lora, Path(directory) / WEIGHTS)
-            ray.train.report(dict(latest), checkpoint=ray.train.Checkpoint.from_directory(directory))
+        directory = tempfile.mkdtemp(prefix="puma-checkpoint-")  # Ray deletes it when it has arrived
+        engine.save_checkpoint(directory, client_state={"step": step})
+        if step == job.settings.steps:
+            weights = full_weights(engine)
+            if rank() == 0:
+                save_weights(encoder, weights, job.lora, Path(directory) / WEIGHTS)
+        ray.train.report(
+            dict(latest),
+            checkpoint=ray.train.Checkpoint.from_directory(directory),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,  # training goes on while it is stored
+            delete_local_checkpoint_after_upload=True,
+        )
 
-    teacher = None
-    if job.features is not None:
+    teacher, compared = None, bool(job.objective.feature_weights)
+    if compared and job.features is not None:
         teacher = loop.cached_teacher(FeatureTable(job.features, "query"), FeatureTable(job.features, "candidate"))
-    elif job.live is not None:
+    elif compared and job.live is not None:
         whole = Encoder.load(job.live.model, job.live.layer, job.precision, device)
         teacher = loop.live_teacher(whole, job.live.normed, job.live.before_mlp)
     resume = ray.train.get_checkpoint()
@@ -205,6 +209,8 @@ def train_worker(config: dict[str, Any]) -> None:
         loop.fit(encoder, sampler, job.objective, job.settings, **arguments)
     else:
         with resume.as_directory() as directory:
+            if rank() == 0:
+                sys.stderr.write(f"{job.label}: goes on from {Path(resume.path).name}\n")
             loop.fit(encoder, sampler, job.objective, job.settings, resume=Path(directory), **arguments)
 
 

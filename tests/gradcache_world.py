@@ -91,12 +91,11 @@ def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> dict[
         return {}
     assert one.keys() == other.keys()
     size = max(change.abs().max() for change in other.values())
+    vision = [change.abs().max() / size for name, change in one.items() if ".visual." in name]
     return {
         "all": float(max((one[name] - other[name]).abs().max() for name in one) / size),
         "temperature": float((one[TAU] - other[TAU]).abs() / other[TAU].abs()),
-        "vision": max(
-            [0.0, *(float(change.abs().max() / size) for name, change in one.items() if ".visual." in name)]
-        ),
+        "vision": float(max(vision, default=0)),
     }
 
 

@@ -40,7 +40,7 @@ def everything():
 
 
 def recipe(name: str, section: str):
-    """(objective, optimisation, adapters, hard negatives) of a recipe's stage; batch and precision shrunk."""
+    """(objective, optimisation, adapters, depth) of a recipe's stage; batch, chunk and precision shrunk."""
     from pipeline.config import load_config
     from stages import distill, train
     from stages.model.lora import Lora
@@ -49,7 +49,8 @@ def recipe(name: str, section: str):
     shrunk = ["data.kind=scenes", "backbone.revision=x", "cluster.precision=fp32", f"{section}.chunk=3"]
     config = load_config(name, [*shrunk, "distill.batch_size=8", "train.batch_size=8"])
     params, stage = getattr(config, section), {"distill": distill, "train": train}[section]
-    return stage.objective(params), optimisation(params, config.cluster), Lora(**params.lora.model_dump())
+    adapters = Lora(**params.lora.model_dump())
+    return stage.objective(params), optimisation(params, config.cluster), adapters, config.student.layers
 
 
 def trained(case: dict, job: dict) -> dict:
@@ -70,10 +71,12 @@ def trained(case: dict, job: dict) -> dict:
     steps, stage, chunk = job.get("steps", 4), job.get("zero_stage", 1), job.get("chunk", 0)
     objective, lora = everything(), Lora(4, 8, 0.0)
     settings = Optimisation(steps, 8, 3e-3, 0.1, 0.01, 1.0, stage, False, chunk, first_layer_rate=0.5)
+    model, layers = world / "model", None
     if "recipe" in job:
-        objective, settings, lora = recipe(*job["recipe"])
+        objective, settings, lora, layers = recipe(*job["recipe"])
+        model = world / "deep"
     torch.manual_seed(0)
-    encoder = Encoder.load(world / "model", job.get("layers")).train()
+    encoder = Encoder.load(model, layers).train()
     encoder.freeze_vision()
     add_adapters(encoder, lora)
     before = merged(backbone_weights(encoder, encoder.state_dict()), lora)
@@ -120,7 +123,7 @@ def trained(case: dict, job: dict) -> dict:
             on_checkpoint=on_checkpoint,
         )
     except Stop:
-        return {"losses": log.losses, "last": log.last}
+        return {"losses": log.losses, "last": log.last, "layers": encoder.layers}
     stock = merged(backbone_weights(encoder, full_weights(engine)), lora)
     changed = {name: (tensor - before[name]).abs().max().item() for name, tensor in stock.items()}
     return {

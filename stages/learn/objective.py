@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from stages.data.keys import NOTHING
 from stages.learn.collectives import gather, rank
 from stages.learn.losses import (
     Temperature,
@@ -145,7 +146,7 @@ def _contrastive(
     known = ([torch.from_numpy(one).to(device) for one in known] for known in (pairs.positives, pairs.contents))
     masked_QC = no_negatives(*known, candidate_C, content_C, positive_Q)
     within_QC = same_modality(positive_Q, modality_C)
-    parts = {"masked_share": masked_QC.float().mean().item()}
+    parts = {"masked_share": masked_QC[:, candidate_C != NOTHING].float().mean().item()}
     if objective.loss == "mamcl":
         masked_QC = masked_QC | ~within_QC
     if objective.loss == "mac":

@@ -8,8 +8,8 @@ of ten tokens do not pay for texts of a hundred. No attention mask is needed: at
 a row's last token cannot reach it. Positions are computed here for each row alone (stock 2-D M-RoPE), hence a row's
 vector does not depend on its neighbours. Images are decoded here; truncation cuts text only, never an image's tokens.
 
-Chunks are also the passes of GradCache, which bounds their rows (`limit`). And where ranks must run the same modules in
-every pass, chunks without a picture get a blank one in a row of no meaning (`sighted`); see `stages.learn.gradcache`.
+Chunks are also the passes of GradCache, which bounds their rows (`limit`). And where ranks must run the same modules
+in every pass, chunks without a picture get a filler, a row of a blank one (`sighted`); see `stages.learn.gradcache`.
 """
 
 import io

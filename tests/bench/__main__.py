@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests.bench.gradcache import gradcache
 from tests.bench.serve import serve
 
 ROUNDS = 7
@@ -80,7 +81,7 @@ def padding(directory: Path) -> dict[str, Any]:
     return compare(lambda: encoder.encode(rows), one_rectangle, len(rows))
 
 
-BENCHMARKS = {"depth": depth, "padding": padding, "serve": serve}
+BENCHMARKS = {"depth": depth, "padding": padding, "gradcache": gradcache, "serve": serve}
 
 
 def main() -> int:

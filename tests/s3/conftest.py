@@ -3,6 +3,7 @@
 PUMA_TEST_STORE=s3://bucket/prefix (with the standard AWS variables) runs the contract there too.
 """
 
+import logging
 import os
 import uuid
 
@@ -28,6 +29,7 @@ def aws(tmp_path_factory):
     patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     patch.setenv("PUMA_CACHE", str(tmp_path_factory.mktemp("cache")))
     patch.setattr(s3, "WAIT", 0.01)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     yield
     patch.undo()
 

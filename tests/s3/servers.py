@@ -147,7 +147,7 @@ class Proxy:
             return self.reset(handler)
         if action == "done 500":
             return self.answer(handler, "500", "")
-        handler.send_response(told.status)
+        handler.send_response_only(told.status)
         skip = ("connection", "transfer-encoding", "content-length")
         for name, value in told.getheaders():
             if name.lower() not in skip:

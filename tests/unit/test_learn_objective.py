@@ -21,6 +21,7 @@ RECIPES = [(f"puma_qwen2vl_{size}", section) for size in ("7b", "2b") for sectio
 def world(tmp_path_factory) -> dict:
     directory = tmp_path_factory.mktemp("objective")
     write_checkpoint(directory / "model", "qwen2_vl", layers=2)
+    write_checkpoint(directory / "deep", "qwen2_vl", layers=28)  # as many as Qwen2-VL-2B and 7B have
     write_ingest(directory / "store")
     return {"world": str(directory), "negatives": str(write_negatives(directory))}
 
@@ -81,5 +82,6 @@ def test_the_parts_of_the_objective_are_told(one_rank):
 def test_the_paper_s_recipes_train_a_tiny_model_of_their_class(one_rank, name):
     step = one_rank[name]["last"]
     assert np.isfinite(step["loss"]) and step["gradient_norm"] > 0
+    assert one_rank[name]["layers"] == 12
     assert ("tau_hard" in step) == name.endswith("train")
     assert ("feature mse" in step) == name.endswith("distill")
