@@ -129,6 +129,7 @@ def new_client(address: str, once: bool):
     return s3.session(os.getpid()).client("s3", endpoint_url=address, region_name="us-east-1", config=config)
 
 
+@pytest.mark.parametrize("store", ["local", "moto"], indirect=True)
 def test_of_eight_processes_one_computes_and_all_agree(hooks, light, tmp_path, store):
     """Each process adds a byte to a file whenever it computes."""
     counted = tmp_path / "computed"
