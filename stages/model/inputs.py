@@ -84,7 +84,7 @@ class Collator:
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """Collates rows; every row ends in `[RET]`, at index `last_R` of its chunk."""
         images = [None if row.image is None else self.patches(row.image) for row in rows]
-        prompts = [render(self._cut(row.text), row.image is not None) for row in rows]
+        prompts = [render(self.cut(row.text), row.image is not None) for row in rows]
         tokens_B = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
         sequences = [
             self.expand(tokens, image[1] if image else None) for tokens, image in zip(tokens_B, images, strict=True)
@@ -112,7 +112,7 @@ class Collator:
             grid_I3=torch.from_numpy(np.stack([grid for _, grid in images])) if images else None,
         )
 
-    def _cut(self, text: str | None) -> str | None:
+    def cut(self, text: str | None) -> str | None:
         """The text cut to `max_text_tokens`; short texts skip the tokenizer, a token being one character at least."""
         if text is None or len(text) <= self.max_text_tokens:
             return text
