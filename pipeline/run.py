@@ -136,9 +136,19 @@ def publish(run: "Run", decisions: Sequence[Decision]) -> None:
     run.tracker.metrics(headline(metrics))
     if any(decision.action == "run" and decision.stage in ("train", "evaluate") for decision in decisions):
         tags = {"key": student.key, "attempt": student.attempt, "weights": str(student.local("model"))}
+        tags["test"] = test_identity(run)
         source = student.manifest.get("mlflow_run_id", "")
         numbers = headline(metrics).get("student", {})
-        run.tracker.register(run.config.train.register_as, tags, numbers, source or run.tracker.run_id)
+        place = (run.config.train.register_as, tags, numbers, source or run.tracker.run_id)
+        said = run.tracker.register(*place, alias=run.config.train.register_alias)
+        if said:
+            run.say(said)
+
+
+def test_identity(run: "Run") -> str:
+    """What two students must share for their numbers to compare: the ingested data, and which queries were asked."""
+    asked = run.config.evaluate.queries_per_task
+    return f"{run.artifacts['ingest'].key}/{run.config.index.split}/{asked or 'all'}"
 
 
 def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:

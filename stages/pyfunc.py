@@ -1,8 +1,8 @@
 """The model code that MLflow keeps with a registered student; it reads the weights where they lie.
 
 MLflow copies this file and the package beside it into the logged model and runs the file on `load_model`. The weights
-are named by `model_config["weights"]`, a directory or an `s3://` prefix, and are never copied into MLflow: a student of
-gigabytes would be stored twice. `load_model(uri, model_config={"weights": …})` points to a store that has moved.
+are named by `model_config["weights"]`, a directory or an `s3://` prefix, and are never copied into MLflow: gigabytes
+would be stored twice. `load_model(uri, model_config={"weights": …})` points to a store that has moved.
 """
 
 from pathlib import Path

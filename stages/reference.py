@@ -1,7 +1,7 @@
 """An MLflow model that refers to a student's weights: written here, run by `stages/pyfunc.py` when it is loaded."""
 
-import logging
 import tempfile
+import warnings
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -23,17 +23,18 @@ def save_reference(directory: Path, weights: str) -> None:
 
     import mlflow
 
-    logging.getLogger("mlflow").setLevel(logging.ERROR)  # it warns of the signature's optional columns
     columns = [ColSpec("string", "text", required=False), ColSpec("binary", "image", required=False)]
     vectors = TensorSpec(_float32(), (-1, -1))
-    mlflow.pyfunc.save_model(
-        directory,
-        python_model=str(ROOT / "pyfunc.py"),
-        code_paths=[str(ROOT)],
-        model_config={"weights": weights},
-        signature=ModelSignature(Schema(columns), Schema([vectors])),
-        pip_requirements=[f"{name}=={metadata.version(name)}" for name in PACKAGES],
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it wants an input example beside the signature
+        mlflow.pyfunc.save_model(
+            directory,
+            python_model=str(ROOT / "pyfunc.py"),
+            code_paths=[str(ROOT)],
+            model_config={"weights": weights},
+            signature=ModelSignature(Schema(columns), Schema([vectors])),
+            pip_requirements=[f"{name}=={metadata.version(name)}" for name in PACKAGES],
+        )
 
 
 def _float32() -> Any:

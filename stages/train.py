@@ -33,6 +33,9 @@ class Params(Section):
     seed: int = Field(-1, ge=-1, description="of this stage's random choices; -1 takes the run's `seed`")
     mine: Mine = Mine()
     register_as: str = knob("puma", description="name in the MLflow model registry")
+    register_alias: Literal["auto", "always", "never"] = knob(
+        "auto", description="make it champion: if at least as good on the same test data; in any case; not at all"
+    )
     checkpoint_every: int = knob(500, ge=1)
     log_every: int = knob(25, ge=1)
 

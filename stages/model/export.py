@@ -16,7 +16,7 @@ from stages.model.adapters import adapter_for
 from stages.model.encoder import SETTINGS, load_collator
 from stages.model.prompt import CHAT_TEMPLATE
 
-# Pooling and Normalize go by their older names: vLLM knew no others before it merged #54533 (August 2026) and fell back
+# Pooling and Normalize go by their older names: vLLM knew no others before #54533 (August 2026) and fell back
 # to a default without a word (#45995). sentence-transformers reads both.
 SENTENCE_TRANSFORMERS_MODULES = (
     ("", "sentence_transformers.base.modules.transformer.Transformer"),

@@ -1,6 +1,6 @@
-"""Stock loaders of an exported student: `python -m stages.model.loaders MODEL SAMPLES OUTPUT`, in a process of its own.
+"""Stock loaders of an exported student: `python -m stages.model.loaders MODEL SAMPLES OUTPUT`, a process apart.
 
-A process apart, because transformers' combined processor wants torchvision, which Puma itself does without: there is
+Apart, because transformers' combined processor wants torchvision, which Puma itself does without: there is
 no CPU build of it for this torch. The CUDA build beside it works for what the processor needs once the two operators
 that it registers are declared; `make install` puts it into a folder that this process alone sees. Whatever a loader
 does, a crash included, it cannot take a finished training down with it.
