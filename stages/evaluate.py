@@ -47,6 +47,7 @@ def run(context: Context) -> dict[str, float | dict]:
     """Runs the stage; see the module header."""
     from stages import backbone
     from stages.search.exact import ExactIndex
+    from stages.search.page import write_page
     from stages.search.rank import Pools
     from stages.search.report import write_report
     from stages.search.sets import find_sets
@@ -66,6 +67,7 @@ def run(context: Context) -> dict[str, float | dict]:
     metrics = summarise(sets, pools, tallies, costs)
     context.output.write_json("metrics.json", metrics)
     write_report(context, metrics)
+    write_page(context, metrics, find_examples(context, card["split"], sets, models))
     return metrics
 
 
@@ -178,6 +180,16 @@ def _time_models(
     wanted = min(count, len(stored))
     rows = [reader.read(row) for place, row in enumerate(stored) if is_asked(place, len(stored), wanted)]
     return measure_cost({name: load_encoder(path, cluster) for name, path in models.items()}, rows, batch_size)
+
+
+def find_examples(
+    context: Context, split: str, sets: "list[EvaluationSet]", models: Iterable[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """Good and bad retrievals to look at, from the run files of this attempt."""
+    from stages.search.examples import collect
+
+    runs = {name: context.output.work / "runs" / f"{name}.local" for name in models}
+    return collect(context.inputs["ingest"], split, sets, runs)
 
 
 def summarise(

@@ -91,7 +91,7 @@ def test_pictures_are_logged(parent, uri):
 
 
 def champion(uri: str, name: str) -> str:
-    return client(uri).get_model_version_by_alias(name, "champion").version
+    return str(client(uri).get_model_version_by_alias(name, "champion").version)
 
 
 def quality(value: float) -> dict:
@@ -123,7 +123,7 @@ def test_a_student_takes_the_alias_only_when_it_is_as_good_on_the_same_test_data
     worse = {**STUDENT, "attempt": "a2"}
     assert "0.500 against 0.400" in parent.register("three", worse, quality(0.4), run)
     assert champion(uri, "three") == "1"
-    assert client(uri).get_model_version_by_alias("three", "challenger").version == "2"
+    assert str(client(uri).get_model_version_by_alias("three", "challenger").version) == "2"
     parent.register("three", {**STUDENT, "attempt": "a3"}, quality(0.5), run)
     assert champion(uri, "three") == "3"
     elsewhere = {**STUDENT, "attempt": "a4", "test": "other/test/all"}
