@@ -24,6 +24,7 @@ from pipeline.report import closing_lines, plan_rows, run_note
 from pipeline.settings import nearest
 from pipeline.sources import read_sources
 from pipeline.terminal import Parser, keep_stdout, open_console, text_table
+from pipeline.values import walk_values
 from stages.context import InputError, StageError
 
 if TYPE_CHECKING:
@@ -147,8 +148,9 @@ def publish(run: "Run", decisions: Sequence[Decision]) -> None:
 
 def test_identity(run: "Run") -> str:
     """What two students must share for their numbers to compare: the ingested data, and which queries were asked."""
-    asked = run.config.evaluate.queries_per_task
-    return f"{run.artifacts['ingest'].key}/{run.config.index.split}/{asked or 'all'}"
+    chosen = {path: value for path, value, _ in walk_values(run.config)}
+    parts = (run.artifacts["ingest"].key, chosen.get("index.split"), chosen.get("evaluate.queries_per_task") or "all")
+    return "/".join(map(str, parts))
 
 
 def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:

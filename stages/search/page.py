@@ -106,7 +106,7 @@ def read_parity(train: Artifact) -> dict[str, Any] | None:
 
 
 def identity(context: Context) -> dict[str, str]:
-    """What tells this run from all others: when and from which code and settings the student was made, and all keys."""
+    """What tells this run from all others: when, from which code and settings the student was made; all keys."""
     made = context.inputs["train"].manifest
     git, config = made.get("git") or {}, made.get("config") or {}
     facts = {"student made": str(made.get("created", ""))[:19].replace("T", " "), "pipeline run": made.get("run", "")}
