@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_command(options: argparse.Namespace, answer: dict[str, Any]) -> int:
     """Plans, runs and reports; fills `answer` for --json on the way, so that a failed run tells how far it came."""
     config = load_config(options.recipe, options.overrides)
-    store = open_store(config.store)
+    store = open_store(config.store, config.store_endpoint)
     command = shlex.join(["python", "pipeline/run.py", "--recipe", options.recipe, *options.overrides])
     selection = Selection(options.only, options.start, options.until, tuple(options.force), command)
     decisions = plan(STAGES, config, store.manifests(), read_sources(STAGES, config), selection)
@@ -112,7 +112,7 @@ def execute(
 
     tags = {"recipe": options.recipe, "command": command, "mlflow.source.name": "pipeline/run.py"}
     tracker = PipelineRun(resolve_uri(config.tracking_uri), Path(options.recipe).stem, tags)
-    if inside_job() and not Path(config.store).is_absolute():
+    if inside_job() and "://" not in config.store and not Path(config.store).is_absolute():
         console.print(f"warning: store={config.store} goes with the job's working directory; give an absolute path")
     run = Run(config, store, tracker, connected, command=command, recipe=options.recipe)
     run.say = lambda line: console.print(line, soft_wrap=True)

@@ -75,7 +75,7 @@ def search(options: argparse.Namespace, answer: TextIO) -> None:
     text = check_query(options.text, options.want, options.k, options.image is not None)
     image = check_image(read_image(options.image), str(options.image), Limits()) if options.image else None
     place, wanted = read_overrides(options.overrides)
-    store = open_store(place)
+    store = open_store(place, wanted.pop("store_endpoint", ""))
     keys = find_keys(store, place, wanted)
     index, ingest, train = (store.artifact(stage, keys[stage]) for stage in ("index", "ingest", "train"))
     retriever = Retriever.load(index, ingest, train)
@@ -145,14 +145,7 @@ def agrees(config: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 def to_json(query: "Query", results: Sequence["Result"], index: str) -> dict[str, Any]:
     """The one object that `--json` prints."""
-    asked = {
-        "text": query.text,
-        "image": query.image.image_id if query.image else None,
-        "modality": query.modality,
-        "want": query.want,
-        "instruction": query.instruction,
-    }
-    return {"results": [result.to_json() for result in results], "query": asked, "index": index}
+    return {"results": [result.to_json() for result in results], "query": query.to_json(), "index": index}
 
 
 def print_table(query: "Query", results: Sequence["Result"], answer: TextIO) -> None:

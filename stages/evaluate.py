@@ -65,6 +65,8 @@ def run(context: Context) -> dict[str, float | dict]:
     tallies = {name: rank_queries(context, name, asked[name], sets, pools, corpora[name]) for name in models}
     costs = time_models(context, queries, models)
     metrics = summarise(sets, pools, tallies, costs)
+    student = (models["student"], asked["student"], sets, pools, corpora["student"])
+    metrics["student"] |= rank_dimensions(context, *student)
     context.output.write_json("metrics.json", metrics)
     write_report(context, metrics)
     write_page(context, metrics, find_examples(context, card["split"], sets, models))
@@ -132,6 +134,29 @@ def rank_queries(
     for path in files.values():
         context.output.upload(path, f"runs/{path.name}")
     return total
+
+
+def rank_dimensions(
+    context: Context,
+    model: Path,
+    blocks: list["ObjectRef"],
+    sets: "list[EvaluationSet]",
+    pools: "Pools",
+    index: "ExactIndex",
+) -> dict[str, list[dict[str, Any]]]:
+    """What the student finds by the leading dimensions that it was trained for: means over sets, by dimension."""
+    import ray
+
+    from stages.search.leading import Leading, cut, trained_dimensions
+    from stages.search.measures import mean
+
+    shorten, rows = ray.remote(num_cpus=1)(cut), []
+    for dim in trained_dimensions(model):
+        asked = [shorten.remote(block, dim) for block in blocks]
+        tallies = rank_queries(context, f"student-{dim}d", asked, sets, pools, Leading(index, dim))
+        means = {scope: mean(tallies[one.name, scope].means() for one in sets) for scope in SCOPES}
+        rows.append({"dim": dim, **means})
+    return {"dimensions": rows} if rows else {}
 
 
 def in_order(tasks: Iterable["ObjectRef"]) -> Iterator[Any]:

@@ -28,6 +28,7 @@ class LiveTeacher:
     model: Path
     layer: int
     normed: bool
+    before_mlp: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class TrainingJob:
         layers: decoder layers to keep, None for all.
         ingest: the ingest artifact.
         features: the features artifact, when there is a teacher.
-        objective: `stages.learn.loop.Objective`.
+        objective: `stages.learn.objective.Objective`.
         settings: `stages.learn.engine.Optimisation`.
         seed: order of the samples.
         vary_instructions: draw an instruction for each use.
@@ -53,6 +54,8 @@ class TrainingJob:
         label: what log lines call the job.
         mined: the table of mined hard negatives (`stages.mine.Mined`), where there is one.
         live: the teacher, where it is run and not looked up.
+        hard_negatives: hard negatives of a query in each of its steps.
+        lora: the adapters to train in the place of the whole decoder.
     """
 
     model: Path
@@ -73,6 +76,8 @@ class TrainingJob:
     label: str
     mined: Any = None
     live: LiveTeacher | None = None
+    hard_negatives: int = 0
+    lora: Any = None
 
 
 def run_training(context: Context, job: TrainingJob) -> tuple[Path, dict[str, float]]:
@@ -135,6 +140,7 @@ def train_worker(config: dict[str, Any]) -> None:
     from stages.learn.engine import full_weights
     from stages.learn.sampling import PairSampler
     from stages.model.encoder import Encoder
+    from stages.model.lora import add_adapters
 
     job: TrainingJob = config["job"]
     cuda = torch.cuda.is_available() and ray.train.get_context().get_local_world_size() <= torch.cuda.device_count()
@@ -144,7 +150,9 @@ def train_worker(config: dict[str, Any]) -> None:
     device = f"cuda:{torch.cuda.current_device()}" if cuda else "cpu"
     encoder = Encoder.load(job.model, job.layers, job.precision, device).train()
     if not job.train_vision:
-        loop.freeze_vision(encoder)
+        encoder.freeze_vision()
+    if job.lora is not None:
+        add_adapters(encoder, job.lora)
     sampler = PairSampler(
         job.ingest,
         batch=job.settings.batch_size,
@@ -154,6 +162,7 @@ def train_worker(config: dict[str, Any]) -> None:
         vary_instructions=job.vary_instructions,
         smallest_task=job.smallest_task,
         mined=job.mined,
+        hard_negatives=job.hard_negatives,
     )
     if len(sampler) < job.settings.batch_size:
         raise ValueError(
@@ -177,7 +186,7 @@ def train_worker(config: dict[str, Any]) -> None:
             if step == job.settings.steps:
                 weights = full_weights(engine)
                 if rank() == 0:
-                    save_weights(encoder, weights, Path(directory) / WEIGHTS)
+                    save_weights(encoder, weights, job.lora, Path(directory) / WEIGHTS)
             ray.train.report(dict(latest), checkpoint=ray.train.Checkpoint.from_directory(directory))
 
     teacher = None
@@ -185,7 +194,7 @@ def train_worker(config: dict[str, Any]) -> None:
         teacher = loop.cached_teacher(FeatureTable(job.features, "query"), FeatureTable(job.features, "candidate"))
     elif job.live is not None:
         whole = Encoder.load(job.live.model, job.live.layer, job.precision, device)
-        teacher = loop.live_teacher(whole, job.live.normed)
+        teacher = loop.live_teacher(whole, job.live.normed, job.live.before_mlp)
     resume = ray.train.get_checkpoint()
     arguments = {
         "teacher": teacher,
@@ -215,14 +224,26 @@ class FeatureTable:
         return np.asarray(self.table.row(self.table.find(identity))["vector"], np.float32)
 
 
-def save_weights(encoder: Any, weights: Any, directory: Path) -> None:
-    """Writes the weights of the encoder's backbone as a stock `ForConditionalGeneration` checkpoint."""
-    from stages.model.export import save_backbone
+def save_weights(encoder: Any, weights: Any, lora: Any, directory: Path) -> None:
+    """Writes the backbone's trained weights as a stock `ForConditionalGeneration` checkpoint.
 
-    prefix = "backbone."
-    save_backbone(
-        encoder.backbone.config, {name.removeprefix(prefix): tensor for name, tensor in weights.items()}, directory
-    )
+    Args:
+        encoder: gives the configuration, and the vision tower where that was frozen.
+        weights: the state dict of the trained module: the encoder's, alone or beside a learnt temperature.
+        lora: the adapters to merge, None where there are none.
+        directory: where to write.
+    """
+    from stages.model.export import save_backbone
+    from stages.model.lora import merged
+
+    backbone = backbone_weights(encoder, weights)
+    save_backbone(encoder.backbone.config, merged(backbone, lora) if lora else backbone, directory)
+
+
+def backbone_weights(encoder: Any, weights: Any) -> dict[str, Any]:
+    """The backbone's part of a trained module's state dict, under the backbone's own names, frozen vision included."""
+    everything = {**weights, **encoder.vision_weights()}
+    return {name.partition("backbone.")[2]: tensor for name, tensor in everything.items() if "backbone." in name}
 
 
 def progress_line(label: str, step: int, settings: Any, measures: dict[str, float]) -> str:
@@ -231,10 +252,8 @@ def progress_line(label: str, step: int, settings: Any, measures: dict[str, floa
     left = round((settings.steps - step) * settings.batch_size / speed)
     parts = [f"{label} {step}/{settings.steps}", f"loss {measures['loss']:.3f}"]
     parts.append(f"hit@1 {measures['in_batch_hit@1']:.2f}")
-    if "feature" in measures:
-        parts.append(f"feature {measures['feature']:.3f}")
-    if "tau_hard" in measures:
-        parts.append(f"τ {measures['tau_hard']:.3f}")
+    parts += [f"{name} {value:.3f}" for name, value in measures.items() if name.startswith("feature ")]
+    parts += [f"τ {measures[name]:.3f}" for name in ("tau_hard", "tau") if name in measures]
     parts.append(f"lr {measures['learning_rate']:.1e}")
     return " ".join([*parts, f"{speed:.0f} pairs/s, {left // 60}:{left % 60:02d} left"])
 
@@ -255,8 +274,9 @@ def optimisation(params: Any, cluster: Cluster) -> Any:
     """The `Optimisation` of a section with steps, batch_size and the optimizer's fields."""
     from stages.learn.engine import Optimisation
 
-    fields = ("steps", "batch_size", "learning_rate", "warmup", "weight_decay", "clip")
+    fields = ("steps", "batch_size", "learning_rate", "warmup", "weight_decay", "clip", "chunk")
     chosen = {name: getattr(params, name) for name in fields}
+    chosen["first_layer_rate"] = getattr(params, "first_layer_rate", 1.0)
     return Optimisation(**chosen, zero_stage=cluster.zero_stage, bf16=cluster.chosen_precision() == "bf16")
 
 
@@ -269,6 +289,7 @@ def student_stage(
     features: Artifact | None,
     mined: Any = None,
     live: LiveTeacher | None = None,
+    hard_negatives: int = 0,
 ) -> dict[str, Any]:
     """Trains a student with the vision tower frozen and exports it; what `distill` and `train` share.
 
@@ -280,11 +301,15 @@ def student_stage(
         features: teacher vectors, where the objective needs them.
         mined: hard negatives, where some were mined.
         live: the teacher to run in every step, in the place of `features`.
+        hard_negatives: hard negatives of a query in each of its steps.
 
     Returns:
         The last measures, and the student's size.
     """
+    from stages.model.lora import Lora
+
     quiet_libraries()
+    check_dims(source, objective.dims)
     job = TrainingJob(
         model=source,
         layers=layers,
@@ -304,12 +329,25 @@ def student_stage(
         label=context.output.stage,
         mined=mined,
         live=live,
+        hard_negatives=hard_negatives,
+        lora=Lora(**params.lora.model_dump()) if params.adapter == "lora" else None,
     )
     if params.steps:
         weights, measures = run_training(context, job)
     else:
         weights, measures = cut_only(context, source, layers), {}
-    return {**export_stage(context, weights, source, measures), **measures}
+    return {**export_stage(context, weights, source, measures, objective.dims if params.steps else ()), **measures}
+
+
+def check_dims(source: Path, dims: tuple[int, ...]) -> None:
+    """Raises StageError where a vector of the model has no such leading dimensions."""
+    from stages.model.prune import pruned_config
+
+    dim = pruned_config(source, None).text_config.hidden_size
+    if dims and not 1 <= dims[0] <= dims[-1] < dim:
+        raise StageError(
+            f"train.matryoshka={list(dims)} does not fit vectors of {dim} values; choose from 1 to {dim - 1}"
+        )
 
 
 def cut_only(context: Context, source: Path, layers: int | None) -> Path:
@@ -323,7 +361,9 @@ def cut_only(context: Context, source: Path, layers: int | None) -> Path:
     return directory
 
 
-def export_stage(context: Context, weights: Path, source: Path, measures: dict[str, Any]) -> dict[str, Any]:
+def export_stage(
+    context: Context, weights: Path, source: Path, measures: dict[str, Any], dims: tuple[int, ...] = ()
+) -> dict[str, Any]:
     """Builds the model directory, writes the card and the parity report, uploads; returns the student's size."""
     from stages.data.instructions import Instructions
     from stages.model.card import write_card
@@ -333,7 +373,7 @@ def export_stage(context: Context, weights: Path, source: Path, measures: dict[s
 
     directory = context.output.work / "model"
     shutil.rmtree(directory, ignore_errors=True)  # a refused export must not mix with the next one
-    export_student(weights, source, directory, query_prompts(Instructions.load(context.inputs["ingest"])))
+    export_student(weights, source, directory, query_prompts(Instructions.load(context.inputs["ingest"])), dims)
     # Only what gets registered goes through loaders that cost a process or MLflow; a student in between does not.
     final = context.output.stage == "train"
     more = {"MLflow pyfunc": pyfunc_vectors} if final else {}

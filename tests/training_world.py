@@ -102,8 +102,9 @@ def main(case: dict) -> None:
     world = Path(case["world"])
     ingest = open_store(str(world / "store")).artifact("ingest", "0123456789ab")
     encoder = Encoder.load(world / "model").train()
-    loop.freeze_vision(encoder)
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    if not case.get("train_vision"):
+        encoder.freeze_vision()
     sampler = PairSampler(ingest, batch=8, world=world_size(), rank=rank(), seed=5, vary_instructions=True)
     log = SimpleNamespace(losses=[], features=[])
 
@@ -111,7 +112,7 @@ def main(case: dict) -> None:
         loss = torch.tensor(measures["loss"])
         torch.distributed.all_reduce(loss)
         log.losses.append(loss.item() / world_size())
-        log.features.append(measures.get("feature"))
+        log.features.append(measures.get("feature cosine"))
 
     class Stop(Exception):
         """Ends the process after a checkpoint, as a kill would."""
@@ -124,12 +125,19 @@ def main(case: dict) -> None:
     weight = case.get("feature_weight", 0.0)
     states = torch.nn.functional.normalize(torch.randn(PAIRS, encoder.dim, generator=torch.manual_seed(1)), dim=1)
     table = {f"9:{index}": state for index, state in enumerate(states)}
-    settings = Optimisation(case["steps"], 8, 3e-3, 0.1, 0.01, 1.0, case["zero_stage"], bf16=False)
+    settings = Optimisation(
+        case["steps"], 8, 3e-3, 0.1, 0.01, 1.0, case["zero_stage"], bf16=False, chunk=case.get("chunk", 0)
+    )
     try:
         engine = loop.fit(
             encoder,
             sampler,
-            loop.Objective("mac", 0.05, feature_weight=weight, contrastive_weight=0.0 if weight else 1.0),
+            loop.Objective(
+                "mac",
+                0.05,
+                feature_weights={"cosine": weight} if weight else {},
+                contrastive_weight=0.0 if weight else 1.0,
+            ),
             settings,
             teacher=loop.cached_teacher(table, table) if weight else None,
             resume=world / "checkpoint" if case.get("resume") else None,
@@ -141,7 +149,7 @@ def main(case: dict) -> None:
     except Stop:
         Path(case["result"]).write_text("{}")
         return
-    weights = full_weights(engine)
+    weights = {**full_weights(engine), **encoder.vision_weights()}
     if rank() == 0:
         change = {name: (tensor - before[name]).abs().max().item() for name, tensor in weights.items()}
         Path(case["result"]).write_text(

@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests.bench.serve import serve
+
 ROUNDS = 7
 
 
@@ -78,7 +80,7 @@ def padding(directory: Path) -> dict[str, Any]:
     return compare(lambda: encoder.encode(rows), one_rectangle, len(rows))
 
 
-BENCHMARKS = {"depth": depth, "padding": padding}
+BENCHMARKS = {"depth": depth, "padding": padding, "serve": serve}
 
 
 def main() -> int:
