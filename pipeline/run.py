@@ -136,8 +136,9 @@ def publish(run: "Run", decisions: Sequence[Decision]) -> None:
     student, metrics = run.artifacts["train"], run.artifacts["evaluate"].manifest["metrics"]
     run.tracker.metrics(headline(metrics))
     if any(decision.action == "run" and decision.stage in ("train", "evaluate") for decision in decisions):
-        tags = {"key": student.key, "attempt": student.attempt, "weights": str(student.local("model"))}
-        tags["test"] = test_identity(run)
+        remote = student.uri.startswith("s3://")  # any machine can read it there; a local copy is this machine's own
+        weights = f"{student.uri}/{student.attempt}/model" if remote else str(student.local("model"))
+        tags = {"key": student.key, "attempt": student.attempt, "weights": weights, "test": test_identity(run)}
         source = student.manifest.get("mlflow_run_id", "")
         numbers = headline(metrics).get("student", {})
         place = (run.config.train.register_as, tags, numbers, source or run.tracker.run_id)
