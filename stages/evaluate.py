@@ -2,8 +2,9 @@
 
 Inputs: ingest (queries, qrels as positives), backbone (the teacher), features (the depth curve, for the page), train
 (the student), index (the student's candidate vectors). Steps: choose the queries; embed the candidates with the
-teacher, which also stays in the artifact because it is the dearest part; embed the queries with both; rank block by block as Ray tasks that stream the corpus;
-time both models in one process; write metrics, TREC runs, tables, plots and `report.html`.
+teacher, which also stays in the artifact because it is the dearest part; embed the queries with both; rank block by
+block as Ray tasks that stream the corpus; time both models in one process; write metrics, TREC runs,
+tables, plots and `report.html`.
 
 Teacher and student meet the same queries, pools and instructions. Memory is flat in the corpus: workers hold a tile of
 it, the driver holds sums. A grid of many students of one teacher leaves the teacher out, whose numbers would be the
