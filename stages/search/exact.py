@@ -18,35 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stages.context import InputError
+from stages.search.filters import Filter
+
 TILE = 8192
 COLUMNS = ("did", "modality", "pools", "vector")
-
-
-@dataclass(frozen=True)
-class Filter:
-    """Which candidates may be found: those of one pool, those of some modalities, or all."""
-
-    pool: str | None = None
-    modalities: tuple[str, ...] = ()
-
-    def rows(self, tile: pa.Table) -> np.ndarray:
-        """The row numbers of `tile` that pass, ascending, int64."""
-        passing = np.ones(tile.num_rows, dtype=bool)
-        if self.modalities:
-            wanted = pc.is_in(tile["modality"], value_set=pa.array(self.modalities, tile["modality"].type))
-            passing &= wanted.to_numpy(zero_copy_only=False)
-        if self.pool is not None:
-            passing &= _in_pool(tile["pools"], self.pool)
-        return np.flatnonzero(passing)
-
-
-def _in_pool(pools: pa.ChunkedArray, name: str) -> np.ndarray:
-    """For each row, whether its list of pools holds `name`, bool [N]."""
-    pools = pools.combine_chunks()
-    owners = pc.list_parent_indices(pools)
-    found = np.zeros(len(pools), dtype=bool)
-    found[owners.filter(pc.equal(pools.flatten(), name)).to_numpy()] = True
-    return found
 
 
 @dataclass(frozen=True)
@@ -81,8 +57,39 @@ class ExactIndex:
         """The k best candidates of each query, once for each filter (one pass over the corpus serves them all).
 
         queries_QD: float32 [Q, D]. Order: falling score, then rising id. No filter is the same as `Filter()`.
+
+        Raises:
+            InputError: the queries have another dimension than the index.
         """
-        return search_batches(self.batches(), queries_QD, k, filters or (Filter(),))
+        check_dimension(queries_QD, self.dim)
+        filters = filters or (Filter(),)
+        columns = sorted({"did", "vector"}.union(*(one.columns() for one in filters)))
+        return search_batches(self.batches(columns), queries_QD, k, filters)
+
+    @property
+    def dim(self) -> int:
+        """Length of a stored vector."""
+        return self.schema().field("vector").type.list_size
+
+    def schema(self, columns: Sequence[str] = ()) -> pa.Schema:
+        """The schema of the stored rows, of all columns or some."""
+        import pyarrow.parquet as pq
+
+        stored = pq.read_schema(self.files[0], filesystem=self.filesystem).remove_metadata()
+        return pa.schema([stored.field(name) for name in columns or stored.names])
+
+    def columns(self) -> list[str]:
+        """The names of all stored columns."""
+        return self.schema().names
+
+
+def check_dimension(queries_QD: np.ndarray, dim: int) -> None:
+    """Raises InputError where the queries [Q, D] can't be compared with an index of `dim` numbers."""
+    if queries_QD.ndim != 2 or queries_QD.shape[1] != dim:
+        raise InputError(
+            f"a query of {queries_QD.shape[-1]} numbers meets an index of {dim}: the index is of another student;"
+            " index with this student, or search with the one that made the index"
+        )
 
 
 def search_batches(

@@ -5,16 +5,24 @@ does it, the instruction of its task in front, the same encoder, the same exact 
 guessed where the person does not say what kind of thing to find: see `Retriever.choose_target`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from stages.context import Artifact, InputError
 from stages.data.images import Checked, ImageRejected, Limits, check
 from stages.data.instructions import Instructions, with_instruction
 from stages.data.tables import MappedTable
+from stages.index import keep_pools
 from stages.params import Cluster
 from stages.search.exact import ExactIndex, Filter
+
+if TYPE_CHECKING:
+    from stages.model.encoder import Row
 
 WANTS = ("text", "image", "image,text")
 PREFERRED = ("image", "image,text", "text")  # what is looked for where the person does not say
@@ -33,6 +41,12 @@ class Query:
     def modality(self) -> str:
         """text, image, or both."""
         return modality_of(self.text, self.image)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a plain dictionary; of the picture its id."""
+        image = self.image.image_id if self.image else None
+        told = {"text": self.text, "image": image, "modality": self.modality}
+        return told | {"want": self.want, "instruction": self.instruction}
 
 
 @dataclass(frozen=True)
@@ -84,6 +98,13 @@ def check_image(data: bytes, name: str, limits: Limits) -> Checked:
         return check(data, limits)
     except ImageRejected as error:
         raise InputError(f"{name} can't be used: {error}; give a whole JPEG, PNG, WebP or GIF") from None
+
+
+def row_of(query: Query) -> "Row":
+    """What the encoder reads for a query: its instruction before its text, and its picture."""
+    from stages.model.encoder import Row
+
+    return Row(with_instruction(query.instruction, query.text), query.image.bytes if query.image else None)
 
 
 class Retriever:
@@ -151,12 +172,38 @@ class Retriever:
 
     def find(self, query: Query, k: int) -> list[Result]:
         """The k best candidates of a checked query."""
-        from stages.model.encoder import Row
+        return self.search_many([query], k)[0]
 
-        row = Row(with_instruction(query.instruction, query.text), query.image.bytes if query.image else None)
-        chosen = Filter(modalities=(query.want,) if query.want else ())
-        ranking = self.index.search(self.encoder.encode([row], 1), k, chosen)[0]
-        return self._resolve(ranking.dids[0], ranking.scores[0])
+    def search_many(self, queries: Sequence[Query], k: int) -> list[list[Result]]:
+        """The k best candidates of each checked query: one forward pass and one pass over the corpus for them all."""
+        wants = {query.want: Filter(modalities=(query.want,) if query.want else ()) for query in queries}
+        vectors_QD = self.embed_many([row_of(query) for query in queries])
+        found = dict(zip(wants, self.index.search(vectors_QD, k, *wants.values()), strict=True))
+        rankings = [found[query.want] for query in queries]
+        return [self._resolve(one.dids[place], one.scores[place]) for place, one in enumerate(rankings)]
+
+    def embed_many(self, rows: "Sequence[Row]") -> np.ndarray:
+        """Vectors of unit length, float32 [N, D]."""
+        return self.encoder.encode(rows, max(1, len(rows)))
+
+    def examples(self, count: int) -> list[Result]:
+        """About `count` candidates from the first rows of the index, pictures first; their score is 0."""
+        first = next(iter(self.index.batches(("did", "modality"))), None)
+        if first is None:
+            return []
+        held = [kind for kind in PREFERRED if kind in self.card["modalities"]]
+        chosen: list[str] = []
+        for kind in held:
+            dids = first["did"].filter(pc.equal(first["modality"], kind)).to_pylist()
+            share = -(-count // len(held))
+            chosen += dids[:: max(1, len(dids) // share)][:share]
+        return self._resolve(chosen, [0.0] * len(chosen))
+
+    def image_ids(self) -> Iterator[list[str]]:
+        """The pictures of the indexed candidates, in blocks."""
+        for batch in self.candidates.batches:
+            pooled = keep_pools(pa.Table.from_batches([batch]), list(self.card["pools"]))
+            yield pooled["image_id"].drop_null().to_pylist()
 
     def picture(self, image_id: str) -> tuple[bytes, str]:
         """Encoded bytes and format of a picture. Raises KeyError."""
