@@ -25,20 +25,29 @@ FORMAT = 1  # of retriever.json and the embeddings beside it
 class Params(Section):
     """The section `index`."""
 
-    backend: Literal["exact"] = "exact"
+    backend: Literal["auto", "exact", "lance", "faiss"] = Field(
+        "auto", description="what answers searches; auto is exact below 100,000 candidates and lance above"
+    )
+    corpus: str = Field(
+        "", description="own corpus to index instead, with student.model: a folder of pictures, a JSONL, CSV or TSV"
+    )
     split: Literal["val", "test"] = Field("test", description="the pools of this split are embedded")
     batch_size: int = knob(64, ge=1)
 
 
 def run(context: Context) -> dict[str, float | dict]:
     """Runs the stage; see the module header."""
+    from stages.search.backends import build, choose
+
     params, ingest, train = context.params.index, context.inputs["ingest"], context.inputs["train"]
     summary = summarise_pools(ingest, params.split)
+    backend = choose(params.backend, summary["rows"])
     start = time.monotonic()
     corpus = embed_corpus(context, ingest, sorted(summary["pools"]), train.local("model"), params.batch_size)
     written = write_embeddings(context.output, "embeddings", corpus, summary["rows"])
     seconds = time.monotonic() - start
-    context.output.write_json("retriever.json", describe(context, summary, written["dim"]))
+    made = build(context.output, backend, written["files"])
+    context.output.write_json("retriever.json", describe(context, summary, written["dim"]) | made)
     return {
         "rows": summary["rows"],
         "rows_per_second": summary["rows"] / seconds,
@@ -132,7 +141,7 @@ def describe(context: Context, summary: dict[str, Any], dim: int) -> dict[str, A
     union = union_pool(params.split)
     return {
         "format": FORMAT,
-        "backend": params.backend,
+        "backend": "exact",
         "dim": dim,
         "rows": summary["rows"],
         "split": params.split,

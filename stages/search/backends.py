@@ -8,6 +8,7 @@ The Parquet files below `embeddings/` of an index artifact stay the truth; the o
 approximate backends compare what they pick by the stored vectors, so a score is the same everywhere.
 """
 
+import shutil
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from stages.context import Artifact, InputError
+from stages.context import Artifact, Attempt, InputError
 from stages.search.exact import ExactIndex, Ranking
 from stages.search.filters import Filter
 
@@ -46,6 +47,20 @@ def choose(backend: str, rows: int) -> str:
         told = f"index.backend={backend} of {rows:,} candidates needs {chosen}, which is not installed"
         raise InputError(f"{told}: pip install 'puma-retrieval[{chosen}]', or choose index.backend=exact")
     return chosen
+
+
+def build(output: Attempt, backend: str, files: Sequence[str]) -> dict[str, Any]:
+    """Makes from the stored vectors in `files` what the backend keeps beside them; what its card has to tell."""
+    if backend != "lance":
+        return {"backend": backend}
+    from stages.search.lance_index import LanceIndex
+
+    # Built here and then copied: the copy is immutable like every file of an artifact, wherever the store is.
+    place = output.work / "lance"
+    shutil.rmtree(place, ignore_errors=True)  # a killed attempt's
+    made = LanceIndex.build(str(place), ExactIndex(tuple(files), output.filesystem))
+    output.upload(place, "lance")
+    return {"backend": backend, "lance_version": made.version}
 
 
 def read_card(index: Artifact) -> dict[str, Any]:

@@ -87,6 +87,10 @@ class FaissIndex:
             scores.append(values)
         return Ranking(dids, scores)
 
+    def nbytes(self) -> int:
+        """Memory of the vectors, their ids and the columns beside them."""
+        return self.index.ntotal * (2 * self.dim + 8) + self.columns.nbytes
+
     def add(self, rows: pa.Table) -> None:
         """Appends rows of the same columns."""
         start = self.columns.num_rows
