@@ -1,6 +1,6 @@
 """Which index answers a search: exact, lance or faiss behind one method, and how large an index has to be for each.
 
-    exact   streams the stored vectors at every search; every reported number comes from it
+    exact   compares all vectors, streamed from disk or held in memory; every reported number comes from it
     lance   approximate, on disk: 1-bit codes pick what is compared exactly; filters; changes without a rebuild
     faiss   approximate, in memory: a replica for many queries a second, made from the stored vectors when opened
 
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from stages.context import Artifact, Attempt, InputError
-from stages.search.exact import ExactIndex, Ranking
+from stages.search.exact import ExactIndex, HeldIndex, Ranking
 from stages.search.filters import Filter
 
 FEW = 100_000
@@ -85,7 +85,7 @@ def open_index(index: Artifact, card: dict[str, Any], backend: str = "") -> Inde
     choose(wanted, card["rows"])
     exact = ExactIndex.open(index)
     if wanted == "exact":
-        return exact
+        return HeldIndex(exact)
     if wanted == "faiss":
         from stages.search.faiss_index import FaissIndex
 

@@ -18,7 +18,7 @@ from stages.search.filters import Filter
 
 FLAT = 10_000  # rows below which lists would only lose
 TRAINED_PER_LIST = 64  # vectors that k-means sees for each list
-PROBED = 16  # lists that are read, of some hundreds
+PROBED = 48  # lists that are read, of some hundreds
 SEED = 0
 
 

