@@ -140,7 +140,7 @@ def write_images(
         return pictures.check_pictures(table, root, limits, lambda *found: ray.get(ledger.record.remote(*found)))
 
     paths = [_map(dataset, new_paths) for dataset in rows]
-    paths = paths[0].union(*paths[1:]).repartition(target_num_rows_per_block=batch)
+    paths = (paths[0].union(*paths[1:]) if paths[1:] else paths[0]).repartition(target_num_rows_per_block=batch)
     write(output, "images", _map(paths, check), IMAGES)
     verdicts, count, rejects = ray.get(ledger.conclude.remote())
     return Images(ray.put(verdicts), count, rejects)

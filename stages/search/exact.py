@@ -85,7 +85,7 @@ class ExactIndex:
 
 
 class HeldIndex:
-    """The same search over vectors that stay in memory, for one query after the other: nothing is read or sorted again.
+    """The same search over vectors that stay in memory, for one query after another: nothing is read or sorted again.
 
     Vectors are held as float32 up to HELD_BYTES, and above as the float16 that is stored, converted at each search.
     """
