@@ -96,6 +96,8 @@ def run_command(options: argparse.Namespace, answer: dict[str, Any]) -> tuple[in
     finally:
         if any(ablation.outcomes):
             answer |= publish(ablation, options, command, console, interrupted)
+        elif ablation.tracker:
+            ablation.tracker.end("KILLED")
     failed = [cell.label for cell, outcome in zip(cells, ablation.outcomes, strict=True) if outcome.error]
     if failed:
         return 1, f"{len(failed)} of {len(cells)} cells failed, first {failed[0]}; the same command tries them again"

@@ -182,18 +182,18 @@ class Ablation:
     def finish(self, head: str, interrupted: bool) -> tuple[str, dict[str, Any]]:
         """The Markdown section under `head` and the JSON answer of what is known so far; both are tracked as well."""
         curve = self.curve()
-        section = f"{head}\n\n{markdown(self.grid, self.cells, self.outcomes, curve)}"
+        known = (self.grid, self.cells, self.outcomes, curve)
+        section = f"{head}\n\n{markdown(*known)}"
         if curve:
-            section += (
-                f"\n\n### Depths of the backbone, cut and not trained, on a validation sample\n\n{curve['table']}"
-            )
+            title = "Depths of the backbone, cut and not trained, on a validation sample"
+            section += f"\n\n### {title}\n\n{curve['table']}"
         answer = as_json(self.cells, self.outcomes, curve)
-        self.tracker.note(section)
+        self.tracker.note(f"{head}\n\n{markdown(*known, by_set=False)}")
         self.tracker.text("ablation.md", section)
         self.tracker.text("ablation.json", json.dumps(answer, indent=1, ensure_ascii=False))
         for name, rows in answer["tables"].items():
-            known = {row["variant"]: row["local hit@5"]["mean"] for row in rows if row["local hit@5"]["n"]}
-            self.tracker.metrics({"local hit@5": {name: known}})
+            means = {row["variant"]: row["local hit@5"]["mean"] for row in rows if row["local hit@5"]["n"]}
+            self.tracker.metrics({"local hit@5": {name: means}})
         failed = any(outcome and outcome.error for outcome in self.outcomes)
         self.tracker.end("KILLED" if interrupted else "FAILED" if failed else "FINISHED")
         return section, {**answer, "mlflow": self.tracker.ids()}

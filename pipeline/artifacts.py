@@ -3,12 +3,15 @@
     {store}/{stage}/{key}/manifest.json       what the artifact is and which files it has; without it nothing exists
     {store}/{stage}/{key}/{attempt}/…         the files that one attempt wrote
     {store}/{stage}/{key}/_work/              the running stage's own checkpoints; survive a kill, go after the commit
-    {store}/{stage}/{key}/_lock               held by the one process that computes this artifact
+    {store}/{stage}/{key}/_lease.json         who computes this artifact; see leases.py
     {store}/runs/{run}.json                   each pipeline run: its configuration, keys and actions
+    {store}/pins/{stage}-{key}.json           what `store.py gc` has to keep; see sweep.py
 
-Every attempt writes to a fresh directory of its own: what a killed attempt left behind is in no manifest, so no reader
-can see it. The alternative, one directory for a key that is emptied first, takes the files from under a reader.
-Only local directories for now; callers get a store from `open_store` and know nothing of its kind.
+`store` is a local directory or `s3://bucket/prefix`; both give the same guarantees (objects.py, s3.py), and all of
+this is written once for both. Every attempt writes to a fresh directory of its own, so what a killed attempt left
+behind is in no manifest and no reader can see it. The alternative, one directory for a key that is emptied first,
+takes the files from under a reader. An attempt's name starts with its lineage, a hash of the inputs' attempts: an
+attempt takes over what a killed one of the same key left only where both read the same inputs.
 """
 
 import hashlib
@@ -16,20 +19,22 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from pipeline import leases
+from pipeline.manifests import FORMAT, MANIFEST, RUNS, Manifests, encode, read_manifest
+from pipeline.objects import LocalObjects, Objects
 from stages.context import InputError, StageError
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-FORMAT = 1
-MANIFEST = "manifest.json"
+THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Artifact:
     key: str
     uri: str
     manifest: dict[str, Any] = field(repr=False, compare=False)
+    objects: Objects = field(repr=False, compare=False)
 
     @property
     def attempt(self) -> str:
@@ -48,24 +54,29 @@ class Artifact:
 
     @property
     def base(self) -> str:
-        """The directory that the manifest's file paths start from."""
-        return f"{self.uri}/{self.attempt}"
+        """The directory that the manifest's file paths start from, as a path in `filesystem`."""
+        return f"{self.objects.root}/{self._directory}"
 
     @property
     def filesystem(self) -> "FileSystem":
         """The file system that `base` and `files` are paths in."""
-        return local_filesystem()
+        return self.objects.filesystem
 
     def files(self, prefix: str = "") -> list[str]:
         """Paths of the listed files below `prefix/` (all without one), sorted.
 
         Raises StageError for a file that is not there with the size that the manifest tells.
         """
-        start = f"{prefix.rstrip('/')}/" if prefix else ""
-        return [self._checked(entry) for entry in self._entries() if entry["path"].startswith(start)]
+        listed = self._below(prefix)
+        if listed:
+            below = f"{self._directory}/{prefix}".rstrip("/")
+            sizes = {entry.path: entry.size for entry in self.objects.files(below)}
+            for entry in listed:
+                self._check(entry, sizes.get(f"{self._directory}/{entry['path']}"))
+        return [f"{self.base}/{entry['path']}" for entry in listed]
 
     def read_bytes(self, name: str) -> bytes:
-        """The content of the file `name`."""
+        """The content of the file `name`, of the checksum that the manifest tells."""
         return self.local(name).read_bytes()
 
     def read_json(self, name: str) -> Any:
@@ -74,44 +85,70 @@ class Artifact:
 
     def has(self, name: str) -> bool:
         """Whether the manifest lists the file `name`."""
-        return any(entry["path"] == name for entry in self._entries())
+        return self._entry(name) is not None
 
     def local(self, prefix: str) -> Path:
-        """The local file `prefix`, or the directory that holds the listed files below it, sizes verified.
+        """The local file `prefix`, or a local directory that holds the listed files below it.
 
-        Raises StageError where the manifest lists neither.
+        Sizes are verified; what has to be fetched is cached by its checksum, and verified by it. Raises StageError
+        where the manifest lists neither.
         """
-        if self.has(prefix):
-            return Path(self._checked(next(entry for entry in self._entries() if entry["path"] == prefix)))
-        if not self.files(prefix):
+        entry = self._entry(prefix)
+        listed = [entry] if entry else self._below(prefix)
+        if not listed:
             raise StageError(f"{self.stage} {self.key} has no '{prefix}'; make it again with --force {self.stage}")
-        return Path(self.base, prefix)
+        if entry:
+            self._check(entry, self.objects.size(f"{self._directory}/{prefix}"))
+        else:
+            self.files(prefix)
+        for one in listed:
+            self._fetch(one)
+        return self.objects.work(self._directory) / prefix
 
     def damage(self) -> list[str]:
         """One line for each listed file that is missing or whose size or checksum differs. Reads every byte."""
-        found = []
-        for entry in self._entries():
-            try:
-                digest = checksum(Path(self._checked(entry)))
-            except StageError as error:
-                found.append(str(error))
-                continue
-            if digest != entry["sha256"]:
-                found.append(f"{self.base}/{entry['path']} has another content than when it was written")
-        return found
+        with ThreadPoolExecutor(THREADS) as pool:
+            return [line for line in pool.map(self._damage, self.manifest["files"]) if line]
 
-    def _entries(self) -> list[dict[str, Any]]:
-        return self.manifest["files"]
+    @property
+    def _directory(self) -> str:
+        return f"{self.stage}/{self.key}/{self.attempt}"
 
-    def _checked(self, entry: dict[str, Any]) -> str:
-        path = f"{self.base}/{entry['path']}"
-        size = os.path.getsize(path) if os.path.isfile(path) else None
+    def _entry(self, name: str) -> dict[str, Any] | None:
+        return next((entry for entry in self.manifest["files"] if entry["path"] == name), None)
+
+    def _below(self, prefix: str) -> list[dict[str, Any]]:
+        start = f"{prefix.rstrip('/')}/" if prefix else ""
+        return [entry for entry in self.manifest["files"] if entry["path"].startswith(start)]
+
+    def _check(self, entry: dict[str, Any], size: int | None) -> None:
         if size != entry["size"]:
             there = "is missing" if size is None else f"has {size} bytes"
+            path = f"{self.objects.uri}/{self._directory}/{entry['path']}"
             raise StageError(
                 f"{path} {there}, expected {entry['size']} bytes; make it again with --force {self.stage}"
             )
-        return path
+
+    def _damage(self, entry: dict[str, Any]) -> str:
+        path = f"{self._directory}/{entry['path']}"
+        try:
+            self._check(entry, self.objects.size(path))
+            same = self.objects.checksum(path) == entry["sha256"]
+        except StageError as error:
+            return str(error)
+        return "" if same else f"{self.objects.uri}/{path} has another content than when it was written"
+
+    def _fetch(self, entry: dict[str, Any]) -> None:
+        """Gives a file its name in the local copy of the artifact, which is the artifact itself in a local store."""
+        path = f"{self._directory}/{entry['path']}"
+        place = self.objects.work(path)
+        source = self.objects.local(path, entry["size"], entry["sha256"])
+        if source == place or (place.is_file() and place.samefile(source)):
+            return
+        place.parent.mkdir(parents=True, exist_ok=True)
+        fresh = place.with_name(f".{uuid.uuid4().hex}")
+        os.link(source, fresh)
+        fresh.replace(place)
 
 
 @dataclass(frozen=True)
@@ -120,173 +157,209 @@ class Attempt:
 
     stage: str
     key: str
-    base: str
-    work: Path
+    name: str
+    objects: Objects = field(repr=False)
+    fresh: bool = False
+    replaces: str | None = None
+    """The tag of the manifest that was there when this attempt began."""
+
+    @property
+    def base(self) -> str:
+        """The directory of the attempt's files, as a path in `filesystem`."""
+        return f"{self.objects.root}/{self._directory}"
+
+    @property
+    def work(self) -> Path:
+        """A local directory for the stage's own state."""
+        return self.objects.work(f"{self.stage}/{self.key}/_work/{self._lineage}")
+
+    @property
+    def work_uri(self) -> str:
+        """The directory for the stage's state that all nodes see, as a path in `filesystem`."""
+        return f"{self.objects.root}/{self.stage}/{self.key}/_work/{self._lineage}"
 
     @property
     def filesystem(self) -> "FileSystem":
-        """The file system that `base` is a path in."""
-        return local_filesystem()
+        """The file system that `base` and `work_uri` are paths in."""
+        return self.objects.filesystem
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes `value` as JSON to the file `name` of the artifact."""
         self.write_bytes(name, f"{json.dumps(value, indent=2, ensure_ascii=False)}\n".encode())
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Writes the file `name` of the artifact."""
-        path = Path(self.base, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        """Writes the file `name` of the artifact, whole or not at all."""
+        self.objects.put(f"{self._directory}/{name}", data)
+
+    def open(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """A file to write; it becomes `name` of the artifact when the block ends well, and never otherwise."""
+        return self.objects.open(f"{self._directory}/{name}")
 
     def upload(self, source: Path, name: str) -> None:
-        """Copies a local file or directory to `name` in the artifact."""
-        target = Path(self.base, name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if Path(source).is_dir():
-            shutil.copytree(source, target, dirs_exist_ok=True)
-        else:
-            shutil.copyfile(source, target)
+        """Copies a local file or directory to `name` in the artifact, each file whole or not at all."""
+        source = Path(source)
+        for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
+            if path.is_file():
+                below = path.relative_to(source).as_posix() if source.is_dir() else ""
+                self.objects.upload(path, f"{self._directory}/{name}/{below}".rstrip("/"))
+
+    def adopt(self, prefix: str) -> list[str]:
+        """Takes over the files below `prefix/` that killed attempts with the same inputs had finished; their names."""
+        if self.fresh:
+            return []
+        directory = f"{self.stage}/{self.key}"
+        found = self.objects.read(f"{directory}/{MANIFEST}")
+        for other in self.objects.names(directory):
+            mine = other.startswith(f"{self._lineage}-") and other != self.name
+            if mine and not (found and f'"{other}"'.encode() in found.data):
+                above = f"{directory}/{other}"
+                for entry in self.objects.files(f"{above}/{prefix}"):
+                    self.objects.link(entry.path, f"{self._directory}/{entry.path.removeprefix(f'{above}/')}")
+        start = f"{self._directory}/{prefix}".rstrip("/")
+        return [entry.path.removeprefix(f"{start}/") for entry in self.objects.files(start)]
+
+    @property
+    def _lineage(self) -> str:
+        return self.name.partition("-")[0]
+
+    @property
+    def _directory(self) -> str:
+        return f"{self.stage}/{self.key}/{self.name}"
 
 
-@dataclass(frozen=True)
 class Store:
-    """Artifacts and run records in a local directory, which is made by the first write."""
+    """Artifacts and run records at one place, which is made by the first write. Picklable."""
 
-    root: Path
+    def __init__(self, place: Path | Objects, lease_seconds: float = leases.SECONDS) -> None:
+        self.objects = LocalObjects(str(place)) if isinstance(place, Path) else place
+        self.lease_seconds = lease_seconds
 
-    def manifests(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """stage → key → manifest of everything that is committed."""
-        found: dict[str, dict[str, dict[str, Any]]] = {}
-        for path in sorted(self.root.glob(f"*/*/{MANIFEST}")):
-            found.setdefault(path.parts[-3], {})[path.parts[-2]] = read_manifest(path)
-        return found
+    @property
+    def uri(self) -> str:
+        """The store as `store=…` takes it."""
+        return self.objects.uri
+
+    @property
+    def root(self) -> Path:
+        """The directory of a local store."""
+        return Path(self.objects.root)
+
+    def manifests(self) -> Manifests:
+        """stage → key → manifest of everything that is committed; read when asked for, and left out if unreadable."""
+        return Manifests(self.objects)
 
     def artifact(self, stage: str, key: str) -> Artifact:
         """The committed artifact. Raises InputError where there is none."""
-        directory = self.root / stage / key
-        if not self.has(stage, key):
+        manifest = read_manifest(self.objects, stage, key)
+        if manifest is None:
             raise InputError(
-                f"there is no artifact {stage}/{key} in {self.root}; python pipeline/store.py ls shows all"
+                f"there is no artifact {stage}/{key} in {self.uri}; python pipeline/store.py ls shows all"
             )
-        return Artifact(stage, key, str(directory), read_manifest(directory / MANIFEST))
+        return Artifact(stage, key, f"{self.uri}/{stage}/{key}", manifest, self.objects)
 
     def has(self, stage: str, key: str) -> bool:
         """Whether the artifact is committed."""
-        return (self.root / stage / key / MANIFEST).is_file()
+        return self.objects.size(f"{stage}/{key}/{MANIFEST}") is not None
+
+    def started(self, stage: str, key: str) -> bool:
+        """Whether an attempt at the artifact has begun, committed or not."""
+        return bool(self.objects.names(f"{stage}/{key}"))
 
     @contextmanager
-    def locked(self, stage: str, key: str, say: Callable[[str], None] = print) -> Iterator[None]:
-        """Keeps other runs off this artifact until the block ends; the lock of a killed process is free at once."""
-        from filelock import FileLock, Timeout
+    def locked(self, stage: str, key: str, say: Callable[[str], None] = print) -> Iterator[leases.Lease]:
+        """Keeps other runs off this artifact until the block ends; see `leases.held`."""
+        self.objects.prepare()
+        path = f"{stage}/{key}/{leases.LEASE}"
+        with leases.held(self.objects, path, say, f"{stage} {key}", self.lease_seconds) as lease:
+            yield lease
 
-        directory = self.root / stage / key
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(directory / "_lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            say(f"{stage}: another run computes {key}; waiting for it")
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+    def begin(self, stage: str, key: str, fresh: bool = False, inputs: Mapping[str, str] | None = None) -> Attempt:
+        """A new attempt; `inputs` are the attempts of what it reads.
 
-    def begin(self, stage: str, key: str, fresh: bool = False) -> Attempt:
-        """A new attempt. Its work directory is the one that a killed attempt left, unless `fresh`."""
-        directory = self.root / stage / key
+        Its work directory is the one that a killed attempt with the same inputs left, unless `fresh`.
+        """
+        directory = f"{stage}/{key}"
+        there = self.objects.read(f"{directory}/{MANIFEST}")
+        lineage = hashlib.sha256(json.dumps(dict(inputs or {}), sort_keys=True).encode()).hexdigest()[:8]
+        name = f"{lineage}-{uuid.uuid4().hex[:16]}"
+        attempt = Attempt(stage, key, name, self.objects, fresh, there.tag if there else None)
         if fresh:
-            shutil.rmtree(directory / "_work", ignore_errors=True)
-        base = directory / uuid.uuid4().hex[:8]
-        for made in (base, directory / "_work"):
-            made.mkdir(parents=True, exist_ok=True)
-        return Attempt(stage, key, str(base), directory / "_work")
+            self._drop_work(attempt)
+        attempt.work.mkdir(parents=True, exist_ok=True)
+        if isinstance(self.objects, LocalObjects):  # elsewhere directories are only names
+            Path(attempt.base).mkdir(parents=True, exist_ok=True)
+        return attempt
 
-    def commit(self, attempt: Attempt, manifest: dict[str, Any], replace: bool = False) -> Artifact:
+    def commit(
+        self,
+        attempt: Attempt,
+        manifest: Mapping[str, Any],
+        replace: bool = False,
+        lease: leases.Lease | None = None,
+    ) -> Artifact:
         """Makes what the attempt wrote exist: lists its files, writes the manifest, then drops the work directory.
 
-        With `replace` an older manifest of the key gives way at once and whole. Without, the first manifest stays:
-        who comes second gets the winner's artifact.
+        With `replace` the manifest that was there when the attempt began gives way, at once and whole. Without, the
+        first manifest stays: who comes second gets the winner's artifact. Raises LeaseLost where `lease` is gone.
         """
-        directory = self.root / attempt.stage / attempt.key
-        identity = {"format": FORMAT, "stage": attempt.stage, "key": attempt.key, "attempt": Path(attempt.base).name}
-        whole = {**identity, **manifest, "files": list_files(Path(attempt.base))}
-        write_whole(directory / MANIFEST, whole, replace)
-        shutil.rmtree(attempt.work, ignore_errors=True)
+        if attempt.objects != self.objects:
+            raise StageError(f"an attempt in {attempt.objects.uri} can't be committed to {self.uri}: two stores mixed")
+        directory = f"{attempt.stage}/{attempt.key}"
+        identity = {"format": FORMAT, "stage": attempt.stage, "key": attempt.key, "attempt": attempt.name}
+        self.objects.settle(f"{directory}/{attempt.name}")
+        data = encode({**identity, **manifest, "files": list_files(self.objects, f"{directory}/{attempt.name}")})
+        if lease:
+            lease.renew()
+        if replace and attempt.replaces:
+            self.objects.swap(f"{directory}/{MANIFEST}", data, attempt.replaces)
+        else:
+            self.objects.create(f"{directory}/{MANIFEST}", data)
+        self._drop_work(attempt)
         return self.artifact(attempt.stage, attempt.key)
 
-    def write_run(self, run: dict[str, Any]) -> None:
+    def write_run(self, run: Mapping[str, Any]) -> None:
         """Records a pipeline run under its `id`; writing it again replaces the record."""
-        (self.root / "runs").mkdir(parents=True, exist_ok=True)
-        write_whole(self.root / "runs" / f"{run['id']}.json", run, replace=True)
+        self.objects.prepare()
+        self.objects.put(f"{RUNS}/{run['id']}.json", json.dumps(run, indent=1, ensure_ascii=False).encode())
+
+    def note(self, run: str, name: str, text: str) -> str:
+        """Puts a text beside the record of a run; returns where it lies."""
+        self.objects.put(f"{RUNS}/{run}.{name}", text.encode())
+        return f"{self.uri}/{RUNS}/{run}.{name}"
 
     def runs(self) -> list[dict[str, Any]]:
         """The records of all pipeline runs, newest first."""
-        records = [json.loads(path.read_text(encoding="utf-8")) for path in (self.root / "runs").glob("*.json")]
+        paths = [entry.path for entry in self.objects.files(RUNS) if entry.path.endswith(".json")]
+        with ThreadPoolExecutor(THREADS) as pool:
+            records = [json.loads(found.data) for found in pool.map(self.objects.read, paths) if found]
         return sorted(records, key=lambda record: record["started"], reverse=True)
 
+    def _drop_work(self, attempt: Attempt) -> None:
+        work = f"{attempt.stage}/{attempt.key}/_work"
+        self.objects.remove_tree(work)
+        shutil.rmtree(self.objects.work(work), ignore_errors=True)
 
-def open_store(uri: str) -> Store:
-    """The store at a directory. Raises InputError for a place that can't hold one."""
+
+def open_store(uri: str, endpoint: str = "") -> Store:
+    """The store at a directory or at `s3://bucket/prefix`. Raises InputError for a place that can't hold one."""
+    if uri.startswith("s3://"):
+        from pipeline.s3 import open_s3
+
+        return Store(open_s3(uri, endpoint))
     if "://" in uri and not uri.startswith("file://"):
-        raise InputError(f"store={uri} is not supported yet; give a directory, for example store=.puma/store")
+        raise InputError(f"store={uri} is not supported; give a directory or s3://bucket/prefix")
     root = Path(uri.removeprefix("file://")).expanduser().resolve()
     if root.exists() and not root.is_dir():
         raise InputError(f"store={uri} is a file; give a directory, for example store=.puma/store")
     return Store(root)
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The parsed manifest. Raises StageError where it was written by another version or damaged from outside."""
-    try:
-        manifest = json.loads(path.read_bytes())
-        if manifest["format"] == FORMAT:
-            return manifest
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise StageError(f"{path} is damaged or of another format; remove the directory {path.parent} and run again")
-
-
-def write_whole(path: Path, value: Any, replace: bool) -> None:
-    """Writes JSON so that a reader, or a machine that loses power, has the whole file or the one before.
-
-    Without `replace` a file that is already there stays as it is.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    if replace:
-        os.replace(temporary, path)
-    else:
-        with suppress(FileExistsError):
-            os.link(temporary, path)
-        temporary.unlink()
-    directory = os.open(path.parent, os.O_RDONLY)
-    os.fsync(directory)
-    os.close(directory)
-
-
-def list_files(base: Path) -> list[dict[str, Any]]:
-    """[{path, size, sha256}] of every file below `base`, sorted by path."""
-    paths = sorted(path for path in base.rglob("*") if path.is_file())
-    with ThreadPoolExecutor() as pool:
-        digests = pool.map(checksum, paths)
+def list_files(objects: Objects, directory: str) -> list[dict[str, Any]]:
+    """[{path, size, sha256}] of every file below `directory`, sorted by path."""
+    entries = objects.files(directory)
+    with ThreadPoolExecutor(THREADS) as pool:
+        digests = pool.map(lambda entry: objects.checksum(entry.path, trust=True), entries)
     return [
-        {"path": path.relative_to(base).as_posix(), "size": path.stat().st_size, "sha256": digest}
-        for path, digest in zip(paths, digests, strict=True)
+        {"path": entry.path.removeprefix(f"{directory}/"), "size": entry.size, "sha256": digest}
+        for entry, digest in zip(entries, digests, strict=True)
     ]
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def local_filesystem() -> "FileSystem":
-    """Imported late: a plan needs no pyarrow."""
-    from pyarrow.fs import LocalFileSystem
-
-    return LocalFileSystem()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.settings import Settings
 from stages.context import InputError
+from stages.distill import check_alike
 from stages.model.adapters import ADAPTERS
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def check_combinations(config: "Config", settings: Settings) -> None:
     check_layers(config, settings)
     check_batches(config)
     check_mining(config, settings)
+    check_alike(config.features.normed, config.distill)
+    check_matryoshka(config, settings)
     for section in ("ingest", "backbone"):
         check = getattr(import_module(f"stages.{section}"), "check", None)
         if check:
@@ -108,7 +111,7 @@ def check_layers(config: "Config", settings: Settings) -> None:
         origin = settings.origin("student.max_loss")
         raise InputError(f"student.max_loss does nothing in {origin} with student.layers={kept}; set it to auto")
     layer = config.features.layer
-    if layer != -1 and (layer < 1 or (depth and layer > depth)):
+    if layer == 0 or (depth and abs(layer) > depth):
         upper = f"1 to {depth}" if depth else "1 or more"
         origin = settings.origin("features.layer")
         raise InputError(f"features.layer={layer} is no layer in {origin}; choose -1 for the last, or {upper}")
@@ -136,6 +139,15 @@ def check_mining(config: "Config", settings: Settings) -> None:
     if config.train.mine.per_query and not config.train.steps:
         origin = settings.origin("train.mine.per_query")
         raise InputError(f"train.mine.per_query mines for no training in {origin}: train.steps=0; set one of them")
+
+
+def check_matryoshka(config: "Config", settings: Settings) -> None:
+    """Leading dimensions are fewer than a vector has; how many those are is known beforehand for `tiny` only."""
+    dims, origin = config.train.matryoshka, settings.origin("train.matryoshka")
+    dim = config.backbone.tiny.hidden if config.backbone.source == "tiny" else 0
+    if dims and (min(dims) < 1 or (dim and max(dims) >= dim)):
+        upper = f"1 to {dim - 1}, a vector has {dim}" if dim else "1 upward"
+        raise InputError(f"train.matryoshka={list(dims)} are no leading dimensions in {origin}; choose from {upper}")
 
 
 def check_batches(config: "Config") -> None:

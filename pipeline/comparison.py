@@ -163,16 +163,20 @@ def seeds_line(grid: Grid) -> str:
     return f"Seeds: {given}; {same}."
 
 
-def markdown(grid: Grid, cells: Sequence[Cell], outcomes: Sequence[Outcome | None], curve: Curve) -> str:
-    """All tables with what a reader must know about them."""
+def markdown(
+    grid: Grid, cells: Sequence[Cell], outcomes: Sequence[Outcome | None], curve: Curve, by_set: bool = True
+) -> str:
+    """All tables with what a reader must know about them; without those of single sets where space is short."""
     tables = collect(cells, outcomes)
     reference = reference_quality(tables, grid.reference)
     told = [f"`kept` is the share of the hit@5 of “{grid.reference}”."] if reference else []
     notes = [NOTES, *told, TIMED if curve else ALONE, seeds_line(grid), chance_line(outcomes)]
     parts = [*filter(None, [grid.about.strip()]), " ".join(" ".join(notes).split())]
+    if unreached := sum(outcome is None for outcome in outcomes):
+        parts += [f"{unreached} of {len(cells)} cells were not reached; the same command goes on."]
     for name, rows in tables.items():
         parts += [f"### {name}", markdown_table(quality_rows(rows, reference, curve))]
-        if tasks := task_rows(rows):
+        if by_set and (tasks := task_rows(rows)):
             parts += [f"{HEADLINE} of each set in its own pool:", markdown_table(tasks)]
         if failed := failure_lines(rows):
             parts += ["Failed:\n" + "\n".join(failed)]

@@ -31,6 +31,7 @@ class Config(Section):
     """Everything that a run can be told. Relative paths start from the current directory."""
 
     store: str = knob(".puma/store", min_length=1, description="directory (or s3:// prefix) of the artifacts")
+    store_endpoint: str = knob("", description="S3 server of the store; empty is AWS_ENDPOINT_URL(_S3), else AWS")
     tracking_uri: str = knob("", description="MLflow; empty is MLFLOW_TRACKING_URI, else sqlite below .puma/")
     seed: int = Field(0, ge=0, description="of every random choice")
     data: Data = Data()
@@ -137,6 +138,8 @@ def spell_type(kind: Any) -> str:
     """A type in words."""
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(kind))
+    if get_origin(kind) is tuple:
+        return f"a list, each {spell_type(get_args(kind)[0])}"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind, str(kind))
 
 

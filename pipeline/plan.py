@@ -19,7 +19,7 @@ writes a new attempt, and artifacts that were made from the older attempt are no
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,7 @@ class Selection:
     start: str = ""
     until: str = ""
     force: tuple[str, ...] = ()
+    ignore_code: bool = False
     command: str = "python pipeline/run.py"
 
 
@@ -74,8 +75,9 @@ def plan(
     manifests: Manifests,
     sources: Mapping[str, Source],
     selection: Selection = Selection(),
+    started: Callable[[str, str], bool] = lambda stage, key: False,
 ) -> list[Decision]:
-    """One decision for each stage, in running order.
+    """One decision for each stage, in running order. `started(stage, key)` tells whether a run began it before.
 
     Raises InputError for an unknown stage, options that exclude each other, and `--only` with missing inputs.
     """
@@ -85,9 +87,13 @@ def plan(
     for stage in stages:
         inputs = {name: decisions[name].key for name in stage.inputs}
         parts = key_parts(stage, config, defaults, sources[stage.name], inputs)
+        if selection.ignore_code:
+            parts = with_known_code(parts, manifests.get(stage.name, {}))
         key = key_of(parts)
         reasons = run_reasons(stage, key, parts, manifests, decisions, stage.name in forced, defaults)
         if stage.name in selected:
+            if reasons and stage.name not in forced and key not in manifests.get(stage.name, {}):
+                reasons = with_incomplete(reasons, started(stage.name, key))
             decision = Decision(stage.name, key, "run" if reasons else "cached", reasons, parts, stage.name in forced)
         else:
             decision = Decision(stage.name, key, "skipped" if reasons else "cached", ("not selected",), parts)
@@ -136,6 +142,21 @@ def key_parts(
         "inputs": dict(inputs),
         "data": source.data,
     }
+
+
+def with_known_code(parts: dict[str, Any], known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The parts with the code of the newest artifact that differs in nothing else; as they are where there is none."""
+    for manifest in newest_first(known):
+        if {**manifest["parts"], "code": parts["code"]} == parts:
+            return {**parts, "code": manifest["parts"]["code"]}
+    return parts
+
+
+def with_incomplete(reasons: tuple[str, ...], begun: bool) -> tuple[str, ...]:
+    """The reasons, and INCOMPLETE where an earlier run left the stage halfway: this one goes on from there."""
+    if not begun:
+        return reasons
+    return (*(reason for reason in reasons if reason != "MISSING"), "INCOMPLETE")
 
 
 def key_of(parts: Mapping[str, Any]) -> str:

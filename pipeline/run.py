@@ -42,6 +42,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     add("--from", default="", metavar="S", dest="start", help="run this stage and all that follow from it again")
     add("--until", default="", metavar="S", help="stop after this stage")
     add("--force", default=[], metavar="S", action="append", help="run this stage even if it is cached")
+    add("--ignore-code", action="store_true", help="take artifacts of other code, where nothing else differs")
     add("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
     parsed, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
@@ -78,10 +79,12 @@ def run_command(options: argparse.Namespace, answer: dict[str, Any]) -> int:
     """Plans, runs and reports; fills `answer` for --json on the way, so that a failed run tells how far it came."""
     config = with_student(load_config(options.recipe, options.overrides))
     stages = stages_of(config)
-    store = open_store(config.store)
+    store = open_store(config.store, config.store_endpoint)
     command = shlex.join(["python", "pipeline/run.py", "--recipe", options.recipe, *options.overrides])
-    selection = Selection(options.only, options.start, options.until, tuple(options.force), command)
-    decisions = plan(stages, config, store.manifests(), read_sources(stages, config), selection)
+    selection = Selection(
+        options.only, options.start, options.until, tuple(options.force), options.ignore_code, command
+    )
+    decisions = plan(stages, config, store.manifests(), read_sources(stages, config), selection, store.started)
     console = open_console(sys.stderr if options.json else sys.stdout)
     console.print(text_table(plan_rows(decisions)))
     if options.plan:
@@ -113,7 +116,7 @@ def execute(
 
     tags = {"recipe": options.recipe, "command": command, "mlflow.source.name": "pipeline/run.py"}
     tracker = PipelineRun(resolve_uri(config.tracking_uri), Path(options.recipe).stem, tags)
-    if inside_job() and not Path(config.store).is_absolute():
+    if inside_job() and "://" not in config.store and not Path(config.store).is_absolute():
         console.print(f"warning: store={config.store} goes with the job's working directory; give an absolute path")
     run = Run(config, store, tracker, connected, command=command, recipe=options.recipe)
     run.say = lambda line: console.print(line, soft_wrap=True)
@@ -137,7 +140,10 @@ def publish(run: "Run", decisions: Sequence[Decision]) -> None:
     student, metrics = run.artifacts["train"], run.artifacts["evaluate"].manifest["metrics"]
     run.tracker.metrics(headline(metrics))
     if any(decision.action == "run" and decision.stage in ("train", "evaluate") for decision in decisions):
-        tags = {"key": student.key, "attempt": student.attempt, "weights": str(student.local("model"))}
+        weights = (
+            f"{student.uri}/{student.attempt}/model"  # where they lie in the store; they are not fetched for this
+        )
+        tags = {"key": student.key, "attempt": student.attempt, "weights": weights}
         source = student.manifest.get("mlflow_run_id", "")
         numbers = headline(metrics).get("student", {})
         run.tracker.register(run.config.train.register_as, tags, numbers, source or run.tracker.run_id)

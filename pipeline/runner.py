@@ -9,7 +9,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -19,7 +19,9 @@ from typing import Any
 from pipeline.artifacts import Artifact, Attempt, Store
 from pipeline.causes import explain
 from pipeline.dag import Stage
+from pipeline.leases import Lease, LeaseLost
 from pipeline.plan import Decision
+from pipeline.runs import mark_killed, process
 from pipeline.tracking import PipelineRun, StageRun
 from pipeline.values import walk_values
 from stages.context import Context, InputError, StageError
@@ -63,6 +65,7 @@ class Run:
                 "config": self.config.model_dump(mode="json"),
                 "stages": self.stages,
                 "mlflow": self.tracker.ids(),
+                "host": process(),
             }
         )
 
@@ -74,6 +77,7 @@ def run_pipeline(stages: tuple[Stage, ...], decisions: list[Decision], run: Run)
     """
     for decision in decisions:
         run.stages[decision.stage] = describe(decision)
+    mark_killed(run.store, run.tracker.interrupted)
     run.record("running")
     run.tracker.params(run_params(run.config))
     status = "failed"
@@ -85,12 +89,17 @@ def run_pipeline(stages: tuple[Stage, ...], decisions: list[Decision], run: Run)
                     stack.enter_context(run.connect(run.config.cluster))
                     ready = True
                 carry_out(stage, decision, run)
+                if decision.action == "run":
+                    run.record("running")
         status = "finished"
     except KeyboardInterrupt:
         status = "interrupted"
         raise
     finally:
-        run.record(status)
+        try:
+            run.record(status)
+        except (StageError, InputError) as error:
+            run.say(f"warning: the run's record is not up to date: {error}")
         run.tracker.end({"finished": "FINISHED", "interrupted": "KILLED"}.get(status, "FAILED"))
 
 
@@ -112,13 +121,13 @@ def carry_out(stage: Stage, decision: Decision, run: Run) -> None:
     if decision.action == "cached":
         adopt(stage, run.store.artifact(stage.name, decision.key), decision, run)
         return
-    with run.store.locked(stage.name, decision.key, run.say):
+    with run.store.locked(stage.name, decision.key, run.say) as lease:
         written = fresh_artifact(stage, decision, run)
         if written:  # by another run, while this one waited
             run.stages[stage.name] |= {"action": "cached", "reasons": ["computed by another run"]}
             adopt(stage, written, decision, run)
         else:
-            compute(stage, decision, run)
+            compute(stage, decision, run, lease)
 
 
 def adopt(stage: Stage, artifact: Artifact, decision: Decision, run: Run) -> None:
@@ -143,11 +152,12 @@ def fresh_artifact(stage: Stage, decision: Decision, run: Run) -> Artifact | Non
     return artifact if made_from == {name: run.artifacts[name].attempt for name in stage.inputs} else None
 
 
-def compute(stage: Stage, decision: Decision, run: Run) -> None:
+def compute(stage: Stage, decision: Decision, run: Run, lease: Lease) -> None:
     """Runs a stage and commits what it wrote."""
     run.say(f"{stage.name}: running")
     replace = run.store.has(stage.name, decision.key)
-    attempt = run.store.begin(stage.name, decision.key, fresh=decision.forced)
+    inputs = {name: run.artifacts[name].attempt for name in stage.inputs}
+    attempt = run.store.begin(stage.name, decision.key, fresh=decision.forced, inputs=inputs)
     tracked = run.tracker.stage(
         stage.name, {"cache": "miss", "key": decision.key, "reasons": "; ".join(decision.reasons)}
     )
@@ -157,16 +167,18 @@ def compute(stage: Stage, decision: Decision, run: Run) -> None:
         metrics = stage.load().run(stage_context(stage, attempt, tracked, run)) or {}
         seconds = round(time.monotonic() - start, 3)
         facts = manifest_facts(decision, run, metrics, seconds, tracked.run_id)
-        artifact = run.store.commit(attempt, facts, replace)
+        artifact = run.store.commit(attempt, facts, replace, lease)
     except BaseException as error:
         run.stages[stage.name] |= {"action": "failed", "seconds": round(time.monotonic() - start, 3)}
         # Ray takes Ctrl-C and SIGTERM as a call to leave the process, which would end it in the middle of a sentence.
-        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit) and not lease.lost
         tracked.end("KILLED" if interrupted else "FAILED")
         if interrupted:
             raise KeyboardInterrupt from error
         if isinstance(error, InputError):
             raise
+        if lease.lost:
+            error = LeaseLost(f"another run took over {stage.name} {decision.key} while this one was out of reach")
         raise stage_error(stage, error, run) from error
     run.artifacts[stage.name] = artifact
     run.stages[stage.name] |= {"seconds": seconds, "uri": artifact.uri, "attempt": artifact.attempt}
@@ -181,9 +193,10 @@ def stage_error(stage: Stage, error: BaseException, run: Run) -> StageError:
     """The failure in one line; what Python knows about it goes to a file beside the run's record."""
     if isinstance(error, StageError):
         return StageError(f"stage {stage.name} failed: {explain(error)}")
-    path = run.store.root / "runs" / f"{run.id}.traceback.txt"
-    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    return StageError(f"stage {stage.name} failed: {explain(error)} (traceback: {path})")
+    with suppress(StageError, InputError, OSError):  # the store itself may be what failed
+        place = run.store.note(run.id, "traceback.txt", "".join(traceback.format_exception(error)))
+        return StageError(f"stage {stage.name} failed: {explain(error)} (traceback: {place})")
+    return StageError(f"stage {stage.name} failed: {explain(error)}")
 
 
 def stage_context(stage: Stage, attempt: Attempt, tracked: StageRun, run: Run) -> Context:

@@ -96,7 +96,7 @@ def search(options: argparse.Namespace, answer: TextIO) -> None:
     """Checks everything that needs no model, then searches and prints."""
     asked = read_queries(options) if options.queries else [read_query(options)]
     place, wanted = read_overrides(options.overrides)
-    store = open_store(place)
+    store = open_store(place, wanted.pop("store_endpoint", ""))
     retriever, index = open_retriever(store, find_keys(store, place, wanted), options.backend)
     queries = [ask(retriever, one, f"{options.queries}:{number}") for number, one in asked]
     found = [result for part in batched(queries) for result in retriever.search_many(part, options.k)]
@@ -256,14 +256,7 @@ def agrees(config: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 def to_json(query: "Query", results: Sequence["Result"], index: str) -> dict[str, Any]:
     """The one object that `--json` prints."""
-    asked = {
-        "text": query.text,
-        "image": query.image.image_id if query.image else None,
-        "modality": query.modality,
-        "want": query.want,
-        "instruction": query.instruction,
-    }
-    return {"results": [result.to_json() for result in results], "query": asked, "index": index}
+    return {"results": [result.to_json() for result in results], "query": query.to_json(), "index": index}
 
 
 def print_table(query: "Query", results: Sequence["Result"], answer: TextIO) -> None:

@@ -1,39 +1,47 @@
-"""Looks into the artifact store: python pipeline/store.py ls | show KEY|URI | verify [KEY|URI] [--json] [key=value …]
+"""Looks after the artifact store: python pipeline/store.py ls|show|verify|pin|unpin|gc [--json] [key=value …]
 
-`ls` lists artifacts and runs, `show` tells what one artifact is and how it came about, `verify` reads every listed
-file and compares sizes and checksums. Nothing here writes.
+`ls` lists artifacts and runs, `show KEY|URI` tells what one artifact is and how it came about, `verify [KEY|URI]`
+reads every listed file and compares sizes and checksums. `gc` lists what neither the last runs nor a pin needs, and
+deletes it with --apply; `pin KEY|URI` keeps an artifact and all it was made from, `unpin` lets it go.
 """
 
 import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 if not __package__:  # run as a script: its own directory must not be searched for modules, the root must
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipeline.artifacts import MANIFEST, Artifact, Store, open_store
+from pipeline import leases, sweep
+from pipeline.artifacts import Artifact, Store, open_store
 from pipeline.config import load_config
+from pipeline.manifests import MANIFEST
 from pipeline.settings import nearest
 from pipeline.terminal import Parser, open_console, text_table
 from stages.context import InputError, StageError
-
-COMMANDS = ("ls", "show", "verify")
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line; overrides (`store=…`) in any place."""
     parser = Parser(prog="python pipeline/store.py", allow_abbrev=False, description=__doc__.partition("\n\n")[2])
-    parser.add_argument("command", metavar="|".join(COMMANDS))
-    parser.add_argument("rest", nargs="*", metavar="KEY|URI|key=value", help="which artifact; store=DIRECTORY")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add = parser.add_argument
+    add("command", metavar="|".join(COMMANDS))
+    add("rest", nargs="*", metavar="KEY|URI|key=value", help="which artifact; store=DIRECTORY or s3://bucket/prefix")
+    add("--json", action="store_true", help="one JSON object on stdout")
+    add("--apply", action="store_true", help="gc: delete, instead of only listing")
+    add("--keep", type=int, default=sweep.KEEP_RUNS, metavar="N", help="gc: runs whose artifacts stay (%(default)s)")
+    add("--grace", type=float, default=sweep.GRACE_HOURS, metavar="HOURS", help="gc: age of leftovers (%(default)s)")
     options = parser.parse_intermixed_args(arguments)
     if options.command not in COMMANDS:
         near = nearest(options.command, COMMANDS)
         raise InputError(f"there is no command '{options.command}'{near}; the commands: {', '.join(COMMANDS)}")
+    if options.keep < 0 or options.grace < 0:
+        raise InputError("--keep and --grace can't be below 0; give --keep 0 to keep only what is pinned")
     options.overrides = [word for word in options.rest if re.match(r"[a-z_]+(\.\w+)*=", word)]
     options.names = [word for word in options.rest if word not in options.overrides]
     return options
@@ -43,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code: 1 where `verify` found damage."""
     try:
         options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-        store = open_store(load_config(overrides=options.overrides).store)
-        answer = {"ls": list_store, "show": show, "verify": verify}[options.command](store, options.names)
+        config = load_config(overrides=options.overrides)
+        answer = COMMANDS[options.command](open_store(config.store, config.store_endpoint), options)
     except (InputError, StageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
@@ -55,52 +63,111 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if answer.get("damage") else 0
 
 
-def list_store(store: Store, names: Sequence[str]) -> dict[str, Any]:
-    """All artifacts, newest last, and all runs, newest first."""
-    rows = [
-        {
-            "stage": stage,
-            "key": key,
-            "created": manifest["created"],
-            "seconds": manifest["seconds"],
-            "files": len(manifest["files"]),
-            "bytes": sum(entry["size"] for entry in manifest["files"]),
-            "uri": str(store.root / stage / key),
-        }
-        for stage, found in store.manifests().items()
-        for key, manifest in found.items()
-    ]
+def list_store(store: Store, options: argparse.Namespace) -> dict[str, Any]:
+    """All keys, newest last, and all runs, newest first."""
+    manifests, pinned = store.manifests(), set(sweep.pins(store))
+    rows = []
+    for stage, key in sweep.all_keys(store):
+        manifest = manifests[stage].peek(key)
+        state = "whole" if manifest else "damaged" if store.has(stage, key) else "unfinished"
+        if leases.holder(store.objects, f"{stage}/{key}/{leases.LEASE}", store.lease_seconds):
+            state = "running"
+        rows.append(row(store, stage, key, state, (stage, key) in pinned, manifest or {}))
     runs = [{name: run.get(name) for name in ("id", "started", "status", "recipe")} for run in store.runs()]
-    return {"store": str(store.root), "artifacts": sorted(rows, key=lambda row: row["created"]), "runs": runs}
+    return {"store": store.uri, "artifacts": sorted(rows, key=lambda row: row["created"]), "runs": runs}
 
 
-def show(store: Store, names: Sequence[str]) -> dict[str, Any]:
+def row(store: Store, stage: str, key: str, state: str, pinned: bool, manifest: dict[str, Any]) -> dict[str, Any]:
+    """One line of `ls`."""
+    created, files = manifest.get("created", ""), manifest.get("files", [])
+    age = datetime.now(UTC) - datetime.fromisoformat(created) if created else None
+    return {
+        "stage": stage,
+        "key": key,
+        "state": state,
+        "created": created,
+        "age": age.total_seconds() if age else None,
+        "seconds": manifest.get("seconds"),
+        "files": len(files),
+        "bytes": sum(entry["size"] for entry in files),
+        "run": manifest.get("run"),
+        "pinned": pinned,
+        "uri": f"{store.uri}/{stage}/{key}",
+    }
+
+
+def show(store: Store, options: argparse.Namespace) -> dict[str, Any]:
     """One artifact's manifest and where its files start."""
-    if len(names) != 1:
-        raise InputError("show takes one KEY or URI; python pipeline/store.py ls lists them")
-    artifact = find(store, names[0])
+    artifact = one_artifact(store, options)
     return {"uri": artifact.uri, "base": artifact.base, **artifact.manifest}
 
 
-def verify(store: Store, names: Sequence[str]) -> dict[str, Any]:
+def verify(store: Store, options: argparse.Namespace) -> dict[str, Any]:
     """Checks the named artifacts, or all."""
-    listed = [(stage, key) for stage, found in store.manifests().items() for key in found]
-    artifacts = [find(store, name) for name in names] or [store.artifact(stage, key) for stage, key in listed]
-    damage = [line for artifact in artifacts for line in artifact.damage()]
-    return {"checked": [artifact.uri for artifact in artifacts], "damage": damage}
+    checked, damage = [], []
+    if options.names:
+        artifacts: list[Callable[[], Artifact]] = [lambda name=name: find(store, name) for name in options.names]
+    else:
+        keys = [key for key in sweep.all_keys(store) if store.has(*key)]
+        artifacts = [lambda key=key: store.artifact(*key) for key in keys]
+    for opened in artifacts:
+        try:
+            artifact = opened()
+            checked.append(artifact.uri)
+            damage += artifact.damage()
+        except StageError as error:
+            damage.append(str(error))
+    return {"checked": checked, "damage": damage}
+
+
+def collect(store: Store, options: argparse.Namespace) -> dict[str, Any]:
+    """What is not needed any more; deleted with --apply."""
+    garbage = sweep.find_garbage(store, options.keep, options.grace * 3600)
+    if options.apply:
+        sweep.delete(store, garbage, options.keep, options.grace * 3600)
+    return {
+        "applied": options.apply,
+        "artifacts": [f"{stage}/{key}" for stage, key in garbage.artifacts],
+        "leftovers": [path for paths in garbage.leftovers.values() for path in paths],
+        "skipped": {f"{stage}/{key}": why for (stage, key), why in garbage.skipped.items()},
+        "bytes": garbage.bytes,
+    }
+
+
+def pin(store: Store, options: argparse.Namespace) -> dict[str, Any]:
+    """Pins one artifact."""
+    artifact = one_artifact(store, options)
+    sweep.pin(store, artifact.stage, artifact.key)
+    return {"pinned": artifact.uri}
+
+
+def unpin(store: Store, options: argparse.Namespace) -> dict[str, Any]:
+    """Unpins one artifact."""
+    artifact = one_artifact(store, options)
+    sweep.unpin(store, artifact.stage, artifact.key)
+    return {"unpinned": artifact.uri}
+
+
+COMMANDS = {"ls": list_store, "show": show, "verify": verify, "gc": collect, "pin": pin, "unpin": unpin}
+
+
+def one_artifact(store: Store, options: argparse.Namespace) -> Artifact:
+    """The one artifact that the command line names."""
+    if len(options.names) != 1:
+        raise InputError(f"{options.command} takes one KEY or URI; python pipeline/store.py ls lists them")
+    return find(store, options.names[0])
 
 
 def find(store: Store, name: str) -> Artifact:
     """The artifact of a key, of the start of one, or of the URI that a run printed."""
-    path = Path(name)
-    if (path / MANIFEST).is_file():
-        directory = path.resolve()
-        return Store(directory.parents[1]).artifact(directory.parent.name, directory.name)
-    keys = [(stage, key) for stage, found in store.manifests().items() for key in found]
-    matches = [(stage, key) for stage, key in keys if key.startswith(name)]
+    if "://" in name or (Path(name) / MANIFEST).is_file():
+        path = name if "://" in name else str(Path(name).resolve())
+        above, stage, key = path.rstrip("/").rsplit("/", 2)
+        return open_store(above, getattr(store.objects, "endpoint", "")).artifact(stage, key)
+    matches = [(stage, key) for stage, key in sweep.all_keys(store) if key.startswith(name) and store.has(stage, key)]
     if len(matches) != 1:
         count = f"{len(matches)} artifacts whose key starts with" if matches else "no artifact"
-        raise InputError(f"there is {count} '{name}' in {store.root}; python pipeline/store.py ls lists them")
+        raise InputError(f"there is {count} '{name}' in {store.uri}; python pipeline/store.py ls lists them")
     return store.artifact(*matches[0])
 
 
@@ -108,17 +175,50 @@ def print_answer(command: str, answer: dict[str, Any]) -> None:
     """The answer for people."""
     console = open_console(sys.stdout)
     if command == "ls":
-        head = ["stage", "key", "created", "seconds", "files", "size"]
-        rows = [[*(str(row[name]) for name in head[:-1]), spell_size(row["bytes"])] for row in answer["artifacts"]]
-        console.print(f"{answer['store']}: {len(rows)} artifacts", soft_wrap=True)
-        console.print(text_table([head, *rows]))
-        head = ["id", "started", "status", "recipe"]
-        console.print(text_table([head, *([str(run[name]) for name in head] for run in answer["runs"])]))
+        print_list(console, answer)
     elif command == "show":
         print_manifest(console, answer)
-    else:
+    elif command == "gc":
+        print_garbage(console, answer)
+    elif command == "verify":
         for line in answer["damage"] or [f"{len(answer['checked'])} artifacts are as they were written"]:
             console.print(line, soft_wrap=True)
+    else:
+        console.print(" ".join(f"{verb} {uri}" for verb, uri in answer.items()), soft_wrap=True)
+
+
+def print_list(console: Any, answer: dict[str, Any]) -> None:
+    """Artifacts and runs as tables."""
+    head = ["stage", "key", "age", "size", "files", "state", "run", "pinned"]
+    rows = []
+    for row in answer["artifacts"]:
+        told = {**row, "age": spell_age(row["age"]), "size": spell_size(row["bytes"]), "run": row["run"] or ""}
+        rows.append([str(told[name]) for name in head[:-1]] + ["pinned" if row["pinned"] else ""])
+    console.print(f"{answer['store']}: {len(rows)} artifacts", soft_wrap=True)
+    console.print(text_table([head, *rows]))
+    head = ["id", "started", "status", "recipe"]
+    console.print(text_table([head, *([str(run[name]) for name in head] for run in answer["runs"])]))
+
+
+def print_garbage(console: Any, answer: dict[str, Any]) -> None:
+    """What is deleted, or would be, and what was left alone."""
+    verb = "deleted" if answer["applied"] else "would delete"
+    lines = [f"{verb} {name}" for name in answer["artifacts"]]
+    lines += [f"{verb} {len(answer['leftovers'])} files of killed attempts"] if answer["leftovers"] else []
+    lines += [f"left {name} alone: {why}" for name, why in answer["skipped"].items()]
+    lines += [f"{spell_size(answer['bytes'])} in all{'' if answer['applied'] else '; --apply deletes them'}"]
+    for line in lines:
+        console.print(line, soft_wrap=True)
+
+
+def spell_age(seconds: float | None) -> str:
+    """How long ago, in the largest unit that fits."""
+    if seconds is None:
+        return ""
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def print_manifest(console: Any, manifest: dict[str, Any]) -> None:

@@ -6,25 +6,37 @@ too: they point to the run that computed them and repeat its headline numbers, s
 Only `MlflowClient` is used, with batches: the fluent API (`mlflow.start_run`) keeps the current run in global state
 and takes a second longer to import. Weights are registered by reference and never copied: they lie in the store.
 
-Tracking never breaks a run. The first failure is told in one line, then the connection stays silent.
+Tracking never breaks a run and never holds it up. Everything tracked is an event (`carry`): the first that fails is
+told in one line, from there on they are kept on disk (spool.py), and the next run that reaches the server sends them.
 """
 
+import base64
+import io
+import json
 import logging
 import math
 import os
 import re
+import socket
 import sqlite3
 import sys
+import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from pipeline.spool import Spool
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 EXPERIMENT = "puma"
+KNOCK_SECONDS = 2
 PARAMS_IN_BATCH, METRICS_IN_BATCH, TEXT_LENGTH, NOTE_LENGTH = 100, 1000, 500, 8000  # MLflow's limits, and a kind one
 
 Result = TypeVar("Result")
@@ -36,10 +48,11 @@ def resolve_uri(configured: str, home: Path = Path(".puma")) -> str:
 
 
 class Link:
-    """A connection to MLflow that fails at most once: it says so in one line and ignores all later calls."""
+    """A connection to MLflow that fails at most once: it says so in one line, and all later events wait on disk."""
 
     def __init__(self, uri: str, create: bool = False) -> None:
         self.uri, self.create, self.broken = uri, create, False
+        self.spool = Spool(uri)
         self._client: MlflowClient | None = None
 
     def twin(self) -> "Link":
@@ -61,16 +74,35 @@ class Link:
         except Exception as error:  # whatever MLflow, SQLAlchemy or the network may raise
             self.broken = True
             text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            print(f"warning: not tracked any more in {self.uri}: {text}", file=sys.stderr)
+            print(
+                f"warning: {self.uri} can't be reached, what it would track is kept for the next run: {text}",
+                file=sys.stderr,
+            )
             return None
+
+    def send(self, verb: str, run: str, **values: Any) -> Any:
+        """Carries an event out, see ACTIONS; keeps it on disk where MLflow can't be reached. Never raises."""
+        event = {"verb": verb, "run": run, "at": int(time.time() * 1000), **values}
+        done = self(lambda client: carry(client, event))
+        if self.broken:
+            self.spool.write(event)
+        return done
+
+    def deliver(self) -> None:
+        """Sends what earlier runs had to keep."""
+        arrived = self(lambda client: self.spool.deliver(partial(carry, client), partial(reachable, client)))
+        if arrived:
+            print(f"{arrived} events of earlier runs were sent to {self.uri}", file=sys.stderr)
+        self.spool.expire()
 
 
 def connect(uri: str, create: bool) -> "MlflowClient":
     """A client; with `create` an SQLite file is made where there is none, as on the machine that starts the run."""
-    # A server that is gone must cost seconds, not the minutes of the default eight tries.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    # A server that is gone must cost a few seconds, not the minutes of the default eight tries.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    knock(uri)
     database = sqlite_file(uri)
     if database and not create and not database.exists():
         raise FileNotFoundError(f"{database} is not on this machine; many machines need a tracking server")
@@ -83,6 +115,23 @@ def connect(uri: str, create: bool) -> "MlflowClient":
     for name in ("mlflow", "alembic"):  # after the import, which sets its own levels
         logging.getLogger(name).setLevel(logging.WARNING)
     return MlflowClient(uri)
+
+
+def knock(uri: str) -> None:
+    """Raises OSError within two seconds where no server listens; MLflow itself would wait for each of its tries."""
+    address = urlsplit(uri)
+    if address.scheme in ("http", "https") and address.hostname:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        socket.create_connection((address.hostname, port), timeout=KNOCK_SECONDS).close()
+
+
+def reachable(client: "MlflowClient") -> bool:
+    """Whether MLflow answers."""
+    try:
+        client.get_experiment_by_name(EXPERIMENT)
+    except Exception:  # whatever MLflow or the network may raise
+        return False
+    return True
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -98,31 +147,33 @@ class StageRun:
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Logs numbers, over time when `step` is given."""
-        self.link(lambda client: log_metrics(client, self.run_id, values, step or 0))
+        self.link.send("metrics", self.run_id, values=numbers(values), step=step or 0)
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Logs parameters."""
-        self.link(lambda client: log_params(client, self.run_id, values))
+        self.link.send("params", self.run_id, values={name: str(value) for name, value in values.items()})
 
     def figure(self, name: str, figure: Any) -> None:
         """Logs a matplotlib figure as the artifact `name` (ends in .png)."""
-        self.link(lambda client: client.log_figure(self.run_id, figure, name))
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        self.link.send("picture", self.run_id, name=name, content=base64.b64encode(buffer.getvalue()).decode())
 
     def text(self, name: str, content: str) -> None:
         """Logs a text, CSV, HTML or JSON artifact `name`."""
-        self.link(lambda client: client.log_text(self.run_id, content, name))
+        self.link.send("text", self.run_id, name=name, content=content)
 
     def dataset(self, name: str, source: str, digest: str, role: str) -> None:
         """Logs which data the run read or wrote, without loading it."""
-        self.link(lambda client: log_dataset(client, self.run_id, name, source, digest, role))
+        self.link.send("dataset", self.run_id, name=name, source=source, digest=digest, role=role)
 
     def tag(self, name: str, value: str) -> None:
         """Sets one tag."""
-        self.link(lambda client: client.set_tag(self.run_id, name, value))
+        self.link.send("tags", self.run_id, tags={name: value})
 
     def end(self, status: str) -> None:
         """Ends the run: FINISHED, FAILED or KILLED."""
-        self.link(lambda client: client.set_terminated(self.run_id, status))
+        self.link.send("end", self.run_id, status=status)
 
     def handle(self) -> "StageRun":
         """The same for a worker process, with a connection of its own."""
@@ -134,6 +185,7 @@ class PipelineRun(StageRun):
 
     def __init__(self, uri: str, name: str, tags: Mapping[str, str]) -> None:
         super().__init__(Link(uri, create=True), "")
+        self.link.deliver()
         self.experiment_id = self.link(ensure_experiment) or ""
         self.run_id = self._create(name, tags)
 
@@ -159,11 +211,63 @@ class PipelineRun(StageRun):
         `tags` tells `key`, `attempt` and `weights` (the directory in the store); a student that is registered already
         keeps its version.
         """
-        return self.link(lambda client: register_student(client, self.experiment_id, name, tags, metrics, run_id))
+        return self.link.send("register", run_id, name=name, tags=dict(tags), metrics=numbers(metrics))
+
+    def interrupted(self, run_id: str) -> None:
+        """Ends a run that was killed before it could do so itself, and its stages."""
+        self.link.send("interrupt", run_id)
 
     def _create(self, name: str, tags: Mapping[str, str]) -> str:
-        created = self.link(lambda client: client.create_run(self.experiment_id, run_name=name, tags=dict(tags)))
-        return created.info.run_id if created else ""
+        made = f"offline-{uuid.uuid4().hex}"
+        return self.link.send("create", made, name=name, tags=dict(tags)) or made
+
+
+# -------------------------------------------------------------------------- events, carried out now or by a later run
+
+
+def carry(client: "MlflowClient", event: Mapping[str, Any]) -> Any:
+    """Carries out one event: `verb`, `run` (its id), `at` (milliseconds), and the arguments of the verb's function."""
+    values = {name: value for name, value in event.items() if name not in ("verb", "run", "at")}
+    return ACTIONS[event["verb"]](client, event["run"], event["at"], **values)
+
+
+def create_run(client: "MlflowClient", run_id: str, at: int, name: str, tags: dict[str, str]) -> str:
+    """MLflow's id of a new run; the event's own is what it is called until it has been sent."""
+    made = client.create_run(ensure_experiment(client), start_time=at, run_name=name, tags=tags)
+    return made.info.run_id
+
+
+def end_run(client: "MlflowClient", run_id: str, at: int, status: str) -> None:
+    """Ends a run."""
+    client.set_terminated(run_id, status, at)
+
+
+def interrupt_run(client: "MlflowClient", run_id: str, at: int) -> None:
+    """Ends a run and those of its children that have no end."""
+    below = f"tags.mlflow.parentRunId = '{run_id}' and attributes.status = 'RUNNING'"
+    for child in client.search_runs([ensure_experiment(client)], below):
+        client.set_terminated(child.info.run_id, "KILLED", at)
+    client.set_terminated(run_id, "KILLED", at)
+
+
+def set_tags(client: "MlflowClient", run_id: str, at: int, tags: dict[str, str]) -> None:
+    """Sets tags."""
+    for name, value in tags.items():
+        client.set_tag(run_id, name, value)
+
+
+def log_text(client: "MlflowClient", run_id: str, at: int, name: str, content: str) -> None:
+    """Logs a text artifact."""
+    client.log_text(run_id, content, name)
+
+
+def log_picture(client: "MlflowClient", run_id: str, at: int, name: str, content: str) -> None:
+    """Logs a picture that came as base64."""
+    folder, _, file = name.rpartition("/")
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, file)
+        path.write_bytes(base64.b64decode(content))
+        client.log_artifact(run_id, str(path), folder or None)
 
 
 def ensure_experiment(client: "MlflowClient") -> str:
@@ -176,30 +280,26 @@ def ensure_experiment(client: "MlflowClient") -> str:
     return client.create_experiment(EXPERIMENT, artifact_location=place)
 
 
-def log_metrics(client: "MlflowClient", run_id: str, values: Mapping[str, Any], step: int) -> None:
-    """Logs all finite numbers of a nested mapping, named by their path."""
+def log_metrics(client: "MlflowClient", run_id: str, at: int, values: Mapping[str, float], step: int) -> None:
+    """Logs `numbers`."""
     from mlflow.entities import Metric
 
-    now = int(time.time() * 1000)
-    numbers = [(metric_name(name), float(value)) for name, value in flatten(values) if is_number(value)]
-    metrics = [Metric(name, value, now, step) for name, value in numbers if math.isfinite(value)]
+    metrics = [Metric(name, value, at, step) for name, value in values.items()]
     for part in batches(metrics, METRICS_IN_BATCH):
         client.log_batch(run_id, metrics=part)
 
 
-def log_params(client: "MlflowClient", run_id: str, values: Mapping[str, Any]) -> None:
+def log_params(client: "MlflowClient", run_id: str, at: int, values: Mapping[str, str]) -> None:
     """Logs parameters, long values cut."""
     from mlflow.entities import Param
 
-    params = [Param(name, str(value)[:TEXT_LENGTH]) for name, value in values.items()]
+    params = [Param(name, value[:TEXT_LENGTH]) for name, value in values.items()]
     for part in batches(params, PARAMS_IN_BATCH):
         client.log_batch(run_id, params=part)
 
 
-def log_dataset(client: "MlflowClient", run_id: str, name: str, source: str, digest: str, role: str) -> None:
+def log_dataset(client: "MlflowClient", run_id: str, at: int, name: str, source: str, digest: str, role: str) -> None:
     """Logs a dataset by name and digest. `mlflow.data` would do the same after importing pandas."""
-    import json
-
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     kind = "s3" if source.startswith("s3://") else "local"
@@ -208,12 +308,7 @@ def log_dataset(client: "MlflowClient", run_id: str, name: str, source: str, dig
 
 
 def register_student(
-    client: "MlflowClient",
-    experiment_id: str,
-    name: str,
-    tags: Mapping[str, str],
-    metrics: Mapping[str, Any],
-    run_id: str,
+    client: "MlflowClient", run_id: str, at: int, name: str, tags: Mapping[str, str], metrics: Mapping[str, float]
 ) -> str:
     """A version of the registered model `name` for the weights that `tags` points to; moves the alias to it."""
     from mlflow.entities import LoggedModelOutput
@@ -227,7 +322,7 @@ def register_student(
     version = same_student(client, name, tags)
     if version is None:
         external = {**tags, MLFLOW_MODEL_IS_EXTERNAL: "true"}
-        model = client.create_logged_model(experiment_id, name=name, source_run_id=run_id, tags=external)
+        model = client.create_logged_model(ensure_experiment(client), name=name, source_run_id=run_id, tags=external)
         client.finalize_logged_model(model.model_id, "READY")
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
         # A server refuses paths of its own machine as a source, so the source is the model's record; to look it up,
@@ -236,9 +331,8 @@ def register_student(
         source = f"models:/{model.model_id}"
         made = client.create_model_version(name, source, run_id, tags=dict(tags), model_id=model.model_id)
         version = made.version
-    for measure, value in flatten(metrics):
-        if is_number(value):
-            client.set_model_version_tag(name, version, metric_name(measure), f"{value:.4g}")
+    for measure, value in metrics.items():
+        client.set_model_version_tag(name, version, measure, f"{value:.4g}")
     client.set_registered_model_alias(name, "champion", version)
     return version
 
@@ -249,6 +343,26 @@ def same_student(client: "MlflowClient", name: str, tags: Mapping[str, str]) -> 
         if all(version.tags.get(part) == tags[part] for part in ("key", "attempt")):
             return version.version
     return None
+
+
+ACTIONS: dict[str, Callable[..., Any]] = {
+    "create": create_run,
+    "end": end_run,
+    "interrupt": interrupt_run,
+    "tags": set_tags,
+    "metrics": log_metrics,
+    "params": log_params,
+    "text": log_text,
+    "picture": log_picture,
+    "dataset": log_dataset,
+    "register": register_student,
+}
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """All finite numbers of a nested mapping, named by their path as MLflow can store it."""
+    found = {metric_name(name): float(value) for name, value in flatten(values) if is_number(value)}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -38,6 +38,7 @@ class Tiny(Section):
     warmup: float = Field(0.05, ge=0, le=1)
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, ge=0)
+    chunk: int = knob(0, ge=0, description="rows embedded at a time, by GradCache; 0 is the whole batch")
 
 
 class Params(Section):
@@ -51,7 +52,7 @@ class Params(Section):
     max_text_tokens: int = Field(450, ge=8)
     tiny: Tiny = Tiny()
     log_every: int = knob(25, ge=1)
-    checkpoint_every: int = knob(500, ge=1)
+    checkpoint_every: int = knob(100, ge=1, description="steps that a killed run repeats at most")
 
 
 def fingerprint(params: Params) -> dict[str, Any] | None:
@@ -140,7 +141,7 @@ def _point(context: Context) -> dict[str, Any]:
 
 
 def _train_tiny(context: Context) -> dict[str, Any]:
-    from stages.learn.loop import Objective
+    from stages.learn.objective import Objective
     from stages.model.export import export_student
     from stages.training import TrainingJob, optimisation, quiet_libraries, run_training
 

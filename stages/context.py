@@ -5,9 +5,10 @@ sections that it declares and no others, so that nothing can change a result wit
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from stages.params import Cluster
 
@@ -49,19 +50,33 @@ class Attempt(Protocol):
     key: str
     base: str
     work: Path
+    """A local directory for this stage's own state; after a kill the next attempt of the same key finds it again."""
+    work_uri: str
+    """The same in `filesystem`, for state that workers on other nodes write, such as checkpoints of Ray Train."""
 
     @property
     def filesystem(self) -> Any:
-        """The `pyarrow.fs.FileSystem` that `base` is a path in; Ray Data writes to `f"{base}/queries"`."""
+        """The `pyarrow.fs.FileSystem` of `base` and `work_uri`; Ray Data writes to `f"{base}/queries"`."""
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes `value` as JSON to the file `name` of the artifact."""
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Writes the file `name` of the artifact."""
+        """Writes the file `name` of the artifact, whole or not at all."""
+
+    def open(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """A file to write; it becomes `name` of the artifact when the block ends well, and never otherwise."""
 
     def upload(self, source: Path, name: str) -> None:
-        """Copies a local file or directory to `name` in the artifact."""
+        """Copies a local file or directory to `name` in the artifact, each file whole or not at all."""
+
+    def adopt(self, prefix: str) -> list[str]:
+        """Takes over the files below `prefix/` that killed attempts of the same key and inputs had finished.
+
+        Returns their names below `prefix/`, sorted. To be called before this attempt writes there, and only for files
+        written by `open`, `write_bytes`, `write_json` or `upload`: through `filesystem` a kill can leave half a file.
+        Nothing is adopted by a stage that the user forced.
+        """
 
 
 class Tracker(Protocol):

@@ -18,6 +18,7 @@ from stages.context import Attempt, Context, InputError, StageError
 from stages.index import FORMAT, Params
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import ray.data
 
 VERSION = 1
@@ -51,7 +52,6 @@ class Unfinished:
 
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; see the module header."""
-    from stages.index import write_embeddings
     from stages.search.backends import build, choose
 
     params, model = context.params.index, Path(context.params.student.model)
@@ -59,7 +59,7 @@ def run(context: Context) -> dict[str, Any]:
     told = tally(context, rows)
     backend = choose(params.backend, told["rows"])
     start = time.monotonic()
-    written = write_embeddings(context.output, "embeddings", embed(context, told["columns"], model), told["rows"])
+    written = embed(context, told, model)
     seconds = time.monotonic() - start
     made = build(context.output, backend, written["files"])
     context.output.write_json("retriever.json", describe(context, told, written["dim"], model) | made)
@@ -139,20 +139,25 @@ def tally(context: Context, judged: "ray.data.Dataset") -> dict[str, Any]:
     }
 
 
-def embed(context: Context, columns: dict[str, dict[str, str]], model: Path) -> "ray.data.Dataset":
-    """The written candidates with their vectors and typed metadata columns, as a lazy stream."""
-    import ray.data
-
+def embed(context: Context, told: dict[str, Any], model: Path) -> dict[str, Any]:
+    """Writes vectors and typed metadata columns of the candidates to `embeddings/`; see `stages.index.written`."""
     from stages.data import corpus_rows
-    from stages.embed import embed_rows
+    from stages.embed import Embedder
+    from stages.index import written
+    from stages.shards import cut, map_shards
 
-    own = Unfinished.of(context.output)
-    stored = ray.data.read_parquet(own.files("candidates"), filesystem=own.filesystem)
-    inside = replace(context, inputs={"ingest": own})
-    rows = embed_rows(inside, stored, model=model, side="candidate", batch_size=context.params.index.batch_size)
-    return rows.map_batches(
-        corpus_rows.with_columns, fn_args=(columns,), batch_format="pyarrow", zero_copy_batch=True
-    ).drop_columns(["text", "image_id", "content_id", "metadata"])
+    own, params = Unfinished.of(context.output), context.params.index
+    map_shards(
+        replace(context, inputs={"ingest": own}), "embeddings", cut(own, "candidates", params.rows_per_shard), own,
+        Embedder, keep=whole, finish=partial(corpus_rows.finish, columns=told["columns"]), model=model,
+        side="candidate", batch_size=params.batch_size,
+    )  # fmt: skip
+    return written(context.output, "embeddings", told["rows"])
+
+
+def whole(table: "pa.Table") -> "pa.Table":
+    """All rows: a corpus of one's own has one pool."""
+    return table
 
 
 def describe(context: Context, told: dict[str, Any], dim: int, model: Path) -> dict[str, Any]:

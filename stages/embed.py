@@ -43,18 +43,22 @@ def map_with_models(
         actor: a class that is made with `ingest`, `cluster`, `batch_size` and `arguments`, and called with tables.
         batch_size: rows of one forward pass; an actor gets `WINDOW` times as many at once.
     """
-    from ray.data import ActorPoolStrategy
-
-    actors, resources = pool_size(context.cluster)
     shared = {"ingest": context.inputs["ingest"], "cluster": context.cluster, "batch_size": batch_size}
     return dataset.map_batches(
         actor,
         fn_constructor_kwargs=shared | arguments,
         batch_size=batch_size * WINDOW,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=actors),
-        **resources,
+        **pool_of(context.cluster),
     )
+
+
+def pool_of(cluster: Cluster) -> dict[str, Any]:
+    """The arguments of `map_batches` that ask for the pool of actors."""
+    from ray.data import ActorPoolStrategy
+
+    actors, resources = pool_size(cluster)
+    return {"compute": ActorPoolStrategy(size=actors), **resources}
 
 
 def pool_size(cluster: Cluster) -> tuple[int, dict[str, float]]:

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from stages.context import Artifact, Context
 from stages.params import Cluster, Section, knob
+from stages.shards import ROWS, ROWS_TOLD
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -40,6 +41,7 @@ class Params(Section):
     depth: int = Field(50, ge=10, description="ranked candidates kept for each query")
     latency_queries: int = Field(50, ge=5, description="queries that the cost is measured on")
     teacher: bool = Field(True, description="measure the teacher beside the student")
+    rows_per_shard: int = Field(ROWS, ge=1, description=ROWS_TOLD)
     batch_size: int = knob(64, ge=1)
 
 
@@ -64,6 +66,8 @@ def run(context: Context) -> dict[str, float | dict]:
     tallies = {name: rank_queries(context, name, asked[name], sets, pools, corpora[name]) for name in models}
     costs = time_models(context, queries, models)
     metrics = summarise(sets, pools, tallies, costs)
+    student = (models["student"], asked["student"], sets, pools, corpora["student"])
+    metrics["student"] |= rank_dimensions(context, *student)
     context.output.write_json("metrics.json", metrics)
     write_report(context, metrics)
     return metrics
@@ -71,12 +75,10 @@ def run(context: Context) -> dict[str, float | dict]:
 
 def embed_teacher(context: Context, card: Mapping[str, Any], model: Path) -> "ExactIndex":
     """The index's candidates embedded by the teacher, as an index over `teacher/` of this artifact."""
-    from stages.index import embed_corpus, write_embeddings
+    from stages.index import embed_pools
     from stages.search.exact import ExactIndex
 
-    batch_size = context.params.evaluate.batch_size
-    corpus = embed_corpus(context, context.inputs["ingest"], sorted(card["pools"]), model, batch_size)
-    written = write_embeddings(context.output, "teacher", corpus, card["rows"])
+    written = embed_pools(context, "teacher", card, model, context.params.evaluate)
     return ExactIndex(tuple(written["files"]), context.output.filesystem)
 
 
@@ -130,6 +132,29 @@ def rank_queries(
     for path in files.values():
         context.output.upload(path, f"runs/{path.name}")
     return total
+
+
+def rank_dimensions(
+    context: Context,
+    model: Path,
+    blocks: list["ObjectRef"],
+    sets: "list[EvaluationSet]",
+    pools: "Pools",
+    index: "ExactIndex",
+) -> dict[str, list[dict[str, Any]]]:
+    """What the student finds by the leading dimensions that it was trained for: means over sets, by dimension."""
+    import ray
+
+    from stages.search.leading import Leading, cut, trained_dimensions
+    from stages.search.measures import mean
+
+    shorten, rows = ray.remote(num_cpus=1)(cut), []
+    for dim in trained_dimensions(model):
+        asked = [shorten.remote(block, dim) for block in blocks]
+        tallies = rank_queries(context, f"student-{dim}d", asked, sets, pools, Leading(index, dim))
+        means = {scope: mean(tallies[one.name, scope].means() for one in sets) for scope in SCOPES}
+        rows.append({"dim": dim, **means})
+    return {"dimensions": rows} if rows else {}
 
 
 def in_order(tasks: Iterable["ObjectRef"]) -> Iterator[Any]:

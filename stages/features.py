@@ -17,6 +17,7 @@ from pydantic import Field
 
 from stages.context import Context, StageError
 from stages.params import Section, knob
+from stages.shards import ROWS, ROWS_TOLD
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,11 +31,19 @@ FP16_LARGEST = 65504.0
 class Params(Section):
     """The section `features`."""
 
-    layer: int = Field(-1, description="teacher layer that is read; -1 is the last, k > 0 is the state after k layers")
+    layer: int = Field(
+        -1,
+        description="teacher layer that is read: k > 0 is the state after k layers, -1 the last, -2 the one before",
+    )
+    before_mlp: bool = Field(
+        False,
+        description="read that layer before its MLP; the last MLP turns states toward the vocabulary (FreeRet)",
+    )
     normed: bool = Field(True, description="apply the final norm to the state, as the student's own output has it")
     curve_queries: int = Field(40, ge=1, description="validation queries of each task for the depth curve")
     curve_candidates: int = Field(1000, ge=10, description="candidates for the depth curve; positives always belong")
     cost_queries: int = Field(16, ge=1, description="of these validation queries, those that every depth is timed on")
+    rows_per_shard: int = Field(ROWS, ge=1, description=ROWS_TOLD)
     batch_size: int = knob(64, ge=1)
 
 
@@ -48,12 +57,13 @@ def run(context: Context) -> dict[str, Any]:
     model = backbone.directory(context.inputs["backbone"])
     config = pruned_config(model, None).text_config
     depth = config.num_hidden_layers
-    layer = depth if params.layer == -1 else params.layer
-    if not 1 <= layer <= depth:
+    layer = params.layer if params.layer > 0 else depth + 1 + params.layer
+    if not params.layer or not 1 <= layer <= depth:
         raise StageError(f"features.layer is {params.layer}, but the backbone has layers 1..{depth} (-1 is the last)")
     dim = config.hidden_size
     rows = _write_features(context, model, layer)
-    context.output.write_json("features.json", {"layer": layer, "normed": params.normed, "dim": dim, "rows": rows})
+    read = {"layer": layer, "before_mlp": params.before_mlp, "normed": params.normed}
+    context.output.write_json("features.json", {**read, "dim": dim, "rows": rows})
     curve = _depth_curve(context, model, dim)
     context.output.write_json("depth_curve.json", curve)
     context.output.write_bytes("depth_curve.md", f"{curve_table(curve)}\n".encode())
@@ -70,32 +80,33 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def _write_features(context: Context, model: Path, layer: int) -> int:
-    """Reads the teacher over queries and positives; returns the number of rows written."""
-    import ray.data
+    """Reads the teacher over train queries and their positives, shard by shard; returns the number of rows written."""
+    from functools import partial
 
-    target = f"{context.output.base}/features"
-    for side in ("query", "candidate"):
-        dataset = _distillation_rows(context, side)
-        states = _teacher(context, dataset, model, side, layers=(layer,))
-        states.map_batches(_as_features, fn_kwargs={"side": side}, batch_format="pyarrow").write_parquet(
-            target, filesystem=context.output.filesystem
-        )
-    return ray.data.read_parquet(target, filesystem=context.output.filesystem, columns=["id"]).count()
-
-
-def _distillation_rows(context: Context, side: str) -> "ray.data.Dataset":
-    """Train queries, or the candidates that are a positive of one; columns as in the ingest schemas plus `id`."""
     import ray
-    import ray.data
 
-    ingest = context.inputs["ingest"]
-    queries = ray.data.read_parquet(ingest.files("queries"), filesystem=ingest.filesystem)
-    queries = queries.map_batches(_of_split, fn_kwargs={"split": "train"}, batch_format="pyarrow")
-    if side == "query":
-        return queries
+    from stages.shards import cut, map_shards
+
+    params, ingest = context.params.features, context.inputs["ingest"]
     positives = ray.put(_positive_hashes(ingest, "train"))
-    candidates = ray.data.read_parquet(ingest.files("candidates"), filesystem=ingest.filesystem)
-    return candidates.map_batches(_among, fn_kwargs={"hashes": positives}, batch_format="pyarrow")
+    keep = {"query": partial(_of_split, split="train"), "candidate": partial(_among, hashes=positives)}
+    reading = {"model": model, "layers": (layer,), "normed": params.normed, "batch_size": params.batch_size}
+    rows = 0
+    for side, prefix in (("query", "queries"), ("candidate", "candidates")):
+        finish = partial(_as_features, side=side)
+        shards = cut(ingest, prefix, params.rows_per_shard)
+        rows += map_shards(
+            context,
+            f"features/{prefix}",
+            shards,
+            ingest,
+            Teacher,
+            keep=keep[side],
+            finish=finish,
+            side=side,
+            **reading,
+        )
+    return rows
 
 
 def _of_split(table: "pa.Table", split: str) -> "pa.Table":
@@ -142,12 +153,13 @@ class Teacher:
     """The actor: one model load, then a table in and the same table with the states of some layers out."""
 
     def __init__(self, ingest: Any, model: Path, side: str, layers: tuple[int, ...] | None, normed: bool,
-                 batch_size: int, cluster: Any):  # fmt: skip
+                 before_mlp: bool, batch_size: int, cluster: Any):  # fmt: skip
         from stages.embed import RowReader, load_encoder
 
         self.reader = RowReader(ingest, side)
         self.encoder = load_encoder(model, cluster)
-        self.layers, self.normed, self.batch_size = layers, normed, batch_size
+        self.layers, self.batch_size = layers, batch_size
+        self.normed, self.before_mlp = normed, before_mlp
 
     def __call__(self, table: "pa.Table") -> "pa.Table":
         import numpy as np
@@ -169,7 +181,7 @@ class Teacher:
 
         with torch.inference_mode():
             batch = self.encoder.collator(rows).to(self.encoder.device)
-            states_KBD = self.encoder.states_by_layer(batch, self.normed)
+            states_KBD = self.encoder.states_by_layer(batch, self.normed, self.before_mlp)
         if self.layers is not None:
             states_KBD = states_KBD[[layer - 1 for layer in self.layers]]
         return states_KBD.transpose(0, 1).float().cpu().numpy()
@@ -182,7 +194,9 @@ def _teacher(context: Context, dataset: "ray.data.Dataset", model: Path, side: s
 
     params = context.params.features
     # A student of any depth reads its last layer through the final norm, whatever distillation compares.
-    reading = {"model": model, "side": side, "layers": layers, "normed": params.normed or layers is None}
+    curve = layers is None
+    reading = {"normed": params.normed or curve, "before_mlp": params.before_mlp and not curve}
+    reading |= {"model": model, "side": side, "layers": layers}
     return map_with_models(context, dataset, Teacher, batch_size=params.batch_size, **reading)
 
 

@@ -1,7 +1,7 @@
 """index: embed the candidates of the evaluation pools and build the index.
 
 Inputs: ingest (candidates, pictures), train (the student). Steps: find which pools the split's queries are asked of;
-stream the candidates of those pools through a pool of embedding actors into Parquet; check that every one arrived;
+send the candidates of those pools through a pool of embedding actors, shard by shard; check that every one arrived;
 describe the index in `retriever.json`. Candidates of no pool are left out: nothing searches them.
 """
 
@@ -13,10 +13,10 @@ from pydantic import Field
 
 from stages.context import Artifact, Attempt, Context, StageError
 from stages.params import Section, knob
+from stages.shards import ROWS, ROWS_TOLD
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import ray.data
 
 VERSION = 1
 FORMAT = 1  # of retriever.json and the embeddings beside it
@@ -32,6 +32,7 @@ class Params(Section):
         "", description="own corpus to index instead, with student.model: a folder of pictures, a JSONL, CSV or TSV"
     )
     split: Literal["val", "test"] = Field("test", description="the pools of this split are embedded")
+    rows_per_shard: int = Field(ROWS, ge=1, description=ROWS_TOLD)
     batch_size: int = knob(64, ge=1)
 
 
@@ -43,8 +44,7 @@ def run(context: Context) -> dict[str, float | dict]:
     summary = summarise_pools(ingest, params.split)
     backend = choose(params.backend, summary["rows"])
     start = time.monotonic()
-    corpus = embed_corpus(context, ingest, sorted(summary["pools"]), train.local("model"), params.batch_size)
-    written = write_embeddings(context.output, "embeddings", corpus, summary["rows"])
+    written = embed_pools(context, "embeddings", summary, train.local("model"), params)
     seconds = time.monotonic() - start
     made = build(context.output, backend, written["files"])
     context.output.write_json("retriever.json", describe(context, summary, written["dim"]) | made)
@@ -86,22 +86,30 @@ def summarise_pools(ingest: Artifact, split: str) -> dict[str, Any]:
     return {"pools": pools, "rows": sum(modalities.values()), "modalities": modalities}
 
 
-def embed_corpus(
-    context: Context, ingest: Artifact, pools: list[str], model: Path, batch_size: int
-) -> "ray.data.Dataset":
-    """The candidates that belong to any of `pools`, with the columns of EMBEDDINGS, as a lazy stream."""
-    import ray.data
+def embed_pools(context: Context, name: str, summary: dict[str, Any], model: Path, params: Any) -> dict[str, Any]:
+    """Embeds the candidates of the summary's pools into `name/` of the output, shard by shard; see `written`.
 
-    from stages.embed import embed_rows
+    Args:
+        params: a section with `rows_per_shard` and `batch_size`.
+    """
+    from functools import partial
 
-    columns = ["did", "dataset_id", "modality", "text", "image_id", "pools"]
-    stored = ray.data.read_parquet(ingest.files("candidates"), filesystem=ingest.filesystem)
-    candidates = stored.select_columns(columns)
-    pooled = candidates.map_batches(
-        keep_pools, fn_kwargs={"pools": pools}, batch_format="pyarrow", zero_copy_batch=True
-    )
-    embedded = embed_rows(context, pooled, model=model, side="candidate", batch_size=batch_size)
-    return embedded.drop_columns(["text", "image_id"])
+    from stages.embed import Embedder
+    from stages.shards import cut, map_shards
+
+    ingest = context.inputs["ingest"]
+    map_shards(
+        context, name, cut(ingest, "candidates", params.rows_per_shard), ingest, Embedder,
+        columns=["did", "dataset_id", "modality", "text", "image_id", "pools"],
+        keep=partial(keep_pools, pools=sorted(summary["pools"])), finish=without_content,
+        model=model, side="candidate", batch_size=params.batch_size,
+    )  # fmt: skip
+    return written(context.output, name, summary["rows"])
+
+
+def without_content(table: "pa.Table") -> "pa.Table":
+    """The columns of EMBEDDINGS."""
+    return table.drop_columns(["text", "image_id"])
 
 
 def keep_pools(table: "pa.Table", pools: list[str]) -> "pa.Table":
@@ -112,24 +120,23 @@ def keep_pools(table: "pa.Table", pools: list[str]) -> "pa.Table":
     return table.filter(pa.array([not wanted.isdisjoint(names) for names in table["pools"].to_pylist()], pa.bool_()))
 
 
-def write_embeddings(output: Attempt, name: str, corpus: "ray.data.Dataset", expected: int) -> dict[str, Any]:
-    """Streams vectors to Parquet below `name`; files, bytes and dim of what arrived.
+def written(output: Attempt, name: str, expected: int) -> dict[str, Any]:
+    """Files, bytes and dim of the vectors below `name`.
 
     Raises:
-        StageError: fewer or more rows arrived than were to be embedded.
+        StageError: there are fewer or more rows than were to be embedded.
     """
     import pyarrow.parquet as pq
-    from pyarrow.fs import FileSelector
 
-    path = f"{output.base}/{name}"
-    corpus.write_parquet(path, filesystem=output.filesystem)
-    found = output.filesystem.get_file_info(FileSelector(path))
-    files = sorted(item.path for item in found if item.path.endswith(".parquet"))
-    rows = sum(pq.read_metadata(file, filesystem=output.filesystem).num_rows for file in files)
+    from stages.shards import files
+
+    paths = files(output, name)
+    rows = sum(pq.read_metadata(path, filesystem=output.filesystem).num_rows for path in paths)
     if rows != expected:
-        raise StageError(f"{rows} of {expected} vectors arrived at {path}; run the same command again")
-    dim = pq.read_schema(files[0], filesystem=output.filesystem).field("vector").type.list_size
-    return {"files": files, "bytes": sum(item.size for item in found), "dim": dim}
+        raise StageError(f"{rows} of {expected} vectors arrived at {output.base}/{name}; run the same command again")
+    dim = pq.read_schema(paths[0], filesystem=output.filesystem).field("vector").type.list_size
+    size = sum(info.size for info in output.filesystem.get_file_info(paths))
+    return {"files": paths, "bytes": size, "dim": dim}
 
 
 def describe(context: Context, summary: dict[str, Any], dim: int) -> dict[str, Any]:

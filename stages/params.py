@@ -44,6 +44,14 @@ class Cluster(Section):
         return self.threads or max(1, cores() // processes)
 
 
+class Adapter(Section):
+    """The size of LoRA's adapters, as published."""
+
+    rank: int = Field(128, ge=1)
+    alpha: float = Field(256, gt=0, description="adapters are scaled by alpha / rank")
+    dropout: float = Field(0.1, ge=0, lt=1, description="on the adapters' input")
+
+
 def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

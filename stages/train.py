@@ -6,13 +6,16 @@ check the exported directory against the trained weights. Output: `model/` with 
 `negatives/` where some were mined.
 """
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from stages.context import Context
 from stages.mine import Mine
-from stages.params import Section, knob
+from stages.params import Adapter, Section, knob
+
+if TYPE_CHECKING:
+    from stages.learn.objective import Objective
 
 VERSION = 1
 
@@ -20,31 +23,64 @@ VERSION = 1
 class Params(Section):
     """The section `train`."""
 
-    loss: Literal["mac", "infonce"] = "mac"
+    loss: Literal["mac", "infonce", "mamcl", "learnable"] = Field(
+        "mac",
+        description="mamcl masks candidates of other modalities than the target's; learnable trains τ as CLIP does",
+    )
     steps: int = Field(300, ge=0, description="0 leaves the student as it was distilled")
     batch_size: int = Field(64, ge=2)
     smallest_task: int = Field(0, ge=0, description="repeat the queries of small tasks until an epoch has this many")
     learning_rate: float = Field(1e-3, gt=0)
-    temperature: float = Field(0.03, gt=0, description="τ_norm of MAC-Loss, τ of InfoNCE")
-    hard_decay: float = Field(0.5, ge=0, description="r of τ_hard(t) = round(τ_norm · exp(-2 r min(½, t)), 3)")
+    temperature: float = Field(
+        0.03, gt=0, description="τ_norm of MAC-Loss, τ of InfoNCE and MAMCL, where the learnable τ starts"
+    )
+    hard_temperature: float = Field(0, ge=0, description="where τ_hard starts; 0 is `temperature`, as published")
+    hard_decay: float = Field(0.5, ge=0, description="r of τ_hard(t) = round(start · exp(-2 r min(until, t)), digits)")
+    hard_until: float = Field(0.5, ge=0, le=1, description="share of the training after which τ_hard stays")
+    hard_digits: int = Field(3, ge=2, description="decimals of τ_hard; the published rounding makes it a staircase")
+    hard_negatives: int = Field(
+        -1, ge=-1, description="hard negatives of a query that join its steps, given or mined; -1 is mine.per_query"
+    )
+    matryoshka: tuple[int, ...] = Field(
+        (), description="leading dimensions of a vector that must also serve as one; evaluate reports each"
+    )
+    adapter: Literal["full", "lora"] = Field("full", description="train the whole decoder, or LoRA adapters in it")
+    lora: Adapter = Adapter(dropout=0.1)
+    first_layer_rate: float = Field(1.0, gt=0, description="factor on the learning rate of the first decoder layer")
     warmup: float = Field(0.03, ge=0, le=1)
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, ge=0)
     seed: int = Field(-1, ge=-1, description="of this stage's random choices; -1 takes the run's `seed`")
     mine: Mine = Mine()
+    chunk: int = knob(0, ge=0, description="rows embedded at a time, by GradCache; 0 is the whole batch")
     register_as: str = knob("puma", description="name in the MLflow model registry")
-    checkpoint_every: int = knob(500, ge=1)
+    checkpoint_every: int = knob(100, ge=1, description="steps that a killed run repeats at most")
     log_every: int = knob(25, ge=1)
 
 
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
-    from stages.learn.loop import Objective
     from stages.mine import mine
     from stages.training import student_stage
 
     params = context.params.train
-    objective = Objective(loss=params.loss, temperature=params.temperature, hard_decay=params.hard_decay)
     model = context.inputs["distill"].local("model")
     mined = mine(context, model) if params.mine.per_query and params.steps else None
-    return student_stage(context, params, model, None, objective, features=None, mined=mined)
+    negatives = params.mine.per_query if params.hard_negatives == -1 else params.hard_negatives
+    arguments = {"features": None, "mined": mined, "hard_negatives": negatives}
+    return student_stage(context, params, model, None, objective(params), **arguments)
+
+
+def objective(params: Params) -> "Objective":
+    """What the stage minimises."""
+    from stages.learn.objective import Objective
+
+    return Objective(
+        loss=params.loss,
+        temperature=params.temperature,
+        hard_temperature=params.hard_temperature or None,
+        hard_decay=params.hard_decay,
+        hard_until=params.hard_until,
+        hard_digits=params.hard_digits,
+        dims=tuple(sorted(set(params.matryoshka))),
+    )

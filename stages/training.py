@@ -26,6 +26,7 @@ class LiveTeacher:
     model: Path
     layer: int
     normed: bool
+    before_mlp: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class TrainingJob:
         layers: decoder layers to keep, None for all.
         ingest: the ingest artifact.
         features: the features artifact, when there is a teacher.
-        objective: `stages.learn.loop.Objective`.
+        objective: `stages.learn.objective.Objective`.
         settings: `stages.learn.engine.Optimisation`.
         seed: order of the samples.
         vary_instructions: draw an instruction for each use.
@@ -51,6 +52,8 @@ class TrainingJob:
         label: what log lines call the job.
         mined: the table of mined hard negatives (`stages.mine.Mined`), where there is one.
         live: the teacher, where it is run and not looked up.
+        hard_negatives: hard negatives of a query in each of its steps.
+        lora: the adapters to train in the place of the whole decoder.
     """
 
     model: Path
@@ -71,6 +74,8 @@ class TrainingJob:
     label: str
     mined: Any = None
     live: LiveTeacher | None = None
+    hard_negatives: int = 0
+    lora: Any = None
 
 
 def run_training(context: Context, job: TrainingJob) -> tuple[Path, dict[str, float]]:
@@ -85,8 +90,6 @@ def run_training(context: Context, job: TrainingJob) -> tuple[Path, dict[str, fl
     cluster = context.cluster
     gpus = cluster.gpus_per_worker
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
-    storage = context.output.work.resolve()
-    storage.mkdir(parents=True, exist_ok=True)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
@@ -97,9 +100,10 @@ def run_training(context: Context, job: TrainingJob) -> tuple[Path, dict[str, fl
         run_config=ray.train.RunConfig(
             # ZeRO's optimizer state can't be read by another number of ranks or at another stage.
             name=f"{context.output.stage}-{context.output.key}-{cluster.workers}x{cluster.zero_stage}",
-            storage_path=str(storage),
+            storage_path=context.output.work_uri,
+            storage_filesystem=context.output.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),  # the last may not have arrived whole
             worker_runtime_env={"env_vars": {} if gpus else {"DS_ACCELERATOR": "cpu"}},
         ),
     )
@@ -133,6 +137,7 @@ def train_worker(config: dict[str, Any]) -> None:
     from stages.learn.engine import full_weights
     from stages.learn.sampling import PairSampler
     from stages.model.encoder import Encoder
+    from stages.model.lora import add_adapters
 
     job: TrainingJob = config["job"]
     cuda = torch.cuda.is_available() and ray.train.get_context().get_local_world_size() <= torch.cuda.device_count()
@@ -142,7 +147,9 @@ def train_worker(config: dict[str, Any]) -> None:
     device = f"cuda:{torch.cuda.current_device()}" if cuda else "cpu"
     encoder = Encoder.load(job.model, job.layers, job.precision, device).train()
     if not job.train_vision:
-        loop.freeze_vision(encoder)
+        encoder.freeze_vision()
+    if job.lora is not None:
+        add_adapters(encoder, job.lora)
     sampler = PairSampler(
         job.ingest,
         batch=job.settings.batch_size,
@@ -152,6 +159,7 @@ def train_worker(config: dict[str, Any]) -> None:
         vary_instructions=job.vary_instructions,
         smallest_task=job.smallest_task,
         mined=job.mined,
+        hard_negatives=job.hard_negatives,
     )
     if len(sampler) < job.settings.batch_size:
         raise ValueError(
@@ -170,20 +178,25 @@ def train_worker(config: dict[str, Any]) -> None:
             sys.stderr.flush()
 
     def on_checkpoint(step: int, engine: Any) -> None:
-        with tempfile.TemporaryDirectory() as directory:
-            engine.save_checkpoint(directory, client_state={"step": step})
-            if step == job.settings.steps:
-                weights = full_weights(engine)
-                if rank() == 0:
-                    save_weights(encoder, weights, Path(directory) / WEIGHTS)
-            ray.train.report(dict(latest), checkpoint=ray.train.Checkpoint.from_directory(directory))
+        directory = tempfile.mkdtemp(prefix="puma-checkpoint-")  # Ray deletes it when it has arrived
+        engine.save_checkpoint(directory, client_state={"step": step})
+        if step == job.settings.steps:
+            weights = full_weights(engine)
+            if rank() == 0:
+                save_weights(encoder, weights, job.lora, Path(directory) / WEIGHTS)
+        ray.train.report(
+            dict(latest),
+            checkpoint=ray.train.Checkpoint.from_directory(directory),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,  # training goes on while it is stored
+            delete_local_checkpoint_after_upload=True,
+        )
 
-    teacher = None
-    if job.features is not None:
+    teacher, compared = None, bool(job.objective.feature_weights)
+    if compared and job.features is not None:
         teacher = loop.cached_teacher(FeatureTable(job.features, "query"), FeatureTable(job.features, "candidate"))
-    elif job.live is not None:
+    elif compared and job.live is not None:
         whole = Encoder.load(job.live.model, job.live.layer, job.precision, device)
-        teacher = loop.live_teacher(whole, job.live.normed)
+        teacher = loop.live_teacher(whole, job.live.normed, job.live.before_mlp)
     resume = ray.train.get_checkpoint()
     arguments = {
         "teacher": teacher,
@@ -196,6 +209,8 @@ def train_worker(config: dict[str, Any]) -> None:
         loop.fit(encoder, sampler, job.objective, job.settings, **arguments)
     else:
         with resume.as_directory() as directory:
+            if rank() == 0:
+                sys.stderr.write(f"{job.label}: goes on from {Path(resume.path).name}\n")
             loop.fit(encoder, sampler, job.objective, job.settings, resume=Path(directory), **arguments)
 
 
@@ -213,14 +228,26 @@ class FeatureTable:
         return np.asarray(self.table.row(self.table.find(identity))["vector"], np.float32)
 
 
-def save_weights(encoder: Any, weights: Any, directory: Path) -> None:
-    """Writes the weights of the encoder's backbone as a stock `ForConditionalGeneration` checkpoint."""
-    from stages.model.export import save_backbone
+def save_weights(encoder: Any, weights: Any, lora: Any, directory: Path) -> None:
+    """Writes the backbone's trained weights as a stock `ForConditionalGeneration` checkpoint.
 
-    prefix = "backbone."
-    save_backbone(
-        encoder.backbone.config, {name.removeprefix(prefix): tensor for name, tensor in weights.items()}, directory
-    )
+    Args:
+        encoder: gives the configuration, and the vision tower where that was frozen.
+        weights: the state dict of the trained module: the encoder's, alone or beside a learnt temperature.
+        lora: the adapters to merge, None where there are none.
+        directory: where to write.
+    """
+    from stages.model.export import save_backbone
+    from stages.model.lora import merged
+
+    backbone = backbone_weights(encoder, weights)
+    save_backbone(encoder.backbone.config, merged(backbone, lora) if lora else backbone, directory)
+
+
+def backbone_weights(encoder: Any, weights: Any) -> dict[str, Any]:
+    """The backbone's part of a trained module's state dict, under the backbone's own names, frozen vision included."""
+    everything = {**weights, **encoder.vision_weights()}
+    return {name.partition("backbone.")[2]: tensor for name, tensor in everything.items() if "backbone." in name}
 
 
 def progress_line(label: str, step: int, settings: Any, measures: dict[str, float]) -> str:
@@ -229,10 +256,8 @@ def progress_line(label: str, step: int, settings: Any, measures: dict[str, floa
     left = round((settings.steps - step) * settings.batch_size / speed)
     parts = [f"{label} {step}/{settings.steps}", f"loss {measures['loss']:.3f}"]
     parts.append(f"hit@1 {measures['in_batch_hit@1']:.2f}")
-    if "feature" in measures:
-        parts.append(f"feature {measures['feature']:.3f}")
-    if "tau_hard" in measures:
-        parts.append(f"τ {measures['tau_hard']:.3f}")
+    parts += [f"{name} {value:.3f}" for name, value in measures.items() if name.startswith("feature ")]
+    parts += [f"τ {measures[name]:.3f}" for name in ("tau_hard", "tau") if name in measures]
     parts.append(f"lr {measures['learning_rate']:.1e}")
     return " ".join([*parts, f"{speed:.0f} pairs/s, {left // 60}:{left % 60:02d} left"])
 
@@ -253,8 +278,9 @@ def optimisation(params: Any, cluster: Cluster) -> Any:
     """The `Optimisation` of a section with steps, batch_size and the optimizer's fields."""
     from stages.learn.engine import Optimisation
 
-    fields = ("steps", "batch_size", "learning_rate", "warmup", "weight_decay", "clip")
+    fields = ("steps", "batch_size", "learning_rate", "warmup", "weight_decay", "clip", "chunk")
     chosen = {name: getattr(params, name) for name in fields}
+    chosen["first_layer_rate"] = getattr(params, "first_layer_rate", 1.0)
     return Optimisation(**chosen, zero_stage=cluster.zero_stage, bf16=cluster.chosen_precision() == "bf16")
 
 
@@ -267,6 +293,7 @@ def student_stage(
     features: Artifact | None,
     mined: Any = None,
     live: LiveTeacher | None = None,
+    hard_negatives: int = 0,
 ) -> dict[str, Any]:
     """Trains a student with the vision tower frozen and exports it; what `distill` and `train` share.
 
@@ -278,11 +305,15 @@ def student_stage(
         features: teacher vectors, where the objective needs them.
         mined: hard negatives, where some were mined.
         live: the teacher to run in every step, in the place of `features`.
+        hard_negatives: hard negatives of a query in each of its steps.
 
     Returns:
         The last measures, and the student's size.
     """
+    from stages.model.lora import Lora
+
     quiet_libraries()
+    check_dims(source, objective.dims)
     job = TrainingJob(
         model=source,
         layers=layers,
@@ -302,12 +333,25 @@ def student_stage(
         label=context.output.stage,
         mined=mined,
         live=live,
+        hard_negatives=hard_negatives,
+        lora=Lora(**params.lora.model_dump()) if params.adapter == "lora" else None,
     )
     if params.steps:
         weights, measures = run_training(context, job)
     else:
         weights, measures = cut_only(context, source, layers), {}
-    return {**export_stage(context, weights, source, measures), **measures}
+    return {**export_stage(context, weights, source, measures, objective.dims if params.steps else ()), **measures}
+
+
+def check_dims(source: Path, dims: tuple[int, ...]) -> None:
+    """Raises StageError where a vector of the model has no such leading dimensions."""
+    from stages.model.prune import pruned_config
+
+    dim = pruned_config(source, None).text_config.hidden_size
+    if dims and not 1 <= dims[0] <= dims[-1] < dim:
+        raise StageError(
+            f"train.matryoshka={list(dims)} does not fit vectors of {dim} values; choose from 1 to {dim - 1}"
+        )
 
 
 def cut_only(context: Context, source: Path, layers: int | None) -> Path:
@@ -321,7 +365,9 @@ def cut_only(context: Context, source: Path, layers: int | None) -> Path:
     return directory
 
 
-def export_stage(context: Context, weights: Path, source: Path, measures: dict[str, Any]) -> dict[str, Any]:
+def export_stage(
+    context: Context, weights: Path, source: Path, measures: dict[str, Any], dims: tuple[int, ...] = ()
+) -> dict[str, Any]:
     """Builds the model directory, writes the card and the parity report, uploads; returns the student's size."""
     from stages.data.instructions import Instructions
     from stages.model.card import write_card
@@ -335,7 +381,7 @@ def export_stage(context: Context, weights: Path, source: Path, measures: dict[s
         for row in instructions.to_json()
         if row["prompts"]
     }
-    export_student(weights, source, directory, prompts)
+    export_student(weights, source, directory, prompts, dims)
     report, size = check_parity(weights, source, directory)
     write_card(directory, context.output.stage, size, report, measures, context.params)
     context.output.write_json("parity.json", report)

@@ -73,6 +73,7 @@ class Words(Section):
 
 class Small(Section):
     store: str = ""
+    store_endpoint: str = ""
     tracking_uri: str = ""
     data: Words = Words()
     train: Words = Words()

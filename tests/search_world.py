@@ -97,8 +97,8 @@ def write_ingest(store: Store) -> Artifact:
     return store.commit(attempt, {"metrics": {}})
 
 
-def write_model(store: Store, stage: str, layers: int, seed: int) -> Artifact:
-    """Commits an untrained tiny model as the artifact of `stage`."""
+def write_model(store: Store, stage: str, layers: int, seed: int, dims: tuple[int, ...] = ()) -> Artifact:
+    """Commits an untrained tiny model as the artifact of `stage`, said to be trained for leading dimensions `dims`."""
     from stages.model.tiny import tiny_config, train_tokenizer, write_tiny
 
     attempt = store.begin(stage, f"{seed:016d}")
@@ -109,6 +109,7 @@ def write_model(store: Store, stage: str, layers: int, seed: int) -> Artifact:
     directory = Path(attempt.base, "model")
     directory.mkdir()
     limits = {"min_pixels": 28 * 28, "max_pixels": 56 * 56, "max_text_tokens": 40}
+    config.matryoshka_dimensions = list(dims)
     write_tiny(directory, tokenizer, config, **limits, seed=seed)
     return store.commit(attempt, {"metrics": {"source": "tiny"}})
 
@@ -118,7 +119,7 @@ def make_world(root: Path) -> tuple[Store, dict[str, Artifact]]:
     store = open_store(str(root))
     inputs = {"ingest": write_ingest(store)}
     inputs["backbone"] = write_model(store, "backbone", 2, 1)
-    inputs["train"] = write_model(store, "train", 1, 2)
+    inputs["train"] = write_model(store, "train", 1, 2, dims=(16,))
     return store, inputs
 
 

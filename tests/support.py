@@ -1,5 +1,10 @@
 """What tests need to run a stage on its own: a store in a directory, a silent tracker, and Ray."""
 
+import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +18,8 @@ import pyarrow.parquet as pq
 from pipeline.artifacts import Artifact, Store
 from stages.context import Context
 from stages.params import Cluster
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass
@@ -64,3 +71,32 @@ def ray_cluster(cpus: int = 2) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def in_ranks(ranks: int, module: str, case: dict[str, Any], environment: Mapping[str, str] | None = None) -> None:
+    """Runs `python -m MODULE CASE_JSON` in `ranks` processes that find each other by gloo; all must end well in time.
+
+    Processes of their own, because DeepSpeed keeps one process group for a process's life.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", module, json.dumps(case)],
+            cwd=ROOT,
+            env=os.environ | shared | dict(environment or {}) | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)

@@ -102,8 +102,10 @@ def main(case: dict) -> None:
     world = Path(case["world"])
     ingest = open_store(str(world / "store")).artifact("ingest", "0123456789ab")
     encoder = Encoder.load(world / "model").train()
-    loop.freeze_vision(encoder)
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    for layer in encoder.backbone.language_model.layers:
+        layer.self_attn.attention_dropout = case.get("dropout", 0.0)
+    encoder.freeze_vision()
     sampler = PairSampler(ingest, batch=8, world=world_size(), rank=rank(), seed=5, vary_instructions=True)
     log = SimpleNamespace(losses=[], features=[])
 
@@ -111,37 +113,44 @@ def main(case: dict) -> None:
         loss = torch.tensor(measures["loss"])
         torch.distributed.all_reduce(loss)
         log.losses.append(loss.item() / world_size())
-        log.features.append(measures.get("feature"))
+        log.features.append(measures.get("feature cosine"))
 
     class Stop(Exception):
         """Ends the process after a checkpoint, as a kill would."""
 
     def on_checkpoint(step: int, engine) -> None:
-        if step == case.get("stop_at"):
+        if step in (case.get("stop_at"), case.get("save_at")):
             engine.save_checkpoint(str(world / "checkpoint"), client_state={"step": step})
+        if step == case.get("stop_at"):
             raise Stop
 
     weight = case.get("feature_weight", 0.0)
     states = torch.nn.functional.normalize(torch.randn(PAIRS, encoder.dim, generator=torch.manual_seed(1)), dim=1)
     table = {f"9:{index}": state for index, state in enumerate(states)}
-    settings = Optimisation(case["steps"], 8, 3e-3, 0.1, 0.01, 1.0, case["zero_stage"], bf16=False)
+    chunk = case.get("chunk", 0)
+    settings = Optimisation(case["steps"], 8, 3e-3, 0.1, 0.01, 1.0, case["zero_stage"], bf16=False, chunk=chunk)
     try:
         engine = loop.fit(
             encoder,
             sampler,
-            loop.Objective("mac", 0.05, feature_weight=weight, contrastive_weight=0.0 if weight else 1.0),
+            loop.Objective(
+                "mac",
+                0.05,
+                feature_weights={"cosine": weight} if weight else {},
+                contrastive_weight=0.0 if weight else 1.0,
+            ),
             settings,
             teacher=loop.cached_teacher(table, table) if weight else None,
             resume=world / "checkpoint" if case.get("resume") else None,
             log_every=1,
-            checkpoint_every=case.get("stop_at", 10**9),
+            checkpoint_every=case.get("stop_at") or case.get("save_at") or 10**9,
             on_log=on_log,
             on_checkpoint=on_checkpoint,
         )
     except Stop:
         Path(case["result"]).write_text("{}")
         return
-    weights = full_weights(engine)
+    weights = {**full_weights(engine), **encoder.vision_weights()}
     if rank() == 0:
         change = {name: (tensor - before[name]).abs().max().item() for name, tensor in weights.items()}
         Path(case["result"]).write_text(

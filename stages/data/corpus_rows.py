@@ -88,6 +88,11 @@ def with_columns(table: pa.Table, columns: dict[str, dict[str, str]]) -> pa.Tabl
     return table
 
 
+def finish(table: pa.Table, columns: dict[str, dict[str, str]]) -> pa.Table:
+    """Candidates with vectors as an index stores them."""
+    return with_columns(table, columns).drop_columns(["text", "image_id", "content_id", "metadata"])
+
+
 def stored(value: Any, kind: str) -> Any:
     """A metadata value as its column holds it."""
     if value is None or kind != "text":

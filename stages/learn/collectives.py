@@ -1,4 +1,4 @@
-"""The two collectives of contrastive training, as small as they go.
+"""The collectives of contrastive training, as small as they go.
 
 Gathered tensors without gradients silently lose the candidates' share of the loss (ms-swift #5477); this gather has
 them. Order is rank by rank, so that column `rank * B + i` is row i of that rank.
@@ -43,3 +43,12 @@ def gather(local_BD: torch.Tensor) -> torch.Tensor:
     if world_size() == 1:
         return local_BD
     return _Gather.apply(local_BD)
+
+
+def largest(count: int, device: torch.device | str) -> int:
+    """The largest of all ranks' counts."""
+    if world_size() == 1:
+        return count
+    held = torch.tensor(count, device=device)
+    distributed.all_reduce(held, distributed.ReduceOp.MAX)
+    return int(held)

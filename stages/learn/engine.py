@@ -22,6 +22,9 @@ class Optimisation:
         clip: gradient norm at which to clip; 0 is off. Always passed on, DeepSpeed 0.19.8 clips at 1.0 by default.
         zero_stage: DeepSpeed ZeRO stage.
         bf16: compute in bfloat16.
+        chunk: rows that are embedded at a time, by GradCache; 0 embeds the whole batch in one pass. It decides the
+            memory of a step and no result.
+        first_layer_rate: factor on the learning rate of the first decoder layer.
     """
 
     steps: int
@@ -32,6 +35,8 @@ class Optimisation:
     clip: float
     zero_stage: int
     bf16: bool
+    chunk: int = 0
+    first_layer_rate: float = 1.0
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
@@ -55,11 +60,7 @@ def start_engine(module: nn.Module, settings: Optimisation, world: int) -> Any:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if settings.batch_size % world:
         raise ValueError(f"a batch of {settings.batch_size} does not divide among {world} workers")
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    groups = parameter_groups(module, settings)
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), eps=1e-7)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, settings.steps, settings.warmup)
@@ -68,6 +69,17 @@ def start_engine(module: nn.Module, settings: Optimisation, world: int) -> Any:
         model=module, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(settings, world)
     )
     return engine
+
+
+def parameter_groups(module: nn.Module, settings: Optimisation) -> list[dict[str, Any]]:
+    """The trainable parameters by weight decay and learning rate, as `torch.optim` takes them; no group is empty."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            rate = settings.first_layer_rate if ".language_model.layers.0." in name else 1.0
+            decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
+            groups.setdefault((rate * settings.learning_rate, decay), []).append(parameter)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
 
 
 def deepspeed_config(settings: Optimisation, world: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The training loop: sample, embed both sides, gather, loss, step. One process runs it for each rank.
 
-Shapes: B pairs of this rank, C candidates of all ranks, D values of a vector.
+Shapes: B pairs of this rank, R rows of this rank (queries and candidates), D values of a vector.
 
 It knows neither Ray nor MLflow: what happens at log and checkpoint steps is handed in. The next step's images are
 decoded by one thread while the current step computes.
@@ -10,55 +10,23 @@ import resource
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch.nn import functional
 
-from stages.learn.collectives import gather, rank, world_size
+from stages.learn.collectives import rank, world_size
 from stages.learn.engine import Optimisation, start_engine
-from stages.learn.losses import false_negatives, feature_loss, mac_tau, softmax_loss, tau_hard_at
+from stages.learn.gradcache import Loss, backward, needs_images
+from stages.learn.objective import Objective, Step, learner, losses
 from stages.learn.sampling import Pairs, PairSampler
 from stages.model.encoder import Encoder
 from stages.model.inputs import Batch
 
-
-@dataclass(frozen=True)
-class Objective:
-    """What a step minimises: contrastive_weight * softmax + feature_weight * feature loss to the teacher.
-
-    Attributes:
-        loss: `mac` or `infonce`.
-        temperature: τ of InfoNCE, τ_norm of MAC-Loss.
-        hard_decay: r of MAC-Loss's schedule.
-        contrastive_weight: weight of the softmax.
-        feature_weight: weight of the feature loss; 0 needs no teacher.
-        feature_loss: `mse` or `cosine`.
-    """
-
-    loss: str
-    temperature: float
-    hard_decay: float = 0.5
-    contrastive_weight: float = 1.0
-    feature_weight: float = 0.0
-    feature_loss: str = "cosine"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One rank's collated step."""
-
-    pairs: Pairs
-    rows: Batch
-    """Queries first and candidates after them: one forward pass embeds both sides."""
-    teacher_BD: torch.Tensor | None
-    """Teacher states, queries first and candidates after them, [2B, D]."""
-
-
 Teacher = Callable[[Pairs], torch.Tensor]
-"""The teacher's states of a step's queries and candidates, [2B, D]: looked up or computed."""
+"""The teacher's states of a step's queries and their positives, [2B, D]: looked up or computed."""
 
 
 def fit(
@@ -88,19 +56,26 @@ def fit(
         on_log: receives the step and its measures, on every rank.
         on_checkpoint: receives the step and the engine, on every rank.
     """
-    engine = start_engine(encoder, settings, world_size())
+    module, temperature = learner(encoder, objective)
+    engine = start_engine(module, settings, world_size())
     start = 0
     if resume is not None:
         _, client_state = engine.load_checkpoint(str(resume))
         start = client_state["step"]
     clock, seen = time.perf_counter(), 0
     with ThreadPoolExecutor(1) as reader:
-        upcoming = reader.submit(prepare, encoder, sampler, teacher, start) if start < settings.steps else None
+        read = partial(reader.submit, prepare, encoder, sampler, teacher, settings.chunk)
+        upcoming = read(start) if start < settings.steps else None
         for step in range(start, settings.steps):
             current = upcoming.result()
             if step + 1 < settings.steps:
-                upcoming = reader.submit(prepare, encoder, sampler, teacher, step + 1)
-            measures = train_step(engine, current, objective, step / settings.steps)
+                upcoming = read(step + 1)
+            seed_step(sampler.seed, step)
+            cached = settings.chunk > 0
+            loss_of = partial(
+                losses, step=current, objective=objective, progress=step / settings.steps, temperature=temperature
+            )
+            measures = train_step(engine, encoder, current.rows, loss_of, cached=cached)
             seen += settings.batch_size
             done = step + 1
             if done % log_every == 0 or done == settings.steps:
@@ -112,61 +87,32 @@ def fit(
     return engine
 
 
-def prepare(encoder: Encoder, sampler: PairSampler, teacher: Teacher | None, step: int) -> Step:
-    """Samples and collates one rank's step."""
+def seed_step(seed: int, step: int) -> None:
+    """Makes dropout a function of (seed, step, rank), so that a resumed run draws what it would have drawn."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank())).generate_state(1)[0]))
+
+
+def prepare(encoder: Encoder, sampler: PairSampler, teacher: Teacher | None, chunk: int, step: int) -> Step:
+    """Samples one rank's step and collates it in chunks of at most `chunk` rows."""
     pairs = sampler.pairs(step)
+    rows = pairs.query_rows + pairs.candidate_rows + pairs.negative_rows
     return Step(
         pairs=pairs,
-        rows=encoder.collator(pairs.query_rows + pairs.candidate_rows),
-        teacher_BD=teacher(pairs) if teacher else None,
+        rows=encoder.collator(rows, chunk, sighted=needs_images(encoder)),
+        teacher_RD=teacher(pairs) if teacher else None,
     )
 
 
-def train_step(engine: Any, step: Step, objective: Objective, progress: float) -> dict[str, float]:
-    """One optimizer step; returns its measures.
+def train_step(engine: Any, encoder: Encoder, rows: Batch, loss_of: Loss, *, cached: bool) -> dict[str, float]:
+    """One optimizer step, by GradCache where `cached`; returns its measures.
 
     Negatives are all ranks' candidates, with gradient. Each rank's loss is the mean over its own queries, and
     DeepSpeed averages gradients over ranks, so the update is that of the mean over the global batch.
     """
-    query_BD, candidate_BD = engine(step.rows.to(engine.device)).chunk(2)
-    loss, parts = losses(query_BD, candidate_BD, step, objective, progress)
-    engine.backward(loss)
+    loss, parts = backward(engine, encoder, rows, loss_of, cached=cached)
     learning_rate = engine.get_lr()[0]
     engine.step()
-    return {"loss": loss.item(), "learning_rate": learning_rate, **parts}
-
-
-def losses(
-    query_BD: torch.Tensor, candidate_BD: torch.Tensor, step: Step, objective: Objective, progress: float
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """The objective on one rank's raw states; the scalar to minimise, and its parts for the log."""
-    device = query_BD.device
-    query_BD, candidate_BD = query_BD.float(), candidate_BD.float()
-    similarity_QC = functional.normalize(query_BD, dim=-1) @ gather(functional.normalize(candidate_BD, dim=-1)).T
-    pairs = step.pairs
-    modality_C = gather(torch.from_numpy(pairs.target_modality).to(device))
-    candidate_C = gather(torch.from_numpy(pairs.candidate_hash).to(device))
-    content_C = gather(torch.from_numpy(pairs.content_hash).to(device))
-    positive_Q = torch.arange(len(query_BD), device=device) + rank() * len(query_BD)
-    masked_QC = false_negatives(
-        [torch.from_numpy(known).to(device) for known in pairs.positive_hashes], candidate_C, content_C, positive_Q
-    )
-    parts = {"masked_share": masked_QC.float().mean().item()}
-    if objective.loss == "mac":
-        parts["tau_hard"] = tau_hard_at(progress, objective.temperature, objective.hard_decay)
-        tau_QC = mac_tau(modality_C[positive_Q], modality_C, objective.temperature, parts["tau_hard"])
-    else:
-        tau_QC = torch.tensor(objective.temperature, device=device)
-    contrastive = softmax_loss(similarity_QC, tau_QC, positive_Q, masked_QC)
-    total = objective.contrastive_weight * contrastive
-    correct = similarity_QC.masked_fill(masked_QC, -2).argmax(1) == positive_Q
-    parts |= {"contrastive": contrastive.item(), "in_batch_hit@1": correct.float().mean().item()}
-    if objective.feature_weight > 0:
-        states_BD = torch.cat([query_BD, candidate_BD])
-        feature = feature_loss(states_BD, step.teacher_BD.to(device), objective.feature_loss)
-        total = total + objective.feature_weight * feature
-        parts["feature"] = feature.item()
-    return total, parts
+    return {"loss": loss, "learning_rate": learning_rate, **parts}
 
 
 def pace(engine: Any, pairs_per_second: float) -> dict[str, float]:
@@ -181,11 +127,6 @@ def pace(engine: Any, pairs_per_second: float) -> dict[str, float]:
     return measures
 
 
-def freeze_vision(encoder: Encoder) -> None:
-    """Freezes the vision tower with its merger, as the paper does: students learn to read it, not to change it."""
-    encoder.backbone.visual.requires_grad_(False)
-
-
 def cached_teacher(queries: Mapping, candidates: Mapping) -> Teacher:
     """A teacher that looks its states up in two id → vector tables."""
 
@@ -197,19 +138,21 @@ def cached_teacher(queries: Mapping, candidates: Mapping) -> Teacher:
     return look_up
 
 
-def live_teacher(encoder: Encoder, normed: bool) -> Teacher:
+def live_teacher(encoder: Encoder, normed: bool, before_mlp: bool = False) -> Teacher:
     """A teacher that reads each step's rows itself, as the paper does: a second model in memory and in every step.
 
     Args:
         encoder: the backbone up to the layer that teaches.
         normed: whether its final norm is applied.
+        before_mlp: read the layer before its MLP.
     """
     encoder.eval()
 
     @torch.no_grad()
     def read(pairs: Pairs) -> torch.Tensor:
         rows = encoder.collator(pairs.query_rows + pairs.candidate_rows).to(encoder.device)
-        states_BD = encoder.states(rows) if normed else encoder.states_by_layer(rows, normed=False)[-1]
-        return states_BD.float()
+        whole = normed and not before_mlp
+        states_RD = encoder.states(rows) if whole else encoder.states_by_layer(rows, normed, before_mlp)[-1]
+        return states_RD.float()
 
     return read

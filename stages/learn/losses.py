@@ -1,15 +1,22 @@
-"""The contrastive losses: one softmax, and for each loss the temperature that it gives to a query-candidate pair.
+"""The losses: one softmax whose temperatures and masks make the contrastive ones, and the distances to a teacher.
 
-Shapes: Q queries of this rank, C candidates of all ranks.
+Shapes: Q queries of this rank, C candidates of all ranks, R rows of this rank, A rows of all ranks, D values.
 
-MAC-Loss (PUMA, paper.md §1.4) divides a pair's cosine by τ_hard when the query's target modality is the candidate's
-modality and by τ_norm otherwise; InfoNCE gives every pair the same τ. The direction is query → candidate.
+The direction is query → candidate. Between a query and a candidate stand a cosine, a temperature and a mask:
+
+    InfoNCE    one τ for every pair (van den Oord et al. 2018, arXiv 1807.03748)
+    MAC-Loss   τ_hard where the query's target modality is the candidate's, τ_norm elsewhere (PUMA, arXiv 2507.08064)
+    MAMCL      one τ; candidates of another than the target modality are masked (UNITE, arXiv 2505.19650)
+    learnable  one τ, a parameter that is trained with the model (CLIP, Radford et al. 2021, arXiv 2103.00020)
 """
 
 import math
 
 import torch
+from torch import nn
 from torch.nn import functional
+
+from stages.data.keys import NOTHING
 
 
 def softmax_loss(
@@ -21,56 +28,103 @@ def softmax_loss(
         similarity_QC: cosines.
         tau_QC: temperature of each pair, or a scalar tensor.
         positive_Q: the column of each query's positive.
-        masked_QC: true where a candidate is no negative of the query (a false negative); the positive is never masked.
+        masked_QC: true where a candidate is no negative of the query; the positive is never masked.
     """
     logits_QC = (similarity_QC / tau_QC).masked_fill(masked_QC, -math.inf)
     return functional.cross_entropy(logits_QC, positive_Q)
 
 
-def mac_tau(
-    target_modality_Q: torch.Tensor, modality_C: torch.Tensor, tau_norm: float, tau_hard: float
-) -> torch.Tensor:
+def same_modality(positive_Q: torch.Tensor, modality_C: torch.Tensor) -> torch.Tensor:
+    """Bool [Q, C]: whether a candidate has the query's target modality, which is that of its positive."""
+    return modality_C[positive_Q][:, None] == modality_C[None, :]
+
+
+def mac_tau(within_QC: torch.Tensor, tau_norm: float, tau_hard: float) -> torch.Tensor:
     """Temperatures [Q, C] of MAC-Loss: τ_hard within the query's target modality, τ_norm across modalities."""
-    within_QC = target_modality_Q[:, None] == modality_C[None, :]
     return torch.where(within_QC, tau_hard, tau_norm)
 
 
-def tau_hard_at(progress: float, tau_norm: float, decay: float) -> float:
-    """τ_hard after a share `progress` of training: round(τ_norm · exp(-2 r min(½, t)), 3), a falling staircase.
+def tau_hard_at(progress: float, start: float, decay: float, until: float = 0.5, digits: int = 3) -> float:
+    """τ_hard after a share `progress` of training: round(start · exp(-2 r min(until, progress)), digits).
 
-    With τ_norm 0.03 and r 0.5 it goes from 0.030 to 0.018 by half time and stays (paper.md §1.4).
+    A falling staircase. As published it starts at τ_norm and `until` is half time: with 0.03 and r 0.5 it goes from
+    0.030 to 0.018 and stays (PUMA's code). The rounding makes the stairs; more digits make it smooth.
     """
-    return round(tau_norm * math.exp(-2 * decay * min(0.5, progress)), 3)
+    return round(start * math.exp(-2 * decay * min(until, progress)), digits)
 
 
-def false_negatives(
-    positives: list[torch.Tensor], candidate_C: torch.Tensor, content_C: torch.Tensor, positive_Q: torch.Tensor
+class Temperature(nn.Module):
+    """A learnable τ, as CLIP has it: the parameter is log(1/τ), and 1/τ stays below 100.
+
+    CLIP cuts the parameter back after each step. An optimizer that keeps weights of its own, as ZeRO does, would undo
+    that, so the value is cut here, and its gradient passes: the parameter always finds its way back.
+    """
+
+    LARGEST = math.log(100)
+
+    def __init__(self, start: float):
+        super().__init__()
+        # Of one dimension and not of none: ZeRO-3 partitions it, and weight decay leaves it alone.
+        self.log_scale = nn.Parameter(torch.tensor([math.log(1 / start)]))
+
+    def forward(self) -> torch.Tensor:
+        """τ, a scalar."""
+        excess = (self.log_scale - self.LARGEST).clamp(min=0).detach()
+        return (excess - self.log_scale).float().exp().squeeze(0)
+
+
+def no_negatives(
+    positives: list[torch.Tensor],
+    contents: list[torch.Tensor],
+    candidate_C: torch.Tensor,
+    content_C: torch.Tensor,
+    positive_Q: torch.Tensor,
 ) -> torch.Tensor:
-    """Which candidates are no negatives of which query, bool [Q, C]: its other positives, and copies of its positive.
+    """Which candidates are no negatives of which query, bool [Q, C]: known positives, their copies, and empty places.
 
-    Masking goes by id, not by equal vectors, which dropout makes differ (sentence-transformers #3260).
+    Masking goes by id, not by equal vectors, which dropout makes differ (sentence-transformers #3260). It holds for
+    candidates of every rank, in-batch or hard negatives alike.
 
     Args:
         positives: for each query the id hashes of all its positives.
-        candidate_C: id hashes.
-        content_C: hashes of the candidates' contents; equal contents under two ids are one candidate.
+        contents: for each query the content hashes of all its positives; equal contents under two ids are one thing.
+        candidate_C: id hashes; `NOTHING` in the places that a rank with fewer hard negatives leaves empty.
+        content_C: content hashes.
         positive_Q: the column of each query's own positive, which stays.
     """
-    also_right_QC = torch.stack([torch.isin(candidate_C, known) for known in positives])
-    copies_QC = content_C[positive_Q][:, None] == content_C[None, :]
-    masked_QC = also_right_QC | copies_QC
+    known_QC = torch.stack([torch.isin(candidate_C, known) for known in positives])
+    copies_QC = torch.stack([torch.isin(content_C, known) for known in contents])
+    masked_QC = known_QC | copies_QC | (candidate_C == NOTHING)
     masked_QC[torch.arange(len(positive_Q), device=masked_QC.device), positive_Q] = False
     return masked_QC
 
 
-def feature_loss(student_BD: torch.Tensor, teacher_BD: torch.Tensor, kind: str) -> torch.Tensor:
-    """Distance of student states to teacher states; a scalar.
+def feature_loss(student_RD: torch.Tensor, teacher_RD: torch.Tensor, kind: str) -> torch.Tensor:
+    """Distance of student states to teacher states, row by row; a scalar.
 
     Args:
-        student_BD: raw states after the final norm.
-        teacher_BD: the cached teacher states, raw as well.
-        kind: `mse` as published (mean over values), or `cosine`, one minus the mean cosine.
+        student_RD: states after the final norm.
+        teacher_RD: the teacher's states, after its final norm as well.
+        kind: `mse` as published (mean over values, on states of any length), or `cosine`, one minus the mean cosine.
     """
     if kind == "mse":
-        return functional.mse_loss(student_BD, teacher_BD)
-    return 1 - functional.cosine_similarity(student_BD, teacher_BD, dim=-1).mean()
+        return functional.mse_loss(student_RD, teacher_RD)
+    return 1 - functional.cosine_similarity(student_RD, teacher_RD, dim=-1).mean()
+
+
+def relational_loss(student_RD: torch.Tensor, teacher_RD: torch.Tensor, student_AD: torch.Tensor,
+                    teacher_AD: torch.Tensor) -> torch.Tensor:  # fmt: skip
+    """Mean squared difference of the student's and the teacher's cosines between rows; a scalar.
+
+    What is kept is how inputs lie to each other and not where they lie, so the teacher's norm, scale and width do not
+    matter (similarity-preserving distillation, Tung and Mori 2019, arXiv 1907.09682, on rows of unit length).
+
+    Args:
+        student_RD: this rank's rows; student_AD: those of all ranks. Likewise the teacher's.
+    """
+    return functional.mse_loss(cosines(student_RD, student_AD), cosines(teacher_RD, teacher_AD))
+
+
+def cosines(one_RD: torch.Tensor, other_AD: torch.Tensor) -> torch.Tensor:
+    """Cosines [R, A] between two sets of rows."""
+    return functional.normalize(one_RD, dim=-1) @ functional.normalize(other_AD, dim=-1).T

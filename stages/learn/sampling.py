@@ -4,36 +4,53 @@ The order of queries comes from `stages.data.order`; here a step's indices becom
 state, so a resumed run and any number of ranks see the same samples.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from stages.data.instructions import Instructions, with_instruction
-from stages.data.keys import hash_ids
+from stages.data.keys import NOTHING, hash_ids
 from stages.data.order import batch_at, picks, upsampled
 from stages.data.schemas import MODALITIES
 from stages.data.tables import MappedTable
 from stages.model.inputs import Row
 
+CONTENTS = 1 << 16  # content ids that are remembered: a popular positive is looked up once
+
 
 @dataclass(frozen=True)
 class Pairs:
-    """One rank's share of a step: query i belongs to candidate i. Id arrays are int64 hashes."""
+    """One rank's share of a step: B queries, the positive of each, and hard negatives. Hashes are int64.
+
+    A rank has S = B · (1 + hard negatives of a query) places for candidates: query i's positive in place i, the hard
+    negatives after the positives, and `NOTHING` in the places of those that queries lack.
+    """
 
     query_rows: list[Row]
     candidate_rows: list[Row]
+    negative_rows: list[Row]
     query_ids: list[str]
     candidate_ids: list[str]
     candidate_hash: np.ndarray
+    """Of the ids in the places, [S]."""
     content_hash: np.ndarray
-    positive_hashes: list[np.ndarray]
-    target_modality: np.ndarray
-    """The positive's modality as a code, the target modality of the query."""
+    """Of their contents, [S]."""
+    modality: np.ndarray
+    """Their modalities as codes, [S]; a positive's is its query's target modality."""
+    positives: list[np.ndarray]
+    """For each query the hashes of the ids of all its positives."""
+    contents: list[np.ndarray]
+    """For each query the hashes of the contents of all its positives."""
 
 
 class PairSampler:
     """Random access to query-positive pairs of the train split, memory-mapped.
+
+    Of a query's positives one is drawn for each use, as published, and over the epochs all come up. The loss masks the
+    others wherever they turn up; several positives in one softmax would compete with each other.
 
     Args:
         ingest: the ingest artifact.
@@ -42,6 +59,7 @@ class PairSampler:
         vary_instructions: draw an instruction for each use; False always takes the first, as evaluation does.
         smallest_task: queries of a task of a data set are repeated until an epoch has this many; 0 repeats none.
         mined: a table of mined hard negatives by qid, beside those that the data gives.
+        hard_negatives: so many of a query's hard negatives are drawn for each use, or all where there are fewer.
     """
 
     def __init__(
@@ -55,13 +73,15 @@ class PairSampler:
         vary_instructions: bool,
         smallest_task: int = 0,
         mined: Any = None,
+        hard_negatives: int = 0,
     ):
         self.queries = MappedTable.open(ingest, "queries", "qid", where={"split": "train"})
         self.candidates = MappedTable.open(ingest, "candidates", "did")
         self.images = MappedTable.open(ingest, "images", "image_id")
         self.instructions = Instructions.load(ingest)
         self.batch, self.world, self.rank, self.seed = batch, world, rank, seed
-        self.vary_instructions = vary_instructions
+        self.vary_instructions, self.hard_negatives = vary_instructions, hard_negatives
+        self.content = lru_cache(CONTENTS)(self._content)
         datasets, tasks = (self.queries.column(name).to_numpy() for name in ("dataset_id", "task_id"))
         self.mined = None if mined is None else MappedTable.open(mined, "negatives", "qid")
         self.epoch = upsampled(datasets.astype(np.int64) << 32 | tasks, smallest_task)
@@ -81,16 +101,36 @@ class PairSampler:
             for query, draw in zip(queries, which, strict=True)
         ]
         modalities = [candidate["modality"] for candidate in candidates]
+        negatives = self._drawn_negatives(queries, picks(step, indices, seed=self.seed, stream=2))
+        places = candidates + negatives
+        empty = len(queries) * (1 + self.hard_negatives) - len(places)
         return Pairs(
             query_rows=[self._query(*args) for args in zip(queries, modalities, wording, strict=True)],
             candidate_rows=[self._row(candidate["text"], candidate["image_id"]) for candidate in candidates],
+            negative_rows=[self._row(negative["text"], negative["image_id"]) for negative in negatives],
             query_ids=[query["qid"] for query in queries],
             candidate_ids=[candidate["did"] for candidate in candidates],
-            candidate_hash=hash_ids(candidate["did"] for candidate in candidates).view(np.int64),
-            content_hash=hash_ids(candidate["content_id"] for candidate in candidates).view(np.int64),
-            positive_hashes=[hash_ids(query["positives"]).view(np.int64) for query in queries],
-            target_modality=np.array([MODALITIES.index(modality) for modality in modalities]),
+            candidate_hash=np.pad(_hashes(row["did"] for row in places), (0, empty), constant_values=NOTHING),
+            content_hash=np.pad(_hashes(row["content_id"] for row in places), (0, empty), constant_values=NOTHING),
+            modality=np.pad(np.array([MODALITIES.index(row["modality"]) for row in places]), (0, empty)),
+            positives=[_hashes(query["positives"]) for query in queries],
+            contents=[_hashes(map(self.content, query["positives"])) for query in queries],
         )
+
+    def _drawn_negatives(self, queries: list[dict], draws: np.ndarray) -> list[dict]:
+        """Up to `hard_negatives` candidates of each query, drawn without repetition; its positives are never among
+        them. What is drawn depends on the query's own draw, and not on who else is in the batch."""
+        drawn = []
+        for query, draw in zip(queries, draws, strict=True) if self.hard_negatives else ():
+            known = set(query["positives"])
+            dids = [did for did in self.negatives(query) if did not in known]
+            order = np.random.default_rng(int(draw)).permutation(len(dids))[: self.hard_negatives]
+            drawn += [self.candidates.row(self.candidates.find(dids[place])) for place in order]
+        return drawn
+
+    def _content(self, did: str) -> str:
+        """The content id of a candidate."""
+        return self.candidates.row(self.candidates.find(did))["content_id"]
 
     def negatives(self, query: dict) -> list[str]:
         """Ids of a query's hard negatives: those that the data gives, then the mined ones, hardest first."""
@@ -107,3 +147,8 @@ class PairSampler:
     def _row(self, text: str | None, image_id: str | None) -> Row:
         image = None if image_id is None else self.images.row(self.images.find(image_id))["bytes"]
         return Row(text, image)
+
+
+def _hashes(ids: Iterable[str]) -> np.ndarray:
+    """int64 hashes, which torch can compare."""
+    return hash_ids(ids).view(np.int64)

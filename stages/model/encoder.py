@@ -7,6 +7,7 @@ It calls the stock forward of the checkpoint's own class, so what is trained is 
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,19 @@ __all__ = ["Batch", "Encoder", "Row"]
 
 SETTINGS = "puma.json"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What the vision tower made of a chunk's images, under the names by which the stock forward reads it.
+
+    The tower's other outputs are left out: they are larger and nobody reads them.
+    """
+
+    pooler_output: tuple[torch.Tensor, ...]
+    """For each image the states that stand for its tokens."""
+    deepstack_features: list[tuple[torch.Tensor, ...]] | None
+    """Qwen3-VL adds these after its first decoder layers."""
 
 
 class Encoder(nn.Module):
@@ -78,44 +92,92 @@ class Encoder(nn.Module):
         """Where the weights are."""
         return next(self.backbone.parameters()).device
 
-    def states(self, batch: Batch) -> torch.Tensor:
-        """Hidden states at `[RET]` after the final norm, [B, D], not normalised: what distillation compares."""
-        return torch.cat([self._chunk_states(chunk) for chunk in batch.chunks])[batch.place_B]
+    def freeze_vision(self) -> None:
+        """Freezes the vision tower with its merger, and takes it out of the encoder's modules.
 
-    def _chunk_states(self, chunk: Chunk) -> torch.Tensor:
+        The paper's students learn to read the tower, not to change it. The forward pass still finds it, while
+        `parameters()`, `state_dict()` and DeepSpeed do not: ZeRO neither partitions nor gathers what never changes,
+        and checkpoints are smaller by it. `vision_weights` gives its weights.
+        """
+        tower = self.backbone.visual.requires_grad_(False).eval()
+        del self.backbone.visual
+        # The instance's dictionary, because assigning a module would register it.
+        self.backbone.__dict__["visual"] = tower
+
+    @property
+    def vision_is_frozen(self) -> bool:
+        """Whether `freeze_vision` has been called."""
+        return "visual" in self.backbone.__dict__
+
+    def vision_weights(self) -> dict[str, torch.Tensor]:
+        """The frozen tower's weights under the names that the encoder's state dict gives them; empty while trained."""
+        if not self.vision_is_frozen:
+            return {}
+        return {f"backbone.visual.{name}": weight for name, weight in self.backbone.visual.state_dict().items()}
+
+    def look(self, chunk: Chunk) -> Sight | None:
+        """Runs the vision tower on a chunk's images, without graph where it is frozen; None for a chunk of text."""
+        if chunk.pixels_PC is None:
+            return None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.vision_is_frozen):
+            output = self.backbone.get_image_features(chunk.pixels_PC, chunk.grid_I3, return_dict=True)
+        return Sight(output.pooler_output, getattr(output, "deepstack_features", None))
+
+    def states(self, batch: Batch, sights: Sequence[Sight | None] | None = None) -> torch.Tensor:
+        """Hidden states at `[RET]` after the final norm, [B, D], not normalised: what distillation compares.
+
+        Args:
+            batch: the rows.
+            sights: for each chunk what `look` gave; None looks now.
+        """
+        sights = sights or [None] * len(batch.chunks)
+        parts = [self._chunk_states(chunk, sight) for chunk, sight in zip(batch.chunks, sights, strict=True)]
+        return torch.cat(parts)[batch.place_B]
+
+    def _chunk_states(self, chunk: Chunk, sight: Sight | None = None) -> torch.Tensor:
+        """States [R, D]. The tower comes before the token embeddings: under ZeRO-3 all ranks go in one order."""
+        sight = sight or self.look(chunk)
         output = self.backbone(
             input_ids=chunk.input_ids_RL,
             position_ids=chunk.position_ids_3RL,
-            pixel_values=chunk.pixels_PC,
-            image_grid_thw=chunk.grid_I3,
+            mm_encoder_outputs={"image": sight} if sight else None,
             use_cache=False,
         )
         return _read_out(output.last_hidden_state, chunk)
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """The states of a batch, [B, D]; a module call so that DeepSpeed's hooks run."""
-        return self.states(batch)
+    def forward(self, batch: Batch, sights: Sequence[Sight | None] | None = None) -> torch.Tensor:
+        """`states` as a module call, so that DeepSpeed's hooks run."""
+        return self.states(batch, sights)
 
-    def states_by_layer(self, batch: Batch, normed: bool) -> torch.Tensor:
+    def states_by_layer(self, batch: Batch, normed: bool, before_mlp: bool = False) -> torch.Tensor:
         """States at `[RET]` after each decoder layer, [K, B, D], from one forward pass.
 
         Hooks keep one row of each layer's output; `output_hidden_states=True` would keep all of them.
 
         Args:
             normed: apply the final norm to every layer, which makes entry k - 1 the output of a student of k layers.
+            before_mlp: read each layer after the residual of its attention and before its MLP. The last MLP turns
+                states toward the vocabulary, away from what they mean (FreeRet, arXiv 2509.24621).
         """
-        states_KBD = torch.cat([self._chunk_states_by_layer(chunk) for chunk in batch.chunks], dim=1)
+        states_KBD = torch.cat([self._chunk_states_by_layer(chunk, before_mlp) for chunk in batch.chunks], dim=1)
         states_KBD = states_KBD[:, batch.place_B]
         return self.backbone.language_model.norm(states_KBD) if normed else states_KBD
 
-    def _chunk_states_by_layer(self, chunk: Chunk) -> torch.Tensor:
+    def _chunk_states_by_layer(self, chunk: Chunk, before_mlp: bool) -> torch.Tensor:
         """Raw states [K, R, D] of one chunk."""
         kept: list[torch.Tensor] = []
 
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
             kept.append(_read_out(output[0] if isinstance(output, tuple) else output, chunk))
 
-        hooks = [layer.register_forward_hook(keep) for layer in self.backbone.language_model.layers]
+        def keep_input(_module: nn.Module, inputs: Any) -> None:
+            kept.append(_read_out(inputs[0], chunk))
+
+        layers = self.backbone.language_model.layers
+        if before_mlp:  # what the norm before the MLP is given is the state after the attention's residual
+            hooks = [layer.post_attention_layernorm.register_forward_pre_hook(keep_input) for layer in layers]
+        else:
+            hooks = [layer.register_forward_hook(keep) for layer in layers]
         try:
             self._chunk_states(chunk)
         finally:

@@ -6,7 +6,7 @@ the `ForConditionalGeneration` class. Its head is tied to the embeddings: the pa
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,9 @@ def save_backbone(config: Any, weights: Mapping[str, torch.Tensor], directory: P
     model.save_pretrained(directory, safe_serialization=True)
 
 
-def export_student(weights: Path, source: Path, directory: Path, prompts: Mapping[str, str]) -> None:
+def export_student(
+    weights: Path, source: Path, directory: Path, prompts: Mapping[str, str], dims: Sequence[int] = ()
+) -> None:
     """Builds the complete model directory: weights, tokenizer with `[RET]`, processor, chat template, settings.
 
     Args:
@@ -49,6 +51,7 @@ def export_student(weights: Path, source: Path, directory: Path, prompts: Mappin
         source: the model directory that the student came from: tokenizer, image processor and settings.
         directory: the new model directory.
         prompts: named query prompts for sentence-transformers; candidates take none.
+        dims: leading dimensions that serve as vectors too; vLLM reads them from `config.json`.
     """
     shutil.copytree(weights, directory, dirs_exist_ok=True)
     config = json.loads((directory / "config.json").read_text())
@@ -59,6 +62,8 @@ def export_student(weights: Path, source: Path, directory: Path, prompts: Mappin
     tokenizer.save_pretrained(directory)
     image_processor.save_pretrained(directory)
     processor = {"processor_class": adapter_for(config["model_type"]).processor_class}
+    if dims:
+        _merge_json(directory / "config.json", {"is_matryoshka": True, "matryoshka_dimensions": list(dims)})
     _merge_json(directory / "preprocessor_config.json", processor)
     _merge_json(directory / "tokenizer_config.json", processor)
     _drop_json(directory / "tokenizer_config.json", ("is_local", "local_files_only"))

@@ -7,11 +7,15 @@ A batch is cut into chunks of rows of like length, and each chunk is padded on t
 of ten tokens do not pay for texts of a hundred. No attention mask is needed: attention is causal, so what stands after
 a row's last token cannot reach it. Positions are computed here for each row alone (stock 2-D M-RoPE), hence a row's
 vector does not depend on its neighbours. Images are decoded here; truncation cuts text only, never an image's tokens.
+
+Chunks are also the passes of GradCache, which bounds their rows (`limit`). And where ranks must run the same modules
+in every pass, chunks without a picture get a filler, a row of a blank one (`sighted`); see `stages.learn.gradcache`.
 """
 
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,6 +47,10 @@ class Chunk:
     pixels_PC: torch.Tensor | None
     grid_I3: torch.Tensor | None
 
+    def __len__(self) -> int:
+        """Its rows."""
+        return len(self.last_R)
+
     def to(self, device: Any) -> "Chunk":
         """The same chunk on `device`."""
         moved = {
@@ -55,14 +63,26 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Batch:
-    """Collated rows: the chunks, and for each of the rows its place in their concatenation."""
+    """Collated rows: the chunks, and for each of the rows its place in their concatenation.
+
+    Rows of the concatenation that no place names are fillers: their states are computed and dropped.
+    """
 
     chunks: tuple[Chunk, ...]
     place_B: torch.Tensor
 
+    @classmethod
+    def of(cls, chunk: Chunk) -> "Batch":
+        """The rows of one chunk, as they stand in it."""
+        return cls((chunk,), torch.arange(len(chunk), device=chunk.last_R.device))
+
     def to(self, device: Any) -> "Batch":
         """The same batch on `device`."""
         return Batch(tuple(chunk.to(device) for chunk in self.chunks), self.place_B.to(device))
+
+
+Sequenced = tuple[list[int], tuple[np.ndarray, np.ndarray] | None]
+"""A row's tokens, and its image's patches [P, C] and grid [3]."""
 
 
 class Collator:
@@ -81,21 +101,47 @@ class Collator:
         self.image_token = tokenizer.convert_tokens_to_ids(IMAGE_PAD)
         self.retrieval_token = tokenizer.convert_tokens_to_ids(RETRIEVAL_TOKEN)
 
-    def __call__(self, rows: Sequence[Row]) -> Batch:
-        """Collates rows; every row ends in `[RET]`, at index `last_R` of its chunk."""
+    def __call__(self, rows: Sequence[Row], limit: int = 0, sighted: bool = False) -> Batch:
+        """Collates rows; every row ends in `[RET]`, at index `last_R` of its chunk.
+
+        Args:
+            rows: texts, images, or both.
+            limit: rows of a chunk at most; 0 is no limit.
+            sighted: chunks without an image get the filler.
+        """
+        sequences = self._sequences(rows)
+        groups = like_lengths([len(tokens) for tokens, _ in sequences], limit)
+        chunks, place_B, start = [], torch.empty(len(rows), dtype=torch.long), 0
+        for group in groups:
+            place_B[torch.tensor(group)] = start + torch.arange(len(group))
+            members = [sequences[index] for index in group]
+            if sighted and not any(image for _, image in members):
+                members.append(self._filler)
+            chunks.append(self._chunk(members))
+            start += len(members)
+        return Batch(tuple(chunks), place_B)
+
+    def filler(self) -> Chunk:
+        """The cheapest chunk with an image: one row, a blank picture of the smallest size."""
+        return self._chunk([self._filler])
+
+    @cached_property
+    def _filler(self) -> Sequenced:
+        blank = io.BytesIO()
+        Image.new("RGB", (self.image_processor.patch_size * self.image_processor.merge_size,) * 2).save(blank, "PNG")
+        return self._sequences([Row(None, blank.getvalue())])[0]
+
+    def _sequences(self, rows: Sequence[Row]) -> list[Sequenced]:
+        """For each row its tokens, and its image's patches and grid."""
         images = [None if row.image is None else self.patches(row.image) for row in rows]
         prompts = [render(self._cut(row.text), row.image is not None) for row in rows]
         tokens_B = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
-        sequences = [
-            self.expand(tokens, image[1] if image else None) for tokens, image in zip(tokens_B, images, strict=True)
+        return [
+            (self.expand(tokens, image[1] if image else None), image)
+            for tokens, image in zip(tokens_B, images, strict=True)
         ]
-        groups = like_lengths([len(tokens) for tokens in sequences])
-        chunks = tuple(self._chunk([(sequences[index], images[index]) for index in group]) for group in groups)
-        place_B = torch.empty(len(rows), dtype=torch.long)
-        place_B[torch.tensor([index for group in groups for index in group])] = torch.arange(len(rows))
-        return Batch(chunks, place_B)
 
-    def _chunk(self, rows: list[tuple[list[int], tuple[np.ndarray, np.ndarray] | None]]) -> Chunk:
+    def _chunk(self, rows: list[Sequenced]) -> Chunk:
         """Pads with token 0 at position 0; causal attention keeps the padding out of every row."""
         length = max(len(tokens) for tokens, _ in rows)
         input_ids_RL = np.zeros((len(rows), length), np.int64)
@@ -133,6 +179,17 @@ class Collator:
         at = tokens.index(self.image_token)
         return tokens[:at] + [self.image_token] * count + tokens[at + 1 :]
 
+    def count_tokens(self, row: Row) -> int:
+        """Length of a row's sequence, told without reading its picture's pixels."""
+        count = len(
+            self.tokenizer(render(self._cut(row.text), row.image is not None), add_special_tokens=False)["input_ids"]
+        )
+        if row.image is None:
+            return count
+        width, height = Image.open(io.BytesIO(row.image)).size
+        patches = self.image_processor.get_number_of_image_patches(height, width, {})
+        return count - 1 + patches // self.image_processor.merge_size**2
+
     def _positions(self, tokens: list[int], grid: np.ndarray | None) -> np.ndarray:
         """M-RoPE positions [3, len(tokens)]: text counts on, an image spans its (t, h, w) grid at one start."""
         if grid is None:
@@ -145,11 +202,14 @@ class Collator:
         return np.concatenate([np.tile(np.arange(start), (3, 1)), image, np.tile(after, (3, 1))], axis=1)
 
 
-def like_lengths(lengths: Sequence[int]) -> list[list[int]]:
-    """Groups row numbers, shortest rows first, so that lengths within a group differ by `SPREAD` at most."""
+def like_lengths(lengths: Sequence[int], limit: int = 0) -> list[list[int]]:
+    """Groups row numbers, shortest rows first, so that lengths within a group differ by `SPREAD` at most.
+
+    `limit` is the size of a group at most; 0 is no limit.
+    """
     groups: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if not groups or lengths[index] > SPREAD * lengths[groups[-1][0]]:
+        if not groups or lengths[index] > SPREAD * lengths[groups[-1][0]] or len(groups[-1]) == limit:
             groups.append([])
         groups[-1].append(index)
     return groups

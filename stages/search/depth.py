@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from stages.context import Artifact
 from stages.data.schemas import CANDIDATES, QUERIES
@@ -165,7 +166,8 @@ def plot_curve(curve: dict[str, Any]) -> Figure:
     for axes, (_, label, value, _) in zip(places, [column for column in COLUMNS if column[1]], strict=True):
         values = [value(entry) for entry in curve["layers"]]
         axes.plot(depths, values, marker="o", label="mean of the evaluation sets" if label == "hit@5" else None)
-        axes.set(ylabel=label, ylim=(0, 1 if label == "hit@5" else 1.1 * max(values)), xticks=depths)
+        axes.set(ylabel=label, ylim=(0, 1 if label == "hit@5" else 1.1 * max(values)))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
         if label == "hit@5":
             for name in curve["layers"][0]["sets"]:

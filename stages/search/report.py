@@ -147,11 +147,24 @@ def markdown_report(metrics: Mapping[str, Any]) -> str:
         markdown_table(set_columns(metrics), set_rows(metrics, "union")),
         "## All measures, mean over sets",
         markdown_table(("measure", *(f"{name}, {scope}" for name, scope in places)), measures),
+        *dimensions(metrics),
         "## Cost",
         markdown_table(("", *models, *(("student / teacher",) if len(models) > 1 else ())), model_rows(metrics)),
         NOTES,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def dimensions(metrics: Mapping[str, Any]) -> list[str]:
+    """The section on leading dimensions, for a student that was trained to be read by fewer of them."""
+    student = metrics["student"]
+    whole = {"dim": student["dim"], "local": student["local"], "union": student["union"]}
+    rows = [
+        (f"{one['dim']:,}", *(f"{one[scope][HEADLINE]:.3f}" for scope in ("local", "union")))
+        for one in (*student.get("dimensions", ()), whole)
+    ]
+    columns = ("leading dimensions", "local", "union")
+    return [f"## {HEADLINE} by leading dimensions", markdown_table(columns, rows)] if len(rows) > 1 else []
 
 
 def summary(metrics: Mapping[str, Any]) -> str:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from stages.context import Artifact, InputError
 from stages.data.images import Checked, ImageRejected, Limits, check
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from stages.model.encoder import Row
 
 WANTS = ("text", "image", "image,text")
+LOOKED_AT = 8192  # rows that examples are chosen from
 PREFERRED = ("image", "image,text", "text")  # what is looked for where the person does not say
 
 
@@ -250,19 +250,21 @@ class Retriever:
         return self.encoder.encode(rows, max(1, len(rows)))
 
     def examples(self, count: int) -> list[Result]:
-        """About `count` indexed candidates from the first stored rows, pictures first; their score is 0."""
-        stored = (
-            keep_pools(pa.Table.from_batches([batch]), list(self.card["pools"])) for batch in self.candidates.batches
-        )
-        first = next((rows for rows in stored if rows.num_rows), None)
-        if first is None:
-            return []
+        """About `count` indexed candidates, spread over the first stored rows, pictures first; their score is 0."""
         held = [kind for kind in PREFERRED if kind in self.card["modalities"]]
-        chosen: list[str] = []
-        for kind in held:
-            dids = first["did"].filter(pc.equal(first["modality"], kind)).to_pylist()
-            share = -(-count // len(held))
-            chosen += dids[:: max(1, len(dids) // share)][:share]
+        dids: dict[str, list[str]] = {kind: [] for kind in held}
+        seen = 0
+        for batch in self.candidates.batches:
+            pooled = keep_pools(pa.Table.from_batches([batch]), list(self.card["pools"]))
+            for did, kind in zip(pooled["did"].to_pylist(), pooled["modality"].to_pylist(), strict=True):
+                dids[kind].append(did)
+            seen += pooled.num_rows
+            if seen >= LOOKED_AT:
+                break
+        share, chosen = -(-count // len(held)), []
+        for place, of_kind in enumerate(dids.values()):
+            step = max(1, len(of_kind) // share)
+            chosen += of_kind[place * step // len(held) :: step][:share]  # not the same things of every kind
         return self._resolve(chosen, [0.0] * len(chosen))
 
     def image_ids(self) -> Iterator[list[str]]:

@@ -14,6 +14,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests.bench.gradcache import gradcache
+from tests.bench.serve import serve
+
 ROUNDS = 7
 
 
@@ -85,7 +88,7 @@ def index(directory: Path) -> dict[str, Any]:
     return run(directory)
 
 
-BENCHMARKS = {"depth": depth, "padding": padding, "index": index}
+BENCHMARKS = {"depth": depth, "padding": padding, "gradcache": gradcache, "serve": serve, "index": index}
 
 
 def main() -> int:

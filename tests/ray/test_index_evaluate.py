@@ -109,11 +109,17 @@ def test_the_index_describes_itself(world: dict) -> None:
     assert world["indexed"]["rows"] == 24 and world["indexed"]["bytes"] > 0
 
 
-@pytest.mark.parametrize("model, stage", [("student", "train"), ("teacher", "backbone")])
+@pytest.mark.parametrize(
+    "model, stage, dim", [("student", "train", 32), ("student-16d", "train", 16), ("teacher", "backbone", 32)]
+)
 @pytest.mark.parametrize("scope", ["local", "union"])
-def test_rankings_equal_the_encoders_own_inner_products(world: dict, model: str, stage: str, scope: str) -> None:
+def test_rankings_equal_the_encoders_own_cosines(world: dict, model: str, stage: str, dim: int, scope: str) -> None:
     directory = world["artifacts"][stage].local("model")
     (qids, queries_QD), (dids, candidates_ND) = embed(directory, True), embed(directory, False)
+    queries_QD, candidates_ND = (
+        vectors[:, :dim] / np.linalg.norm(vectors[:, :dim], axis=1, keepdims=True)
+        for vectors in (queries_QD, candidates_ND)
+    )
     scores = dict(zip(qids, queries_QD @ candidates_ND.T, strict=True))
     for task in (0, 3):
         pool = "union_test" if scope == "union" else f"shop_task{task}"
@@ -136,6 +142,19 @@ def test_measures_are_those_of_the_run_files(world: dict, model: str, scope: str
         for k in (1, 5, 10):
             hits = [any(did in positives[qid] for did, _ in found[:k]) for qid, found in run.items()]
             assert measured[f"hit@{k}"] == pytest.approx(np.mean(hits))
+
+
+@pytest.mark.parametrize("scope", ["local", "union"])
+def test_each_trained_dimension_has_its_quality_in_the_report(world: dict, scope: str) -> None:
+    (shorter,) = world["metrics"]["student"]["dimensions"]
+    positives = {row["qid"]: row["positives"] for row in ingest_rows()[0]}
+    hits = []
+    for task in (0, 3):
+        run = read_run(world, "student-16d", scope, task)
+        hits.append(np.mean([any(did in positives[qid] for did, _ in found[:5]) for qid, found in run.items()]))
+    assert shorter["dim"] == 16 and shorter[scope]["hit@5"] == pytest.approx(np.mean(hits))
+    report = world["artifacts"]["evaluate"].local("report.md").read_text()
+    assert f"| 16 | {shorter['local']['hit@5']:.3f} | {shorter['union']['hit@5']:.3f} |" in report
 
 
 def test_means_weigh_each_set_the_same(world: dict) -> None:

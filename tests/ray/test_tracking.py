@@ -2,11 +2,12 @@
 
 import pickle
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from pipeline.tracking import EXPERIMENT, Link, PipelineRun, StageRun, metric_name, resolve_uri
+from pipeline.tracking import EXPERIMENT, Link, PipelineRun, StageRun, carry, metric_name, resolve_uri
 
 STUDENT = {"key": "k1", "attempt": "a1", "weights": "/somewhere/model"}
 
@@ -15,6 +16,12 @@ STUDENT = {"key": "k1", "attempt": "a1", "weights": "/somewhere/model"}
 def uri(tmp_path_factory) -> str:
     """One database for all tests: the first connection makes its tables, which takes seconds."""
     return f"sqlite:///{tmp_path_factory.mktemp('tracking')}/home/mlflow.db"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> None:
+    """Unsent events of tests stay in tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -124,14 +131,75 @@ def test_a_handle_never_raises_and_makes_no_database_of_its_own(tmp_path, capsys
     handle = pickle.loads(pickle.dumps(StageRun(Link(f"sqlite:///{tmp_path}/gone/mlflow.db"), "some run")))
     handle.metrics({"loss": 1.0}, step=1)
     handle.metrics({"loss": 1.0}, step=2)
-    assert capsys.readouterr().err.count("not tracked any more") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().err.count("kept for the next run") == 1
+    assert not (tmp_path / "gone").exists()
 
 
-def test_a_server_that_is_not_there_costs_seconds_and_one_line(capsys):
-    run = PipelineRun("http://127.0.0.1:9", "demo", {})
-    run.stage("train", {}).handle().metrics({"loss": 1.0})
+def offline_run(uri: str) -> tuple[PipelineRun, StageRun]:
+    """What a run tracks in a training stage and at its end, while nobody listens at `uri`."""
+    run = PipelineRun(uri, "demo", {"recipe": "demo"})
+    child = run.stage("train", {"cache": "miss"})
+    pickle.loads(pickle.dumps(child.handle())).metrics({"loss": 1.0}, step=7)
+    child.params({"train.loss": "mac"})
+    child.text("notes/report.txt", "words")
+    child.end("FINISHED")
+    run.register("late", STUDENT, {"local": {"hit@5": 0.5}}, child.run_id)
+    run.end("FINISHED")
+    return run, child
+
+
+def test_a_server_that_is_not_there_costs_one_line_and_nothing_is_lost(uri, parent, capsys, monkeypatch):
+    run, child = offline_run("http://127.0.0.1:9")
     assert capsys.readouterr().err.count("\n") == 1
+    spool, found = run.link.spool, client(uri)
+    assert spool.deliver(partial(carry, found), lambda: True) == 0  # its writer lives
+    monkeypatch.setattr("pipeline.spool.alive", lambda writer: False)
+    assert spool.deliver(partial(carry, found), lambda: True) == 8
+    sent = found.get_run(spool.ids()[child.run_id])
+    assert sent.data.tags["mlflow.parentRunId"] == spool.ids()[run.run_id]
+    assert sent.data.params == {"train.loss": "mac"} and sent.info.status == "FINISHED"
+    assert [(point.step, point.value) for point in found.get_metric_history(sent.info.run_id, "loss")] == [(7, 1.0)]
+    assert found.get_model_version_by_alias("late", "champion").run_id == sent.info.run_id
+    assert sent.info.start_time < sent.info.end_time
+    assert not list(spool.directory.glob("*.jsonl"))
+
+
+def test_a_delivery_that_breaks_off_goes_on_where_it_was(uri, parent, monkeypatch):
+    run, _ = offline_run("http://127.0.0.1:10")
+    monkeypatch.setattr("pipeline.spool.alive", lambda writer: False)
+    taken = []
+
+    def carry_three(event):
+        if len(taken) == 3:
+            raise ConnectionError
+        taken.append(event["verb"])
+        return f"made {len(taken)}"
+
+    assert run.link.spool.deliver(carry_three, lambda: False) == 3
+    assert run.link.spool.deliver(lambda event: taken.append(event["verb"]), lambda: True) == 5
+    assert taken == ["create", "create", "metrics", "params", "text", "end", "register", "end"]
+
+
+def test_what_the_server_never_takes_holds_nothing_up(monkeypatch):
+    run, _ = offline_run("http://127.0.0.1:11")
+    monkeypatch.setattr("pipeline.spool.alive", lambda writer: False)
+
+    def refuse_params(event):
+        if event["verb"] == "params":
+            raise ValueError("no")
+        return "made"
+
+    assert run.link.spool.deliver(refuse_params, lambda: True) == 7
+    assert not list(run.link.spool.directory.glob("*.jsonl"))
+
+
+def test_a_killed_run_and_its_stages_get_an_end(parent, uri):
+    killed = PipelineRun(uri, "demo", {})
+    done, open_ = killed.stage("ingest", {}), killed.stage("train", {})
+    done.end("FINISHED")
+    parent.interrupted(killed.run_id)
+    states = [client(uri).get_run(one.run_id).info.status for one in (killed, done, open_)]
+    assert states == ["KILLED", "FINISHED", "KILLED"]
 
 
 def test_the_address_is_the_option_then_the_environment_then_a_file(monkeypatch, tmp_path):

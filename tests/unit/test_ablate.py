@@ -150,11 +150,20 @@ def test_an_interrupt_keeps_what_is_known_and_the_next_call_goes_on(ablate, hook
     done = ablate("--output", "tables.md", "--json")
     assert done.code == 130 and done.starts == ["start", "stop"]
     assert "| a | 2 | 0.600 ± 0.000 |" in (tmp_path / "tables.md").read_text()
+    assert "5 of 8 cells were not reached" in (tmp_path / "tables.md").read_text()
     assert ("grid of smoke", "end", "KILLED") in done.log
     assert len([cell for cell in json.loads(done.out)["cells"] if "metrics" in cell]) == 3
     hooks.actions.clear()
     assert ablate().code == 0
     assert hooks.calls.count("train") == 6
+
+
+def test_an_interrupt_before_the_first_result_leaves_the_file_as_it_was(ablate, hooks, tmp_path):
+    (tmp_path / "tables.md").write_text("What we knew.\n")
+    hooks.actions["ingest"] = fail(KeyboardInterrupt())
+    done = ablate("--output", "tables.md")
+    assert done.code == 130 and ("grid of smoke", "end", "KILLED") in done.log
+    assert (tmp_path / "tables.md").read_text() == "What we knew.\n"
 
 
 def test_code_that_changes_meanwhile_stops_the_grid(ablate, hooks, tmp_path):

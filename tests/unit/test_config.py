@@ -8,6 +8,8 @@ import pytest
 from pipeline.config import Config, load_config
 from pipeline.settings import RECIPES
 from stages.context import InputError
+from stages.distill import feature_weights
+from stages.train import objective
 
 
 def recipe(path: Path, text: str) -> str:
@@ -44,6 +46,21 @@ def test_the_7b_recipe_is_the_2b_recipe_with_another_model():
     assert large.model_copy(update={"backbone": small.backbone}) == small
 
 
+def test_the_paper_s_recipe_has_the_published_numbers():
+    """Each follows from the published ones by another way than the recipe's comments."""
+    config = load_config("puma_qwen2vl_7b", ["data.kind=scenes", "backbone.revision=x"])
+    distill, train, gpus = config.distill, config.train, config.cluster.workers
+    assert (distill.batch_size // gpus, train.batch_size // gpus) == (72, 150)
+    assert train.steps == 2 * (1_332_790 // train.batch_size)
+    queries_and_candidates = feature_weights(distill)["mse"] / 2  # the mean over both sides is half their sum
+    assert queries_and_candidates == pytest.approx(0.1 * 0.05) and list(feature_weights(distill)) == ["mse"]
+    assert distill.learning_rate * distill.first_layer_rate == pytest.approx(1e-4)
+    hard = objective(train)
+    assert [hard.tau_hard(progress) for progress in (0, 0.1, 0.25, 0.5, 1)] == [0.03, 0.027, 0.023, 0.018, 0.018]
+    assert {one.adapter for one in (distill, train)} == {"lora"}
+    assert {(one.lora.rank, one.lora.alpha) for one in (distill, train)} == {(128, 256)}
+
+
 @pytest.mark.parametrize(
     ("override", "path", "value"),
     [
@@ -59,6 +76,7 @@ def test_the_7b_recipe_is_the_2b_recipe_with_another_model():
         ("tracking_uri=", "tracking_uri", ""),
         ("store=a=b", "store", "a=b"),
         ("train.loss=infonce", "train.loss", "infonce"),
+        ("train.matryoshka=[32, 64]", "train.matryoshka", (32, 64)),
         ("data.scenes={train: 20, val: 9}", "data.scenes.train", 20),
     ],
 )
@@ -85,7 +103,7 @@ def test_later_overrides_win():
         ("train.stepz=3", "unknown key 'train.stepz' in override train.stepz=3; did you mean 'train.steps'?"),
         ("trian.steps=3", "did you mean 'train.steps'?"),
         ("layers=3", "did you mean 'student.layers'?"),
-        ("xyzzy=3", "known: store, tracking_uri, seed, data"),
+        ("xyzzy=3", "known: store, store_endpoint, tracking_uri, seed, data"),
         ("train.steps.x=3", "'train.steps' is one value and has no key 'x'"),
         ("train=3", "'train' is a section in override train=3; set one of its keys: loss"),
         ("train.steps=many", "train.steps must be a whole number ≥ 0, not 'many', in override train.steps=many"),
@@ -97,7 +115,7 @@ def test_later_overrides_win():
         ("train.learning_rate=.nan", "not nan"),
         (
             "train.loss=infonc",
-            "one of mac, infonce, not 'infonc', in override train.loss=infonc; did you mean 'infonce'?",
+            "one of mac, infonce, mamcl, learnable, not 'infonc', in override train.loss=infonc; did you mean",
         ),
         ("cluster.precision=fp16", "one of auto, fp32, bf16"),
         ("store=", "store must be text"),
@@ -131,6 +149,12 @@ def test_wrong_overrides_are_told_in_one_line(override, words):
         (["backbone.min_pixels=9000", "backbone.max_pixels=8000"], "backbone.min_pixels=9000 is above"),
         (["features.layer=0"], "features.layer=0 is no layer"),
         (["features.layer=99"], "choose -1 for the last, or 1 to"),
+        (["features.layer=-99"], "choose -1 for the last, or 1 to"),
+        (["features.normed=false"], "set features.normed=true, or distill.feature_loss=relational"),
+        (["features.normed=false", "distill.also.mse=1", "distill.feature_loss=relational"], "distillation with mse"),
+        (["train.matryoshka=[64, 128]"], "choose from 1 to 127, a vector has 128"),
+        (["train.matryoshka=[0]"], "train.matryoshka=[0] are no leading dimensions in override"),
+        (["train.matryoshka=[a]"], "train.matryoshka must be a list, each a whole number, not 'a'"),
         (["cluster.workers=3", "train.batch_size=64"], "can't be shared by cluster.workers=3"),
     ],
 )
@@ -197,6 +221,6 @@ def test_an_empty_recipe_is_the_defaults(tmp_path):
 
 def test_the_top_level_keys_are_the_contract_s():
     assert list(Config.model_fields) == [
-        "store", "tracking_uri", "seed", "data", "backbone", "features", "student", "distill", "train", "index",
-        "evaluate", "cluster",
+        "store", "store_endpoint", "tracking_uri", "seed", "data", "backbone", "features", "student", "distill",
+        "train", "index", "evaluate", "cluster",
     ]  # fmt: skip

@@ -61,6 +61,14 @@ def test_the_markdown_report_says_what_the_student_keeps() -> None:
             assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
+def test_leading_dimensions_have_a_section_where_they_were_trained() -> None:
+    told = metrics(NAMES)
+    assert "leading dimensions" not in markdown_report(told)
+    told["student"]["dimensions"] = [{"dim": 64, "local": {"hit@5": 0.4}, "union": {"hit@5": 0.2}}]
+    lines = markdown_report(told).splitlines()
+    assert "| 64 | 0.400 | 0.200 |" in lines and "| 1,536 | 0.450 | 0.225 |" in lines
+
+
 def test_the_csv_has_every_measure_of_every_set() -> None:
     rows = list(csv.DictReader(io.StringIO(to_csv(quality_rows(metrics(NAMES), MEASURES)))))
     assert len(rows) == 2 * 2 * len(NAMES)

@@ -6,19 +6,14 @@ replayed batch changes a loss by more than 1e-2.
 """
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.support import in_ranks
 from tests.tiny_models import write_checkpoint
 from tests.training_world import write_ingest
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -31,33 +26,9 @@ def world(tmp_path_factory) -> Path:
 
 def train(world: Path, name: str, *, ranks: int = 1, **case) -> dict:
     """Trains in `ranks` processes as `tests/training_world.py` says; returns what rank 0 wrote."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     result = world / f"{name}.json"
     case = {"world": str(world), "result": str(result), "steps": 6, "zero_stage": 1, **case}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.training_world", json.dumps(case)],
-            cwd=ROOT,
-            env=os.environ
-            | {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(ranks),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "DS_ACCELERATOR": "cpu",
-                "OMP_NUM_THREADS": "1",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
+    in_ranks(ranks, "tests.training_world", case)
     return json.loads(result.read_text())
 
 
@@ -70,9 +41,9 @@ def test_training_lowers_the_loss(one_rank):
     assert one_rank["losses"][-1] < one_rank["losses"][0]
 
 
-@pytest.mark.parametrize("zero_stage", [1, 2])
-def test_two_ranks_make_the_update_of_one(world, one_rank, zero_stage):
-    both = train(world, f"two_ranks_{zero_stage}", ranks=2, zero_stage=zero_stage)
+@pytest.mark.parametrize(("zero_stage", "chunk"), [(1, 0), (2, 3)])
+def test_two_ranks_make_the_update_of_one(world, one_rank, zero_stage, chunk):
+    both = train(world, f"two_ranks_{zero_stage}", ranks=2, zero_stage=zero_stage, chunk=chunk)
     assert both["losses"] == pytest.approx(one_rank["losses"], rel=2e-5)
     assert np.abs(np.array(both["weights"]) - np.array(one_rank["weights"])).max() < 2e-5
 
@@ -82,6 +53,14 @@ def test_a_resumed_run_continues_the_uninterrupted_one(world, one_rank):
     resumed = train(world, "resumed", resume=True)
     assert resumed["losses"] == pytest.approx(one_rank["losses"][3:], rel=1e-6)
     assert np.abs(np.array(resumed["weights"]) - np.array(one_rank["weights"])).max() < 1e-6
+
+
+def test_a_run_with_gradcache_and_dropout_resumes_as_if_never_interrupted(world):
+    case = {"chunk": 3, "dropout": 0.2, "zero_stage": 2, "steps": 4}
+    through = train(world, "through", save_at=2, **case)
+    resumed = train(world, "resumed_in_chunks", resume=True, **case)
+    assert resumed["losses"] == pytest.approx(through["losses"][2:], rel=1e-6)
+    assert np.abs(np.array(resumed["weights"]) - np.array(through["weights"])).max() < 1e-6
 
 
 def test_a_frozen_vision_tower_stays_and_the_rest_moves(one_rank):

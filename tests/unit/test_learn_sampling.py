@@ -9,13 +9,15 @@ import pytest
 import torch
 from pyarrow.fs import LocalFileSystem
 
+from pipeline.artifacts import open_store
+from stages.data.keys import NOTHING, hash_ids
 from stages.data.schemas import NEGATIVES
 from stages.learn.loop import cached_teacher, live_teacher
 from stages.learn.sampling import PairSampler
 from stages.mine import Mined
 from stages.model.encoder import Encoder
 from tests.tiny_models import write_checkpoint
-from tests.training_world import write_ingest
+from tests.training_world import PAIRS, write_ingest
 
 ARGUMENTS = {"batch": 8, "world": 1, "rank": 0, "seed": 0, "vary_instructions": False}
 
@@ -32,8 +34,59 @@ def test_mined_negatives_follow_those_of_the_data(tmp_path, monkeypatch):
     assert PairSampler(ingest, **ARGUMENTS).negatives({"qid": "9:1", "negatives": []}) == []
 
 
-@pytest.mark.parametrize(("layer", "normed"), [(4, True), (3, True), (3, False)])
-def test_a_live_teacher_says_what_the_cached_one_does(tmp_path, monkeypatch, layer, normed):
+def sampler_of(tmp_path, monkeypatch, **changes) -> PairSampler:
+    """Over made pairs in which query 9:3k+1 has one hard negative, 9:3k+2 three, one of them a positive, 9:3k none."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    names = [f"9:{number}" for number in range(PAIRS)]
+    lists = [[], ["9:0"], [names[0], names[1], "positive"]]
+    rows = []
+    for number, name in enumerate(names):
+        given = [f"9:{(number + 3) % PAIRS}" if did == "positive" else did for did in lists[number % 3]]
+        rows.append({"qid": name, "negatives": given, "scores": [0.5] * len(given)})
+    pq.write_table(pa.Table.from_pylist(rows, NEGATIVES), tmp_path / "mined.parquet")
+    mined = Mined("train", "k", (str(tmp_path / "mined.parquet"),), LocalFileSystem())
+    store = tmp_path / "store"
+    ingest = open_store(str(store)).artifact("ingest", "0123456789ab") if store.exists() else write_ingest(store)
+    return PairSampler(ingest, **ARGUMENTS | {"mined": mined, "hard_negatives": 2} | changes)
+
+
+def test_hard_negatives_fill_their_places_and_leave_the_others_empty(tmp_path, monkeypatch):
+    pairs = sampler_of(tmp_path, monkeypatch).pairs(0)
+    kinds = [int(qid.split(":")[1]) % 3 for qid in pairs.query_ids]
+    count = sum({0: 0, 1: 1, 2: 2}[kind] for kind in kinds)  # the positive among them is no negative
+    assert len(pairs.negative_rows) == count > 0
+    assert len(pairs.candidate_hash) == len(pairs.content_hash) == len(pairs.modality) == 8 * 3
+    assert (pairs.candidate_hash != NOTHING).sum() == 8 + count
+    assert (pairs.candidate_hash[8 + count :] == NOTHING).all()
+
+
+def test_hard_negatives_are_drawn_by_step_and_query_alone(tmp_path, monkeypatch):
+    whole = sampler_of(tmp_path, monkeypatch, hard_negatives=1)
+    halves = [sampler_of(tmp_path, monkeypatch, hard_negatives=1, world=2, rank=rank) for rank in (0, 1)]
+    drawn = set()
+    for step in range(9):
+        pairs = whole.pairs(step)
+        assert np.array_equal(pairs.candidate_hash, whole.pairs(step).candidate_hash)
+        parts = [half.pairs(step) for half in halves]
+        assert pairs.negative_rows == parts[0].negative_rows + parts[1].negative_rows
+        drawn |= {row.text for row in pairs.negative_rows}
+    assert "Thing number 1." in drawn and None in drawn  # 9:1, and 9:0 which is a picture
+
+
+def test_contents_of_all_positives_are_known(tmp_path, monkeypatch):
+    sampler = sampler_of(tmp_path, monkeypatch, hard_negatives=0)
+    pairs = sampler.pairs(0)
+    assert pairs.negative_rows == [] and len(pairs.candidate_hash) == 8
+    for qid, known in zip(pairs.query_ids, pairs.contents, strict=True):
+        positives = sampler.queries.row(sampler.queries.find(qid))["positives"]
+        stored = [sampler.candidates.row(sampler.candidates.find(did))["content_id"] for did in positives]
+        assert known.tolist() == hash_ids(stored).view(np.int64).tolist()
+
+
+@pytest.mark.parametrize(
+    ("layer", "normed", "before_mlp"), [(4, True, False), (3, True, False), (3, False, False), (4, True, True)]
+)
+def test_a_live_teacher_says_what_the_cached_one_does(tmp_path, monkeypatch, layer, normed, before_mlp):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model = write_checkpoint(tmp_path / "model", "qwen2_vl")
     pairs = PairSampler(write_ingest(Path(tmp_path, "store")), **ARGUMENTS).pairs(0)
@@ -41,8 +94,10 @@ def test_a_live_teacher_says_what_the_cached_one_does(tmp_path, monkeypatch, lay
     tables = []
     for ids, rows in ((pairs.query_ids, pairs.query_rows), (pairs.candidate_ids, pairs.candidate_rows)):
         with torch.inference_mode():  # one row at a time and in fp16, as the features are stored
-            states = [whole.states_by_layer(whole.collator([row]), normed)[layer - 1, 0].numpy() for row in rows]
+            states = [
+                whole.states_by_layer(whole.collator([row]), normed, before_mlp)[layer - 1, 0].numpy() for row in rows
+            ]
         tables.append(dict(zip(ids, [state.astype(np.float16) for state in states], strict=True)))
-    live = live_teacher(Encoder.load(model, layer), normed)(pairs)
+    live = live_teacher(Encoder.load(model, layer), normed, before_mlp)(pairs)
     assert not live.requires_grad and not live.is_inference()
     torch.testing.assert_close(live, cached_teacher(*tables)(pairs), rtol=2e-3, atol=2e-3)

@@ -83,6 +83,17 @@ def test_states_by_layer_ends_in_the_output_and_can_be_raw(encoder):
         assert torch.equal(encoder.backbone.language_model.norm(raw_KBD), normed_KBD)
 
 
+def test_states_before_the_mlp_become_the_layer_s_states_through_it(encoder):
+    batch = encoder.collator([Row("A red circle.", picture())])
+    with torch.inference_mode():
+        before_KBD = encoder.states_by_layer(batch, normed=False, before_mlp=True)
+        after_KBD = encoder.states_by_layer(batch, normed=False)
+        layers = encoder.backbone.language_model.layers
+        for layer, before_BD, after_BD in zip(layers, before_KBD, after_KBD, strict=True):
+            through_BD = before_BD + layer.mlp(layer.post_attention_layernorm(before_BD))
+            assert torch.allclose(through_BD, after_BD, atol=1e-6)
+
+
 def test_the_export_is_read_by_automodel_with_the_same_vectors(checkpoint, tmp_path):
     student = Encoder.load(checkpoint, layers=3)
     save_backbone(student.backbone.config, student.backbone.state_dict(), tmp_path / "weights")

@@ -103,6 +103,29 @@ def test_changed_code_names_the_file():
     assert decisions["index"].reasons == ("CODE stages.index.py", "CODE stages/search/exact.py")
 
 
+def test_other_code_can_be_ignored_and_nothing_else():
+    sources = SOURCES | {"train": Source(1, {"stages/train.py": "cccc"})}
+    store = default_store()
+    assert running(decide(manifests=store, sources=sources)) == TRAIN_AND_BELOW
+    decisions = decide(manifests=store, sources=sources, ignore_code=True)
+    assert running(decisions) == set() and decisions["train"].key in store["train"]
+    changed = decide(config_with("train.steps", 7), store, sources, ignore_code=True)
+    assert running(changed) == TRAIN_AND_BELOW
+    assert f"PARAMS train.steps {Config().train.steps} → 7" in changed["train"].reasons
+
+
+def test_a_stage_that_was_left_halfway_is_told_with_what_made_it_run():
+    def reasons(config: Config, manifests: dict, begun: str) -> dict[str, tuple[str, ...]]:
+        decisions = plan(STAGES, config, manifests, SOURCES, started=lambda stage, key: stage == begun)
+        return {decision.stage: decision.reasons for decision in decisions}
+
+    assert reasons(Config(), {}, "ingest") == {stage.name: ("MISSING",) for stage in STAGES} | {
+        "ingest": ("INCOMPLETE",)
+    }
+    changed = reasons(config_with("train.steps", 7), default_store(), "train")
+    assert changed["train"] == (f"PARAMS train.steps {Config().train.steps} → 7", "INCOMPLETE")
+
+
 def test_a_new_version_is_a_reason():
     sources = SOURCES | {"evaluate": Source(2, SOURCES["evaluate"].code)}
     assert decide(manifests=default_store(), sources=sources)["evaluate"].reasons == ("VERSION 1 → 2",)

@@ -198,5 +198,5 @@ def test_tracking_that_fails_costs_one_line_and_no_run(hooks, store, tmp_path, c
     run = Run(DEFAULT, store, tracker, no_cluster, say=lambda line: None)
     run_pipeline(STAGES, decisions, run)
     told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "warning: not tracked any more" in told and "not a database" in told
+    assert told.count("\n") == 1 and "kept for the next run" in told and "not a database" in told
     assert set(run.artifacts) == {"ingest", "train", "evaluate"}

@@ -1,0 +1,203 @@
+"""Who computes an artifact: one holder for each key, which renews its lease until it is done.
+
+A lease is a small object beside the artifact. It is taken by a conditional create, or, where it is free or its holder
+is gone, by a conditional swap of what was seen: of many takers one wins. A holder is gone when it has not renewed for
+`SECONDS`, by the clock of the place and not of any machine, or at once where it was a process of this machine that
+does not live any more. A lock file was the alternative: on object stores there is none, and it can't say for whom one
+waits. A holder that finds its lease taken stops, and does not commit.
+"""
+
+import getpass
+import json
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pipeline.objects import Objects
+from stages.context import InputError, StageError
+
+SECONDS = 60.0
+POLL = 0.5
+LEASE = "_lease.json"
+
+
+class LeaseLost(StageError):
+    """Another run took the lease over while this one was out of reach."""
+
+
+@dataclass
+class Lease:
+    """A held lease; made by `held`."""
+
+    objects: Objects
+    path: str
+    facts: dict[str, Any]
+    tag: str
+    seconds: float = SECONDS
+    lost: bool = False
+    renewed: float = field(default_factory=time.monotonic)
+    guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def renew(self) -> None:
+        """Writes the lease anew. Raises LeaseLost where it belongs to somebody else, or was out of reach too long."""
+        with self.guard:
+            if not self.lost:
+                fresh = {**self.facts, "renewed": uuid.uuid4().hex}
+                tag = self.objects.swap(self.path, encode(fresh), self.tag)
+                self.lost = tag is None
+                if tag:
+                    self.tag, self.renewed = tag, time.monotonic()
+        if self.lost:
+            raise LeaseLost(f"another run took over {self.path.rpartition('/')[0]}; the same command waits for it")
+
+    def keep(self, done: threading.Event, on_loss: Callable[[], None]) -> None:
+        """Renews until `done`; calls `on_loss` once the lease is lost."""
+        while not done.wait(self.seconds / 4):
+            try:
+                self.renew()
+            except LeaseLost:
+                return on_loss()
+            except Exception:  # out of reach: others may take the lease once it is old, so stop before they do
+                if time.monotonic() - self.renewed > self.seconds * 0.8:
+                    self.lost = True
+                    return on_loss()
+        return None
+
+    def release(self) -> None:
+        """Frees the lease if it is still held; if not even that can be written, it grows old by itself."""
+        with self.guard, suppress(StageError, InputError, OSError):
+            if not self.lost:
+                self.objects.swap(self.path, encode({**self.facts, "state": "free"}), self.tag)
+
+
+@contextmanager
+def held(
+    objects: Objects, path: str, say: Callable[[str], None], what: str, seconds: float = SECONDS
+) -> Iterator[Lease]:
+    """Waits for the lease at `path`, says once for whom and since when, and keeps it until the block ends.
+
+    In the main thread a lost lease ends the block by KeyboardInterrupt; `lease.lost` tells it from the user's.
+    """
+    told: set[str] = set()
+    while (lease := take(objects, path, seconds)) is None:
+        holder = reader(objects.read(path))
+        if holder and holder["token"] not in told:
+            told.add(holder["token"])
+            say(f"{what}: waiting for {holder['holder']}, who computes it since {holder['since']}")
+        time.sleep(POLL)
+    done = threading.Event()
+    main = threading.current_thread() is threading.main_thread()
+    thread = threading.get_ident()
+    stop = (lambda: signal.pthread_kill(thread, signal.SIGINT)) if main else (lambda: None)
+    keeper = threading.Thread(target=lease.keep, args=(done, stop), daemon=True, name="lease")
+    keeper.start()
+    try:
+        yield lease
+    finally:
+        done.set()
+        keeper.join()
+        lease.release()
+
+
+def take(objects: Objects, path: str, seconds: float = SECONDS) -> Lease | None:
+    """The lease, if it is to be had now."""
+    facts = {
+        "state": "held",
+        "token": uuid.uuid4().hex,
+        "holder": f"{user()} on {socket.gethostname()} (process {os.getpid()})",
+        "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+        "machine": machine(),
+        "process": [os.getpid(), birth(os.getpid())],
+        "renewed": "",
+    }
+    found = objects.read(path)
+    if found is None:
+        tag = objects.create(path, encode(facts))
+    elif free(found.data, found.age, seconds):
+        tag = objects.swap(path, encode(facts), found.tag)
+    else:
+        return None
+    return Lease(objects, path, facts, tag, seconds) if tag else None
+
+
+def free(data: bytes, age: float, seconds: float = SECONDS) -> bool:
+    """Whether a lease as it was read may be taken."""
+    facts = decode(data)
+    if facts.get("state") != "held" or age > seconds:
+        return True
+    number, born = facts["process"]
+    return facts["machine"] == machine() and birth(number) != born
+
+
+def holder(objects: Objects, path: str, seconds: float = SECONDS) -> dict[str, Any] | None:
+    """Who holds the lease at `path` now; None where nobody does."""
+    found = objects.read(path)
+    return None if found is None or free(found.data, found.age, seconds) else decode(found.data)
+
+
+def reader(found: Any) -> dict[str, Any]:
+    """The facts of a lease that was found; nothing where there is none."""
+    facts = decode(found.data) if found else {}
+    return facts if facts.get("state") == "held" else {}
+
+
+def encode(facts: dict[str, Any]) -> bytes:
+    """A lease as it is stored."""
+    return json.dumps(facts, indent=1).encode()
+
+
+def decode(data: bytes) -> dict[str, Any]:
+    """The facts in a lease; nothing where it holds something else."""
+    try:
+        facts = json.loads(data)
+    except ValueError:
+        return {}
+    whole = isinstance(facts, dict) and {"token", "holder", "since", "machine", "process"} <= facts.keys()
+    return facts if whole else {}
+
+
+def user() -> str:
+    """Who runs this."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return "somebody"
+
+
+@cache
+def machine() -> str:
+    """This machine, as far as process numbers mean the same: its name, its start, its space of processes."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def birth(process: int) -> str:
+    """When a process of this machine started, so that a number used again is not taken for it; empty where none is."""
+    try:
+        text = Path(f"/proc/{process}/stat").read_text()
+        fields = text.rpartition(")")[2].split()
+        return "" if fields[0] == "Z" else fields[19]  # a dead one that nobody fetched counts as dead
+    except OSError:
+        pass
+    if Path("/proc/self/stat").exists():
+        return ""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass
+    return "alive"

@@ -1,0 +1,139 @@
+"""What a manifest is: written last and whole, checked whenever it is read, and read only when it is needed.
+
+A manifest tells the artifact's key with its parts in clear, who wrote it, from which inputs, and each file with its
+size and checksum. It carries a digest of itself, so that a line edited by hand is noticed.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, ValuesView
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pipeline.objects import Objects
+from stages.context import StageError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+RUNS, PINS = "runs", "pins"
+THREADS = 16
+
+
+def encode(manifest: Mapping[str, Any]) -> bytes:
+    """A manifest as it is stored, with its own digest."""
+    whole = {name: value for name, value in manifest.items() if name != "digest"}
+    return f"{json.dumps({**whole, 'digest': digest(whole)}, indent=1, ensure_ascii=False)}\n".encode()
+
+
+def decode(data: bytes, where: str, stage: str, key: str) -> dict[str, Any]:
+    """The manifest in `data`, which was read at `where` as that of `stage` and `key`.
+
+    Raises StageError where it is truncated or edited, of a newer format, or another artifact's.
+    """
+    mend = f"make it again with --force {stage}"
+    try:
+        manifest = json.loads(data)
+        found = manifest["format"]
+        identity = (manifest["stage"], manifest["key"], manifest["attempt"], manifest["files"])
+    except (ValueError, KeyError, TypeError):
+        raise StageError(f"{where} is damaged: it holds no whole manifest; {mend}") from None
+    if found != FORMAT:
+        raise StageError(f"{where} is of format {found} and this Puma reads {FORMAT}; update Puma, or {mend}")
+    if identity[:2] != (stage, key):
+        other = f"{identity[0]}/{identity[1]}"
+        raise StageError(f"{where} is the manifest of {other}: files of two stores or artifacts were mixed; {mend}")
+    if manifest.pop("digest", None) not in (None, digest(manifest)):
+        raise StageError(f"{where} is damaged: it was edited after it was written; {mend}")
+    return manifest
+
+
+def digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 over the manifest as canonical JSON."""
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_manifest(objects: Objects, stage: str, key: str) -> dict[str, Any] | None:
+    """The committed manifest; None where there is none. Raises StageError for one that can't be trusted."""
+    path = f"{stage}/{key}/{MANIFEST}"
+    found = objects.read(path)
+    return None if found is None else decode(found.data, f"{objects.uri}/{path}", stage, key)
+
+
+class Known(Mapping[str, dict[str, Any]]):
+    """key → manifest of one stage's committed artifacts, each read when it is asked for, all of them at once."""
+
+    def __init__(self, objects: Objects, stage: str) -> None:
+        self.objects, self.stage = objects, stage
+        self._read: dict[str, dict[str, Any] | None] = {}
+        self._keys: list[str] | None = None
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        if key not in self._read:
+            self._read[key] = read_manifest(self.objects, self.stage, key)
+        manifest = self._read[key]
+        if manifest is None:
+            raise KeyError(key)
+        return manifest
+
+    def __contains__(self, key: object) -> bool:
+        if key in self._read:
+            return self._read[key] is not None
+        return self.objects.size(f"{self.stage}/{key}/{MANIFEST}") is not None
+
+    def __iter__(self) -> Iterator[str]:
+        self._fetch()
+        return (key for key in self._keys or () if self._read[key] is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def peek(self, key: str) -> dict[str, Any] | None:
+        """The manifest if it can be read and trusted."""
+        self._fetch()
+        return self._read.get(key)
+
+    def values(self) -> ValuesView[dict[str, Any]]:
+        self._fetch()
+        return super().values()
+
+    def _fetch(self) -> None:
+        """Reads what isn't read yet, in parallel; what can't be trusted is left out, `self[key]` tells why."""
+        if self._keys is None:
+            self._keys = [key for key in self.objects.names(self.stage) if not key.startswith("_")]
+            missing = [key for key in self._keys if key not in self._read]
+            with ThreadPoolExecutor(THREADS) as pool:
+                self._read |= dict(zip(missing, pool.map(self._readable, missing), strict=True))
+
+    def _readable(self, key: str) -> dict[str, Any] | None:
+        try:
+            return read_manifest(self.objects, self.stage, key)
+        except StageError:
+            return None
+
+
+class Manifests(Mapping[str, Known]):
+    """stage → key → manifest of everything that is committed."""
+
+    def __init__(self, objects: Objects) -> None:
+        self.objects = objects
+        self._stages: dict[str, Known] = {}
+        self._names: list[str] | None = None
+
+    def __getitem__(self, stage: str) -> Known:
+        if stage not in self._stages:
+            self._stages[stage] = Known(self.objects, stage)
+        return self._stages[stage]
+
+    def __iter__(self) -> Iterator[str]:
+        if self._names is None:
+            self._names = stage_names(self.objects)
+        return (stage for stage in self._names if self[stage])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def stage_names(objects: Objects) -> list[str]:
+    """The stages that have a directory, sorted."""
+    return [name for name in objects.names("") if name not in (RUNS, PINS) and not name.startswith(("_", "."))]

@@ -1,0 +1,56 @@
+"""Runs that were killed before they could say so: the next run on the store marks them `interrupted`.
+
+A record says `running` until its run ends. A run of this machine is dead when its process is; one of another machine
+when its record is old and it holds the lease of none of its stages, since a run rewrites its record after each stage
+and holds a lease during one.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pipeline import leases
+from pipeline.artifacts import Store
+from pipeline.manifests import RUNS
+
+RECENT = 30  # records that are looked at, the newest; each is a request to the store
+QUIET_SECONDS = 600
+
+
+def process() -> dict[str, Any]:
+    """What tells later whether this process still lives."""
+    return {"machine": leases.machine(), "process": [os.getpid(), leases.birth(os.getpid())]}
+
+
+def mark_killed(store: Store, end_tracked: Callable[[str], None]) -> list[str]:
+    """Gives dead runs their end, in the store and in MLflow (`end_tracked(run id)`); returns their ids."""
+    marked = []
+    for record, age in recent(store):
+        if record["status"] == "running" and is_dead(store, record, age):
+            store.write_run({**record, "status": "interrupted"})
+            if run_id := record.get("mlflow", {}).get("run_id"):
+                end_tracked(run_id)
+            marked.append(record["id"])
+    return marked
+
+
+def recent(store: Store) -> Iterator[tuple[dict[str, Any], float]]:
+    """The newest records and the seconds since each was written."""
+    paths = [entry.path for entry in store.objects.files(RUNS) if entry.path.endswith(".json")]
+    for path in sorted(paths)[-RECENT:]:
+        found = store.objects.read(path)
+        if found:
+            yield json.loads(found.data), found.age
+
+
+def is_dead(store: Store, record: dict[str, Any], age: float) -> bool:
+    """Whether the process that wrote a `running` record is gone."""
+    writer = record.get("host", {})
+    if writer.get("machine") == leases.machine():
+        number, born = writer["process"]
+        return leases.birth(number) != born
+    if age < QUIET_SECONDS:
+        return False
+    keys = ((stage, entry["key"]) for stage, entry in record["stages"].items() if entry["action"] == "run")
+    return not any(leases.holder(store.objects, f"{stage}/{key}/{leases.LEASE}") for stage, key in keys)

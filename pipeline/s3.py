@@ -1,0 +1,407 @@
+"""The place that is a prefix of a bucket in S3 or anything that speaks its language; see `objects.Objects`.
+
+Bulk data streams through pyarrow; small control objects and whole local files go by boto3, which can write under a
+condition and gives an upload up when it fails (a pyarrow stream that an error closes becomes a whole object). The
+conditional PUT is made without the SDK's own retries, since a retry of a request that had arrived is told "412,
+somebody was first" and that somebody is oneself: an answer that leaves the outcome open is settled by reading back
+(Lance #8123, Hudi RFC-91, Iceberg's CommitStateUnknown). Nothing is deleted while an outcome is open.
+
+Credentials come from the standard chain on each machine and are no part of any object here.
+"""
+
+import hashlib
+import os
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from pipeline.objects import PIECE, Entry, Found, checksum, told
+from stages.context import InputError, StageError
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+TRIES = 8  # of a conditional PUT whose outcome stays open; the waits between them double from WAIT seconds
+WAIT = 0.2
+THREADS = 16
+PROBE = "_probe"
+DENIED = ("AccessDenied", "AllAccessDisabled", "403")
+UNKNOWN_CREDENTIALS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "401")
+SKEWED = ("RequestTimeTooSkewed", "RequestExpired")
+
+
+class OutcomeUnknown(StageError):
+    """A conditional write may have happened or not; nothing may be deleted before that is known."""
+
+
+@dataclass(frozen=True)
+class S3Objects:
+    """A prefix of a bucket. `endpoint` is empty for AWS itself."""
+
+    bucket: str
+    prefix: str
+    endpoint: str = ""
+    region: str = ""
+
+    @property
+    def uri(self) -> str:
+        return f"s3://{self.root}"
+
+    @property
+    def root(self) -> str:
+        return f"{self.bucket}/{self.prefix}".rstrip("/")
+
+    @property
+    def filesystem(self) -> "FileSystem":
+        return arrow_filesystem(self.endpoint, self.region)
+
+    def prepare(self) -> None:
+        probe(self, os.getpid())
+
+    def read(self, path: str) -> Found | None:
+        return self._read(path, self._client)
+
+    def _read(self, path: str, link: Any) -> Found | None:
+        with self._told():
+            try:
+                answer = link.get_object(**self._at(path))
+            except link.exceptions.NoSuchKey:
+                return None
+            data = answer["Body"].read()
+        age = (server_time(answer) - answer["LastModified"]).total_seconds()
+        return Found(data, answer["ETag"].strip('"'), age)
+
+    def size(self, path: str) -> int | None:
+        head = self._head(path)
+        return head["ContentLength"] if head else None
+
+    def create(self, path: str, data: bytes) -> str | None:
+        return self._settled(path, data, IfNoneMatch="*")
+
+    def swap(self, path: str, data: bytes, tag: str) -> str | None:
+        return self._settled(path, data, IfMatch=tag)
+
+    def put(self, path: str, data: bytes) -> None:
+        with self._told():
+            self._client.put_object(**self._at(path), Body=data, Metadata={"sha256": hashlib.sha256(data).hexdigest()})
+
+    @contextmanager
+    def open(self, path: str) -> Iterator[BinaryIO]:
+        from tempfile import NamedTemporaryFile
+
+        with told_locally(), NamedTemporaryFile(dir=made(cache_root() / "unfinished")) as file:
+            yield file
+            file.flush()
+            self.upload(Path(file.name), path)
+
+    def upload(self, source: Path, path: str) -> None:
+        with self._told():
+            self._client.upload_file(
+                str(source), **self._at(path), ExtraArgs={"Metadata": {"sha256": checksum(source)}}
+            )
+
+    def link(self, source: str, target: str) -> None:
+        with self._told():
+            self._client.copy(self._at(source), **self._at(target))
+
+    def local(self, path: str, size: int, sha256: str) -> Path:
+        """The cached copy, fetched where it isn't there; its content is that of `sha256` or it does not appear."""
+        target = cache_root() / "files" / sha256[:2] / sha256
+        if target.is_file() and target.stat().st_size == size:
+            return target
+        made(target.parent)
+        for _ in range(3):  # a connection that breaks off can look like an end
+            unfinished = target.with_name(f".{uuid.uuid4().hex}")
+            try:
+                with told_locally(), self._told():
+                    self._client.download_file(**self._at(path), Filename=str(unfinished))
+                if checksum(unfinished) == sha256:
+                    unfinished.replace(target)
+                    return target
+            finally:
+                unfinished.unlink(missing_ok=True)
+        raise StageError(f"{self.uri}/{path} has another content than when it was written")
+
+    def names(self, path: str) -> list[str]:
+        start = self._key(path) + "/" if self._key(path) else ""
+        with self._told():
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=start, Delimiter="/"
+            )
+            found = [entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", ())]
+        return sorted(name.removeprefix(start).rstrip("/") for name in found)
+
+    def files(self, path: str) -> list[Entry]:
+        start, above = self._key(path) + "/", len(self._key("")) + bool(self.prefix)
+        found = []
+        with self._told():
+            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start):
+                now = server_time(page)
+                for entry in page.get("Contents", ()):
+                    if not entry["Key"].endswith("/"):  # what pyarrow writes for a directory
+                        age = (now - entry["LastModified"]).total_seconds()
+                        found.append(Entry(entry["Key"][above:], entry["Size"], age))
+        return sorted(found, key=lambda entry: entry.path)
+
+    def settle(self, directory: str) -> None:
+        """What S3 has answered for is there for good."""
+
+    def checksum(self, path: str, trust: bool = False) -> str:
+        stored = (self._head(path) or {}).get("Metadata", {}).get("sha256") if trust else None
+        if stored:
+            return stored
+        digest = hashlib.sha256()
+        with self._told():
+            for piece in self._client.get_object(**self._at(path))["Body"].iter_chunks(PIECE):
+                digest.update(piece)
+        return digest.hexdigest()
+
+    def remove(self, paths: Iterable[str]) -> None:
+        with self._told(), ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(lambda path: self._client.delete_object(**self._at(path)), paths))
+
+    def remove_tree(self, path: str) -> None:
+        self.remove([entry.path for entry in self.files(path)])
+
+    def sweep(self, age: float) -> int:
+        """Gives up uploads in parts that nobody finished; they cost storage and no listing shows them."""
+        now, count = datetime.now(UTC), 0
+        with self._told():
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self.bucket, Prefix=self._key("")
+            )
+            for upload in [one for page in pages for one in page.get("Uploads", ())]:
+                if (now - upload["Initiated"]).total_seconds() > age:
+                    place = {"Bucket": self.bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+                    self._client.abort_multipart_upload(**place)
+                    count += 1
+        return count
+
+    def work(self, path: str) -> Path:
+        return cache_root() / "work" / hashlib.sha256(f"{self.endpoint} {self.uri}".encode()).hexdigest()[:12] / path
+
+    @property
+    def _client(self) -> Any:
+        return client(self.endpoint, self.region)
+
+    def _key(self, path: str) -> str:
+        return "/".join(part for part in (self.prefix, path) if part)
+
+    def _at(self, path: str) -> dict[str, str]:
+        return {"Bucket": self.bucket, "Key": self._key(path)}
+
+    def _head(self, path: str) -> dict[str, Any] | None:
+        with self._told():
+            try:
+                return self._client.head_object(**self._at(path))
+            except self._client.exceptions.ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                    return None
+                raise
+
+    def _settled(self, path: str, data: bytes, **condition: str) -> str | None:
+        """A conditional PUT until its outcome is known: the tag of `data`, or None where the condition failed."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        once, doubt = client(self.endpoint, self.region, once=True), None
+        for trial in range(TRIES):
+            time.sleep(WAIT * 2**trial if trial else 0)
+            try:
+                answer = once.put_object(**self._at(path), Body=data, **condition)
+                return answer["ETag"].strip('"')
+            except ClientError as error:
+                status, doubt = error.response["ResponseMetadata"].get("HTTPStatusCode", 0), error
+                if status == 404 and "IfMatch" in condition and code(error) != "NoSuchBucket":
+                    return None
+                if status not in (409, 412, 429) and status < 500:
+                    raise self._explained(error) from error
+                if status == 409:  # two conditional requests met, and this one was not carried out
+                    continue
+            except BotoCoreError as error:
+                if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
+                    raise self._explained(error) from error
+                status, doubt = 0, error
+            try:
+                found = self._read(path, once)
+            except StageError:
+                continue
+            if found and found.data == data:
+                return found.tag
+            unchanged = found and found.tag == condition.get("IfMatch")
+            if (found and not unchanged) or (status == 412 and (unchanged or "IfMatch" in condition)):
+                return None
+        raise OutcomeUnknown(
+            f"{self.uri}/{path}: the store did not say whether it was written ({one_line(doubt)});"
+            " nothing was deleted, and the same command finds out"
+        )
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except (ClientError, BotoCoreError, Boto3Error) as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: Exception) -> Exception:
+        """What S3 or the way to it complains of, in one line: what, where, how to mend."""
+        where, name = self.endpoint or "AWS", code(error)
+        kind = type(error).__name__
+        if kind in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
+            return InputError(
+                f"there are no credentials for {self.uri}: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and"
+                f" AWS_SECRET_ACCESS_KEY ({one_line(error)})"
+            )
+        if name == "NoSuchBucket":
+            return InputError(f"there is no bucket '{self.bucket}' at {where}; create it, or give another store=…")
+        if name in UNKNOWN_CREDENTIALS:
+            return InputError(f"{where} does not accept these credentials ({name}); renew them or choose AWS_PROFILE")
+        if name in SKEWED:
+            return InputError(
+                f"the clock of this machine differs from that of {where} ({name}); set it, then run again"
+            )
+        if name in DENIED:
+            operation = getattr(error, "operation_name", "the request")
+            verb = "written" if operation.startswith(("Put", "Upload", "Create", "Copy", "Delete")) else "read"
+            return InputError(f"store={self.uri} may not be {verb} with these credentials ({operation}: {name})")
+        if kind in ("EndpointConnectionError", "ConnectTimeoutError", "ConnectionClosedError", "SSLError"):
+            return StageError(f"{where} does not answer ({one_line(error)}); check store_endpoint and the network")
+        if name in ("404", "NoSuchKey"):
+            return StageError(f"{self.uri} has lost a file while it was read ({one_line(error)})")
+        return StageError(f"{self.uri}: {one_line(error)}")
+
+
+def open_s3(uri: str, endpoint: str = "") -> S3Objects:
+    """The place at `s3://bucket/prefix`; endpoint and region as configured, else by the standard variables."""
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise InputError(f"store={uri} names no bucket; write s3://bucket/prefix")
+    if endpoint and "://" not in endpoint:
+        raise InputError(f"store_endpoint={endpoint} is no address; write http://host:port or https://host")
+    found = client(endpoint, "").meta
+    resolved = "" if ".amazonaws.com" in found.endpoint_url else found.endpoint_url
+    return S3Objects(bucket, prefix.strip("/"), resolved, found.region_name or "us-east-1")
+
+
+@cache
+def session(process: int) -> Any:
+    """boto3's credentials and settings, of this process."""
+    import boto3
+
+    return boto3.session.Session()
+
+
+def client(endpoint: str, region: str, once: bool = False) -> Any:
+    """The connections of this process; `once` gives up after one try."""
+    return _client(endpoint, region, once, os.getpid())
+
+
+@cache
+def _client(endpoint: str, region: str, once: bool, process: int) -> Any:
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
+
+    retries = {"total_max_attempts": 1} if once else {"mode": "standard", "total_max_attempts": 5}
+    options: dict[str, Any] = {"s3": {"addressing_style": "path"}} if endpoint else {}
+    config = Config(retries=retries, connect_timeout=10, read_timeout=30, max_pool_connections=2 * THREADS, **options)
+    try:
+        return session(process).client("s3", endpoint_url=endpoint or None, region_name=region or None, config=config)
+    except (BotoCoreError, ValueError) as error:
+        raise InputError(f"S3 cannot be reached as configured: {one_line(error)}") from error
+
+
+@cache
+def arrow_filesystem(endpoint: str, region: str) -> "FileSystem":
+    """The file system for streams, one for each process."""
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+
+    scheme, _, host = endpoint.rpartition("://")
+    options = {"endpoint_override": host.rstrip("/"), "scheme": scheme} if endpoint else {}
+    return S3FileSystem(
+        region=region,
+        connect_timeout=10,
+        request_timeout=60,
+        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=5),
+        **options,
+    )
+
+
+@cache
+def probe(objects: S3Objects, process: int) -> None:
+    """Asks the bucket for what must be refused, once in each process.
+
+    Raises InputError for a server that writes in spite of a condition, where two runs would overwrite each other.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    once = client(objects.endpoint, objects.region, once=True)
+    for name, condition in (("If-None-Match", {"IfNoneMatch": "*"}), ("If-Match", {"IfMatch": "0" * 32})):
+        # The first PUT may find nothing there. An answer that was lost tells nothing; one refusal is proof.
+        allowed, doubt = int(name == "If-None-Match"), None
+        for trial in range(TRIES):
+            time.sleep(WAIT * 2**trial if doubt else 0)
+            try:
+                once.put_object(**objects._at(f"{PROBE}.json"), Body=uuid.uuid4().hex.encode(), **condition)
+                allowed, doubt = allowed - 1, None
+            except (ClientError, BotoCoreError) as error:
+                doubt = error
+                answer = getattr(error, "response", None) or {}
+                status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+                if status == 412:
+                    break
+                if status < 500 and status != 409:
+                    raise objects._explained(error) from error
+            if allowed < 0:
+                raise InputError(
+                    f"{objects.endpoint or 'AWS'} ignores {name} on bucket '{objects.bucket}', so two runs could"
+                    " overwrite each other's artifacts; take a store with conditional writes, or a local directory"
+                )
+        else:
+            raise objects._explained(doubt) from doubt
+
+
+def cache_root() -> Path:
+    """Where this machine keeps copies and work: PUMA_CACHE, else `puma` in the user's cache directory."""
+    if chosen := os.environ.get("PUMA_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "puma"
+
+
+def told_locally() -> AbstractContextManager[None]:
+    """A full or read-only cache in one line."""
+    return told(f"the cache {cache_root()} (PUMA_CACHE)")
+
+
+def made(directory: Path) -> Path:
+    """The directory, made where it isn't."""
+    with told_locally():
+        directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def server_time(answer: dict[str, Any]) -> datetime:
+    """The time by the clock of the server, which also gave the objects theirs; ours where it does not tell."""
+    try:
+        return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).astimezone(UTC)
+    except (KeyError, ValueError):
+        return datetime.now(UTC)
+
+
+def code(error: Exception) -> str:
+    """S3's name of an error."""
+    return str((getattr(error, "response", None) or {}).get("Error", {}).get("Code", ""))
+
+
+def one_line(error: object) -> str:
+    """An error's text on one line."""
+    return " ".join(str(error).split())[:300]

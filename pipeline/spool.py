@@ -1,0 +1,119 @@
+"""What MLflow could not be told yet, as lines on this machine's disk; the next run that reaches the server sends them.
+
+Each process appends to a file of its own, so nobody waits for anybody. A file is sent once its writer has ended: line
+by line, with the place reached written down after each, so that a delivery that breaks off goes on where it was. Runs
+that were made without a server have names of their own until then; `ids.json` tells which runs MLflow made of them.
+MLflow's own asynchronous logging was the alternative: its queue is in memory, and it can't make a run.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pipeline.leases import birth
+
+KEEP_DAYS = 60
+Event = dict[str, Any]
+
+
+class Spool:
+    """The unsent events for one address."""
+
+    def __init__(self, uri: str) -> None:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        self.directory = Path(home) / "puma" / "tracking" / hashlib.sha256(uri.encode()).hexdigest()[:12]
+
+    @property
+    def path(self) -> Path:
+        """This process's file."""
+        return self.directory / f"{os.getpid()}-{birth(os.getpid())}.jsonl"
+
+    def write(self, event: Event) -> None:
+        """Appends an event. A disk that can't take it must not stop the run."""
+        with suppress(OSError):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(f"{json.dumps(event, ensure_ascii=False)}\n")
+
+    def ids(self) -> dict[str, str]:
+        """What became of the runs that were made without a server: their name here → MLflow's."""
+        return read_json(self.directory / "ids.json", {})
+
+    def deliver(self, carry: Callable[[Event], Any], reachable: Callable[[], bool]) -> int:
+        """Sends what ended processes left, oldest first; returns how many events arrived.
+
+        `carry` sends one event. One that it can't send although the server is `reachable` is dropped: the server will
+        never take it.
+        """
+        from filelock import FileLock, Timeout
+
+        files = sorted(self.directory.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+        files = [path for path in files if not alive(path.stem)]
+        if not files:
+            return 0
+        try:
+            with FileLock(self.directory / "lock", timeout=0):
+                return sum(self._deliver_file(path, carry, reachable) for path in files if path.exists())
+        except Timeout:  # another run is at it
+            return 0
+
+    def _deliver_file(self, path: Path, carry: Callable[[Event], Any], reachable: Callable[[], bool]) -> int:
+        place = path.with_suffix(".sent")
+        sent, arrived, ids = read_json(place, 0), 0, self.ids()
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines[sent:], start=sent + 1):
+            try:
+                event = renamed(json.loads(line), ids)
+                made = carry(event)
+            except Exception:  # whatever MLflow or the network may raise
+                if not reachable():
+                    return arrived
+            else:
+                arrived += 1
+                if event["verb"] == "create":
+                    ids[event["run"]] = made
+                    write_json(self.directory / "ids.json", ids)
+            write_json(place, number)
+        path.unlink()
+        place.unlink(missing_ok=True)
+        return arrived
+
+    def expire(self) -> None:
+        """Deletes what nobody could send for a long time."""
+        oldest = time.time() - KEEP_DAYS * 86_400
+        for path in self.directory.glob("*.jsonl"):
+            if path.stat().st_mtime < oldest:
+                path.unlink(missing_ok=True)
+
+
+def alive(writer: str) -> bool:
+    """Whether the process that a file is named after still runs."""
+    process, _, born = writer.partition("-")
+    return birth(int(process)) == born
+
+
+def renamed(event: Event, ids: Mapping[str, str]) -> Event:
+    """The event with MLflow's names of runs, also in its tags."""
+    tags = {name: ids.get(value, value) for name, value in event.get("tags", {}).items()}
+    run = event["run"] if event["verb"] == "create" else ids.get(event["run"], event["run"])
+    return {**event, "run": run, **({"tags": tags} if tags else {})}
+
+
+def read_json(path: Path, default: Any) -> Any:
+    """The content of a JSON file, or the default where there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return default
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces a JSON file at once."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(json.dumps(value), encoding="utf-8")
+    fresh.replace(path)

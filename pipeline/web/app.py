@@ -1,0 +1,288 @@
+"""The HTTP interface: routes, in the order of what a person uses. `build_app` makes a fresh one around an engine.
+
+OpenAPI is at /openapi.json. There is no documentation page: FastAPI's own loads scripts from elsewhere.
+"""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib.resources import files
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from pipeline.web import bodies
+from pipeline.web.batching import Busy
+from pipeline.web.engine import Engine
+from pipeline.web.guard import Access, Guard, busy, error
+from pipeline.web.limits import Limits
+from pipeline.web.meters import Meters
+from stages.context import InputError, StageError
+
+API_VERSION = "1"
+FOREVER = "max-age=31536000, immutable"
+PAGE = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+
+
+class Found(BaseModel):
+    """One result."""
+
+    id: str
+    score: float = Field(description="cosine of query and candidate")
+    text: str | None
+    image: str | None = Field(description="read it at /image/{image}")
+    modality: str
+
+
+class Asked(BaseModel):
+    """The query as it was asked of the model."""
+
+    text: str | None
+    image: str | None
+    modality: str
+    want: str | None
+    instruction: str | None
+
+
+class SearchAnswer(BaseModel):
+    """The results, best first."""
+
+    results: list[Found]
+    query: Asked
+    index: str
+    model: str
+
+
+class Vector(BaseModel):
+    """One embedding."""
+
+    object: str = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class Usage(BaseModel):
+    """Tokens read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbedAnswer(BaseModel):
+    """Embeddings in the order of the inputs."""
+
+    object: str = "list"
+    data: list[Vector]
+    model: str
+    usage: Usage
+
+
+class About(BaseModel):
+    """What is served."""
+
+    index: str
+    rows: int
+    modalities: dict[str, int]
+    models: dict[str, dict[str, int]]
+    examples: list[Found]
+
+
+class Health(BaseModel):
+    """That it works."""
+
+    status: str = "ok"
+
+
+class Problem(BaseModel):
+    """What is wrong, in one line."""
+
+    message: str
+    type: str
+
+
+class Refusal(BaseModel):
+    """Any answer that is not 200."""
+
+    error: Problem
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The errors of a route, for its documentation."""
+    return {status: {"model": Refusal} for status in (401, 421, *statuses)}
+
+
+ASKING = refusals(400, 403, 408, 413, 415, 503)
+
+
+def build_app(engine: Engine, access: Access, limits: Limits, meters: Meters) -> Any:
+    """The ASGI application around an engine that is made for the same limits and meters."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await engine.close()
+
+    app = FastAPI(
+        title="Puma search",
+        version=API_VERSION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_middleware(Guard, access=access, limits=limits, meters=meters)
+    add_errors(app)
+    add_routes(app, engine, limits, meters)
+    app.openapi = partial(describe, app)  # type: ignore[method-assign]
+    return app
+
+
+def add_errors(app: FastAPI) -> None:
+    """One shape for whatever goes wrong."""
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, problem: HTTPException) -> Response:
+        return error(problem.status_code, str(problem.detail), problem.headers)
+
+    @app.exception_handler(InputError)
+    async def wrong(request: Request, problem: InputError) -> Response:
+        return error(400, str(problem))
+
+    @app.exception_handler(Busy)
+    async def full(request: Request, problem: Busy) -> Response:
+        return busy("the model has more to do than it can; come again in a second")
+
+    @app.exception_handler(StageError)
+    async def damaged(request: Request, problem: StageError) -> Response:
+        return error(500, str(problem))
+
+    @app.exception_handler(TimeoutError)
+    async def late(request: Request, problem: TimeoutError) -> Response:
+        return busy("no answer in time; come again in a second")
+
+
+def add_routes(app: FastAPI, engine: Engine, limits: Limits, meters: Meters) -> None:
+    """All paths."""
+
+    @app.post("/search", response_model=SearchAnswer, responses=ASKING, openapi_extra=search_bodies())
+    async def search(request: Request) -> Response:
+        """The nearest candidates to a text, a picture or both."""
+        body, image = await bodies.read_search(request, limits)
+        async with asyncio.timeout(limits.answer_seconds):
+            query = await engine.ask(body.text, image, body.want, body.k)
+            results = await engine.search(query, body.k, body.model)
+        found = [one.to_json() for one in results]
+        return JSONResponse({"results": found, "query": query.to_json(), "index": engine.index, "model": body.model})
+
+    @app.post("/embed", response_model=EmbedAnswer, responses=ASKING, openapi_extra=embed_bodies())
+    @app.post("/v1/embeddings", response_model=EmbedAnswer, responses=ASKING, openapi_extra=embed_bodies())
+    async def embed(request: Request) -> Response:
+        """Vectors in the shape of OpenAI's /v1/embeddings, also of pictures and of texts with pictures."""
+        body = await bodies.read_embed(request)
+        async with asyncio.timeout(limits.answer_seconds):
+            rows = [await engine.row(text, read_picture(url, limits), body) for text, url in body.inputs()]
+            vectors = await engine.embed(rows, body.model)
+            tokens = await engine.tokens(rows)
+        if body.dimensions not in (None, len(vectors[0])):
+            raise HTTPException(400, f"dimensions: the vectors have {len(vectors[0])} and are not cut")
+        data = [
+            {"object": "embedding", "index": place, "embedding": encode(vector, body.encoding_format)}
+            for place, vector in enumerate(vectors)
+        ]
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return JSONResponse({"object": "list", "data": data, "model": body.model, "usage": usage})
+
+    @app.get(
+        "/image/{image_id}",
+        response_class=Response,
+        responses={200: {"content": {"image/*": {}}, "description": "The picture"}, **refusals(404)},
+    )
+    async def image(image_id: str, request: Request) -> Response:
+        """A picture of the index by the id that results name; ids are hashes of the content, so it never changes."""
+        try:
+            data, kind = engine.picture(image_id)
+        except KeyError:
+            raise HTTPException(404, "the index shows no picture of this id") from None
+        headers = {"cache-control": f"private, {FOREVER}", "etag": f'"{image_id}"'}
+        if request.headers.get("if-none-match") == headers["etag"]:
+            return Response(status_code=304, headers=headers)
+        return Response(data, media_type=f"image/{kind}", headers=headers)
+
+    @app.get("/about", response_model=About, responses=refusals())
+    async def about() -> Response:
+        """What is served: the size of the index, the models, and some candidates to start from."""
+        return JSONResponse(engine.about())
+
+    @app.get("/health", response_model=Health)
+    async def health() -> Response:
+        """Answers as soon as the model is loaded."""
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/metrics", response_class=Response, responses=refusals())
+    async def metrics() -> Response:
+        """Prometheus' text format."""
+        return Response(meters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    for path, (name, kind) in PAGE.items():
+        app.add_api_route(path, page(name, kind), methods=["GET"], include_in_schema=False)
+
+
+def page(name: str, kind: str) -> Callable[[], Any]:
+    """A route that gives one file of the page."""
+    content = (files("pipeline.web") / "page" / name).read_bytes()
+
+    async def give() -> Response:
+        return Response(content, media_type=kind, headers={"cache-control": "no-cache"})
+
+    return give
+
+
+def read_picture(url: str | None, limits: Limits) -> bytes | None:
+    """The bytes of an input's picture, if it has one."""
+    return None if url is None else bodies.read_data_url(url, limits)
+
+
+def encode(vector: Any, form: str) -> list[float] | str:
+    """A list of numbers, or base64 of little-endian float32, which OpenAI's own client asks for."""
+    return vector.tolist() if form == "float" else base64.b64encode(vector.astype("<f4").tobytes()).decode()
+
+
+def search_bodies() -> dict[str, Any]:
+    """/search's two kinds of body, for OpenAPI."""
+    schema = bodies.SearchBody.model_json_schema()
+    file = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP or GIF"}
+    form = {**schema, "properties": {**schema["properties"], "image": file}}
+    content = {bodies.JSON: {"schema": schema}, bodies.FORM: {"schema": form}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def embed_bodies() -> dict[str, Any]:
+    """/embed's body, for OpenAPI."""
+    reference = {"$ref": "#/components/schemas/EmbedBody"}
+    return {"requestBody": {"required": True, "content": {bodies.JSON: {"schema": reference}}}}
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, with the bodies that are read by hand."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        schema = bodies.EmbedBody.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas = document["components"]["schemas"]
+        schemas |= schema.pop("$defs")
+        schemas["EmbedBody"] = schema
+        bearer = {"type": "http", "scheme": "bearer"}
+        document["components"]["securitySchemes"] = {"token": bearer}
+        document["security"] = [{}, {"token": []}]
+        app.openapi_schema = document
+    return app.openapi_schema

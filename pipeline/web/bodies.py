@@ -1,0 +1,168 @@
+"""Request bodies to typed questions. Everything in them comes from strangers: closed models, strict types, caps.
+
+Bodies are read by hand and not by FastAPI's parameters, because one path takes JSON and multipart and both must fail
+with the same one-line error. Pictures come as bytes or as base64 `data:` URLs; no other URL is ever opened.
+"""
+
+import base64
+import binascii
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from pipeline.web.limits import MAX_INPUTS, MAX_RESULTS, MAX_TEXT, Limits
+
+JSON, FORM = "application/json", "multipart/form-data"
+Want = Literal["text", "image", "image,text"]
+ModelName = Literal["student", "teacher"]
+
+
+class Closed(BaseModel):
+    """Refuses unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SearchBody(Closed):
+    """What to search for; with `multipart/form-data` also a file `image`."""
+
+    text: str | None = Field(None, max_length=MAX_TEXT, description="words to search for")
+    want: Want | None = Field(None, description="what to find; left out: pictures where possible")
+    k: int = Field(10, ge=1, le=MAX_RESULTS, description="number of results")
+    model: ModelName = Field("student", description="who answers; the teacher where the server has one")
+
+
+class ImageURL(Closed):
+    """A picture in place."""
+
+    url: str = Field(description="data:image/…;base64,… and nothing else")
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class TextPart(Closed):
+    """Words."""
+
+    type: Literal["text"]
+    text: str = Field(min_length=1, max_length=MAX_TEXT)
+
+
+class ImagePart(Closed):
+    """A picture."""
+
+    type: Literal["image_url"]
+    image_url: ImageURL
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+Words = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+Parts = Annotated[list[Part], Field(min_length=1, max_length=2)]
+
+
+class EmbedBody(Closed):
+    """OpenAI's embeddings request, whose inputs may also be lists of content parts: one text, one picture, or both."""
+
+    input: (
+        Words
+        | Annotated[list[Words], Field(min_length=1, max_length=MAX_INPUTS)]
+        | Parts
+        | Annotated[list[Words | Parts], Field(min_length=1, max_length=MAX_INPUTS)]
+    ) = Field(description="a text; a list of texts; a list of parts, which is one input; or a list of both")
+    model: ModelName = "student"
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1, description="only the model's own")
+    user: str | None = Field(None, max_length=256, description="not used")
+    input_type: Literal["candidate", "query"] = Field(
+        "candidate", description="queries get the instruction of their task in front, candidates none"
+    )
+    want: Want | None = Field(None, description="for queries: what they look for, which chooses the instruction")
+
+    def inputs(self) -> list[tuple[str | None, str | None]]:
+        """(text, picture URL) of each input."""
+        if isinstance(self.input, str):
+            return [(self.input, None)]
+        if not isinstance(self.input[0], str | list):
+            return [read_parts(self.input)]
+        return [(one, None) if isinstance(one, str) else read_parts(one) for one in self.input]
+
+
+def read_parts(parts: "list[TextPart | ImagePart]") -> tuple[str | None, str | None]:
+    """(text, picture URL) of one input. Raises HTTPException for two of a kind."""
+    texts = [part.text for part in parts if isinstance(part, TextPart)]
+    urls = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
+    if len(texts) > 1 or len(urls) > 1:
+        raise HTTPException(400, "an input holds at most one text part and one image part")
+    return next(iter(texts), None), next(iter(urls), None)
+
+
+def read_data_url(url: str, limits: Limits) -> bytes:
+    """The bytes of a `data:image/…;base64,…` URL. Raises HTTPException."""
+    head, comma, data = url.partition(",")
+    if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
+        raise HTTPException(400, "a picture must be a data:image/…;base64,… URL; other URLs are not opened")
+    if len(data) * 3 // 4 > limits.image_bytes:
+        raise HTTPException(413, f"a picture has more than {limits.image_bytes:,} bytes; send a smaller one")
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError):
+        raise HTTPException(400, "the picture's data: URL is not base64; encode the file's bytes") from None
+
+
+def content_type(request: Request) -> str:
+    """The body's media type without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def read_search(request: Request, limits: Limits) -> tuple[SearchBody, bytes | None]:
+    """The question and the uploaded picture. Raises HTTPException."""
+    kind = content_type(request)
+    if kind == JSON:
+        return parse(SearchBody, await request.body()), None
+    if kind != FORM:
+        raise HTTPException(415, f"send {JSON}, or {FORM} with a picture as the file 'image'")
+    async with request.form(max_files=1, max_fields=8, max_part_size=4 * MAX_TEXT) as form:
+        fields: dict[str, Any] = dict(form.multi_items())
+        if len(fields) != len(form.multi_items()):
+            raise HTTPException(400, "a form field is given twice; give each once")
+        upload = fields.pop("image", None)
+        if upload is not None and not isinstance(upload, UploadFile):
+            raise HTTPException(400, "'image' must be a file, with a file name; nothing is fetched or opened by name")
+        if any(isinstance(value, UploadFile) for value in fields.values()):
+            raise HTTPException(400, "the only file is 'image'")
+        if upload is not None and (upload.size or 0) > limits.image_bytes:
+            raise HTTPException(413, f"the picture has more than {limits.image_bytes:,} bytes; send a smaller one")
+        return check(SearchBody, fields), None if upload is None else await upload.read()
+
+
+async def read_embed(request: Request) -> EmbedBody:
+    """The inputs to embed. Raises HTTPException."""
+    if content_type(request) != JSON:
+        raise HTTPException(415, f"send {JSON}")
+    return parse(EmbedBody, await request.body())
+
+
+def parse(model: type[Closed], body: bytes) -> Any:
+    """The validated JSON body. Raises HTTPException with one line."""
+    try:
+        return model.model_validate_json(body, strict=True)
+    except ValidationError as error:
+        raise HTTPException(400, first_error(error)) from None
+
+
+def check(model: type[Closed], fields: dict[str, Any]) -> Any:
+    """The validated fields of a form, whose numbers are text; an empty field is one left out. Raises HTTPException."""
+    try:
+        return model.model_validate({name: value for name, value in fields.items() if value != ""})
+    except ValidationError as error:
+        raise HTTPException(400, first_error(error)) from None
+
+
+def first_error(error: ValidationError) -> str:
+    """`k: Input should be greater than or equal to 1`. Of a union's many complaints the one that got furthest."""
+    told = error.errors(include_url=False, include_input=False, include_context=False)
+    deepest = max(told, key=lambda one: len(one["loc"]))
+    words = [str(step) for step in deepest["loc"] if isinstance(step, int) or str(step).isidentifier()]
+    place = ".".join(word for word in words if word not in ("list", "str", "text", "image_url") or len(words) == 1)
+    return f"{place[:80]}: {deepest['msg'][:200]}" if place else deepest["msg"][:200]

@@ -1,0 +1,177 @@
+"""The one seam to the retriever: checked questions in, results and vectors out, in batches, off the event loop.
+
+Two models may answer: the student whose index is served, and its teacher over the vectors that evaluate stored, for
+the comparison. Both read the same candidates and pictures. The teacher is the larger one and often not asked for:
+it is loaded by the first question that names it.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pipeline.web.batching import Batcher
+from pipeline.web.limits import MAX_RESULTS, Limits
+from pipeline.web.meters import Meters
+from stages.context import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipeline.web.bodies import EmbedBody
+    from stages.model.encoder import Row
+    from stages.search.retriever import Query, Result, Retriever
+
+EXAMPLES = 12
+
+
+class Lazy:
+    """A retriever that is loaded when it is first used, once, whichever thread comes first."""
+
+    def __init__(self, load: "Callable[[], Retriever]") -> None:
+        self.load, self.lock = load, threading.Lock()
+        self.loaded: Retriever | None = None
+
+    def get(self) -> "Retriever":
+        """The retriever."""
+        with self.lock:
+            if self.loaded is None:
+                self.loaded = self.load()
+            return self.loaded
+
+
+class Shown:
+    """Which pictures the index shows. The data also holds those of queries, of training and of other splits.
+
+    Eight bytes for each picture: hashes; the id itself is compared when its picture is read.
+    """
+
+    def __init__(self, retriever: "Retriever") -> None:
+        import numpy as np
+
+        from stages.data.keys import hash_ids
+
+        kept = [hash_ids(ids) for ids in retriever.image_ids()]
+        self.hashes = np.unique(np.concatenate([np.empty(0, np.uint64), *kept]))
+
+    def __contains__(self, image_id: str) -> bool:
+        from stages.data.keys import hash_ids, locate
+
+        return bool(locate(hash_ids([image_id]), self.hashes)[0] >= 0)
+
+
+class Engine:
+    """What the routes may ask for.
+
+    Args:
+        student: the retriever that is served.
+        teacher: loads the retriever of the comparison; None where there is none.
+        index: the key of the index.
+    """
+
+    def __init__(
+        self,
+        student: "Retriever",
+        teacher: "Callable[[], Retriever] | None",
+        index: str,
+        limits: Limits,
+        meters: Meters,
+    ) -> None:
+        self.student, self.index, self.limits = student, index, limits
+        self.shown = Shown(student)
+        self.models = {"student": Lazy(lambda: student)} | ({"teacher": Lazy(teacher)} if teacher else {})
+        self.models["student"].get()
+        student.search_many([student.ask("Warm.", None, None)], 1)  # the first pass through a model takes a second
+        self.examples = student.examples(EXAMPLES)
+        self.decoders = ThreadPoolExecutor(limits.decoders, "decode")
+        self.thinker = ThreadPoolExecutor(1, "model")  # one batch at a time: torch itself uses all cores
+        self.searches = {name: self._batcher(self._search(name), f"search {name}", meters) for name in self.models}
+        self.embeds = {name: self._batcher(self._embed(name), f"embed {name}", meters) for name in self.models}
+
+    def _batcher(self, work: Callable[[list], Sequence], name: str, meters: Meters) -> Batcher:
+        batcher = Batcher(
+            work, self.thinker, self.limits.batch, self.limits.waiting, meters.batches.labels(name).observe
+        )
+        meters.waiting.labels(name).set_function(lambda: len(batcher.waiting))
+        return batcher
+
+    def _search(self, model: str) -> "Callable[[list[tuple[Query, int]]], list[list[Result]]]":
+        def work(asked: "list[tuple[Query, int]]") -> "list[list[Result]]":
+            found = self.models[model].get().search_many([query for query, _ in asked], max(k for _, k in asked))
+            return [results[:k] for results, (_, k) in zip(found, asked, strict=True)]
+
+        return work
+
+    def _embed(self, model: str) -> "Callable[[list[Row]], np.ndarray]":
+        return lambda rows: self.models[model].get().embed_many(rows)
+
+    async def ask(self, text: str | None, image: bytes | None, want: str | None, k: int = 1) -> "Query":
+        """The checked question. Raises InputError for what can't be asked."""
+        from stages.search.retriever import check_image, check_query
+
+        clean = check_query(text, want, k, image is not None)
+        checked = None
+        if image is not None:
+            loop = asyncio.get_running_loop()
+            checked = await loop.run_in_executor(self.decoders, check_image, image, "the image", self.limits.image)
+        return self.student.ask(clean, checked, want)
+
+    async def search(self, query: "Query", k: int, model: str) -> "list[Result]":
+        """The k best candidates. Raises InputError, Busy."""
+        self._known(model)
+        return (await self.searches[model].ask([(query, min(k, MAX_RESULTS))]))[0]
+
+    async def embed(self, rows: "Sequence[Row]", model: str) -> "list[np.ndarray]":
+        """One vector of unit length, float32 [D], for each row. Raises InputError, Busy."""
+        self._known(model)
+        return await self.embeds[model].ask(rows)
+
+    def _known(self, model: str) -> None:
+        if model not in self.models:
+            raise InputError(f"there is no model '{model}' here; ask one of: {', '.join(self.models)}")
+
+    async def row(self, text: str | None, image: bytes | None, body: "EmbedBody") -> "Row":
+        """What the model reads for one input of /embed. Raises InputError."""
+        from stages.search.retriever import row_of
+
+        query = await self.ask(text, image, body.want)
+        return row_of(query if body.input_type == "query" else replace(query, instruction=None))
+
+    async def tokens(self, rows: "Sequence[Row]") -> int:
+        """Tokens that the model reads for these rows."""
+        count = self.student.encoder.collator.count_tokens
+        return await asyncio.get_running_loop().run_in_executor(self.decoders, lambda: sum(map(count, rows)))
+
+    def picture(self, image_id: str) -> tuple[bytes, str]:
+        """Encoded bytes and format of a picture of an indexed candidate. Raises KeyError for any other id."""
+        if image_id not in self.shown:
+            raise KeyError(image_id)
+        return self.student.picture(image_id)
+
+    def about(self) -> dict[str, Any]:
+        """What is served, in numbers and in some examples."""
+        card = self.student.card
+        return {
+            "index": self.index,
+            "rows": card["rows"],
+            "modalities": card["modalities"],
+            "models": {name: describe(lazy.loaded) for name, lazy in self.models.items()},
+            "examples": [one.to_json() for one in self.examples],
+        }
+
+    async def close(self) -> None:
+        """Ends all work."""
+        for batcher in (*self.searches.values(), *self.embeds.values()):
+            await batcher.close()
+        self.thinker.shutdown(cancel_futures=True)
+        self.decoders.shutdown(cancel_futures=True)
+
+
+def describe(retriever: "Retriever | None") -> dict[str, int]:
+    """Size of a loaded model; nothing of one that nobody has asked yet."""
+    if retriever is None:
+        return {}
+    encoder = retriever.encoder
+    return {"layers": encoder.layers, "parameters": encoder.parameters_count, "dim": encoder.dim}

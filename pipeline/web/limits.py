@@ -1,0 +1,29 @@
+"""How much a stranger may ask of the server; everything here is refused with a 4xx, or with 503 where it is full."""
+
+from dataclasses import dataclass
+
+from stages.data.images import Limits as ImageLimits
+
+MAX_TEXT = 8192  # characters; the model reads far fewer and cuts the rest
+MAX_RESULTS = 100
+MAX_INPUTS = 64  # of one /embed request
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one server."""
+
+    body_bytes: int = 12_000_000
+    image_bytes: int = 8_000_000  # in base64 as well it fits into a body
+    image_pixels: int = 25_000_000  # decoded at once: with transparency about 300 MB at the worst
+    read_seconds: float = 20  # for a request's body to arrive
+    answer_seconds: float = 30  # for the answer after that
+    batch: int = 32
+    waiting: int = 256  # items that wait for the model
+    bodies_bytes: int = 300_000_000  # of all requests under way together
+    decoders: int = 2  # pictures that are decoded at once
+
+    @property
+    def image(self) -> ImageLimits:
+        """For `stages.data.images.check`."""
+        return ImageLimits(refuse_pixels=self.image_pixels, max_bytes=self.image_bytes)

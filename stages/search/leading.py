@@ -1,0 +1,45 @@
+"""Vectors by their first values alone: what a Matryoshka student's shorter vectors find.
+
+Cutting is a view of what is stored: the same Parquet, the same exact search, fewer values, unit length again.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from stages.search.exact import COLUMNS
+
+
+def trained_dimensions(model: Path) -> list[int]:
+    """The numbers of leading values that a model directory was trained to be read by, ascending; often none."""
+    return json.loads((model / "config.json").read_text()).get("matryoshka_dimensions", [])
+
+
+def cut(table: Any, dim: int) -> Any:
+    """A table (or record batch) whose column `vector` holds the first `dim` values, at unit length, as float32."""
+    place = table.schema.get_field_index("vector")
+    column = table.column(place)
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    rows_ND = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)[:, :dim].astype(np.float32)
+    rows_ND /= np.maximum(np.linalg.norm(rows_ND, axis=1, keepdims=True), 1e-12)
+    values = pa.FixedSizeListArray.from_arrays(pa.array(rows_ND.reshape(-1)), dim)
+    columns = [values if at == place else table.column(at) for at in range(table.num_columns)]
+    return type(table).from_arrays(columns, names=table.schema.names)
+
+
+@dataclass(frozen=True)
+class Leading:
+    """An index of which the first `dim` values of each vector are read. Picklable, as the index is."""
+
+    index: Any
+    dim: int
+
+    def batches(self, columns: Sequence[str] = COLUMNS) -> Iterator[pa.RecordBatch]:
+        """The stored rows in file order."""
+        for batch in self.index.batches(columns):
+            yield cut(batch, self.dim)

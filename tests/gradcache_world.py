@@ -1,0 +1,131 @@
+"""One rank of the comparisons of GradCache with the whole batch: `python -m tests.gradcache_world CASE_JSON`.
+
+All comparisons share one start of the processes. Rank 0 writes, for each case, its update beside that of the whole
+batch: the largest difference over the largest change of any weight, of the temperature's too. The optimizer is SGD,
+whose update is the gradient; Adam's would hide a factor, and blow up the rounding of gradients near zero.
+"""
+
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from torch import distributed, nn
+
+from stages.learn import gradcache
+from stages.learn.collectives import gather, rank
+from stages.learn.engine import Optimisation, full_weights, start_engine
+from stages.learn.losses import softmax_loss
+from stages.model.encoder import Encoder, Row
+from tests.tiny_models import picture
+
+LIMIT = 2
+"""Rows of a chunk."""
+
+
+class Trained(nn.Module):
+    """An encoder beside a parameter of the loss."""
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.encoder = encoder
+        self.temperature = Temperature()
+
+    def forward(self, *arguments):
+        return self.encoder(*arguments)
+
+
+class Temperature(nn.Module):
+    """Divides by a learnable τ; a module call, because ZeRO-3 gathers parameters for those only."""
+
+    def __init__(self):
+        super().__init__()
+        self.log_tau = nn.Parameter(torch.tensor([-2.0]))
+
+    def forward(self, similarity_QC: torch.Tensor) -> torch.Tensor:
+        return similarity_QC / self.log_tau.exp()
+
+
+def rows_of(rank: int) -> list[Row]:
+    """Six queries and six candidates. Rank 0 has texts of many lengths, which make many chunks, and no image; rank 1
+    has images, which make few."""
+    if rank == 0:
+        return [Row(f"{index} " + "a green star " * (index * index // 4)) for index in range(12)]
+    return [Row(None if index < 6 else f"is it {index}?", picture(60 + index, 60, "blue")) for index in range(12)]
+
+
+def update(directory: Path, *, stage: int, cached: bool, limit: int = LIMIT, train_vision: bool = False,
+           dropout: float = 0.0, naive: bool = False) -> dict[str, torch.Tensor]:  # fmt: skip
+    """What one step adds to the weights, by name, on rank 0."""
+    encoder = Encoder.load(directory).train()
+    for layer in encoder.backbone.language_model.layers:
+        layer.self_attn.attention_dropout = dropout
+    if not train_vision:
+        encoder.freeze_vision()
+    module = Trained(encoder)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    settings = Optimisation(1, 12, 1.0, 0.0, 0.0, 0.0, stage, bf16=False)
+    with patch("torch.optim.AdamW", lambda groups, lr, **_: torch.optim.SGD(groups, lr=lr)):
+        engine = start_engine(module, settings, 2)
+
+    def loss_of(states_RD: torch.Tensor) -> tuple[torch.Tensor, dict]:
+        query_BD, candidate_BD = nn.functional.normalize(states_RD, dim=-1).chunk(2)
+        logits_QC = module.temperature(query_BD @ gather(candidate_BD).T)
+        positive_Q = torch.arange(6) + 6 * rank()
+        return softmax_loss(logits_QC, torch.tensor(1.0), positive_Q, torch.zeros_like(logits_QC, dtype=bool)), {}
+
+    batch = encoder.collator(rows_of(rank()), limit, sighted=gradcache.needs_images(encoder))
+    torch.manual_seed(rank())
+    with patch.object(gradcache, "one_reduction", lambda _: nullcontext()) if naive else nullcontext():
+        gradcache.backward(engine, encoder, batch, loss_of, cached=cached)
+    engine.step()
+    after = full_weights(engine)
+    return {name: tensor - before[name] for name, tensor in after.items()}
+
+
+def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> dict[str, float]:
+    """How far two updates differ, relative to the largest change."""
+    if not one:
+        return {}
+    assert one.keys() == other.keys()
+    size = max(change.abs().max() for change in other.values())
+    vision = [change.abs().max() / size for name, change in one.items() if ".visual." in name]
+    return {
+        "all": float(max((one[name] - other[name]).abs().max() for name in one) / size),
+        "temperature": float((one[TAU] - other[TAU]).abs() / other[TAU].abs()),
+        "vision": float(max(vision, default=0)),
+    }
+
+
+TAU = "temperature.log_tau"
+
+
+def main(case: dict) -> None:
+    """Every comparison; the reference is the whole batch in unlimited chunks on ZeRO-1."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="gloo")
+    directory = Path(case["model"])
+    results = {}
+    whole = update(directory, stage=1, cached=False, limit=0)
+    for stage in (0, 1, 2, 3):
+        results[f"zero {stage}"] = apart(update(directory, stage=stage, cached=True), whole)
+    results["naive"] = apart(update(directory, stage=1, cached=True, naive=True), whole)
+    results["whole, zero 3"] = apart(update(directory, stage=3, cached=False), whole)
+    noisy = update(directory, stage=1, cached=False, dropout=0.3)
+    results["dropout matters"] = apart(noisy, whole)
+    results["dropout"] = apart(update(directory, stage=1, cached=True, dropout=0.3), noisy)
+    seeing = update(directory, stage=1, cached=False, limit=0, train_vision=True)
+    for stage in (2, 3):
+        trained = update(directory, stage=stage, cached=True, train_vision=True)
+        results[f"trained vision, zero {stage}"] = apart(trained, seeing)
+    if rank() == 0:
+        Path(case["result"]).write_text(json.dumps(results, indent=1))
+    distributed.barrier()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,150 @@
+"""One rank of a training with everything at once: `python -m tests.objective_world CASE_JSON`.
+
+Learnable τ, LoRA, hard negatives in uneven numbers, leading dimensions, two feature losses. A case lists trainings,
+which share one start of the process; rank 0 writes for each its losses, its last τ and its trained weights.
+"""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import distributed
+
+from tests.training_world import PAIRS
+
+DIM = 64
+
+
+def write_negatives(directory: Path) -> Path:
+    """Mined negatives: none for a third of the queries, one for a third, three for a third."""
+    from stages.data.schemas import NEGATIVES
+
+    rows = []
+    for number in range(PAIRS):
+        dids = [f"9:{(number + step) % PAIRS}" for step in (1, 2, 7)][: (0, 1, 3)[number % 3]]
+        rows.append({"qid": f"9:{number}", "negatives": dids, "scores": [0.5] * len(dids)})
+    pq.write_table(pa.Table.from_pylist(rows, NEGATIVES), directory / "negatives.parquet")
+    return directory / "negatives.parquet"
+
+
+def everything():
+    """The objective of the first trainings."""
+    from stages.learn.objective import Objective
+
+    weights = {"mse": 0.1, "relational": 1.0}
+    return Objective("learnable", 0.07, contrastive_weight=0.9, feature_weights=weights, dims=(16, 32))
+
+
+def recipe(name: str, section: str):
+    """(objective, optimisation, adapters, depth) of a recipe's stage; batch, chunk and precision shrunk."""
+    from pipeline.config import load_config
+    from stages import distill, train
+    from stages.model.lora import Lora
+    from stages.training import optimisation
+
+    shrunk = ["data.kind=scenes", "backbone.revision=x", "cluster.precision=fp32", f"{section}.chunk=3"]
+    config = load_config(name, [*shrunk, "distill.batch_size=8", "train.batch_size=8"])
+    params, stage = getattr(config, section), {"distill": distill, "train": train}[section]
+    adapters = Lora(**params.lora.model_dump())
+    return stage.objective(params), optimisation(params, config.cluster), adapters, config.student.layers
+
+
+def trained(case: dict, job: dict) -> dict:
+    """Runs one training and tells what came of it."""
+    from pyarrow.fs import LocalFileSystem
+
+    from pipeline.artifacts import open_store
+    from stages.learn import loop
+    from stages.learn.collectives import rank, world_size
+    from stages.learn.engine import Optimisation, full_weights
+    from stages.learn.sampling import PairSampler
+    from stages.mine import Mined
+    from stages.model.encoder import Encoder
+    from stages.model.lora import Lora, add_adapters, merged
+    from stages.training import backbone_weights
+
+    world = Path(case["world"])
+    steps, stage, chunk = job.get("steps", 4), job.get("zero_stage", 1), job.get("chunk", 0)
+    objective, lora = everything(), Lora(4, 8, 0.0)
+    settings = Optimisation(steps, 8, 3e-3, 0.1, 0.01, 1.0, stage, False, chunk, first_layer_rate=0.5)
+    model, layers = world / "model", None
+    if "recipe" in job:
+        objective, settings, lora, layers = recipe(*job["recipe"])
+        model = world / "deep"
+    torch.manual_seed(0)
+    encoder = Encoder.load(model, layers).train()
+    encoder.freeze_vision()
+    add_adapters(encoder, lora)
+    before = merged(backbone_weights(encoder, encoder.state_dict()), lora)
+    sampler = PairSampler(
+        open_store(str(world / "store")).artifact("ingest", "0123456789ab"),
+        batch=settings.batch_size,
+        world=world_size(),
+        rank=rank(),
+        seed=5,
+        vary_instructions=True,
+        mined=Mined("train", "k", (case["negatives"],), LocalFileSystem()),
+        hard_negatives=2 if "recipe" not in job else 0,
+    )
+    states = torch.randn(PAIRS, DIM, generator=torch.manual_seed(1))
+    table = {f"9:{index}": state for index, state in enumerate(states)}
+    log = SimpleNamespace(losses=[], last={})
+
+    class Stop(Exception):
+        """Ends a training before its last step."""
+
+    def on_log(step: int, measures: dict) -> None:
+        loss = torch.tensor(measures["loss"])
+        distributed.all_reduce(loss)
+        log.losses.append(loss.item() / world_size())
+        log.last = measures
+        if step == job.get("stop_at"):
+            raise Stop
+
+    def on_checkpoint(step: int, engine) -> None:
+        if "save" in job:
+            engine.save_checkpoint(job["save"], tag=f"step{step}", client_state={"step": step})
+
+    try:
+        engine = loop.fit(
+            encoder,
+            sampler,
+            objective,
+            settings,
+            teacher=loop.cached_teacher(table, table) if objective.feature_weights else None,
+            resume=Path(job["resume"]) if "resume" in job else None,
+            log_every=1,
+            checkpoint_every=job.get("save_every", 10**9),
+            on_log=on_log,
+            on_checkpoint=on_checkpoint,
+        )
+    except Stop:
+        return {"losses": log.losses, "last": log.last, "layers": encoder.layers}
+    stock = merged(backbone_weights(encoder, full_weights(engine)), lora)
+    changed = {name: (tensor - before[name]).abs().max().item() for name, tensor in stock.items()}
+    return {
+        "losses": log.losses,
+        "last": log.last,
+        "changed": sorted(name for name, change in changed.items() if change),
+        "weights": torch.cat([stock[name].flatten()[:200] for name in sorted(stock)]).tolist(),
+    }
+
+
+def main(case: dict) -> None:
+    """All trainings of a case, one after the other."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="gloo")
+    results = {name: trained(case, job) for name, job in case["jobs"].items()}
+    if distributed.get_rank() == 0:
+        Path(case["result"]).write_text(json.dumps(results))
+    distributed.barrier()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

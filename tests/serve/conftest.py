@@ -1,0 +1,110 @@
+"""One server over a small world for all these tests: twelve squares, their descriptions, two untrained models."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import requests
+import uvicorn
+
+from pipeline.artifacts import Artifact, Store
+from pipeline.serve import Source, bind, server_settings
+from pipeline.web.app import build_app
+from pipeline.web.engine import Engine
+from pipeline.web.guard import Access
+from pipeline.web.limits import Limits
+from pipeline.web.meters import Meters
+from tests.search_world import ingest_rows, make_world, picture, write_index, write_run
+
+RED = picture("red")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server."""
+
+    url: str
+    engine: Engine
+
+    def post(self, path: str = "search", **arguments: Any) -> requests.Response:
+        return requests.post(f"{self.url}/{path}", timeout=60, **arguments)
+
+    def get(self, path: str, **arguments: Any) -> requests.Response:
+        return requests.get(f"{self.url}/{path}", timeout=60, **arguments)
+
+
+@contextmanager
+def running(app: Any) -> Iterator[str]:
+    """The address of `app`, served by uvicorn as the command does it."""
+    bound = bind("127.0.0.1", 0)
+    server = uvicorn.Server(server_settings(app))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            thread.join(0.02)
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+@contextmanager
+def serving(source: Source, token: str | None = None, **limits: Any) -> Iterator[Served]:
+    """A server of its own, for other limits or a token."""
+    told, meters = Limits(**limits), Meters()
+    engine = source.load(told, meters)
+    with running(build_app(engine, Access.of("127.0.0.1", token), told, meters)) as url:
+        yield Served(url, engine)
+
+
+def write_teacher(store: Store, artifacts: dict[str, Artifact]) -> Artifact:
+    """Commits what evaluate stores of the teacher: its vectors of the index's candidates."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from stages.embed import vector_column
+    from stages.model.encoder import Encoder, Row
+    from tests.search_world import COLOURS
+
+    pictures = {picture(colour).image_id: picture(colour).bytes for colour in COLOURS}
+    rows = [row for row in ingest_rows()[1] if "union_test" in row["pools"]]
+    encoder = Encoder.load(artifacts["backbone"].local("model"))
+    vectors = encoder.encode([Row(row["text"], pictures.get(row["image_id"])) for row in rows])
+    table = pa.Table.from_pylist(rows).select(["did", "dataset_id", "modality", "pools"])
+    attempt = store.begin("evaluate", "c" * 16)
+    Path(attempt.base, "teacher").mkdir()
+    pq.write_table(
+        table.append_column("vector", vector_column(vectors, "t")), f"{attempt.base}/teacher/part-0.parquet"
+    )
+    used = {name: {"key": one.key, "attempt": one.attempt} for name, one in artifacts.items()}
+    return store.commit(attempt, {"metrics": {}, "inputs": used})
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """A store with one run, all of whose stages are committed."""
+    home = tmp_path_factory.mktemp("serve")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        patch.setenv("no_proxy", "127.0.0.1,localhost")
+        store, artifacts = make_world(home / "store")
+        artifacts["index"] = write_index(store, artifacts)
+        artifacts["evaluate"] = write_teacher(store, artifacts)
+        write_run(store, artifacts)
+        keys = {name: one.key for name, one in artifacts.items()}
+        yield SimpleNamespace(store=store, artifacts=artifacts, source=Source(store, keys, True), home=home)
+
+
+@pytest.fixture(scope="session")
+def server(world: SimpleNamespace) -> Iterator[Served]:
+    """The server that most tests ask."""
+    with serving(world.source) as served:
+        yield served

@@ -1,0 +1,249 @@
+"""What the server answers: the same as the retriever, over HTTP; and one line for whatever it refuses."""
+
+import base64
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stages.search.retriever import Retriever
+from tests.search_world import COLOURS, picture
+from tests.serve.conftest import RED, Served, serving
+
+URL = f"data:image/png;base64,{base64.b64encode(RED.bytes).decode()}"
+
+
+def message(answer) -> str:
+    """The one line of a refusal."""
+    told = answer.json()["error"]["message"]
+    assert "\n" not in told and len(told) < 400
+    return told
+
+
+@pytest.fixture(scope="module")
+def retriever(world) -> Retriever:
+    return Retriever.load(*(world.artifacts[name] for name in ("index", "ingest", "train")))
+
+
+def test_a_text_finds_what_the_retriever_finds(server: Served, retriever: Retriever):
+    answer = server.post(json={"text": "something red", "want": "image", "k": 3}).json()
+    expected = retriever.search("something red", want="image", k=3)
+    assert [one["id"] for one in answer["results"]] == [one.id for one in expected]
+    assert [one["score"] for one in answer["results"]] == pytest.approx([one.score for one in expected], abs=1e-4)
+    assert answer["query"]["text"] == "Something red." and answer["query"]["instruction"] == "Find the picture."
+
+
+def test_a_picture_and_words_travel_as_a_form(server: Served, retriever: Retriever):
+    form = {"text": "red", "want": "text", "k": "4"}
+    answer = server.post(data=form, files={"image": ("x", RED.bytes)}).json()
+    expected = retriever.search("red", RED.bytes, want="text", k=4)
+    assert [one["id"] for one in answer["results"]] == [one.id for one in expected]
+    assert answer["query"]["modality"] == "image,text" and answer["query"]["image"] == RED.image_id
+
+
+def test_the_teacher_answers_by_its_own_vectors(server: Served, world):
+    from stages.model.encoder import Encoder, Row
+
+    answer = server.post(json={"text": "red", "want": "image", "k": 12, "model": "teacher"}).json()
+    teacher = Encoder.load(world.artifacts["backbone"].local("model"))
+    query = teacher.encode([Row("Find the picture.\nRed.")])
+    shown = teacher.encode([Row(None, picture(colour).bytes) for colour in COLOURS])
+    assert [one["score"] for one in answer["results"]] == pytest.approx(np.sort((query @ shown.T)[0])[::-1], abs=2e-3)
+    assert set(server.get("about").json()["models"]["teacher"]) == {"layers", "parameters", "dim"}
+
+
+def test_many_at_once_get_each_their_own_answer_and_some_are_batched(server: Served):
+    asked = [{"text": colour, "want": want, "k": 12} for colour in COLOURS for want in ("image", "text")]
+    alone = [server.post(json=one).json()["results"] for one in asked]
+    before = batches(server)
+    with ThreadPoolExecutor(len(asked)) as pool:
+        together = list(pool.map(lambda one: server.post(json=one).json()["results"], asked))
+    for one, other in zip(alone, together, strict=True):
+        assert {row["id"]: row["score"] for row in one} == pytest.approx(
+            {row["id"]: row["score"] for row in other}, abs=1e-4
+        )
+    count, items = (after - earlier for after, earlier in zip(batches(server), before, strict=True))
+    assert items == len(asked) and count < len(asked)
+
+
+def batches(server: Served) -> tuple[float, float]:
+    """How many batches of searches there were, and how many items in them, by the server's own metrics."""
+    found = dict(line.rsplit(" ", 1) for line in server.get("metrics").text.splitlines() if line[0] != "#")
+    return tuple(float(found[f'puma_batch_size_{part}{{work="search student"}}']) for part in ("count", "sum"))
+
+
+def test_embeddings_have_openais_shape_and_the_pipelines_vectors(server: Served, retriever: Retriever):
+    from stages.model.encoder import Row
+
+    words, shown = {"type": "text", "text": "A red square."}, {"type": "image_url", "image_url": {"url": URL}}
+    inputs = ["A red square.", [shown], [words, shown]]
+    answer = server.post("v1/embeddings", json={"model": "student", "input": inputs}).json()
+    rows = [Row("A red square."), Row(None, RED.bytes), Row("A red square.", RED.bytes)]
+    assert [one["index"] for one in answer["data"]] == [0, 1, 2]
+    np.testing.assert_allclose([one["embedding"] for one in answer["data"]], retriever.encoder.encode(rows), atol=1e-4)
+    lengths = [int(retriever.encoder.collator([row]).chunks[0].last_R[0]) + 1 for row in rows]
+    assert answer["usage"]["prompt_tokens"] == sum(lengths)
+
+
+def test_base64_embeddings_are_float32_as_openais_client_reads_them(server: Served):
+    forms = [
+        server.post("embed", json={"input": "red", "encoding_format": form}).json() for form in ("float", "base64")
+    ]
+    plain, packed = (form["data"][0]["embedding"] for form in forms)
+    np.testing.assert_allclose(np.frombuffer(base64.b64decode(packed), "<f4"), plain, atol=1e-6)
+
+
+def test_an_embedded_query_gets_the_instruction_of_its_task(server: Served, retriever: Retriever):
+    body = {"input": "red", "input_type": "query", "want": "image"}
+    vector = server.post("embed", json=body).json()["data"][0]["embedding"]
+    found = server.post(json={"text": "red", "want": "image", "k": 1}).json()["results"][0]
+    shown = server.post("embed", json={"input": [[{"type": "image_url", "image_url": {"url": URL}}]]}).json()
+    if found["image"] == RED.image_id:
+        assert np.dot(vector, shown["data"][0]["embedding"]) == pytest.approx(found["score"], abs=2e-3)
+    query = retriever.ask("Red.", None, "image")
+    from stages.search.retriever import row_of
+
+    np.testing.assert_allclose(vector, retriever.embed_many([row_of(query)])[0], atol=1e-4)
+
+
+def test_pictures_of_results_are_served_with_their_type_and_for_ever(server: Served):
+    answer = server.get(f"image/{RED.image_id}")
+    assert (answer.content, answer.headers["content-type"]) == (RED.bytes, "image/png")
+    assert "immutable" in answer.headers["cache-control"]
+    again = server.get(f"image/{RED.image_id}", headers={"if-none-match": answer.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+@pytest.mark.parametrize("name", ["0" * 32, "%2e%2e%2fmanifest.json", "..%2f..%2fetc%2fpasswd", "x", "é" * 9])
+def test_only_ids_of_the_index_are_pictures(server: Served, name: str):
+    answer = server.get(f"image/{name}")
+    assert answer.status_code == 404 and message(answer)
+
+
+def test_a_picture_that_only_queries_have_is_not_shown(world):
+    from pipeline.web.engine import Shown
+
+    class Data:
+        """Two of the pictures are indexed."""
+
+        def image_ids(self):
+            yield ["a" * 32, "b" * 32]
+            yield []
+
+    shown = Shown(Data())
+    assert ("a" * 32 in shown, "c" * 32 in shown) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "arguments, status, told",
+    [
+        ({"json": {}}, 400, "nothing to search for"),
+        ({"json": {"text": ""}}, 400, "text is empty"),
+        ({"json": {"text": "red", "k": 0}}, 400, "k: "),
+        ({"json": {"text": "red", "k": 101}}, 400, "k: "),
+        ({"json": {"text": "red", "k": "3"}}, 400, "k: "),
+        ({"json": {"text": "red", "want": "sound"}}, 400, "want: "),
+        ({"json": {"text": "red", "want": "image,text"}}, 400, "no candidate of modality image,text"),
+        ({"json": {"text": "red", "image": "/etc/passwd"}}, 400, "image: Extra inputs"),
+        ({"json": {"text": "x" * 9000}}, 400, "text: "),
+        ({"json": [1]}, 400, "object"),
+        ({"data": b'{"text": "red"', "headers": {"content-type": "application/json"}}, 400, "Invalid JSON"),
+        ({"data": b'{"text": "\\ud800"}', "headers": {"content-type": "application/json"}}, 400, "JSON"),
+        ({"data": b"\xff\xfe", "headers": {"content-type": "application/json"}}, 400, "JSON"),
+        ({"data": b"[" * 100_000, "headers": {"content-type": "application/json"}}, 400, "JSON"),
+        ({"data": b"text=red", "headers": {"content-type": "application/x-www-form-urlencoded"}}, 415, "send"),
+        ({"data": b"red"}, 415, "send"),
+        ({"data": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
+        ({"data": {"text": "red"}, "files": {"other": ("x", b"y")}}, 400, "only file"),
+        ({"files": {"image": (None, "/etc/passwd")}}, 400, "must be a file"),
+        ({"files": {"image": ("a.png", b"")}}, 400, "the file is empty"),
+        ({"files": {"image": ("a.png", b"<svg/>")}}, 400, "unknown format"),
+        ({"files": {"image": ("a.png", RED.bytes[:60])}}, 400, "image"),
+        ({"files": [("image", ("a", RED.bytes)), ("image", ("b", RED.bytes))]}, 400, "Too many files"),
+        ({"data": [("k", "1"), ("k", "2")], "files": {"image": ("a", RED.bytes)}}, 400, "given twice"),
+        ({"data": {f"f{n}": "1" for n in range(20)}, "files": {"image": ("a", RED.bytes)}}, 400, "Too many fields"),
+        ({"files": {"image": ("a.png", RED.bytes + bytes(8_000_001))}}, 413, "more than"),
+        ({"data": bytes(12_000_001), "headers": {"content-type": "application/json"}}, 413, ""),
+    ],
+)
+def test_a_bad_search_is_refused_in_one_line(server: Served, arguments: dict, status: int, told: str):
+    answer = server.post(**arguments)
+    assert (answer.status_code, told in message(answer)) == (status, True), answer.text
+
+
+@pytest.mark.parametrize(
+    "body, told",
+    [
+        ({"input": []}, "input"),
+        ({"input": [1, 2, 3]}, "input"),
+        ({"input": "red", "model": "gpt"}, "model"),
+        ({"input": "red", "dimensions": 7}, "dimensions"),
+        ({"input": ["red"] * 65}, "input"),
+        ({"input": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}]}, "not opened"),
+        ({"input": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}, "not opened"),
+        ({"input": [{"type": "image_url", "image_url": {"url": "data:text/html,x"}}]}, "data:image"),
+        ({"input": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,***"}}]}, "base64"),
+        ({"input": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}]}, "unknown format"),
+        ({"input": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, "at most one"),
+    ],
+)
+def test_a_bad_embedding_is_refused_in_one_line(server: Served, body: dict, told: str):
+    answer = server.post("embed", json=body)
+    assert (answer.status_code, told in message(answer)) == (400, True), answer.text
+
+
+def test_a_bomb_is_refused_by_its_header(server: Served):
+    buffer = io.BytesIO()
+    Image.new("1", (8000, 8000)).save(buffer, "PNG")
+    answer = server.post(files={"image": ("bomb.png", buffer.getvalue())})
+    assert answer.status_code == 400 and "huge image" in message(answer)
+
+
+def test_a_full_server_says_when_to_come_again(world):
+    with serving(world.source, waiting=1) as served:
+        answer = served.post("embed", json={"input": ["a", "b"]})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert served.post("embed", json={"input": ["a"]}).status_code == 200
+        assert "puma_refused_total 1.0" in served.get("metrics").text
+    with serving(world.source, bodies_bytes=10) as served:
+        answer = served.post(json={"text": "red"})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert served.get("health").status_code == 200
+
+
+def test_an_answer_that_takes_too_long_is_given_up(world):
+    with serving(world.source, answer_seconds=0.0) as served:
+        answer = served.post(json={"text": "red"})
+        assert (answer.status_code, "no answer in time" in message(answer)) == (503, True)
+
+
+def test_a_failure_inside_is_one_line_outside_and_the_next_question_is_answered(server: Served, monkeypatch):
+    def fail(queries, k):
+        raise RuntimeError("secret path /home/somebody")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.engine.student, "search_many", fail)
+        answer = server.post(json={"text": "red"})
+    assert (answer.status_code, "secret" in answer.text) == (500, False) and message(answer)
+    assert "content-security-policy" in answer.headers
+    assert server.post(json={"text": "red"}).status_code == 200
+
+
+def test_the_document_names_both_bodies_and_every_path(server: Served):
+    document = server.get("openapi.json").json()
+    paths = {"/search", "/embed", "/v1/embeddings", "/image/{image_id}", "/about", "/health", "/metrics"}
+    assert set(document["paths"]) == paths
+    kinds = document["paths"]["/search"]["post"]["requestBody"]["content"]
+    assert set(kinds) == {"application/json", "multipart/form-data"}
+    assert "EmbedBody" in json.dumps(document["paths"]["/embed"])
+
+
+def test_unknown_paths_do_not_grow_the_metrics(server: Served):
+    for number in range(5):
+        assert server.get(f"nothing/{number}").status_code == 404
+    text = server.get("metrics").text
+    assert "nothing" not in text and 'route="other",status="404"' in text
+    assert "process_resident_memory_bytes" in text

@@ -1,0 +1,85 @@
+"""`pipeline/serve.py`: what it refuses before it loads anything, what it says, and that it serves."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from pipeline.serve import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["--port", "x"], "invalid int value"),
+        (["--port", "70000"], "is no port"),
+        (["--replicas", "0"], "serve nothing"),
+        (["--replicas", "2"], "add --ray"),
+        (["--host", "256.0.0.1", "--port", "0"], "can't bind"),
+        (["--token-file", "{home}/missing"], "can't be read"),
+        (["--token-file", "{home}/short"], "16 or more plain characters"),
+        (["train.los=mac"], "did you mean 'train.loss'"),
+        (["seed=7"], "no index"),
+        (["--colour"], "--colour"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(world, arguments, told, capsys, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (world.home / "short").write_text("secret\n")
+    arguments = [one.format(home=world.home) for one in arguments]
+    assert main([*arguments, f"store={world.store.root}"]) == 2
+    line = capsys.readouterr().err
+    assert told in line and line.startswith("error: ") and line.count("\n") == 1
+
+
+def test_a_port_in_use_is_told(world, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["--port", str(port), f"store={world.store.root}"]) == 2
+    assert f"can't bind to 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nimport pipeline.serve as s\n"
+        "try:\n    s.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'ray', 'mlflow', 'pyarrow', 'numpy', 'fastapi'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_command_serves_warns_where_it_is_exposed_and_ends_on_a_signal(world, tmp_path):
+    command = [sys.executable, str(ROOT / "pipeline" / "serve.py"), "--host", "0.0.0.0", "--port", "0"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(world.home / "cache")}
+    environment.pop("PUMA_TOKEN", None)
+    process = subprocess.Popen(
+        [*command, f"store={world.store.root}"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("Puma serves http://0.0.0.0:"), process.stderr.read()
+        port = line.split(":")[2].split("/")[0]
+        body = json.dumps({"text": "red", "k": 2}).encode()
+        asked = urllib.request.Request(f"http://127.0.0.1:{port}/search", body, {"content-type": "application/json"})
+        with urllib.request.urlopen(asked, timeout=60) as answer:
+            assert len(json.load(answer)["results"]) == 2
+        process.send_signal(signal.SIGTERM)
+        _, complaints = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert "warning: 0.0.0.0 is open to everyone" in complaints and "Traceback" not in complaints
+    assert list(tmp_path.iterdir()) == []

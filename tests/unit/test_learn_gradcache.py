@@ -1,0 +1,111 @@
+"""GradCache against the whole batch: the same update on every ZeRO stage, with two ranks that see different things.
+
+The comparisons run in two processes, once for all tests; see `tests/gradcache_world.py`. Tolerance: 1e-5 of the
+largest change of a weight. fp32 sums in another order make about 1e-6; a lost chunk or rank makes more than 1e-1.
+"""
+
+import json
+
+import pytest
+import torch
+
+from stages.learn.gradcache import RandomState
+from stages.model.encoder import Encoder
+from stages.model.inputs import Batch
+from tests.support import in_ranks
+from tests.tiny_models import ragged_rows, write_checkpoint
+
+EXACT = 1e-5
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory) -> dict[str, dict[str, float]]:
+    directory = tmp_path_factory.mktemp("gradcache")
+    result = directory / "result.json"
+    model = write_checkpoint(directory / "model", "qwen2_vl", layers=2)
+    in_ranks(2, "tests.gradcache_world", {"model": str(model), "result": str(result)})
+    return json.loads(result.read_text())
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_update_is_that_of_the_whole_batch(compared, stage):
+    assert compared[f"zero {stage}"]["all"] < EXACT
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_parameter_of_the_loss_gets_its_gradient_once(compared, stage):
+    assert compared[f"zero {stage}"]["temperature"] < EXACT
+
+
+def test_without_one_reduction_gradients_are_lost(compared):
+    assert compared["naive"]["all"] > 0.1
+
+
+def test_ranks_with_and_without_images_and_with_other_numbers_of_chunks_meet_on_zero_3(compared):
+    assert compared["whole, zero 3"]["all"] < EXACT
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_trained_vision_tower_learns_also_where_one_rank_has_no_image(compared, stage):
+    trained = compared[f"trained vision, zero {stage}"]
+    assert trained["all"] < EXACT < trained["vision"]
+    assert compared["zero 3"]["vision"] == 0
+
+
+def test_both_passes_draw_the_same_dropout(compared):
+    assert compared["dropout matters"]["all"] > 1e-2
+    assert compared["dropout"]["all"] < EXACT
+
+
+def test_a_replayed_random_state_leaves_the_present_one_alone():
+    kept = RandomState.now("cpu")
+    first = torch.rand(3)
+    present = torch.get_rng_state()
+    with kept.replayed():
+        assert torch.equal(torch.rand(3), first)
+    assert torch.equal(torch.get_rng_state(), present)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_kept_vision_outputs_give_the_states_of_live_ones(family, tmp_path):
+    encoder = Encoder.load(write_checkpoint(tmp_path, family))
+    batch = encoder.collator(ragged_rows())
+    with torch.no_grad():
+        live = encoder.states(batch)
+        sights = [encoder.look(chunk) for chunk in batch.chunks]
+        encoder.freeze_vision()
+        encoder.backbone.visual = None  # Not asked again.
+        assert torch.equal(encoder.states(batch, sights), live)
+
+
+def test_a_frozen_vision_tower_is_no_module_and_its_weights_stay_at_hand(tmp_path):
+    encoder = Encoder.load(write_checkpoint(tmp_path, "qwen2_vl"))
+    expected, before = dict(encoder.state_dict()), encoder.encode(ragged_rows())
+    encoder.freeze_vision()
+    assert not [name for name, _ in encoder.named_parameters() if ".visual." in name]
+    assert {**encoder.state_dict(), **encoder.vision_weights()}.keys() == expected.keys()
+    assert (encoder.encode(ragged_rows()) == before).all()
+
+
+def test_chunks_have_at_most_so_many_rows_and_the_vectors_stay(tmp_path):
+    encoder = Encoder.load(write_checkpoint(tmp_path, "qwen2_vl"))
+    rows = ragged_rows() * 3
+    small, whole = encoder.collator(rows, limit=2), encoder.collator(rows)
+    assert max(len(chunk) for chunk in small.chunks) == 2 < max(len(chunk) for chunk in whole.chunks)
+    with torch.no_grad():
+        assert (encoder.states(small) - encoder.states(whole)).abs().max() < 5e-6
+
+
+def test_fillers_have_images_and_no_place(tmp_path):
+    encoder = Encoder.load(write_checkpoint(tmp_path, "qwen2_vl"))
+    rows = ragged_rows()
+    # One row to a chunk: two of the five are text alone.
+    sighted, plain = encoder.collator(rows, limit=1, sighted=True), encoder.collator(rows, limit=1)
+    assert all(chunk.pixels_PC is not None for chunk in sighted.chunks)
+    assert sorted(len(chunk) for chunk in sighted.chunks) == [1, 1, 1, 2, 2]
+    assert len(sighted.place_B) == len(rows)
+    longer = Batch((*plain.chunks, encoder.collator.filler()), plain.place_B)
+    with torch.no_grad():
+        expected = encoder.states(plain)
+        assert (encoder.states(sighted) - expected).abs().max() < 5e-6
+        assert torch.equal(encoder.states(longer), expected)

@@ -1,0 +1,87 @@
+"""All parts of the method in one training: ranks, GradCache, resuming; and the paper's recipes on a tiny model.
+
+Two starts of processes serve all tests; see `tests/objective_world.py` and, for tolerances, `test_learn_loop`.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.objective_world import write_negatives
+from tests.support import in_ranks
+from tests.tiny_models import write_checkpoint
+from tests.training_world import write_ingest
+
+RECIPES = [(f"puma_qwen2vl_{size}", section) for size in ("7b", "2b") for section in ("distill", "train")]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> dict:
+    directory = tmp_path_factory.mktemp("objective")
+    write_checkpoint(directory / "model", "qwen2_vl", layers=2)
+    write_checkpoint(directory / "deep", "qwen2_vl", layers=28)  # as many as Qwen2-VL-2B and 7B have
+    write_ingest(directory / "store")
+    return {"world": str(directory), "negatives": str(write_negatives(directory))}
+
+
+def run(world: dict, ranks: int, jobs: dict) -> dict:
+    result = Path(world["world"], f"{ranks}.json")
+    in_ranks(ranks, "tests.objective_world", {**world, "result": str(result), "jobs": jobs})
+    return json.loads(result.read_text())
+
+
+@pytest.fixture(scope="module")
+def one_rank(world) -> dict:
+    checkpoint = str(Path(world["world"], "checkpoint"))
+    jobs = {
+        "through": {},
+        "interrupted": {"save": checkpoint, "save_every": 2, "stop_at": 3},
+        "resumed": {"resume": checkpoint},
+    }
+    jobs |= {" ".join(one): {"recipe": one, "stop_at": 1} for one in RECIPES}
+    return run(world, 1, jobs)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(world) -> dict:
+    return run(world, 2, {"zero 1": {}, "zero 2, chunks": {"zero_stage": 2, "chunk": 3}, "zero 3": {"zero_stage": 3}})
+
+
+def apart(one: dict, other: dict) -> float:
+    return np.abs(np.array(one["weights"]) - np.array(other["weights"])).max()
+
+
+@pytest.mark.parametrize("name", ["zero 1", "zero 2, chunks", "zero 3"])
+def test_two_ranks_make_the_update_of_one_with_every_part_of_the_method(one_rank, two_ranks, name):
+    assert two_ranks[name]["losses"] == pytest.approx(one_rank["through"]["losses"], rel=2e-5)
+    assert apart(two_ranks[name], one_rank["through"]) < 2e-5
+    assert two_ranks[name]["last"]["tau"] == pytest.approx(one_rank["through"]["last"]["tau"], rel=1e-5)
+
+
+def test_a_resumed_run_has_its_temperature_and_adapters(one_rank):
+    through, resumed = one_rank["through"], one_rank["resumed"]
+    assert resumed["losses"] == pytest.approx(through["losses"][2:], rel=1e-6)
+    assert resumed["last"]["tau"] == pytest.approx(through["last"]["tau"], rel=1e-6) != 0.07
+    assert apart(resumed, through) < 1e-6
+
+
+def test_adapters_change_the_decoder_s_projections_alone(one_rank):
+    changed = one_rank["through"]["changed"]
+    assert len(changed) == 2 * 7 and all("_proj.weight" in name for name in changed)
+
+
+def test_the_parts_of_the_objective_are_told(one_rank):
+    told = one_rank["through"]["last"]
+    assert {"contrastive 16d", "contrastive 32d", "contrastive 64d", "feature mse", "feature relational"} <= set(told)
+    assert told["masked_share"] > 0
+
+
+@pytest.mark.parametrize("name", [" ".join(one) for one in RECIPES])
+def test_the_paper_s_recipes_train_a_tiny_model_of_their_class(one_rank, name):
+    step = one_rank[name]["last"]
+    assert np.isfinite(step["loss"]) and step["gradient_norm"] > 0
+    assert one_rank[name]["layers"] == 12
+    assert ("tau_hard" in step) == name.endswith("train")
+    assert ("feature mse" in step) == name.endswith("distill")

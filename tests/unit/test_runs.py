@@ -1,0 +1,55 @@
+"""Runs that were killed get an end from the next run; living ones, here and elsewhere, are left alone."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline import leases, runs
+from pipeline.artifacts import Store
+
+
+def record(store: Store, name: str, host: dict, status: str = "running") -> None:
+    stages = {"train": {"key": "k", "action": "run"}, "ingest": {"key": "i", "action": "cached"}}
+    store.write_run({"id": name, "status": status, "host": host, "stages": stages, "mlflow": {"run_id": f"m-{name}"}})
+
+
+def status(store: Store, name: str) -> str:
+    return json.loads(Path(store.root, "runs", f"{name}.json").read_text())["status"]
+
+
+def age(store: Store, name: str) -> None:
+    path = Path(store.root, "runs", f"{name}.json")
+    os.utime(path, (path.stat().st_mtime - 2 * runs.QUIET_SECONDS,) * 2)
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def test_a_run_whose_process_is_gone_is_marked_here_and_in_mlflow(store):
+    dead = {**runs.process(), "process": [os.getpid(), "another birth"]}
+    record(store, "dead", dead)
+    record(store, "alive", runs.process())
+    record(store, "done", dead, "finished")
+    ended = []
+    assert runs.mark_killed(store, ended.append) == ["dead"]
+    assert ended == ["m-dead"]
+    assert {name: status(store, name) for name in ("dead", "alive", "done")} == {
+        "dead": "interrupted",
+        "alive": "running",
+        "done": "finished",
+    }
+
+
+def test_a_run_of_another_machine_is_dead_when_it_is_quiet_and_holds_no_lease(store):
+    elsewhere = {"machine": "elsewhere", "process": [1, "x"]}
+    record(store, "fresh", elsewhere)
+    record(store, "quiet", elsewhere)
+    age(store, "quiet")
+    with store.locked("train", "k"):
+        assert runs.mark_killed(store, lambda run: None) == []
+    assert leases.holder(store.objects, f"train/k/{leases.LEASE}") is None
+    assert runs.mark_killed(store, lambda run: None) == ["quiet"]

@@ -1,0 +1,101 @@
+"""Shards without Ray: every row once, whatever the files; a killed attempt's files are taken over, its rest is not."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow.fs import LocalFileSystem
+
+from pipeline.artifacts import Store
+from stages.context import StageError
+from stages.shards import Worker, count_rows, cut, files, read
+
+SCHEMA = pa.schema([("id", pa.int64())])
+
+
+def artifact(directory: Path, sizes: list[int], group: int):
+    """Parquet files of these sizes, in row groups of `group`, with the numbers from 0 on."""
+    paths, first = [], 0
+    for number, size in enumerate(sizes):
+        path = str(directory / f"part-{number}.parquet")
+        pq.write_table(pa.table({"id": range(first, first + size)}, SCHEMA), path, row_group_size=group)
+        paths.append(path)
+        first += size
+    return SimpleNamespace(files=lambda prefix: paths, filesystem=LocalFileSystem())
+
+
+@settings(deadline=None, max_examples=40)
+@given(sizes=st.lists(st.integers(0, 9), max_size=4), group=st.integers(1, 5), rows=st.integers(1, 12))
+def test_shards_hold_every_row_once_in_order(tmp_path_factory, sizes, group, rows):
+    source = artifact(tmp_path_factory.mktemp("rows"), sizes, group)
+    shards = cut(source, "x", rows)
+    found = [[n for table in read(one, source.filesystem) for n in table["id"].to_pylist()] for one in shards]
+    assert [n for shard in found for n in shard] == list(range(sum(sizes)))
+    assert all(len(shard) == rows for shard in found[:-1]) and all(found)
+    assert [one.name for one in shards] == sorted({one.name for one in shards})
+
+
+class Doubling:
+    """Stands for a model."""
+
+    def __init__(self, ingest: str) -> None:
+        self.ingest = ingest
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if self.ingest == "broken":
+            raise ValueError("killed here")
+        return table.append_column("twice", pa.array([2 * n for n in table["id"].to_pylist()], pa.int64()))
+
+
+def even(table: pa.Table) -> pa.Table:
+    return table.filter(pa.array([n % 2 == 0 for n in table["id"].to_pylist()], pa.bool_()))
+
+
+def work(output, source, shards, ingest="ingest") -> None:
+    worker = Worker(
+        output, "made", shards, source.filesystem, None, even, lambda table: table, Doubling, {"ingest": ingest}
+    )
+    worker({"id": list(range(len(shards)))})
+
+
+def content(output) -> dict[str, bytes]:
+    return {Path(path).name: Path(path).read_bytes() for path in files(output, "made")}
+
+
+def test_a_second_attempt_takes_over_what_is_whole_and_gives_the_same_bytes(tmp_path):
+    source = artifact(tmp_path, [7, 6], 3)
+    shards = cut(source, "x", 2)
+    whole = Store(tmp_path / "whole").begin("features", "k")
+    work(whole, source, shards)
+    store = Store(tmp_path / "store")
+    killed = store.begin("features", "k")
+    work(killed, source, shards[:3])
+    with pytest.raises(ValueError, match="killed"):
+        work(killed, source, shards[3:4], "broken")
+    again = store.begin("features", "k")
+    done = again.adopt("made")
+    assert sorted(done) == [shard.name for shard in shards[:3]]
+    work(again, source, [shard for shard in shards if shard.name not in done])
+    assert content(again) == content(whole)
+    assert count_rows(again, "made", len(shards)) == 7
+
+
+def test_missing_files_stop_the_stage(tmp_path):
+    source = artifact(tmp_path, [4], 4)
+    output = Store(tmp_path / "store").begin("features", "k")
+    shards = cut(source, "x", 2)
+    work(output, source, shards[:1])
+    with pytest.raises(StageError, match="1 of 2 files arrived"):
+        count_rows(output, "made", len(shards))
+
+
+def test_a_shard_of_which_nothing_is_kept_is_a_file_without_rows(tmp_path):
+    source = artifact(tmp_path, [4], 4)
+    output = Store(tmp_path / "store").begin("features", "k")
+    shards = cut(source, "x", 1)
+    work(output, source, shards)
+    assert [pq.read_metadata(path).num_rows for path in files(output, "made")] == [1, 0, 1, 0]
