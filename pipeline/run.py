@@ -18,11 +18,12 @@ if not __package__:  # run as a script: its own directory must not be searched f
 
 from pipeline.artifacts import Store, open_store
 from pipeline.config import Config, load_config
-from pipeline.dag import STAGES
+from pipeline.dag import stages_of
 from pipeline.plan import Decision, Selection, plan
 from pipeline.report import closing_lines, plan_rows, run_note
 from pipeline.settings import nearest
 from pipeline.sources import read_sources
+from pipeline.students import with_student
 from pipeline.terminal import Parser, keep_stdout, open_console, text_table
 from pipeline.values import walk_values
 from stages.context import InputError, StageError
@@ -77,13 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_command(options: argparse.Namespace, answer: dict[str, Any]) -> int:
     """Plans, runs and reports; fills `answer` for --json on the way, so that a failed run tells how far it came."""
-    config = load_config(options.recipe, options.overrides)
+    config = with_student(load_config(options.recipe, options.overrides))
+    stages = stages_of(config)
     store = open_store(config.store, config.store_endpoint)
     command = shlex.join(["python", "pipeline/run.py", "--recipe", options.recipe, *options.overrides])
     selection = Selection(
         options.only, options.start, options.until, tuple(options.force), options.ignore_code, command
     )
-    decisions = plan(STAGES, config, store.manifests(), read_sources(STAGES, config), selection, store.started)
+    decisions = plan(stages, config, store.manifests(), read_sources(stages, config), selection, store.started)
     console = open_console(sys.stderr if options.json else sys.stdout)
     console.print(text_table(plan_rows(decisions)))
     if options.plan:
@@ -120,7 +122,7 @@ def execute(
     run = Run(config, store, tracker, connected, command=command, recipe=options.recipe)
     run.say = lambda line: console.print(line, soft_wrap=True)
     answer |= {"stages": run.stages, "metrics": {}, "mlflow": tracker.ids()}
-    run_pipeline(STAGES, decisions, run)
+    run_pipeline(stages_of(config), decisions, run)
     publish(run, decisions)
     if "evaluate" in run.artifacts:
         answer["metrics"] = run.artifacts["evaluate"].read_json("metrics.json")

@@ -24,7 +24,7 @@ def test_a_good_source_passes_and_so_do_scenes(tmp_path):
     [
         ({"path": "/nowhere"}, "is not a directory"),
         ({"path": "s3://bucket/data"}, "is not supported yet"),
-        ({"kind": "pairs"}, "is not supported yet"),
+        ({"kind": "pairs"}, "holds no file of records"),
         ({"max_pixels": 2000, "refuse_pixels": 1500}, "max_pixels"),
     ],
 )
