@@ -21,6 +21,7 @@ from stages.context import Context, InputError
 from stages.params import Section, knob
 
 if TYPE_CHECKING:
+    from stages.data.remote import RemotePath
     from stages.data.report import Report
 
 VERSION = 1
@@ -121,8 +122,6 @@ def check(params: Params) -> None:
         raise InputError(
             "data.kind=pairs is not supported yet: bring the data into the M-BEIR layout, data.kind=mbeir"
         )
-    if "://" in params.path:
-        raise InputError(f"data.path={params.path} is not supported yet: copy it to a directory that all nodes see")
     from stages.data import mbeir
 
     mbeir.require(_root(params))
@@ -131,7 +130,7 @@ def check(params: Params) -> None:
 
 
 def fingerprint(params: Params) -> str | None:
-    """A digest of (path, size, time of change) of all files of the source; None for scenes, which have none.
+    """A digest of (path, size, time of change or ETag) of all files of the source; None for scenes, which have none.
 
     Contents are not read: a plan answers in under a second. Raises InputError where the directory is not there.
     """
@@ -139,14 +138,20 @@ def fingerprint(params: Params) -> str | None:
         return None
     import hashlib
 
+    from stages.data import remote
+
     root = _root(params)
+    if isinstance(root, remote.RemotePath):
+        return hashlib.sha256(repr(sorted(remote.listing(root))).encode()).hexdigest()[:16]
     if not root.is_dir():
         raise InputError(f"data.path={root} is not a directory: give the one that holds query/ and cand_pool/")
     return hashlib.sha256(repr(sorted(_files(root))).encode()).hexdigest()[:16]
 
 
-def _root(params: Params) -> Path:
-    return Path(params.path).expanduser()
+def _root(params: Params) -> "Path | RemotePath":
+    from stages.data import remote
+
+    return remote.source(params.path)
 
 
 def _files(root: Path) -> list[tuple[str, int, int]]:
