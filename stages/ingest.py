@@ -160,9 +160,6 @@ def check(params: Params) -> None:
     if params.kind == "pairs":
         from stages.data import records
 
-        if "://" in params.path:
-            raise InputError(f"data.path={params.path}: pairs are read from a directory that all nodes see; copy them")
-
         records.find(_root(params), "data.path", pictures=False)
     else:
         from stages.data import mbeir
@@ -198,6 +195,8 @@ def fingerprint(params: Params) -> str | None:
 def _root(params: Params) -> "Path | RemotePath":
     from stages.data import remote
 
+    if params.kind == "pairs" and params.path.startswith(remote.SCHEME):
+        raise InputError(f"data.path={params.path}: pairs are read from a file or directory; copy them to one")
     return remote.source(params.path)
 
 

@@ -188,7 +188,7 @@ def test_a_server_that_is_not_there_costs_one_line_and_nothing_is_lost(uri, pare
     assert sent.data.params == {"train.loss": "mac"} and sent.info.status == "FINISHED"
     assert [(point.step, point.value) for point in found.get_metric_history(sent.info.run_id, "loss")] == [(7, 1.0)]
     assert found.get_model_version_by_alias("late", "champion").run_id == sent.info.run_id
-    assert sent.info.start_time < sent.info.end_time
+    assert sent.info.start_time <= sent.info.end_time  # the times of the events, not of the delivery
     assert not list(spool.directory.glob("*.jsonl"))
 
 
