@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 def check_combinations(config: "Config", settings: Settings) -> None:
     """Raises InputError for the first combination that can't work."""
+    check_corpus(config)
     check_data(config)
     check_backbone(config)
     check_tiny(config)
@@ -32,6 +33,19 @@ def check_combinations(config: "Config", settings: Settings) -> None:
         check = getattr(import_module(f"stages.{section}"), "check", None)
         if check:
             check(config.data if section == "ingest" else config.backbone)
+
+
+def check_corpus(config: "Config") -> None:
+    """A corpus of one's own is indexed by a student that is there, and needs nothing else."""
+    corpus, student = config.index.corpus, config.student.model
+    if corpus and not student:
+        raise InputError(
+            "index.corpus needs the student that indexes it; add student=models:/puma@champion, or a directory"
+        )
+    if student and not corpus:
+        raise InputError("student.model only indexes a corpus of one's own; add index.corpus=DIRECTORY")
+    if corpus:
+        import_module("stages.corpus").check(config.index)
 
 
 def check_data(config: "Config") -> None:

@@ -51,7 +51,9 @@ def load_config(recipe: str = "demo", overrides: Iterable[str] = ()) -> Config:
     Raises InputError, one line, for an unknown recipe, key, value or combination.
     """
     fields = dict(walk_fields(Config))
-    settings = read_settings(recipe, overrides, lambda path: path in fields and fields[path].annotation is str)
+    settings = read_settings(
+        recipe, map(spell_out, overrides), lambda path: path in fields and fields[path].annotation is str
+    )
     check_keys(settings, fields)
     try:
         config = Config.model_validate(settings.values)
@@ -59,6 +61,12 @@ def load_config(recipe: str = "demo", overrides: Iterable[str] = ()) -> Config:
         raise InputError(value_message(error, settings, fields)) from None
     check_combinations(config, settings)
     return config
+
+
+def spell_out(override: str) -> str:
+    """`student=models:/puma@champion` as `student.model=…`; a mapping stays what it is, and so does anything else."""
+    name, equals, text = override.partition("=")
+    return f"student.model={text}" if name == "student" and equals and not text.startswith("{") else override
 
 
 def check_keys(settings: Settings, fields: Mapping[str, FieldInfo]) -> None:

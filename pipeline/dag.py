@@ -9,6 +9,7 @@ Written out instead of discovered: the tuple below is the whole graph, in the or
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Stage:
     module: str
     inputs: tuple[str, ...]
     sections: tuple[str, ...]
+    outside: tuple[str, ...] = ()
+    """Sections that name data outside the store, with which `fingerprint` is asked; empty is the first section."""
 
     def load(self) -> ModuleType:
         """The stage's module; importing it is light, the heavy imports are inside its functions."""
@@ -32,8 +35,17 @@ STAGES = (
     Stage("distill", "stages.distill", ("ingest", "backbone", "features"), ("student", "distill", "seed")),
     Stage("train", "stages.train", ("ingest", "distill"), ("train", "seed")),
     Stage("index", "stages.index", ("ingest", "train"), ("index",)),
-    Stage("evaluate", "stages.evaluate", ("ingest", "backbone", "train", "index"), ("evaluate",)),
+    Stage("evaluate", "stages.evaluate", ("ingest", "backbone", "features", "train", "index"), ("evaluate",)),
 )
+
+
+CORPUS = (Stage("index", "stages.corpus", (), ("index", "student"), ("index", "student")),)
+"""The index of a corpus of one's own by a student that is there: nothing to ingest, to train or to evaluate."""
+
+
+def stages_of(config: Any) -> tuple[Stage, ...]:
+    """The stages of a run: all, or only the index where it has its own corpus."""
+    return CORPUS if config.index.corpus else STAGES
 
 
 def descendants(stages: tuple[Stage, ...], name: str) -> set[str]:

@@ -29,7 +29,7 @@ from pipeline.values import walk_values
 from stages.context import InputError
 from stages.params import Section
 
-LOCATIONS = ("data.path",)
+LOCATIONS = ("data.path", "index.corpus", "student.model")
 """Where outside data lies that a stage copies. Left out of a key with its fingerprint: moved data is the same data."""
 
 Manifests = Mapping[str, Mapping[str, Mapping[str, Any]]]

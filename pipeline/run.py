@@ -18,12 +18,14 @@ if not __package__:  # run as a script: its own directory must not be searched f
 
 from pipeline.artifacts import Store, open_store
 from pipeline.config import Config, load_config
-from pipeline.dag import STAGES
+from pipeline.dag import stages_of
 from pipeline.plan import Decision, Selection, plan
 from pipeline.report import closing_lines, plan_rows, run_note
 from pipeline.settings import nearest
 from pipeline.sources import read_sources
+from pipeline.students import with_student
 from pipeline.terminal import Parser, keep_stdout, open_console, text_table
+from pipeline.values import walk_values
 from stages.context import InputError, StageError
 
 if TYPE_CHECKING:
@@ -76,13 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_command(options: argparse.Namespace, answer: dict[str, Any]) -> int:
     """Plans, runs and reports; fills `answer` for --json on the way, so that a failed run tells how far it came."""
-    config = load_config(options.recipe, options.overrides)
+    config = with_student(load_config(options.recipe, options.overrides))
+    stages = stages_of(config)
     store = open_store(config.store, config.store_endpoint)
     command = shlex.join(["python", "pipeline/run.py", "--recipe", options.recipe, *options.overrides])
     selection = Selection(
         options.only, options.start, options.until, tuple(options.force), options.ignore_code, command
     )
-    decisions = plan(STAGES, config, store.manifests(), read_sources(STAGES, config), selection, store.started)
+    decisions = plan(stages, config, store.manifests(), read_sources(stages, config), selection, store.started)
     console = open_console(sys.stderr if options.json else sys.stdout)
     console.print(text_table(plan_rows(decisions)))
     if options.plan:
@@ -119,7 +122,7 @@ def execute(
     run = Run(config, store, tracker, connected, command=command, recipe=options.recipe)
     run.say = lambda line: console.print(line, soft_wrap=True)
     answer |= {"stages": run.stages, "metrics": {}, "mlflow": tracker.ids()}
-    run_pipeline(STAGES, decisions, run)
+    run_pipeline(stages_of(config), decisions, run)
     publish(run, decisions)
     if "evaluate" in run.artifacts:
         answer["metrics"] = run.artifacts["evaluate"].read_json("metrics.json")
@@ -138,13 +141,22 @@ def publish(run: "Run", decisions: Sequence[Decision]) -> None:
     student, metrics = run.artifacts["train"], run.artifacts["evaluate"].manifest["metrics"]
     run.tracker.metrics(headline(metrics))
     if any(decision.action == "run" and decision.stage in ("train", "evaluate") for decision in decisions):
-        weights = (
-            f"{student.uri}/{student.attempt}/model"  # where they lie in the store; they are not fetched for this
-        )
-        tags = {"key": student.key, "attempt": student.attempt, "weights": weights}
+        # where the weights lie in the store; they are not fetched for this
+        weights = f"{student.uri}/{student.attempt}/model"
+        tags = {"key": student.key, "attempt": student.attempt, "weights": weights, "test": test_identity(run)}
         source = student.manifest.get("mlflow_run_id", "")
         numbers = headline(metrics).get("student", {})
-        run.tracker.register(run.config.train.register_as, tags, numbers, source or run.tracker.run_id)
+        place = (run.config.train.register_as, tags, numbers, source or run.tracker.run_id)
+        said = run.tracker.register(*place, alias=run.config.train.register_alias)
+        if said:
+            run.say(said)
+
+
+def test_identity(run: "Run") -> str:
+    """What two students must share for their numbers to compare: the ingested data, and which queries were asked."""
+    chosen = {path: value for path, value, _ in walk_values(run.config)}
+    parts = (run.artifacts["ingest"].key, chosen.get("index.split"), chosen.get("evaluate.queries_per_task") or "all")
+    return "/".join(map(str, parts))
 
 
 def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:

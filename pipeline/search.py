@@ -3,6 +3,11 @@
     python pipeline/search.py --text "two red circles"
     python pipeline/search.py --image photo.jpg --want text --json
     python pipeline/search.py --text "the same in blue" --image photo.jpg --save-images found store=.puma/store
+    python pipeline/search.py --queries asked.jsonl --json
+    python pipeline/search.py --text milk --where "brand=Arla" --where "price<20" index.corpus=products.csv
+
+A file of queries has one JSON object in each line with `text`, `image` (a path that starts from the file), `want` and
+`where`; its answers come in one batch.
 
 The index is that of the newest pipeline run whose configuration agrees with every key=value given. No Ray is started,
 and nothing heavy is imported before the arguments are known to be good.
@@ -10,9 +15,11 @@ and nothing heavy is imported before the arguments are known to be good.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
@@ -20,14 +27,17 @@ if __package__ in (None, ""):  # started by its path: the repository, not this d
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.artifacts import Store, open_store
-from pipeline.config import Config, check_keys, get_value
+from pipeline.config import Config, check_keys, get_value, spell_out
+from pipeline.pictures import drawn, protocol
 from pipeline.settings import read_settings
 from pipeline.values import walk_fields
 from stages.context import InputError, StageError
 
 if TYPE_CHECKING:
+    from stages.data.images import Checked
     from stages.search.retriever import Query, Result, Retriever
 
+BATCH = 32  # queries that the model embeds at once
 NAME_LENGTH = 60  # of a saved picture's file name
 
 
@@ -59,6 +69,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python pipeline/search.py", allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--text", help="words to search for")
     parser.add_argument("--image", type=Path, metavar="FILE", help="picture to search with")
+    parser.add_argument("--queries", type=Path, metavar="FILE", help="JSONL of queries with text, image, want, where")
+    parser.add_argument("--where", action="append", default=[], metavar="COND", help="price<20; all have to hold")
+    parser.add_argument(
+        "--backend", default="", metavar="NAME", help="exact, lance or faiss instead of the index's own"
+    )
     parser.add_argument("--want", metavar="KIND", help="text, image or image,text; left out: pictures where possible")
     parser.add_argument("-k", type=int, default=10, metavar="N", help="number of results (default 10)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
@@ -67,26 +82,122 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """One query as far as it can be checked without the index."""
+
+    text: str | None
+    image: "Checked | None"
+    want: str | None
+    where: "dict[str, Any] | Sequence[str]"
+
+
 def search(options: argparse.Namespace, answer: TextIO) -> None:
     """Checks everything that needs no model, then searches and prints."""
+    asked = read_queries(options) if options.queries else [read_query(options)]
+    place, wanted = read_overrides(options.overrides)
+    store = open_store(place, wanted.pop("store_endpoint", ""))
+    retriever, index = open_retriever(store, find_keys(store, place, wanted), options.backend)
+    queries = [ask(retriever, one, f"{options.queries}:{number}") for number, one in asked]
+    found = [result for part in batched(queries) for result in retriever.search_many(part, options.k)]
+    if options.save_images:
+        for number, results in enumerate(found, start=1):
+            save_images(retriever, results, options.save_images / (f"{number:03d}" if options.queries else ""))
+    if options.json:
+        answers = [to_json(*one, index) for one in zip(queries, found, strict=True)]
+        print(json.dumps({"answers": answers} if options.queries else answers[0], ensure_ascii=False), file=answer)
+        return
+    for query, results in zip(queries, found, strict=True):
+        print_table(query, results, answer)
+        print_pictures(retriever, results, answer)
+
+
+def read_query(options: argparse.Namespace) -> tuple[int, Asked]:
+    """The one query of the command line."""
     from stages.data.images import Limits
-    from stages.search.retriever import Retriever, check_image, check_query
+    from stages.search.retriever import check_image, check_query
 
     text = check_query(options.text, options.want, options.k, options.image is not None)
     image = check_image(read_image(options.image), str(options.image), Limits()) if options.image else None
-    place, wanted = read_overrides(options.overrides)
-    store = open_store(place, wanted.pop("store_endpoint", ""))
-    keys = find_keys(store, place, wanted)
-    index, ingest, train = (store.artifact(stage, keys[stage]) for stage in ("index", "ingest", "train"))
-    retriever = Retriever.load(index, ingest, train)
-    query = retriever.ask(text, image, options.want)
-    results = retriever.find(query, options.k)
-    if options.save_images:
-        save_images(retriever, results, options.save_images)
-    if options.json:
-        print(json.dumps(to_json(query, results, index.key), ensure_ascii=False), file=answer)
-    else:
-        print_table(query, results, answer)
+    return 0, Asked(text, image, options.want, options.where)
+
+
+def read_queries(options: argparse.Namespace) -> list[tuple[int, Asked]]:
+    """The queries of a file with their line numbers. Raises InputError naming the first bad line."""
+    if options.text is not None or options.image is not None or options.want or options.where:
+        raise InputError("--queries has its own text, image, want and where; leave these options out")
+    try:
+        lines = options.queries.read_bytes().splitlines()
+    except OSError as error:
+        raise InputError(f"--queries {options.queries} can't be read: {error.strerror}; give a JSONL file") from None
+    asked = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                asked.append((number, parse_query(line, options)))
+            except InputError as error:
+                raise InputError(f"{options.queries}:{number}: {error}") from None
+    if not asked:
+        raise InputError(f"--queries {options.queries} holds no query; write one JSON object in each line")
+    return asked
+
+
+def parse_query(line: bytes, options: argparse.Namespace) -> Asked:
+    """The query in one line of a file."""
+    from stages.data.images import ImageRejected, Limits, load
+    from stages.search.retriever import check_query
+
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"no JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise InputError('a query is an object, such as {"text": "a red circle"}')
+    if unknown := sorted(set(fields) - {"text", "image", "want", "where"}):
+        raise InputError(f"unknown key '{unknown[0]}'; known: text, image, want, where")
+    for name, kind in (("text", str), ("image", str), ("want", str), ("where", dict)):
+        if not isinstance(fields.get(name), kind | None):
+            raise InputError(f"{name} must be {'an object' if kind is dict else 'a text'}, not {fields[name]!r}")
+    text = check_query(fields.get("text"), fields.get("want"), options.k, bool(fields.get("image")))
+    try:
+        image = load(options.queries.parent, fields["image"], Limits()) if fields.get("image") else None
+    except ImageRejected as error:
+        raise InputError(f"the image can't be used: {error}") from None
+    return Asked(text, image, fields.get("want"), fields.get("where") or {})
+
+
+def open_retriever(store: Store, keys: dict[str, str], backend: str = "") -> "tuple[Retriever, str]":
+    """The retriever over a run's index, and the index's key; `keys` are of `find_keys`."""
+    from stages.search.retriever import Retriever
+
+    index = store.artifact("index", keys["index"])
+    made_from = [store.artifact(stage, keys[stage]) for stage in ("ingest", "train") if stage in keys]
+    return Retriever.load(index, *made_from, backend=backend), index.key
+
+
+def ask(retriever: "Retriever", asked: Asked, where: str) -> "Query":
+    """The query as the index can answer it. Raises InputError, naming `where` for a line of a file."""
+    from stages.search.filters import parse_where
+
+    try:
+        told = asked.where if isinstance(asked.where, dict) else parse_where(asked.where, retriever.card)
+        return retriever.ask(asked.text, asked.image, asked.want, told)
+    except InputError as error:
+        raise InputError(f"{where}: {error}" if not where.startswith("None") else str(error)) from None
+
+
+def batched(queries: "Sequence[Query]") -> "Iterator[Sequence[Query]]":
+    """The queries in batches that the model takes at once."""
+    for start in range(0, len(queries), BATCH):
+        yield queries[start : start + BATCH]
+
+
+def print_pictures(retriever: "Retriever", results: "Sequence[Result]", answer: TextIO) -> None:
+    """The found pictures side by side, where the terminal shows pictures."""
+    by = protocol(os.environ, answer.isatty())
+    shown = [drawn(retriever.picture(one.image)[0], by) for one in results if by and one.image]
+    if shown:
+        print("".join(shown), file=answer)
 
 
 @contextmanager
@@ -119,7 +230,7 @@ def read_overrides(overrides: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """The store's place, and {dotted key: value} that a run's configuration has to agree with."""
     fields = dict(walk_fields(Config))
     is_text = {path for path, field in fields.items() if field.annotation is str}
-    settings = read_settings("demo", overrides, is_text.__contains__)
+    settings = read_settings("demo", map(spell_out, overrides), is_text.__contains__)
     check_keys(settings, fields)
     set_here = [path for path, origin in settings.origins.items() if origin.startswith("override ")]
     wanted = {path: get_value(settings.values, path) for path in set_here if path != "tracking_uri"}

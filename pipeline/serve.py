@@ -22,7 +22,7 @@ if __package__ in (None, ""):  # started by its path: the repository, not this d
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.artifacts import Artifact, Store, open_store
-from pipeline.search import find_keys, read_overrides
+from pipeline.search import find_keys, open_retriever, read_overrides
 from pipeline.terminal import Parser
 from stages.context import InputError, StageError
 
@@ -50,9 +50,8 @@ class Source:
     def load(self, limits: "Limits", meters: "Meters") -> "Engine":
         """Loads student and index, and prepares the teacher where there is one."""
         from pipeline.web.engine import Engine
-        from stages.search.retriever import Retriever
 
-        student = Retriever.load(*map(self.artifact, ("index", "ingest", "train")))
+        student, _ = open_retriever(self.store, self.keys)
         teacher = (lambda: self.load_teacher(student)) if self.has_teacher() else None
         return Engine(student, teacher, self.keys["index"], limits, meters)
 

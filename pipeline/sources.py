@@ -22,14 +22,16 @@ ROOT = Path(__file__).resolve().parents[1]
 def read_sources(stages: tuple[Stage, ...], config: Section, root: Path = ROOT) -> dict[str, Source]:
     """The sources of every stage; imports the (light) stage modules.
 
-    A stage that reads data from outside has `fingerprint(params)`, asked with its first section; None is no such data.
+    A stage that reads data from outside has `fingerprint`, asked with the sections `Stage.outside`; None is no such
+    data.
     Raises InputError where the outside data isn't there.
     """
     found = {}
     for stage in stages:
         module = stage.load()
         fingerprint = getattr(module, "fingerprint", None)
-        data = fingerprint(getattr(config, stage.sections[0])) if fingerprint else None
+        asked = [getattr(config, name) for name in stage.outside or stage.sections[:1]]
+        data = fingerprint(*asked) if fingerprint else None
         found[stage.name] = Source(module.VERSION, code_parts(stage.module, root), data)
     return found
 

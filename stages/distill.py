@@ -25,6 +25,7 @@ VERSION = 1
 class Student(Section):
     """The section `student`."""
 
+    model: str = Field("", description="index.corpus: models:/NAME@ALIAS, an artifact of train, or a directory")
     layers: int | Literal["auto", "full"] = Field(
         3, description="decoder layers to keep; `full` keeps all, `auto` the fewest that lose at most max_loss"
     )

@@ -25,7 +25,12 @@ FORMAT = 1  # of retriever.json and the embeddings beside it
 class Params(Section):
     """The section `index`."""
 
-    backend: Literal["exact"] = "exact"
+    backend: Literal["auto", "exact", "lance", "faiss"] = Field(
+        "auto", description="what answers searches; auto is exact below 100,000 candidates and lance above"
+    )
+    corpus: str = Field(
+        "", description="own corpus to index instead, with student.model: a folder of pictures, a JSONL, CSV or TSV"
+    )
     split: Literal["val", "test"] = Field("test", description="the pools of this split are embedded")
     rows_per_shard: int = Field(ROWS, ge=1, description=ROWS_TOLD)
     batch_size: int = knob(64, ge=1)
@@ -33,12 +38,16 @@ class Params(Section):
 
 def run(context: Context) -> dict[str, float | dict]:
     """Runs the stage; see the module header."""
+    from stages.search.backends import build, choose
+
     params, ingest, train = context.params.index, context.inputs["ingest"], context.inputs["train"]
     summary = summarise_pools(ingest, params.split)
+    backend = choose(params.backend, summary["rows"])
     start = time.monotonic()
     written = embed_pools(context, "embeddings", summary, train.local("model"), params)
     seconds = time.monotonic() - start
-    context.output.write_json("retriever.json", describe(context, summary, written["dim"]))
+    made = build(context.output, backend, written["files"])
+    context.output.write_json("retriever.json", describe(context, summary, written["dim"]) | made)
     return {
         "rows": summary["rows"],
         "rows_per_second": summary["rows"] / seconds,
@@ -139,7 +148,7 @@ def describe(context: Context, summary: dict[str, Any], dim: int) -> dict[str, A
     union = union_pool(params.split)
     return {
         "format": FORMAT,
-        "backend": params.backend,
+        "backend": "exact",
         "dim": dim,
         "rows": summary["rows"],
         "split": params.split,

@@ -12,6 +12,7 @@ What must be known about all rows at once is kept as a few bytes for each (`stag
 of shuffles.
 """
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,9 +22,16 @@ from stages.context import Context, InputError
 from stages.params import Section, knob
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ray.data import Dataset
+
+    from stages.data.mbeir import Source
+    from stages.data.remote import RemotePath
     from stages.data.report import Report
 
 VERSION = 1
+MOST_POOLS = 1000
 
 
 class Scenes(Section):
@@ -55,12 +63,9 @@ class Params(Section):
 
 def run(context: Context) -> dict[str, float | dict]:
     """Ingests the source; returns counts and `rejects`. Raises StageError where too many rows are bad."""
-    from stages.data import mbeir
-
     data = context.params.data
     root = _made(context) if data.kind == "scenes" else _root(data)
-    mbeir.require(root)
-    report = _ingest(context, root)
+    report = _ingest(context, _read_pairs(context, root) if data.kind == "pairs" else _read_mbeir(root))
     context.output.write_json("stats.json", report.stats())
     context.tracker.metrics(report.numbers())
     source = str(root) if data.path else f"scenes (seed {context.params.seed})"
@@ -68,8 +73,48 @@ def run(context: Context) -> dict[str, float | dict]:
     return {**report.numbers(), "rejects": report.rejects()}
 
 
-def _ingest(context: Context, root: Path) -> "Report":
-    """Reads, judges and writes everything below `root`."""
+@dataclass(frozen=True)
+class Reading:
+    """A source as read: rows that nobody has judged yet, and what else its format tells."""
+
+    root: Path
+    candidates: "Dataset"
+    queries: "Dataset"
+    pools: list[str]
+    instructions: "Callable[[Report], list[dict]]"
+    query_files: "list[Source]" = field(default_factory=list)
+    """Files whose queries share one pool; where there are none, each row names its own."""
+
+
+def _read_mbeir(root: Path) -> Reading:
+    from stages.data import flow, mbeir
+
+    mbeir.require(root)
+    instructions = mbeir.instructions(root)
+    pool_files, query_files = mbeir.candidate_sources(root), mbeir.query_sources(root)
+    names = {row["dataset_id"]: row["dataset"] for row in instructions}
+    candidates, queries = flow.read(root, pool_files, query_files, names)
+    pools = sorted({source.pool for source in pool_files})
+    return Reading(root, candidates, queries, pools, lambda _: instructions, query_files)
+
+
+def _read_pairs(context: Context, path: Path) -> Reading:
+    from functools import partial
+
+    from stages.data import flow, pairs, records
+
+    found = records.lay_out(path, records.find(path, "data.path", pictures=False), context.output.work / "records")
+    chunks = flow.cut(found.root, found.sources)
+    queries = flow.read_chunks(chunks, partial(pairs.read_queries, found))
+    candidates = flow.read_chunks(chunks, partial(pairs.read_candidates, found))
+    pools = flow.distinct(candidates, "pool")
+    if len(pools) > MOST_POOLS:
+        raise InputError(f"data.path={path} names {len(pools)} tasks; a task is a group of many pairs, leave it out")
+    return Reading(found.root, candidates, queries, pools, lambda report: pairs.instructions(report.tasks()))
+
+
+def _ingest(context: Context, source: Reading) -> "Report":
+    """Judges and writes everything that was read."""
     import pyarrow as pa
 
     from stages.data import flow, mbeir
@@ -77,12 +122,7 @@ def _ingest(context: Context, root: Path) -> "Report":
     from stages.data.schemas import CANDIDATES, INSTRUCTIONS, QUERIES, REJECTS
 
     data, output = context.params.data, context.output
-    instructions = mbeir.instructions(root)
-    pool_files, query_files = mbeir.candidate_sources(root), mbeir.query_sources(root)
-    pools = sorted({source.pool for source in pool_files})
-
-    names = {row["dataset_id"]: row["dataset"] for row in instructions}
-    candidates, queries = flow.read(root, pool_files, query_files, names)
+    root, candidates, queries, pools = source.root, source.candidates, source.queries, source.pools
     flow.say(f"read {queries.count()} query rows and {candidates.count()} rows of {len(pools)} pools from {root}")
 
     numbers = flow.take_numbers(candidates, queries, pools)
@@ -92,7 +132,7 @@ def _ingest(context: Context, root: Path) -> "Report":
 
     known = flow.settle(numbers, images, pools, mbeir.implied_unions(pools))
     judged_candidates = flow.judge_candidates(candidates, known, images)
-    own = flow.own_pools(root, query_files, known)
+    own = flow.own_pools(root, source.query_files, known)
     judged_queries = flow.judge_queries(queries, numbers, known, images, own)
     rejects = flow.rejects(judged_candidates, judged_queries, images)
     report = flow.report(judged_candidates, judged_queries, images, known)
@@ -102,7 +142,7 @@ def _ingest(context: Context, root: Path) -> "Report":
     flow.write(output, "candidates", flow.keep(judged_candidates, CANDIDATES), CANDIDATES)
     flow.write(output, "queries", flow.keep(judged_queries, QUERIES), QUERIES)
     flow.write(output, "rejects", rejects, REJECTS)
-    flow.write_table(output, "instructions", pa.Table.from_pylist(instructions, INSTRUCTIONS))
+    flow.write_table(output, "instructions", pa.Table.from_pylist(source.instructions(report), INSTRUCTIONS))
     return report
 
 
@@ -118,20 +158,22 @@ def check(params: Params) -> None:
     if params.kind == "scenes":
         return
     if params.kind == "pairs":
-        raise InputError(
-            "data.kind=pairs is not supported yet: bring the data into the M-BEIR layout, data.kind=mbeir"
-        )
-    if "://" in params.path:
-        raise InputError(f"data.path={params.path} is not supported yet: copy it to a directory that all nodes see")
-    from stages.data import mbeir
+        from stages.data import records
 
-    mbeir.require(_root(params))
+        if "://" in params.path:
+            raise InputError(f"data.path={params.path}: pairs are read from a directory that all nodes see; copy them")
+
+        records.find(_root(params), "data.path", pictures=False)
+    else:
+        from stages.data import mbeir
+
+        mbeir.require(_root(params))
     if params.max_pixels > params.refuse_pixels:
         raise InputError("data.max_pixels passes data.refuse_pixels: a picture is refused before it is scaled down")
 
 
 def fingerprint(params: Params) -> str | None:
-    """A digest of (path, size, time of change) of all files of the source; None for scenes, which have none.
+    """A digest of (path, size, time of change or ETag) of all files of the source; None for scenes, which have none.
 
     Contents are not read: a plan answers in under a second. Raises InputError where the directory is not there.
     """
@@ -139,14 +181,24 @@ def fingerprint(params: Params) -> str | None:
         return None
     import hashlib
 
+    from stages.data import remote
+
     root = _root(params)
+    if params.kind == "pairs":
+        from stages.data import records
+
+        return records.fingerprint(root)
+    if isinstance(root, remote.RemotePath):
+        return hashlib.sha256(repr(sorted(remote.listing(root))).encode()).hexdigest()[:16]
     if not root.is_dir():
         raise InputError(f"data.path={root} is not a directory: give the one that holds query/ and cand_pool/")
     return hashlib.sha256(repr(sorted(_files(root))).encode()).hexdigest()[:16]
 
 
-def _root(params: Params) -> Path:
-    return Path(params.path).expanduser()
+def _root(params: Params) -> "Path | RemotePath":
+    from stages.data import remote
+
+    return remote.source(params.path)
 
 
 def _files(root: Path) -> list[tuple[str, int, int]]:

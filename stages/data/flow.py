@@ -6,12 +6,13 @@ references and counts. Rows keep the order of the source, so that the same sourc
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs
 import pyarrow.parquet as pq
 import ray
@@ -69,22 +70,44 @@ def read(
     root: Path, candidates: list[Source], queries: list[Source], datasets: dict[int, str]
 ) -> tuple[ray.data.Dataset, ray.data.Dataset]:
     """(candidate rows, query rows) as read, in `RAW_CANDIDATES` and `RAW_QUERIES`; positions are unique over both."""
-    total = sum((root / source.path).stat().st_size for source in (*candidates, *queries))
+    chunks = cut(root, [*candidates, *queries])
+    split = sum(chunk.source.pool is not None for _, chunk in chunks)
+
+    def reader(number: int, chunk: mbeir.Chunk) -> pa.Table:
+        return mbeir_rows.read_chunk(root, number, chunk, datasets)
+
+    return read_chunks(chunks[:split], reader), read_chunks(chunks[split:], reader)
+
+
+def cut(root: Path, sources: Sequence[Source]) -> list[tuple[int, mbeir.Chunk]]:
+    """The numbered chunks of files, small enough that every core gets a few."""
+    total = sum((root / source.path).stat().st_size for source in sources)
     size = min(mbeir.CHUNK_BYTES, max(SMALLEST_CHUNK, total // (TASKS_PER_CPU * _cpus())))
-    chunks = [chunk for source in (*candidates, *queries) for chunk in mbeir.chunks(root, source, size)]
-    split = sum(chunk.source.pool is not None for chunk in chunks)
+    return list(enumerate(chunk for source in sources for chunk in mbeir.chunks(root, source, size)))
 
-    def rows(numbered: list[tuple[int, mbeir.Chunk]]) -> ray.data.Dataset:
-        def read_chunks(table: pa.Table) -> Iterator[pa.Table]:
-            for place in table["id"].to_pylist():
-                yield mbeir_rows.read_chunk(root, *numbered[place], datasets)
 
-        places = ray.data.range(len(numbered), override_num_blocks=max(1, len(numbered)))
-        places.context.execution_options.preserve_order = True  # of this dataset and of all that is made from it
-        return _map(places, read_chunks)
+def read_chunks(
+    chunks: list[tuple[int, mbeir.Chunk]], reader: Callable[[int, mbeir.Chunk], pa.Table]
+) -> ray.data.Dataset:
+    """The rows of all chunks, in their order, each read by a task of its own."""
 
-    numbered = list(enumerate(chunks))
-    return rows(numbered[:split]).materialize(), rows(numbered[split:]).materialize()
+    def read_places(table: pa.Table) -> Iterator[pa.Table]:
+        for place in table["id"].to_pylist():
+            yield reader(*chunks[place])
+
+    places = ray.data.range(len(chunks), override_num_blocks=max(1, len(chunks)))
+    places.context.execution_options.preserve_order = True  # of this dataset and of all that is made from it
+    return _map(places, read_places).materialize()
+
+
+def distinct(rows: ray.data.Dataset, column: str) -> list[str]:
+    """The values of a column of strings, sorted."""
+
+    def values(table: pa.Table) -> pa.Table:
+        return pa.table({column: pc.unique(table[column])})
+
+    tables = ray.get(_map(rows, values).to_arrow_refs())
+    return sorted({value for table in tables if table.num_rows for value in table[column].to_pylist() if value})
 
 
 def take_numbers(candidates: ray.data.Dataset, queries: ray.data.Dataset, pools: list[str]) -> Numbers:
@@ -129,7 +152,7 @@ def write_images(
         return pa.table({"written": [pictures.write_pictures(table, root, limits, record, output)]})
 
     paths = [_map(dataset, new_paths) for dataset in rows]
-    paths = paths[0].union(*paths[1:]).repartition(target_num_rows_per_block=batch)
+    paths = (paths[0].union(*paths[1:]) if paths[1:] else paths[0]).repartition(target_num_rows_per_block=batch)
     _map(paths, check).materialize()
     if not output.filesystem.get_file_info(pyarrow.fs.FileSelector(f"{output.base}/images", allow_not_found=True)):
         write_table(output, "images", IMAGES.empty_table())
@@ -148,11 +171,13 @@ def settle(numbers: Numbers, images: Images, pools: list[str], unions: dict[str,
     return known.remote(images.verdicts, *numbers.candidates)
 
 
-def judge_candidates(rows: ray.data.Dataset, known: ray.ObjectRef, images: Images) -> ray.data.Dataset:
-    """The candidate rows in `JUDGED_CANDIDATES`."""
+def judge_candidates(
+    rows: ray.data.Dataset, known: ray.ObjectRef, images: Images, schema: pa.Schema = judge.JUDGED_CANDIDATES
+) -> ray.data.Dataset:
+    """The candidate rows in `schema`."""
 
     def judged(table: pa.Table) -> pa.Table:
-        return judge.judge_candidates(table, ray.get(known), ray.get(images.verdicts))
+        return judge.judge_candidates(table, ray.get(known), ray.get(images.verdicts), schema)
 
     return _map(rows, judged).materialize()
 

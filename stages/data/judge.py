@@ -21,8 +21,13 @@ JUDGED_CANDIDATES = pa.schema([*CANDIDATES, *_VERDICT])
 JUDGED_QUERIES = pa.schema([*QUERIES, *_VERDICT, pa.field("dangling", pa.int32())])  # ids that lead nowhere, dropped
 
 
-def judge_candidates(table: pa.Table, known: Candidates, images: ImageVerdicts) -> pa.Table:
-    """Judges `RAW_CANDIDATES` rows. Later rows of a did that say the same are merged away: their pools are known."""
+def judge_candidates(
+    table: pa.Table, known: Candidates, images: ImageVerdicts, schema: pa.Schema = JUDGED_CANDIDATES
+) -> pa.Table:
+    """Judges `RAW_CANDIDATES` rows. Later rows of a did that say the same are merged away: their pools are known.
+
+    `schema` may have more columns than JUDGED_CANDIDATES; what is read into them passes through.
+    """
     keys, positions = hash_ids(table["did"].to_pylist()), table["position"].to_numpy()
     first, places = known.firsts.is_first(keys, positions), locate(keys, known.firsts.keys)
     contents = content_hashes(table)
@@ -40,7 +45,7 @@ def judge_candidates(table: pa.Table, known: Candidates, images: ImageVerdicts) 
             row["image_id"] = image_ids[number]
             row["content_id"] = content_id(row["text"], row["image_id"])
         judged.append(row)
-    return pa.Table.from_pylist(judged, JUDGED_CANDIDATES)
+    return pa.Table.from_pylist(judged, schema)
 
 
 def judge_queries(
@@ -61,7 +66,7 @@ def judge_queries(
         elif row["reason"] is None:
             row |= _with_candidates(row, known)
             row["image_id"] = image_ids[number]
-            row["pool"] = pools.get(file)
+            row["pool"] = row["pool"] or pools.get(file)
         judged.append(row)
     return pa.Table.from_pylist(judged, JUDGED_QUERIES)
 

@@ -47,6 +47,7 @@ RAW_QUERIES = pa.schema(
         ("image_path", pa.string()),
         ("positives", pa.list_(pa.string())),
         ("negatives", pa.list_(pa.string())),
+        ("pool", pa.string()),  # null where the file decides, as in M-BEIR
     ]
 )
 

@@ -55,6 +55,10 @@ class Report:
             "by_reason": _counter([*queries, *candidates], "reason"),
         }
 
+    def tasks(self) -> list[tuple[str, str, str]]:
+        """(data set, query modality, target modality) of all kept queries."""
+        return sorted({(row["dataset"], row["modality"], row["target_modality"]) for row in _kept(self.queries)})
+
     def share(self) -> float:
         """Rejected queries and candidates of all; 0 for a source without rows."""
         rejected, every = _count(_rejected(self._rows())), _count(self._rows())

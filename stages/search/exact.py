@@ -18,35 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stages.context import InputError
+from stages.search.filters import Filter
+
 TILE = 8192
+HELD_BYTES = 2**30
 COLUMNS = ("did", "modality", "pools", "vector")
-
-
-@dataclass(frozen=True)
-class Filter:
-    """Which candidates may be found: those of one pool, those of some modalities, or all."""
-
-    pool: str | None = None
-    modalities: tuple[str, ...] = ()
-
-    def rows(self, tile: pa.Table) -> np.ndarray:
-        """The row numbers of `tile` that pass, ascending, int64."""
-        passing = np.ones(tile.num_rows, dtype=bool)
-        if self.modalities:
-            wanted = pc.is_in(tile["modality"], value_set=pa.array(self.modalities, tile["modality"].type))
-            passing &= wanted.to_numpy(zero_copy_only=False)
-        if self.pool is not None:
-            passing &= _in_pool(tile["pools"], self.pool)
-        return np.flatnonzero(passing)
-
-
-def _in_pool(pools: pa.ChunkedArray, name: str) -> np.ndarray:
-    """For each row, whether its list of pools holds `name`, bool [N]."""
-    pools = pools.combine_chunks()
-    owners = pc.list_parent_indices(pools)
-    found = np.zeros(len(pools), dtype=bool)
-    found[owners.filter(pc.equal(pools.flatten(), name)).to_numpy()] = True
-    return found
 
 
 @dataclass(frozen=True)
@@ -81,26 +58,89 @@ class ExactIndex:
         """The k best candidates of each query, once for each filter (one pass over the corpus serves them all).
 
         queries_QD: float32 [Q, D]. Order: falling score, then rising id. No filter is the same as `Filter()`.
+
+        Raises:
+            InputError: the queries have another dimension than the index.
         """
-        return search_batches(self.batches(), queries_QD, k, filters or (Filter(),))
+        check_dimension(queries_QD, self.dim)
+        filters = filters or (Filter(),)
+        columns = sorted({"did", "vector"}.union(*(one.columns() for one in filters)))
+        return search_batches(self.batches(columns), queries_QD, k, filters)
+
+    @property
+    def dim(self) -> int:
+        """Length of a stored vector."""
+        return self.schema().field("vector").type.list_size
+
+    def schema(self, columns: Sequence[str] = ()) -> pa.Schema:
+        """The schema of the stored rows, of all columns or some."""
+        import pyarrow.parquet as pq
+
+        stored = pq.read_schema(self.files[0], filesystem=self.filesystem).remove_metadata()
+        return pa.schema([stored.field(name) for name in columns or stored.names])
+
+    def columns(self) -> list[str]:
+        """The names of all stored columns."""
+        return self.schema().names
+
+
+class HeldIndex:
+    """The same search over vectors that stay in memory, for one query after another: nothing is read or sorted again.
+
+    Vectors are held as float32 up to HELD_BYTES, and above as the float16 that is stored, converted at each search.
+    """
+
+    def __init__(self, stored: ExactIndex) -> None:
+        self.dim = stored.dim
+        self.held: list[tuple[pa.Table, np.ndarray]] = []
+        room = HELD_BYTES
+        for tile, rows_ND in prepared(stored.batches(stored.columns())):
+            room -= rows_ND.nbytes
+            self.held.append((tile, rows_ND if room >= 0 else rows_ND.astype(np.float16)))
+
+    def search(self, queries_QD: np.ndarray, k: int, *filters: Filter) -> list[Ranking]:
+        """See `ExactIndex.search`."""
+        check_dimension(queries_QD, self.dim)
+        return search_tiles(self.held, queries_QD, k, filters or (Filter(),))
+
+
+def check_dimension(queries_QD: np.ndarray, dim: int) -> None:
+    """Raises InputError where the queries [Q, D] can't be compared with an index of `dim` numbers."""
+    if queries_QD.ndim != 2 or queries_QD.shape[1] != dim:
+        raise InputError(
+            f"a query of {queries_QD.shape[-1]} numbers meets an index of {dim}: the index is of another student;"
+            " index with this student, or search with the one that made the index"
+        )
 
 
 def search_batches(
     batches: Iterable[pa.RecordBatch], queries_QD: np.ndarray, k: int, filters: Sequence[Filter]
 ) -> list[Ranking]:
     """`ExactIndex.search` over any stream of record batches with the columns COLUMNS."""
-    queries_QD = np.ascontiguousarray(queries_QD, dtype=np.float32)
-    best = [TopK(len(queries_QD), k) for _ in filters]
+    return search_tiles(prepared(batches), queries_QD, k, filters)
+
+
+def prepared(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[pa.Table, np.ndarray]]:
+    """Each tile's columns in order of the ids, so that among equal scores the lowest id is first, and its vectors."""
     several = False
     for tile in tiles(batches):
-        tile = tile.take(pc.sort_indices(tile["did"]))  # so that among equal scores the first column has the lowest id
-        rows_ND = _float32_rows(tile, several)
-        scores_QN = queries_QD @ rows_ND.T
+        tile = tile.take(pc.sort_indices(tile["did"]))
+        yield tile.drop_columns(["vector"]), _float32_rows(tile, several)
+        several = True
+
+
+def search_tiles(
+    held: Iterable[tuple[pa.Table, np.ndarray]], queries_QD: np.ndarray, k: int, filters: Sequence[Filter]
+) -> list[Ranking]:
+    """`ExactIndex.search` over what `prepared` gives."""
+    queries_QD = np.ascontiguousarray(queries_QD, dtype=np.float32)
+    best = [TopK(len(queries_QD), k) for _ in filters]
+    for tile, rows_ND in held:
+        scores_QN = queries_QD @ rows_ND.astype(np.float32, copy=False).T
         for top, chosen in zip(best, filters, strict=True):
             rows = chosen.rows(tile)
             whole = len(rows) == tile.num_rows  # a slice is a view, row numbers make a copy
             top.add(scores_QN[:, : len(rows)] if whole else scores_QN[:, rows], tile["did"].take(pa.array(rows)))
-        several = True
     return [top.ranking() for top in best]
 
 

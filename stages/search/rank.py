@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.search.exact import ExactIndex, Filter, search_batches, vectors
+from stages.search.exact import ExactIndex, search_batches, vectors
+from stages.search.filters import Filter
 from stages.search.measures import HITS, chance_of_hit, cutoff, measure_queries, trec_lines
 from stages.search.sets import EvaluationSet, set_name
 

@@ -1,12 +1,14 @@
 """Search for a person: text, a picture or both in; candidates with their text and picture out.
 
 The query goes through the same steps as an evaluated one: text in M-BEIR's form, picture checked and shrunk as ingest
-does it, the instruction of its task in front, the same encoder, the same exact search. Only the task has to be
+does it, the instruction of its task in front, the same encoder, the same vectors. Only the task has to be
 guessed where the person does not say what kind of thing to find: see `Retriever.choose_target`.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +20,8 @@ from stages.data.instructions import Instructions, with_instruction
 from stages.data.tables import MappedTable
 from stages.index import keep_pools
 from stages.params import Cluster
-from stages.search.exact import ExactIndex, Filter
+from stages.search.backends import Index, open_index, read_card
+from stages.search.filters import Filter, filter_of
 
 if TYPE_CHECKING:
     from stages.model.encoder import Row
@@ -36,6 +39,7 @@ class Query:
     image: Checked | None
     want: str | None
     instruction: str | None
+    filter: Filter = field(default_factory=Filter)
 
     @property
     def modality(self) -> str:
@@ -58,10 +62,12 @@ class Result:
     text: str | None
     image: str | None
     modality: str
+    metadata: dict[str, Any] | None = None
+    """The other columns of a corpus of one's own; None where the index has no such columns."""
 
     def to_json(self) -> dict[str, Any]:
         """As a plain dictionary."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "metadata" or value is not None}
 
 
 def modality_of(text: Any, image: Any) -> str:
@@ -107,59 +113,113 @@ def row_of(query: Query) -> "Row":
     return Row(with_instruction(query.instruction, query.text), query.image.bytes if query.image else None)
 
 
+def metadata_of(row: dict[str, Any]) -> dict[str, Any] | None:
+    """What the source told beside text and picture; None for a candidate of an ingested source."""
+    return json.loads(row["metadata"] or "{}") if "metadata" in row else None
+
+
+def own_student(card: dict[str, Any], index: Artifact) -> Path:
+    """The directory of the student that made the index of a corpus of one's own.
+
+    Raises InputError where it is gone, or holds another student by now.
+    """
+    from stages.model.identity import check_student, identify
+
+    directory = Path(card["student"]["directory"])
+    if not directory.is_dir():
+        raise InputError(
+            f"the student of the index {index.uri}, {directory}, is gone; index again with one that is there"
+        )
+    check_student(directory)
+    if identify(directory) != card["student"]["identity"]:
+        raise InputError(
+            f"{directory} holds another student than the one that made the index {index.uri}; index again"
+        )
+    return directory
+
+
+def made_from(card: dict[str, Any], index: Artifact, ingest: Artifact | None, train: Artifact | None) -> Artifact:
+    """The artifact of the student. Raises InputError where it or the candidates were written anew since."""
+    if train is None or ingest is None:
+        raise InputError(f"the index {index.uri} needs the artifacts of train and ingest that it was made from")
+    for artifact in (train, ingest):
+        if card[artifact.stage]["attempt"] != artifact.manifest["attempt"]:
+            raise InputError(f"the index is older than its {artifact.stage}: run `python pipeline/run.py` again first")
+    return train
+
+
 class Retriever:
     """A student, its index and what the candidates show. Loading reads the model; each search reads the vectors."""
 
     def __init__(
-        self, encoder: Any, index: ExactIndex, card: dict[str, Any], candidates: MappedTable, images: MappedTable
+        self, encoder: Any, index: Index, card: dict[str, Any], candidates: MappedTable, images: MappedTable
     ) -> None:
         self.encoder, self.index, self.card = encoder, index, card
         self.candidates, self.images = candidates, images
         self.instructions = Instructions.from_json(card["instructions"])
 
     @classmethod
-    def load(cls, index: Artifact, ingest: Artifact, train: Artifact) -> "Retriever":
+    def load(
+        cls, index: Artifact, ingest: Artifact | None = None, train: Artifact | None = None, backend: str = ""
+    ) -> "Retriever":
         """Opens an index artifact with the candidates and the student that it was made from.
 
+        An index of a corpus of one's own holds its candidates and names its student: `ingest` and `train` stay out.
         The model runs on the GPU where this machine has one, whatever the machine had that made the index.
-        Raises InputError where the student or the candidates were written anew since.
+
+        Args:
+            backend: exact, lance or faiss instead of the one that the index was made for.
+
+        Raises:
+            InputError: no index, one of another student, or the student or the candidates were written anew since.
         """
         import torch
 
         from stages.embed import load_encoder
 
-        card = index.read_json("retriever.json")
-        for artifact in (train, ingest):
-            if card[artifact.stage]["attempt"] != artifact.manifest["attempt"]:
-                raise InputError(
-                    f"the index is older than its {artifact.stage}: run `python pipeline/run.py` again first"
-                )
-        return cls(
-            load_encoder(train.local("model"), Cluster(gpus_per_worker=int(torch.cuda.is_available()))),
-            ExactIndex.open(index),
-            card,
-            MappedTable.open(ingest, "candidates", "did"),
-            MappedTable.open(ingest, "images", "image_id"),
-        )
+        card = read_card(index)
+        if "student" in card:
+            model, held = own_student(card, index), index
+        else:
+            model, held = made_from(card, index, ingest, train).local("model"), ingest
+        searched = open_index(index, card, backend)
+        encoder = load_encoder(model, Cluster(gpus_per_worker=int(torch.cuda.is_available())))
+        if encoder.dim != card["dim"] or searched.dim != card["dim"]:
+            raise InputError(f"the index {index.uri} has {searched.dim} numbers a vector, the student {encoder.dim}")
+        candidates = MappedTable.open(held, "candidates", "did")
+        return cls(encoder, searched, card, candidates, MappedTable.open(held, "images", "image_id"))
 
     def search(
-        self, text: str | None = None, image: bytes | None = None, want: str | None = None, k: int = 10
+        self,
+        text: str | None = None,
+        image: bytes | None = None,
+        want: str | None = None,
+        k: int = 10,
+        where: Mapping[str, Any] | None = None,
     ) -> list[Result]:
         """The k best candidates for a text, an encoded picture or both, of the wanted modality or the likeliest one.
 
+        `where` keeps results to those that meet conditions on columns, `{"brand": "Arla", "price": {"<": 20}}`.
         Raises InputError for a query that can't be asked.
         """
         checked = None if image is None else check_image(image, "the image", Limits())
-        return self.find(self.ask(check_query(text, want, k, checked is not None), checked, want), k)
+        return self.find(self.ask(check_query(text, want, k, checked is not None), checked, want, where), k)
 
-    def ask(self, text: str | None, image: Checked | None, want: str | None) -> Query:
-        """The query with its instruction. Raises InputError where nothing of the wanted modality is indexed."""
+    def ask(
+        self, text: str | None, image: Checked | None, want: str | None, where: Mapping[str, Any] | None = None
+    ) -> Query:
+        """The query with its instruction.
+
+        Raises InputError where nothing of the wanted modality is indexed, or a condition can't be checked.
+        """
         if want is not None and want not in self.card["modalities"]:
             held = " ".join(sorted(self.card["modalities"]))
             raise InputError(f"the index holds no candidate of modality {want}; it holds: {held}")
         asking = modality_of(text, image)
         target = want or self.choose_target(asking)
-        return Query(text, image, target, self.instructions.any(asking, target) if target else None)
+        instruction = self.instructions.any(asking, target) if target else None
+        chosen = filter_of(where or {}, self.card, (target,) if target else ())
+        return Query(text, image, target, instruction, chosen)
 
     def choose_target(self, asking: str) -> str | None:
         """The modality to find where the person does not say; None for any, where training knew no such task.
@@ -175,26 +235,30 @@ class Retriever:
         return self.search_many([query], k)[0]
 
     def search_many(self, queries: Sequence[Query], k: int) -> list[list[Result]]:
-        """The k best candidates of each checked query: one forward pass and one pass over the corpus for them all."""
-        wants = {query.want: Filter(modalities=(query.want,) if query.want else ()) for query in queries}
+        """The k best candidates of each checked query: one forward pass, and one search for each different filter."""
         vectors_QD = self.embed_many([row_of(query) for query in queries])
-        found = dict(zip(wants, self.index.search(vectors_QD, k, *wants.values()), strict=True))
-        rankings = [found[query.want] for query in queries]
-        return [self._resolve(one.dids[place], one.scores[place]) for place, one in enumerate(rankings)]
+        results: list[list[Result]] = [[] for _ in queries]
+        for chosen in dict.fromkeys(query.filter for query in queries):
+            places = [place for place, query in enumerate(queries) if query.filter == chosen]
+            ranking = self.index.search(vectors_QD[places], k, chosen)[0]
+            for place, dids, scores in zip(places, ranking.dids, ranking.scores, strict=True):
+                results[place] = self._resolve(dids, scores)
+        return results
 
     def embed_many(self, rows: "Sequence[Row]") -> np.ndarray:
         """Vectors of unit length, float32 [N, D]."""
         return self.encoder.encode(rows, max(1, len(rows)))
 
     def examples(self, count: int) -> list[Result]:
-        """About `count` candidates, spread over the first rows of the index, pictures first; their score is 0."""
+        """About `count` indexed candidates, spread over the first stored rows, pictures first; their score is 0."""
         held = [kind for kind in PREFERRED if kind in self.card["modalities"]]
         dids: dict[str, list[str]] = {kind: [] for kind in held}
         seen = 0
-        for batch in self.index.batches(("did", "modality")):
-            for did, kind in zip(batch["did"].to_pylist(), batch["modality"].to_pylist(), strict=True):
+        for batch in self.candidates.batches:
+            pooled = keep_pools(pa.Table.from_batches([batch]), list(self.card["pools"]))
+            for did, kind in zip(pooled["did"].to_pylist(), pooled["modality"].to_pylist(), strict=True):
                 dids[kind].append(did)
-            seen += batch.num_rows
+            seen += pooled.num_rows
             if seen >= LOOKED_AT:
                 break
         share, chosen = -(-count // len(held)), []
@@ -217,6 +281,6 @@ class Retriever:
     def _resolve(self, dids: Sequence[str], scores: Sequence[float]) -> list[Result]:
         rows = [self.candidates.row(self.candidates.find(did)) for did in dids]
         return [
-            Result(row["did"], float(score), row["text"], row["image_id"], row["modality"])
+            Result(row["did"], float(score), row["text"], row["image_id"], row["modality"], metadata_of(row))
             for row, score in zip(rows, scores, strict=True)
         ]

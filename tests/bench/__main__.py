@@ -81,7 +81,14 @@ def padding(directory: Path) -> dict[str, Any]:
     return compare(lambda: encoder.encode(rows), one_rectangle, len(rows))
 
 
-BENCHMARKS = {"depth": depth, "padding": padding, "gradcache": gradcache, "serve": serve}
+def index(directory: Path) -> dict[str, Any]:
+    """A query by the lance index against exact search, in CPU time, on 200,000 × 512 vectors."""
+    from tests.bench.index import run
+
+    return run(directory)
+
+
+BENCHMARKS = {"depth": depth, "padding": padding, "gradcache": gradcache, "serve": serve, "index": index}
 
 
 def main() -> int:

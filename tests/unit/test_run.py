@@ -22,7 +22,8 @@ from tests.made_stages import STAGES, Small, Tracked, fail, no_cluster
 def command(hooks, tmp_path, monkeypatch, capfd):
     log: list = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipeline.run, "STAGES", STAGES)
+    monkeypatch.setattr(pipeline.run, "stages_of", lambda config: STAGES)
+    monkeypatch.setattr(pipeline.run, "with_student", lambda config: config)
     monkeypatch.setattr(pipeline.run, "load_config", lambda recipe, overrides: Small(store="store"))
     monkeypatch.setattr(pipeline.run, "read_sources", lambda *given: read_sources(*given, root=tmp_path / "code"))
     monkeypatch.setattr(pipeline.cluster, "connected", no_cluster)

@@ -65,6 +65,14 @@ def test_the_terminal_shows_ranked_rows_and_pictures_are_saved(world: dict, capf
         (["--image", "{home}/broken.png"], "truncated image"),
         (["--text", "red", "train.los=mac"], "did you mean 'train.loss'"),
         (["--text", "red", "--colour"], "--colour"),
+        (["--text", "red", "--queries", "x"], "leave these options out"),
+        (["--queries", "{home}/none.jsonl"], "can't be read"),
+        (
+            ["--text", "red", "--where", "brand=x", "store={home}/store"],
+            "no column 'brand' to filter by; it has: dataset",
+        ),
+        (["--text", "red", "--backend", "annoy", "store={home}/store"], "there is no index backend 'annoy'"),
+        (["--text", "red", "--backend", "lance", "store={home}/store"], "has no lance table"),
         (["--text", "red", "store={home}/nowhere"], "run `python pipeline/run.py` first"),
         (["--text", "red", "store={home}/store", "seed=7"], "for seed=7: run `python pipeline/run.py seed=7` first"),
     ],
@@ -92,6 +100,44 @@ def test_a_run_without_a_committed_index_is_passed_over(world: dict) -> None:
     write_run(store, {name: one for name, one in artifacts.items() if name != "index"}, "3", seed=3)
     with pytest.raises(InputError, match="no index"):
         find_keys(store, "here", {"seed": 3})
+
+
+def test_a_file_of_queries_is_answered_in_its_order(world: dict, capfd: pytest.CaptureFixture) -> None:
+    path = world["home"] / "asked.jsonl"
+    asked = [{"text": "red", "want": "image"}, {"image": "red.png", "want": "text"}, {"text": "blue", "want": "text"}]
+    path.write_text("\n\n".join(map(json.dumps, asked)))
+    assert main(["--queries", str(path), "-k", "2", "--json", f"store={world['store'].root}"]) == 0
+    answers = json.loads(capfd.readouterr().out)["answers"]
+    assert [one["query"]["modality"] for one in answers] == ["text", "image", "text"]
+    assert [[row["modality"] for row in one["results"]] for one in answers] == [
+        ["image"] * 2,
+        ["text"] * 2,
+        ["text"] * 2,
+    ]
+    assert main(["--text", "red", "--want", "image", "-k", "2", "--json", f"store={world['store'].root}"]) == 0
+    alone = json.loads(capfd.readouterr().out)["results"]
+    assert [row["id"] for row in alone] == [row["id"] for row in answers[0]["results"]]
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("{broken", "asked.jsonl:2: no JSON"),
+        ("[1]", "asked.jsonl:2: a query is an object"),
+        ('{"words": "red"}', "asked.jsonl:2: unknown key 'words'"),
+        ('{"text": 1}', "asked.jsonl:2: text must be a text"),
+        ('{"image": "../secret.png"}', "asked.jsonl:2: the image can't be used: path outside root"),
+        ('{"text": "red", "where": {"brand": "x"}}', "asked.jsonl:2: the index has no column 'brand'"),
+    ],
+)
+def test_a_bad_line_of_a_file_of_queries_is_named(
+    world: dict, line: str, message: str, capfd: pytest.CaptureFixture
+) -> None:
+    path = world["home"] / "asked.jsonl"
+    path.write_text('{"text": "red"}\n' + line)
+    assert main(["--queries", str(path), f"store={world['store'].root}"]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and message in err and len(err.splitlines()) == 1
 
 
 def test_help_imports_nothing_heavy() -> None:

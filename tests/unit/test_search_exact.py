@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pyarrow.fs import LocalFileSystem
 
 from stages.search import exact
-from stages.search.exact import ExactIndex, Filter, search_batches
+from stages.search.exact import ExactIndex, search_batches
+from stages.search.filters import Filter
 
 DIM = 4
 POOLS = ("a", "b", "union_test")

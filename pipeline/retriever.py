@@ -1,0 +1,38 @@
+"""Search from Python by the address of an index:
+
+    from pipeline.retriever import Retriever
+    Retriever.load(".puma/store/index/0123456789abcdef").search(text="a red circle", want="image", k=5)
+
+The address is the `uri` that `run.py --json` and `store.py ls` tell. What the index was made from is looked up in the
+same store, so a store may be moved as a whole.
+"""
+
+from pipeline.artifacts import open_store
+from stages.context import InputError
+from stages.search import retriever
+from stages.search.backends import read_card
+
+
+class Retriever(retriever.Retriever):
+    """A student, its index and what the candidates show; see `stages.search.retriever.Retriever.search`."""
+
+    @classmethod
+    def load(cls, uri: str, backend: str = "") -> "Retriever":  # type: ignore[override]
+        """Opens the index at `uri` with the student that made it.
+
+        Args:
+            uri: `{store}/index/{key}`.
+            backend: exact, lance or faiss instead of the one that the index was made for.
+
+        Raises:
+            InputError: there is no index, it is of another student, or what it was made from is gone or newer.
+        """
+        place, _, key = uri.rstrip("/").rpartition("/")
+        root, _, stage = place.rpartition("/")
+        if stage != "index":
+            raise InputError(f"{uri} is not the address of an index, which ends in /index/KEY; store.py ls shows all")
+        store = open_store(root or "/")
+        index = store.artifact("index", key)
+        card = read_card(index)
+        made_from = [store.artifact(name, card[name]["key"]) for name in ("ingest", "train") if name in card]
+        return super().load(index, *made_from, backend=backend)

@@ -1,0 +1,81 @@
+"""Which directory `student.model` means: a registered model, an artifact of the store, or the directory itself.
+
+    student.model=models:/puma@champion     the registered student that the alias points to; also models:/puma/3
+    student.model=.puma/store/train/KEY     the student of an artifact
+    student.model=DIRECTORY                 an exported student
+
+`student=…` is short for it on the command line.
+"""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.context import InputError, StageError
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
+REGISTERED = re.compile(r"models:/(?P<name>[^@/]+)(@(?P<alias>[^@/]+)|/(?P<version>\d+))")
+
+
+def with_student(config: "Config") -> "Config":
+    """The configuration with `student.model` as the directory that it means; unchanged where it is not set.
+
+    Raises InputError where it means none.
+    """
+    from stages.model.identity import check_student
+
+    if not config.student.model:
+        return config
+    directory = find_student(config.student.model, config.tracking_uri)
+    check_student(directory)
+    return config.model_copy(update={"student": config.student.model_copy(update={"model": str(directory)})})
+
+
+def find_student(reference: str, tracking_uri: str) -> Path:
+    """The directory that a reference means. Raises InputError."""
+    if reference.startswith("models:"):
+        return registered(reference, tracking_uri)
+    path = Path(reference).expanduser()
+    if not path.is_dir():
+        raise InputError(f"student.model={reference} is not there; give models:/NAME@ALIAS or a student's directory")
+    if not (path / "manifest.json").is_file():
+        return path.resolve()
+    from pipeline.artifacts import open_store
+
+    stage, key = path.resolve().parts[-2:]
+    try:
+        return Path(open_store(str(path.resolve().parents[1])).artifact(stage, key).local("model"))
+    except StageError as error:
+        raise InputError(f"student.model={reference}: {error}") from None
+
+
+def registered(reference: str, tracking_uri: str) -> Path:
+    """The weights of a registered model, which its tag `weights` points to. Raises InputError."""
+    match = REGISTERED.fullmatch(reference)
+    if match is None:
+        raise InputError(
+            f"student.model={reference} is no registered model; write models:/NAME@ALIAS or models:/NAME/3"
+        )
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    from pipeline.tracking import resolve_uri
+
+    place = resolve_uri(tracking_uri)
+    if place.startswith("sqlite:///") and not Path(place.removeprefix("sqlite:///")).is_file():
+        raise InputError(f"student.model={reference}: there is no registry at {place}; give tracking_uri=… of the run")
+    client = MlflowClient(place)
+    try:
+        if match["alias"]:
+            version = client.get_model_version_by_alias(match["name"], match["alias"])
+        else:
+            version = client.get_model_version(match["name"], match["version"])
+    except MlflowException as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"student.model={reference} is not in the registry at {place}: {reason}") from None
+    weights = Path(version.tags.get("weights", ""))
+    if not version.tags.get("weights") or not weights.is_dir():
+        raise InputError(f"student.model={reference}: its weights {weights} are not on this machine; give a directory")
+    return weights

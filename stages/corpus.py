@@ -1,0 +1,198 @@
+"""index of a corpus of one's own: any student, any folder of pictures or file of records, no training.
+
+    corpus ── read ──► rows ── check pictures ──► candidates/, images/ ── embed ──► embeddings/ ── build ──► lance/
+    what fails on the way, with a reason and file:line ──► rejects/
+
+Takes the place of the stage `index` where `index.corpus` is set (`pipeline.dag.stages_of`); what it writes is an index
+like any other, and holds its candidates itself. Columns of the records beside id, text and image are metadata: they
+are shown with a result, and searches can be filtered by them.
+"""
+
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.context import Attempt, Context, InputError, StageError
+from stages.index import FORMAT, Params
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import ray.data
+
+VERSION = 1
+POOL = "corpus"
+MOST_COLUMNS = 64
+MOST_REJECTS = 0.05  # of the rows, as in ingest
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """What this attempt has written so far, readable by workers as an artifact is. Picklable."""
+
+    stage: str
+    key: str
+    uri: str
+    manifest: dict[str, Any]
+    filesystem: Any
+
+    @classmethod
+    def of(cls, output: Attempt) -> "Unfinished":
+        """The attempt's own files."""
+        return cls("index", output.key, output.base, {"attempt": Path(output.base).name}, output.filesystem)
+
+    def files(self, prefix: str) -> list[str]:
+        """Paths of the files below `prefix/`, sorted."""
+        from pyarrow.fs import FileSelector
+
+        found = self.filesystem.get_file_info(FileSelector(f"{self.uri}/{prefix}", recursive=True))
+        return sorted(item.path for item in found if item.is_file)
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Runs the stage; see the module header."""
+    from stages.search.backends import build, choose
+
+    params, model = context.params.index, Path(context.params.student.model)
+    rows = read(context)
+    told = tally(context, rows)
+    backend = choose(params.backend, told["rows"])
+    start = time.monotonic()
+    written = embed(context, told, model)
+    seconds = time.monotonic() - start
+    made = build(context.output, backend, written["files"])
+    context.output.write_json("retriever.json", describe(context, told, written["dim"], model) | made)
+    return {
+        "rows": told["rows"],
+        "rows_per_second": told["rows"] / seconds,
+        "bytes": written["bytes"],
+        "pools": {POOL: told["rows"]},
+        "rejects": told["rejects"],
+    }
+
+
+def read(context: Context) -> "ray.data.Dataset":
+    """Reads and judges the corpus, and writes its candidates, pictures and rejects; the judged rows.
+
+    Raises:
+        StageError: nothing is left, or too many rows are bad.
+    """
+    import ray.data
+
+    from stages.data import corpus_rows, flow, judge, records
+    from stages.data.images import Limits
+    from stages.data.schemas import REJECTS
+
+    output, path = context.output, Path(context.params.index.corpus).expanduser()
+    laid = records.lay_out(path, records.find(path, "index.corpus", pictures=True), output.work / "records")
+    rows = flow.read_chunks(flow.cut(laid.root, laid.sources), partial(corpus_rows.read_rows, laid))
+    none = ray.data.from_arrow(corpus_rows.NO_QUERIES)
+    numbers = flow.take_numbers(rows, none, [POOL])
+    images = flow.write_images(output, laid.root, (rows,), numbers, Limits(), corpus_rows.PICTURES_PER_TASK)
+    flow.say(f"checked {numbers.path_count} pictures: {images.count} kept, {images.rejects.num_rows} rejected")
+    known = flow.settle(numbers, images, [POOL], {})
+    judged = flow.judge_candidates(rows, known, images, corpus_rows.JUDGED)
+    flow.write(output, "candidates", flow.keep(judged, corpus_rows.CANDIDATES), corpus_rows.CANDIDATES)
+    bad = judged.map_batches(
+        judge.rejected, fn_args=("candidate", "did"), batch_size=None, batch_format="pyarrow"
+    ).union(ray.data.from_arrow(images.rejects))
+    flow.write(output, "rejects", bad, REJECTS)
+    return judged
+
+
+def tally(context: Context, judged: "ray.data.Dataset") -> dict[str, Any]:
+    """Rows, modalities, rejects by reason, and the metadata columns with what they hold.
+
+    Raises:
+        StageError: nothing is left, too many rows are bad, or there are too many columns.
+    """
+    import ray
+
+    from stages.data import corpus_rows, judge
+
+    place, columns = context.params.index.corpus, ["modality", "reason"]
+    counted = judged.map_batches(judge.tally, fn_args=(columns,), batch_size=None, batch_format="pyarrow")
+    rows = judge.merge_tallies(
+        [row for table in ray.get(counted.to_arrow_refs()) for row in table.to_pylist()], columns
+    )
+    kept = {row["modality"]: row["count"] for row in rows if row["reason"] is None}
+    bad: dict[str, int] = {}
+    for row in rows:
+        if row["reason"] is not None:
+            bad[row["reason"]] = bad.get(row["reason"], 0) + row["count"]
+    total, lost = sum(row["count"] for row in rows), sum(bad.values())
+    examples = {row["reason"]: f"{row['source']}: {row['detail']}" for row in reversed(rows) if row["reason"]}
+    told = "; ".join(f"{reason} {count} ({examples[reason]})" for reason, count in list(bad.items())[:3])
+    if not kept:
+        raise StageError(f"index.corpus={place} has no usable row: {told or 'it is empty'}; mend the rows")
+    if lost > MOST_REJECTS * total:
+        raise StageError(f"{lost} of {total} rows of index.corpus={place} are bad: {told}; mend or leave out the rows")
+    kinds = judged.map_batches(corpus_rows.kinds, batch_size=None, batch_format="pyarrow").to_arrow_refs()
+    metadata = corpus_rows.name_columns(row for table in ray.get(kinds) for row in table.to_pylist())
+    if len(metadata) > MOST_COLUMNS:
+        raise StageError(
+            f"index.corpus={place} has {len(metadata)} columns of metadata, {MOST_COLUMNS} is the most; leave some out"
+        )
+    return {"rows": sum(kept.values()), "modalities": kept, "rejects": {"candidates": lost, "by_reason": bad}} | {
+        "columns": metadata
+    }
+
+
+def embed(context: Context, told: dict[str, Any], model: Path) -> dict[str, Any]:
+    """Writes vectors and typed metadata columns of the candidates to `embeddings/`; see `stages.index.written`."""
+    from stages.data import corpus_rows
+    from stages.embed import Embedder
+    from stages.index import written
+    from stages.shards import cut, map_shards
+
+    own, params = Unfinished.of(context.output), context.params.index
+    map_shards(
+        replace(context, inputs={"ingest": own}), "embeddings", cut(own, "candidates", params.rows_per_shard), own,
+        Embedder, keep=whole, finish=partial(corpus_rows.finish, columns=told["columns"]), model=model,
+        side="candidate", batch_size=params.batch_size,
+    )  # fmt: skip
+    return written(context.output, "embeddings", told["rows"])
+
+
+def whole(table: "pa.Table") -> "pa.Table":
+    """All rows: a corpus of one's own has one pool."""
+    return table
+
+
+def describe(context: Context, told: dict[str, Any], dim: int, model: Path) -> dict[str, Any]:
+    """The content of `retriever.json`."""
+    from stages.model.identity import identify, instructions_of
+
+    return {
+        "format": FORMAT,
+        "dim": dim,
+        "rows": told["rows"],
+        "split": None,
+        "pools": {POOL: told["rows"]},
+        "union": None,
+        "modalities": told["modalities"],
+        "metadata": told["columns"],
+        "instructions": instructions_of(model),
+        "corpus": context.params.index.corpus,
+        "student": {"directory": str(model), "identity": identify(model)},
+    }
+
+
+def check(params: Params) -> None:
+    """Raises InputError where the corpus can't be read; cheap enough for every plan."""
+    from stages.data import records
+
+    if "://" in params.corpus:
+        raise InputError(
+            f"index.corpus={params.corpus} is not supported yet: copy it to a directory that all nodes see"
+        )
+    records.find(Path(params.corpus).expanduser(), "index.corpus", pictures=True)
+
+
+def fingerprint(params: Params, student: Any) -> list[str]:
+    """What identifies the corpus (names, sizes and times of its files) and the student (samples of its weights)."""
+    from stages.data import records
+    from stages.model.identity import identify
+
+    return [records.fingerprint(Path(params.corpus).expanduser()), identify(Path(student.model))]

@@ -1,0 +1,194 @@
+"""Pairs of one's own: each record is a query with the candidates that answer it, and perhaps some that do not.
+
+    {"id": "q7", "query": {"text": "…", "image": "a.jpg"}, "positives": [{"id": "p1", "text": "…", "image": "b.jpg"}],
+     "negatives": [{"text": "…"}], "split": "train", "task": "shoes"}
+
+Everything may be left out but one of text and image, and one positive. A table has the columns `query_text`,
+`query_image`, `positive_id`, `positive_text`, `positive_image`, the same for `negative`, and `id`, `split`, `task`.
+From here on a pair is what M-BEIR calls a query: all candidates of a task are its pool, in every split.
+"""
+
+import hashlib
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from stages.data.keys import hash64
+from stages.data.mbeir import Chunk, lines
+from stages.data.mbeir_rows import POSITION_BITS, RAW_CANDIDATES, RAW_QUERIES, BadField
+from stages.data.records import Records, content_of, read_line
+from stages.data.records import own_id as any_id
+from stages.data.schemas import MODALITIES, SPLITS
+
+DATASET = "pairs"  # of rows that name no task
+TASK_NAME = re.compile(r"\w[\w.-]{0,63}")
+TASK_IDS = {
+    ("text", "image"): 0,
+    ("text", "text"): 1,
+    ("text", "image,text"): 2,
+    ("image", "text"): 3,
+    ("image", "image"): 4,
+    ("image", "image,text"): 5,
+    ("image,text", "text"): 6,
+    ("image,text", "image"): 7,
+    ("image,text", "image,text"): 8,
+}
+"""M-BEIR's number of each pair of modalities."""
+SHARES = ("val", "test", *["train"] * 8)  # of rows that name no split
+WORDS = {"text": "text", "image": "image", "image,text": "image with its text"}
+
+
+def read_queries(records: Records, number: int, chunk: Chunk) -> pa.Table:
+    """All rows of chunk `number` in RAW_QUERIES; bad ones have a reason."""
+    rows = []
+    for place, line_number, line in _placed(records, number, chunk):
+        row: dict[str, Any] = {"position": place}
+        try:
+            fields, line_number = read_line(line, line_number)
+            row["qid"] = fields["id"] if isinstance(fields.get("id"), str) else None
+            row |= query(fields, f"{records.name(chunk.source)}:{line_number}")
+        except BadField as error:
+            row |= {"reason": error.reason, "detail": error.detail}
+        rows.append(row | {"source": f"{records.name(chunk.source)}:{line_number}"})
+    return pa.Table.from_pylist(rows, RAW_QUERIES)
+
+
+def read_candidates(records: Records, number: int, chunk: Chunk) -> pa.Table:
+    """The candidates of all good rows of chunk `number` in RAW_CANDIDATES, each as often as it is given."""
+    rows: list[dict[str, Any]] = []
+    for _, line_number, line in _placed(records, number, chunk):
+        try:
+            fields, line_number = read_line(line, line_number)
+            asked, given = query(fields, ""), nested(fields)
+        except BadField:  # told with the query
+            continue
+        for name in ("positives", "negatives"):
+            for one in given.get(name) or []:
+                common = {"dataset_id": asked["dataset_id"], "pool": pool_name(asked["dataset"], asked["task_id"])}
+                source = {"source": f"{records.name(chunk.source)}:{line_number}"}
+                rows.append({"position": (number << POSITION_BITS) + len(rows), **source, **common, **candidate(one)})
+    return pa.Table.from_pylist(rows, RAW_CANDIDATES)
+
+
+def query(fields: dict[str, Any], default_id: str) -> dict[str, Any]:
+    """The columns of a query. Raises BadField."""
+    fields = nested(fields)
+    kind, text, image = content_of(fields.get("query"), "query")
+    positives, negatives = (_candidates(fields, name) for name in ("positives", "negatives"))
+    if not positives:
+        raise BadField("no positive", "positives must hold at least one candidate")
+    dataset, split = _dataset(fields), _split(fields, text, image)
+    task_id = TASK_IDS[kind, positives[0]["modality"]]
+    return {
+        "qid": own_id(fields, "query") or default_id,
+        "split": split,
+        "dataset": dataset,
+        "dataset_id": dataset_number(dataset),
+        "task_id": task_id,
+        "modality": kind,
+        "text": text,
+        "image_path": image,
+        "positives": list(dict.fromkeys(one["did"] for one in positives)),
+        "negatives": list(dict.fromkeys(one["did"] for one in negatives)),
+        "pool": None if split == "train" else pool_name(dataset, task_id),
+    }
+
+
+def candidate(fields: Any) -> dict[str, Any]:
+    """The columns of a candidate that its record tells; without an id it is known by its content. Raises BadField."""
+    kind, text, image = content_of(fields, "a candidate")
+    content = hashlib.sha256(f"{text or ''}\0{image or ''}".encode()).hexdigest()[:16]
+    return {"did": own_id(fields, "a candidate") or content, "modality": kind, "text": text, "image_path": image}
+
+
+def nested(fields: dict[str, Any]) -> dict[str, Any]:
+    """A table's flat columns as a record has them; a record as it is. Raises BadField."""
+    if "too many cells" in fields:
+        raise BadField("too many cells", "the row has more cells than the header names; quote cells with commas")
+    if "query" in fields or "positives" in fields:
+        return fields
+    parts: dict[str, dict[str, Any]] = {"query": {}, "positive": {}, "negative": {}}
+    for part, found in parts.items():
+        found |= {name: fields[f"{part}_{name}"] for name in ("id", "text", "image") if f"{part}_{name}" in fields}
+    told = {name: fields[name] for name in ("id", "split", "task") if name in fields}
+    lists = {f"{name}s": [parts[name]] for name in ("positive", "negative") if parts[name]}
+    return {**told, "query": parts["query"], **lists}
+
+
+def dataset_number(dataset: str) -> int:
+    """The number of a data set, from its name alone."""
+    return 0 if dataset == DATASET else zlib.crc32(dataset.encode()) & 0x7FFFFFFF
+
+
+def pool_name(dataset: str, task_id: int) -> str:
+    """The pool of a task."""
+    return f"{dataset}_task{task_id}"
+
+
+def instructions(tasks: Iterable[tuple[str, str, str]]) -> list[dict[str, Any]]:
+    """Plain wordings for each (data set, query modality, target modality), in the columns of schemas.INSTRUCTIONS."""
+    return [
+        {
+            "dataset_id": dataset_number(dataset),
+            "dataset": dataset,
+            "query_modality": asked,
+            "target_modality": wanted,
+            "prompts": prompts(asked, wanted),
+        }
+        for dataset, asked, wanted in sorted(set(tasks))
+    ]
+
+
+def prompts(asked: str, wanted: str) -> list[str]:
+    """Interchangeable wordings for a pair of modalities."""
+    given, target = WORDS[asked], WORDS[wanted]
+    article = "an" if target.startswith("image") else "a"
+    return [f"Find the {target} that answers the {given}.", f"Retrieve {article} {target} that matches the {given}."]
+
+
+def default_instructions() -> list[dict[str, Any]]:
+    """The wordings for every pair of modalities, for a student that brings none."""
+    return instructions((DATASET, asked, wanted) for asked in MODALITIES for wanted in MODALITIES)
+
+
+def own_id(fields: dict[str, Any], what: str) -> str | None:
+    """The id that a record gives itself. Raises BadField where run files could not hold it."""
+    told = any_id(fields, what)
+    if told is not None and re.search(r"\s", told):
+        raise BadField("bad id", f"the id of {what} must hold no spaces, this is {told!r}")
+    return told
+
+
+def _placed(records: Records, number: int, chunk: Chunk) -> Iterator[tuple[int, int, bytes]]:
+    """(position, line number, line) of the lines of a chunk."""
+    for line_number, line in lines(records.root, chunk):
+        yield (number << POSITION_BITS) + line_number - chunk.first_line, line_number, line
+
+
+def _candidates(fields: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    value = fields.get(name) or []
+    if not isinstance(value, list):
+        raise BadField("bad list", f"{name} must be a list of candidates, this is {type(value).__name__}")
+    return [candidate(one) for one in value]
+
+
+def _dataset(fields: dict[str, Any]) -> str:
+    value = fields.get("task")
+    if value is None or value == "":
+        return DATASET
+    if isinstance(value, bool) or not isinstance(value, str | int) or not TASK_NAME.fullmatch(str(value)):
+        raise BadField("bad task", f"task must be a short name of letters, digits, _ . and -, this is {value!r}")
+    return str(value)
+
+
+def _split(fields: dict[str, Any], text: str | None, image: str | None) -> str:
+    """The split that the row names; else by its query, so that the same query is always in the same one."""
+    value = fields.get("split")
+    if value is None or value == "":
+        return SHARES[hash64(f"{text or ''}\0{image or ''}") % len(SHARES)]
+    if value not in SPLITS:
+        raise BadField("bad split", f"split must be one of {', '.join(SPLITS)}, this is {value!r}")
+    return value

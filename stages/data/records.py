@@ -1,0 +1,176 @@
+"""Records in files of one's own: JSONL, CSV, TSV, or simply a folder of pictures, all read as chunks of JSON lines.
+
+JSONL is read where it lies. A table or a folder is first written out as JSON lines, row by row, so that everything
+behind this module knows one format, can cut it into chunks, and can name the file and the line of a bad record.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.context import InputError
+from stages.data.mbeir import Source
+
+LINES = (".jsonl", ".ndjson")
+TABLES = {".csv": ",", ".tsv": "\t"}
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
+LINE = "\0line"  # where a record of a table stood; no column can be called so
+NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
+LONGEST = 10_000_000  # characters of one cell
+
+
+@dataclass(frozen=True)
+class Records:
+    """Where records are read from: JSON lines on disk, and the directory that their pictures may not leave."""
+
+    root: Path
+    sources: tuple[Source, ...]
+    names: tuple[str, ...]
+    """What a person calls each source, in the same order."""
+
+    def name(self, source: Source) -> str:
+        """What a person calls a source."""
+        return self.names[self.sources.index(source)]
+
+
+def find(path: Path, setting: str, pictures: bool) -> list[Path]:
+    """The files of records at `path`, a file or a directory of them; none where it is a folder of pictures.
+
+    Args:
+        path: what the user gave.
+        setting: the name of the setting, for errors.
+        pictures: whether a folder of pictures will do.
+
+    Raises:
+        InputError: nothing there can be read.
+    """
+    kinds = [*LINES, *TABLES]
+    if path.is_file():
+        if path.suffix.lower() not in kinds:
+            raise InputError(f"{setting}={path} is not read by its name; give a file that ends in {' '.join(kinds)}")
+        return [path]
+    if not path.is_dir():
+        raise InputError(f"{setting}={path} is not there; give a file or a directory")
+    files = sorted(one for one in path.iterdir() if one.suffix.lower() in kinds and one.is_file())
+    if not files and not (pictures and next(list_pictures(path), None)):
+        wanted = "a file of records" + (" and no picture" if pictures else "")
+        raise InputError(f"{setting}={path} holds no {wanted.removeprefix('a ')}; give files in {' '.join(kinds)}")
+    return files
+
+
+def lay_out(path: Path, files: list[Path], work: Path) -> Records:
+    """Records ready to be cut into chunks; what is no JSON yet is written below `work`."""
+    root = path if path.is_dir() else path.parent
+    work.mkdir(parents=True, exist_ok=True)
+    if not files:
+        return Records(root, (Source(str(write_folder(root, work / "pictures.jsonl"))),), (path.name,))
+    laid = [
+        write_table(file, work / f"{number:04d}.jsonl") if file.suffix.lower() in TABLES else file
+        for number, file in enumerate(files)
+    ]
+    return Records(root, tuple(Source(str(one.resolve())) for one in laid), tuple(file.name for file in files))
+
+
+def list_pictures(root: Path) -> Iterator[str]:
+    """Paths below `root` of files named like pictures, sorted; linked and hidden folders are not entered."""
+    for folder, inner, names in os.walk(root):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        for name in sorted(names):
+            if name.lower().endswith(PICTURES):
+                yield os.path.relpath(os.path.join(folder, name), root)
+
+
+def fingerprint(path: Path) -> str:
+    """A digest of (name, size, time of change) of the files of records at `path` and of the pictures beside them.
+
+    Only files named like pictures count, and no hidden folder is entered: a file of records may lie beside anything.
+    """
+    root = path if path.is_dir() else path.parent
+    files = [path] if path.is_file() else [one for one in path.iterdir() if one.suffix.lower() in (*LINES, *TABLES)]
+    digest = hashlib.sha256()
+    for name in (*sorted(file.name for file in files), *list_pictures(root)):
+        status = os.stat(root / name, follow_symlinks=os.path.exists(root / name))
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]
+
+
+def write_folder(root: Path, target: Path) -> Path:
+    """One record for each picture, its path being its id."""
+    with target.open("w", encoding="utf-8") as file:
+        for number, path in enumerate(list_pictures(root), start=1):
+            file.write(json.dumps({"id": path, "image": path, LINE: number}) + "\n")
+    return target
+
+
+def write_table(source: Path, target: Path) -> Path:
+    """One record for each row of a CSV or TSV with a header; empty cells are left out, numbers and truths are read.
+
+    Raises:
+        InputError: the file has no header, or its quotes can't be followed.
+    """
+    csv.field_size_limit(LONGEST)
+    separator = TABLES[source.suffix.lower()]
+    # Bytes that are no UTF-8 become signs that no JSON text may hold: their row is rejected, not the file.
+    with source.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file, target.open("w") as written:
+        reader = csv.DictReader(file, delimiter=separator, strict=True)
+        try:
+            if not reader.fieldnames or len(set(reader.fieldnames)) < len(reader.fieldnames):
+                raise InputError(f"{source} needs a first line that names each column once")
+            for row in reader:
+                extra = {"too many cells": True} if row.pop(None, None) else {}
+                cells = {name: cell(name, text) for name, text in row.items() if text}
+                written.write(json.dumps({**cells, **extra, LINE: reader.line_num}) + "\n")
+        except csv.Error as error:
+            raise InputError(f"{source}:{reader.line_num}: {error}; mend the quotes of the row") from None
+    return target
+
+
+def cell(name: str, text: str) -> Any:
+    """The value of a table's cell: a number or a truth where it is spelled as one, except in ids, texts and paths."""
+    if re.fullmatch(r"(\w+_)?(id|text|image|split|task)", name):
+        return text
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    return json.loads(text) if NUMBER.fullmatch(text) else text
+
+
+def read_line(line: bytes, number: int) -> tuple[dict[str, Any], int]:
+    """(the record of one line, the line on which a person finds it). Raises BadField."""
+    from stages.data.mbeir_rows import parse
+
+    fields = parse(line)
+    number = fields.pop(LINE, number)
+    return fields, number if isinstance(number, int) else 0
+
+
+def content_of(fields: Any, what: str) -> tuple[str, str | None, str | None]:
+    """(modality, normalised text, image path) of a record with `text`, `image` or both. Raises BadField."""
+    from stages.data.mbeir_rows import BadField, normalise
+
+    if not isinstance(fields, dict):
+        raise BadField("bad field", f"{what} must be an object with text or image, this is {type(fields).__name__}")
+    for name in ("text", "image"):
+        if not isinstance(fields.get(name), str | None):
+            raise BadField("bad field", f"{name} of {what} must be a string, this is {fields[name]!r}")
+    text, image = normalise(fields.get("text")), fields.get("image") or None
+    if text is None and image is None:
+        raise BadField("empty", f"{what} has neither text nor image")
+    return ("image,text" if text and image else "image" if image else "text"), text, image
+
+
+def own_id(fields: dict[str, Any], what: str) -> str | None:
+    """The `id` of a record as text; None where it has none. Raises BadField."""
+    from stages.data.mbeir_rows import BadField
+
+    value = fields.get("id")
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise BadField("bad id", f"the id of {what} must be a text or a whole number, this is {value!r}")
+    return str(value)

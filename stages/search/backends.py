@@ -1,0 +1,110 @@
+"""Which index answers a search: exact, lance or faiss behind one method, and how large an index has to be for each.
+
+    exact   compares all vectors, streamed from disk or held in memory; every reported number comes from it
+    lance   approximate, on disk: 1-bit codes pick what is compared exactly; filters; changes without a rebuild
+    faiss   approximate, in memory: a replica for many queries a second, made from the stored vectors when opened
+
+The Parquet files below `embeddings/` of an index artifact stay the truth; the others are made from them. Both
+approximate backends compare what they pick by the stored vectors, so a score is the same everywhere.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from stages.context import Artifact, Attempt, InputError
+from stages.search.exact import ExactIndex, HeldIndex, Ranking
+from stages.search.filters import Filter
+
+FEW = 100_000
+"""Below so many candidates, exact search answers a person at once and no index is worth its misses."""
+FORMAT = 1
+"""Of retriever.json and the embeddings beside it."""
+MODULES = {"lance": "lance", "faiss": "faiss"}
+
+
+class Index(Protocol):
+    """Vectors that can be searched. `dim` is the length of one."""
+
+    dim: int
+
+    def search(self, queries_QD: np.ndarray, k: int, *filters: Filter) -> list[Ranking]:
+        """The k best candidates of each query, float32 [Q, D], once for each filter; best first, then rising id."""
+
+
+def choose(backend: str, rows: int) -> str:
+    """The backend that `index.backend` means for an index of `rows` candidates.
+
+    Raises:
+        InputError: its library is not installed.
+    """
+    chosen = ("exact" if rows < FEW else "lance") if backend == "auto" else backend
+    if chosen in MODULES and find_spec(MODULES[chosen]) is None:
+        told = f"index.backend={backend} of {rows:,} candidates needs {chosen}, which is not installed"
+        raise InputError(f"{told}: pip install 'puma-retrieval[{chosen}]', or choose index.backend=exact")
+    return chosen
+
+
+def build(output: Attempt, backend: str, files: Sequence[str]) -> dict[str, Any]:
+    """Makes from the stored vectors in `files` what the backend keeps beside them; what its card has to tell."""
+    if backend != "lance":
+        return {"backend": backend}
+    from stages.search.lance_index import LanceIndex
+
+    # Built here and then copied: the copy is immutable like every file of an artifact, wherever the store is.
+    place = output.work / "lance"
+    shutil.rmtree(place, ignore_errors=True)  # a killed attempt's
+    made = LanceIndex.build(str(place), ExactIndex(tuple(files), output.filesystem))
+    output.upload(place, "lance")
+    return {"backend": backend, "lance_version": made.version}
+
+
+def read_card(index: Artifact) -> dict[str, Any]:
+    """`retriever.json` of an index. Raises InputError where the artifact is none, or of another format."""
+    if index.stage != "index":
+        raise InputError(f"{index.uri} is an artifact of {index.stage}, not an index; give one of stage index")
+    card = index.read_json("retriever.json")
+    if card.get("format") != FORMAT:
+        raise InputError(f"the index {index.uri} is of format {card.get('format')}, not {FORMAT}; make it again")
+    return card
+
+
+def open_index(index: Artifact, card: dict[str, Any], backend: str = "") -> Index:
+    """The index of an artifact by the backend that its card names, or by another that can be made from it.
+
+    Raises:
+        InputError: the backend is unknown, not installed, or was not built.
+    """
+    wanted = backend or card["backend"]
+    if wanted not in ("exact", *MODULES):
+        raise InputError(f"there is no index backend '{wanted}'; choose one of: exact {' '.join(MODULES)}")
+    choose(wanted, card["rows"])
+    exact = ExactIndex.open(index)
+    if wanted == "exact":
+        return HeldIndex(exact)
+    if wanted == "faiss":
+        from stages.search.faiss_index import FaissIndex
+
+        return FaissIndex.of(exact.batches(exact.columns()), card["rows"])
+    if card["backend"] != "lance":
+        raise InputError(f"the index {index.uri} has no lance table; make it with index.backend=lance")
+    from stages.search.lance_index import LanceIndex
+
+    return LanceIndex(str(index.local("lance")), card["lance_version"])
+
+
+def ranked(dids: Sequence[str], scores: np.ndarray, k: int) -> tuple[list[str], list[float]]:
+    """The k best by falling score, then rising id."""
+    order = np.lexsort((np.asarray(dids, dtype="U"), -scores))[:k]
+    return [dids[place] for place in order], scores[order].tolist()
+
+
+def rows_of(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+    """Each batch with its vectors as float32 [N, D]."""
+    for batch in batches:
+        stored = batch["vector"]
+        yield batch, stored.flatten().to_numpy(zero_copy_only=False).reshape(len(stored), -1).astype(np.float32)

@@ -1,0 +1,182 @@
+"""Which candidates may be found: by pool, modality, data set, and the metadata of one's own corpus.
+
+One filter serves every backend: as row numbers of a table (exact, faiss) and as SQL (lance). A candidate without a
+value in a column passes no condition on it, not even `!=`, in all of them.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stages.context import InputError
+
+SIGNS: dict[str, Callable[[Any, Any], Any]] = {
+    "=": pc.equal,
+    "!=": pc.not_equal,
+    "<": pc.less,
+    "<=": pc.less_equal,
+    ">": pc.greater,
+    ">=": pc.greater_equal,
+}
+KINDS = {"text": str, "number": float, "truth": bool}
+"""What a metadata column can hold, by the name that `retriever.json` gives it."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A stored column compared with one value, or for `in` with a tuple of them."""
+
+    column: str
+    sign: str
+    value: Any
+
+    def holds(self, table: pa.Table) -> np.ndarray:
+        """Whether each row of `table` passes, bool [N]."""
+        stored = table[self.column]
+        if self.sign == "in":
+            passing = pc.is_in(stored, value_set=pa.array(self.value, stored.type))
+        else:
+            passing = SIGNS[self.sign](stored, pa.scalar(self.value, stored.type))
+        return pc.fill_null(passing, False).to_numpy(zero_copy_only=False)
+
+    def sql(self) -> str:
+        """The same for DataFusion, as Lance reads it."""
+        if self.sign == "in":
+            return f"{self.column} IN ({', '.join(map(literal, self.value))})"
+        return f"{self.column} {self.sign} {literal(self.value)}"
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which candidates may be found: those that meet everything that is set, or all."""
+
+    pool: str | None = None
+    modalities: tuple[str, ...] = ()
+    datasets: tuple[int, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+
+    def columns(self) -> set[str]:
+        """The stored columns that the filter looks at."""
+        named = {condition.column for condition in self.conditions}
+        chosen = (("pools", self.pool is not None), ("modality", self.modalities), ("dataset_id", self.datasets))
+        return named | {name for name, used in chosen if used}
+
+    def rows(self, table: pa.Table) -> np.ndarray:
+        """The row numbers of `table` that pass, ascending, int64."""
+        passing = np.ones(table.num_rows, dtype=bool)
+        for condition in self._conditions():
+            passing &= condition.holds(table)
+        if self.pool is not None:
+            passing &= _in_pool(table["pools"], self.pool)
+        return np.flatnonzero(passing)
+
+    def sql(self) -> str:
+        """The filter as a condition in SQL; empty where everything passes."""
+        told = [condition.sql() for condition in self._conditions()]
+        told += [f"array_has(pools, {literal(self.pool)})"] if self.pool is not None else []
+        return " AND ".join(told)
+
+    def _conditions(self) -> list[Condition]:
+        modalities = [Condition("modality", "in", self.modalities)] if self.modalities else []
+        datasets = [Condition("dataset_id", "in", self.datasets)] if self.datasets else []
+        return [*modalities, *datasets, *self.conditions]
+
+
+def literal(value: Any) -> str:
+    """A value in SQL."""
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _in_pool(pools: pa.ChunkedArray, name: str) -> np.ndarray:
+    """For each row, whether its list of pools holds `name`, bool [N]."""
+    pools = pools.combine_chunks()
+    owners = pc.list_parent_indices(pools)
+    found = np.zeros(len(pools), dtype=bool)
+    found[owners.filter(pc.equal(pools.flatten(), name)).to_numpy()] = True
+    return found
+
+
+def filter_of(where: Mapping[str, Any], card: Mapping[str, Any], modalities: tuple[str, ...] = ()) -> Filter:
+    """The filter of a person's conditions, `{"brand": "Arla", "price": {"<": 20}, "dataset": "grocery"}`.
+
+    A value is compared by `=`, a list by `in`, a mapping holds signs and values; all have to hold.
+
+    Args:
+        where: by the names of the corpus's metadata columns, and `dataset`.
+        card: `retriever.json`, which knows the columns and the data sets.
+        modalities: of the candidates that are wanted.
+
+    Raises:
+        InputError: a name, sign or value that the index can't have.
+    """
+    datasets = {row["dataset"]: row["dataset_id"] for row in card["instructions"]} if not card.get("metadata") else {}
+    columns = card.get("metadata") or {}
+    conditions, chosen = [], None
+    for name, told in where.items():
+        if name in columns:
+            conditions += _conditions(name, told, columns[name])
+        elif name == "dataset" and datasets:
+            wanted = told if isinstance(told, list) else [told]
+            if missing := [one for one in wanted if one not in datasets]:
+                raise InputError(f"the index knows no dataset {missing[0]!r}; it knows: {' '.join(sorted(datasets))}")
+            chosen = tuple(sorted(datasets[one] for one in wanted))
+        else:
+            known = ", ".join([*columns, *(["dataset"] if datasets else [])]) or "none"
+            raise InputError(f"the index has no column '{name}' to filter by; it has: {known}")
+    return Filter(modalities=modalities, datasets=chosen or (), conditions=tuple(conditions))
+
+
+def _conditions(name: str, told: Any, column: Mapping[str, str]) -> list[Condition]:
+    if isinstance(told, list):
+        return [Condition(column["column"], "in", tuple(_value(name, one, column["kind"]) for one in told))]
+    signs = told if isinstance(told, Mapping) else {"=": told}
+    if unknown := [sign for sign in signs if sign not in SIGNS]:
+        raise InputError(f"'{unknown[0]}' compares nothing in the filter of '{name}'; use one of: {' '.join(SIGNS)}")
+    return [Condition(column["column"], sign, _value(name, one, column["kind"])) for sign, one in signs.items()]
+
+
+def _value(name: str, value: Any, kind: str) -> Any:
+    """The value as the column holds it."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = is_number if kind == "number" else isinstance(value, KINDS[kind])
+    if not fits:
+        raise InputError(f"the column '{name}' holds {kind}, so it can't be compared with {value!r}")
+    return float(value) if kind == "number" else value
+
+
+def parse_where(told: Sequence[str], card: Mapping[str, Any]) -> dict[str, Any]:
+    """`["brand=Arla", "price<20"]` as `filter_of` takes it; the column's kind says how a value is read.
+
+    Raises:
+        InputError: a condition that is none.
+    """
+    columns, where = card.get("metadata") or {}, {}
+    for one in told:
+        match = re.fullmatch(r"\s*(.+?)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*", one, re.DOTALL)
+        if match is None:
+            raise InputError(f"'{one}' is no condition; write NAME=VALUE, NAME<VALUE or the like")
+        name, sign, text = match.groups()
+        kind = columns.get(name, {}).get("kind", "text")
+        if name == "dataset" and name not in columns:
+            where.setdefault(name, []).append(text)
+        else:
+            where.setdefault(name, {})[sign] = _read(name, text, kind)
+    return where
+
+
+def _read(name: str, text: str, kind: str) -> Any:
+    if kind == "truth" and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if kind != "number":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"the column '{name}' holds numbers, so it can't be compared with '{text}'") from None

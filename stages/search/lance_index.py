@@ -1,0 +1,146 @@
+"""The Lance backend: a table on disk with an IVF_RQ index of one bit a dimension, and filters that apply first.
+
+A search ranks by the codes of the nearest partitions, reads REFINE times as many vectors as are wanted, and compares
+those exactly. IVF_PQ needs eight times as long to build for a lower recall (measured on 200,000 × 512). Where a filter
+lets few rows through, these are compared without the index: it is faster there, and misses nothing.
+
+Rows are added, replaced and deleted in place; each change is a new version of the table, and who opened an older one
+keeps reading that. New rows are found at once; `fold` takes them into the index.
+"""
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from stages.search.backends import ranked
+from stages.search.exact import ExactIndex, Ranking, check_dimension, vectors
+from stages.search.filters import Filter, literal
+
+REFINE = 10  # vectors that are compared exactly for each wanted one
+SELECTIVE = 0.02  # share of rows below which a filter makes the index dearer than comparing them all
+LEAST_INDEXED = 1024  # fewer rows have no index: k-means would have nothing to learn from
+INDEX = "vector_idx"
+
+
+class LanceIndex:
+    """A Lance table at `uri`, at one version or the newest. Picklable: it opens again where it arrives."""
+
+    def __init__(self, uri: str, version: int | None = None) -> None:
+        self.uri, self.version = uri, version
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LanceIndex, (self.uri, self.version)
+
+    @classmethod
+    def build(cls, uri: str, stored: ExactIndex) -> "LanceIndex":
+        """Writes the stored vectors as a table at `uri` and indexes it; memory stays flat while they stream by."""
+        import lance
+
+        columns = stored.columns()
+        table = lance.write_dataset(stored.batches(columns), uri, schema=stored.schema(columns))
+        rows = table.count_rows()
+        if rows >= LEAST_INDEXED:
+            # Five bits are the default, and queries by them are slower for nothing that refining does not give.
+            table.create_index(
+                "vector", "IVF_RQ", name=INDEX, metric="dot", num_partitions=partitions(rows), num_bits=1
+            )
+        for name in columns:
+            if name not in ("did", "vector", "pools"):
+                lance.dataset(uri).create_scalar_index(
+                    name, "BITMAP" if name in ("modality", "dataset_id") else "BTREE"
+                )
+        lance.dataset(uri).create_scalar_index("did", "BTREE")
+        return cls(uri, lance.dataset(uri).version)
+
+    @cached_property
+    def table(self) -> Any:
+        """The opened table."""
+        import lance
+
+        return lance.dataset(self.uri, version=self.version)
+
+    @cached_property
+    def dim(self) -> int:
+        """Length of a stored vector."""
+        return self.table.schema.field("vector").type.list_size
+
+    def search(self, queries_QD: np.ndarray, k: int, *filters: Filter) -> list[Ranking]:
+        """See `backends.Index`."""
+        queries_QD = np.ascontiguousarray(queries_QD, dtype=np.float32)
+        check_dimension(queries_QD, self.dim)
+        found = []
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            for chosen in filters or (Filter(),):
+                nearest, condition = self._nearest(chosen.sql(), k)
+                answers = list(pool.map(lambda query: self._find(query, k, nearest, condition), queries_QD))  # noqa: B023
+                found.append(Ranking([dids for dids, _ in answers], [scores for _, scores in answers]))
+        return found
+
+    def _nearest(self, condition: str, k: int) -> tuple[dict[str, Any], str]:
+        """How to search under a condition."""
+        rows = self.rows
+        share = self.table.count_rows(condition) / max(1, rows) if condition else 1.0
+        whole = {"column": "vector", "k": k, "metric": "dot"}
+        if share < SELECTIVE or rows < LEAST_INDEXED:
+            return {**whole, "use_index": False}, condition
+        count = partitions(rows)
+        probes = min(count, math.ceil(max(16, count / 8) / math.sqrt(share)))
+        return {**whole, "minimum_nprobes": probes, "maximum_nprobes": count, "refine_factor": REFINE}, condition
+
+    @cached_property
+    def rows(self) -> int:
+        """Rows of the opened version."""
+        return self.table.count_rows()
+
+    def _find(
+        self, query_D: np.ndarray, k: int, nearest: dict[str, Any], condition: str
+    ) -> tuple[list[str], list[float]]:
+        table = self.table.to_table(
+            columns=["did", "vector", "_distance"],
+            nearest={**nearest, "q": query_D},
+            filter=condition or None,
+            prefilter=True,
+        )
+        if not table.num_rows:
+            return [], []
+        return ranked(table["did"].to_pylist(), vectors(table).astype(np.float32) @ query_D, k)
+
+    def add(self, rows: pa.Table) -> "LanceIndex":
+        """Appends rows of the table's columns; the index over the new version."""
+        table = self._latest()
+        return self._changed(table.insert(rows.select(table.schema.names).cast(table.schema)))
+
+    def replace(self, rows: pa.Table) -> "LanceIndex":
+        """Puts rows in the place of those with the same ids, and appends the others."""
+        table = self._latest()
+        merge = table.merge_insert("did").when_matched_update_all().when_not_matched_insert_all()
+        return self._changed(merge.execute(rows.select(table.schema.names).cast(table.schema)))
+
+    def delete(self, dids: Sequence[str]) -> "LanceIndex":
+        """Removes the rows with these ids."""
+        return self._changed(self._latest().delete(f"did IN ({', '.join(map(literal, dids))})"))
+
+    def fold(self) -> "LanceIndex":
+        """Takes rows that were added since into the indexes; until then each search compares them one by one.
+
+        The partitions stay: left to itself, Lance 14 makes 3 of 141 and recall@10 falls from 1.0 to 0.8 (measured).
+        """
+        return self._changed(self._latest().optimize.optimize_indices(num_indices_to_merge=1))
+
+    def _latest(self) -> Any:
+        import lance
+
+        return lance.dataset(self.uri)
+
+    def _changed(self, _told: Any) -> "LanceIndex":
+        return LanceIndex(self.uri, self._latest().version)
+
+
+def partitions(rows: int) -> int:
+    """Lists of the index: about as many as give each the square root of twice the rows."""
+    return max(1, min(rows // 64, round(math.sqrt(rows / 2))))

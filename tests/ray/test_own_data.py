@@ -1,0 +1,147 @@
+"""Data of one's own on a real cluster: pairs become an ingest artifact, a folder becomes an index that is searched."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.artifacts import Artifact
+from pipeline.retriever import Retriever
+from pipeline.search import find_keys, open_retriever
+from stages import corpus, index, ingest
+from stages.context import InputError, StageError
+from stages.distill import Student
+from stages.search.exact import ExactIndex
+from tests.corpus_files import COLOURS, pair, write_pictures, write_records
+from tests.mbeir_files import png, write_bytes
+from tests.search_world import make_world, picture, write_run
+from tests.support import begin, commit, ray_cluster, rows
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cluster and a cache for all tests of this file."""
+    place = tmp_path_factory.mktemp("own")
+    with pytest.MonkeyPatch.context() as patch, ray_cluster(3):
+        patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+        yield place
+
+
+@pytest.fixture(scope="module")
+def world(home: Path) -> dict:
+    """A store with an untrained student, and the records of a shop indexed by it."""
+    store, artifacts = make_world(home / "store")
+    for colour in COLOURS:
+        write_bytes(home / "shop", f"{colour}.png", picture(colour).bytes)
+    write_bytes(home, "outside.png", png("black"))
+    good = [
+        {"id": f"s{number}", "image": f"{colour}.png", "brand": ("Arla", "O'Neil")[number % 2], "price": number}
+        for number, colour in enumerate(COLOURS)
+    ]
+    good += [{"id": f"t{number}", "text": f"a {colour} square"} for number, colour in enumerate(COLOURS)]
+    good += [{"id": f"u{number}", "text": f"filler {number}", "price": 50 + number} for number in range(40)]
+    bad = [{"id": "leaves", "image": "../outside.png"}, b"{broken"]
+    path = write_records(home / "shop" / "goods.jsonl", [*good, *bad])
+    model = artifacts["train"].local("model")
+    artifact, metrics = run_corpus(home, path, model)
+    return {"store": store, "index": artifact, "metrics": metrics, "model": model, "home": home}
+
+
+def run_corpus(home: Path, path: Path, model: Path, **params: object) -> tuple[Artifact, dict]:
+    """Runs the stage and commits what it wrote."""
+    sections = {"index": index.Params(corpus=str(path), batch_size=8, **params), "student": Student(model=str(model))}
+    context = begin(home / "store", "index", **sections)
+    metrics = corpus.run(context)
+    return commit(home / "store", context), metrics
+
+
+def test_records_are_indexed_and_bad_ones_are_told(world: dict) -> None:
+    assert world["metrics"]["rows"] == 48
+    assert world["metrics"]["rejects"] == {"candidates": 2, "by_reason": {"broken JSON": 1, "path outside root": 1}}
+    rejects = {(row["source"], row["reason"]) for row in rows(world["index"], "rejects") if row["kind"] == "candidate"}
+    assert rejects == {("goods.jsonl:49", "path outside root"), ("goods.jsonl:50", "broken JSON")}
+    card = world["index"].read_json("retriever.json")
+    assert (card["backend"], card["rows"], card["modalities"]) == ("exact", 48, {"image": 4, "text": 44})
+    assert {name: column["kind"] for name, column in card["metadata"].items()} == {"brand": "text", "price": "number"}
+
+
+def test_the_index_is_searched_by_its_address_with_filters(world: dict) -> None:
+    retriever = Retriever.load(world["index"].uri)
+    found = retriever.search(text="red", want="image", k=10, where={"brand": "Arla", "price": {"<": 2}})
+    assert [(one.id, one.metadata) for one in found] == [("s0", {"brand": "Arla", "price": 0})]
+    assert retriever.picture(found[0].image)[0] == picture("red").bytes
+    same = retriever.search(image=picture("blue").bytes, want="image", k=1)[0]
+    assert same.id in {f"s{number}" for number in range(4)}
+    asked = [retriever.ask("Red.", None, "image"), retriever.ask("Red.", None, "text", {"price": {">=": 50}})]
+    many = retriever.search_many(asked, 3)
+    assert [one.id for one in many[0]] == [one.id for one in retriever.find(asked[0], 3)]
+    assert all(one.metadata["price"] >= 50 for one in many[1]) and len(many[1]) == 3
+
+
+def test_vectors_are_the_students_own(world: dict) -> None:
+    import numpy as np
+
+    from stages.model.encoder import Encoder, Row
+
+    stored = {row["did"]: row["vector"] for row in rows(world["index"], "embeddings")}
+    own = Encoder.load(world["model"]).encode([Row(None, picture("red").bytes), Row("A red square.")])
+    assert np.abs(np.array([stored["s0"], stored["t0"]], np.float32) - own).max() < 1e-3
+    assert ExactIndex.open(world["index"]).dim == own.shape[1]
+
+
+def test_the_newest_run_over_the_corpus_is_found(world: dict) -> None:
+    sections = {"index": index.Params(corpus="shop"), "student": Student(model=str(world["model"]))}
+    write_run(world["store"], {"index": world["index"]}, "1", **sections)
+    keys = find_keys(world["store"], "here", {"index.corpus": "shop"})
+    retriever, key = open_retriever(world["store"], keys)
+    assert key == world["index"].key and retriever.search(text="red", k=1)
+
+
+def test_a_student_that_was_trained_again_is_refused(world: dict, tmp_path: Path) -> None:
+    weights = world["model"] / "model.safetensors"
+    kept = weights.read_bytes()
+    weights.write_bytes(kept[:-4] + b"\0\0\0\1")
+    try:
+        with pytest.raises(InputError, match="another student than the one that made the index"):
+            Retriever.load(world["index"].uri)
+    finally:
+        weights.write_bytes(kept)
+
+
+def test_a_folder_of_pictures_is_indexed(world: dict, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    artifact, metrics = run_corpus(tmp_path, write_pictures(tmp_path / "photos"), world["model"])
+    assert metrics["rows"] == 4
+    found = Retriever.load(artifact.uri).search(text="red", k=4)
+    assert {one.id for one in found} == {"red square.png", "deep/green square.png", "blue square.png",
+                                         "deep/yellow square.png"}  # fmt: skip
+
+
+def test_a_corpus_that_is_mostly_broken_stops_and_says_why(world: dict, tmp_path: Path) -> None:
+    path = write_records(tmp_path / "bad.jsonl", [{"text": "good"}, {"image": "gone.png"}])
+    (tmp_path / "store").mkdir()
+    with pytest.raises(StageError, match=r"1 of 2 rows .* are bad: missing image 1 \(bad.jsonl:2"):
+        run_corpus(tmp_path, path, world["model"])
+
+
+def test_pairs_become_queries_candidates_and_rejects(tmp_path: Path) -> None:
+    for colour in COLOURS:
+        write_bytes(tmp_path, f"own/{colour}.png", png(colour, (40, 40)))
+    write_bytes(tmp_path, "outside.png", png("black"))
+    good = [pair(number, ("train", "val", "test")[number % 3], id=f"q{number}") for number in range(60)]
+    bad = [pair(0, id="q60", positives=[{"id": "x", "image": "../outside.png"}]), pair(1, id="q61", split="dev")]
+    path = write_records(tmp_path / "own" / "pairs.jsonl", [*good, *bad])
+    context = begin(tmp_path / "store", "ingest", data=ingest.Params(kind="pairs", path=str(path)), seed=0)
+    metrics = ingest.run(context)
+    artifact = commit(tmp_path / "store", context)
+    queries = {row["qid"]: row for row in rows(artifact, "queries")}
+    assert len(queries) == 60 and queries["q1"]["pool"] == "pairs_task0" and queries["q0"]["pool"] is None
+    assert (queries["q1"]["positives"], queries["q1"]["negatives"]) == (["p1"], ["p2"])
+    candidates = {row["did"]: row for row in rows(artifact, "candidates")}
+    assert set(candidates) == {"p0", "p1", "p2", "p3"}
+    assert candidates["p0"]["pools"] == ["pairs_task0", "union_test", "union_val"]
+    assert metrics["rejects"]["by_reason"] == {"bad split": 1, "dangling positives": 1, "path outside root": 1}
+    told = rows(artifact, "instructions")
+    assert [(row["query_modality"], row["target_modality"]) for row in told] == [("text", "image")]

@@ -1,0 +1,136 @@
+"""Files of one's own are found, laid out as JSON lines, and told apart by what changes in them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stages.context import InputError
+from stages.data import records
+from stages.data.corpus_rows import candidate, kinds, name_columns, read_rows, with_columns
+from stages.data.mbeir import chunks
+from stages.data.mbeir_rows import BadField
+from tests.corpus_files import write_csv, write_pictures, write_records
+
+
+def read(path: Path, work: Path) -> list[dict]:
+    """All rows of a corpus as the stage reads them."""
+    laid = records.lay_out(path, records.find(path, "index.corpus", pictures=True), work)
+    return [
+        row
+        for source in laid.sources
+        for number, chunk in enumerate(chunks(laid.root, source))
+        for row in read_rows(laid, number, chunk).to_pylist()
+    ]
+
+
+def test_a_folder_of_pictures_is_a_corpus_whose_ids_are_paths(tmp_path: Path) -> None:
+    rows = read(write_pictures(tmp_path / "photos"), tmp_path / "work")
+    assert [row["did"] for row in rows] == [
+        "blue square.png",
+        "red square.png",
+        "deep/green square.png",
+        "deep/yellow square.png",
+    ]
+    assert all(row["image_path"] == row["did"] and row["modality"] == "image" for row in rows)
+    assert len({row["position"] for row in rows}) == 4
+
+
+def test_a_table_keeps_ids_as_text_and_reads_numbers_and_truths(tmp_path: Path) -> None:
+    table = [["id", "text", "price", "fresh", "code"], ["007", "milk, whole", "9.50", "TRUE", "0042"]]
+    table += [["8", 'two\nlines "quoted"', "", "false", "x"], ["9", "", "1", "true", ""]]
+    rows = read(write_csv(tmp_path / "goods.csv", table), tmp_path / "work")
+    assert [row["did"] for row in rows] == ["007", "8", "9"]
+    assert json.loads(rows[0]["metadata"]) == {"price": 9.5, "fresh": True, "code": "0042"}
+    assert json.loads(rows[1]["metadata"]) == {"fresh": False, "code": "x"}
+    assert (rows[2]["reason"], rows[2]["source"]) == ("empty", "goods.csv:5")
+
+
+def test_bad_rows_name_their_line_and_their_reason(tmp_path: Path) -> None:
+    rows = [
+        {"text": "good"},
+        b"{broken",
+        {"id": True, "text": "x"},
+        {"text": 5},
+        {"image": ""},
+        b'{"text": "\\ud800"}',
+        b"[1]",
+    ]
+    found = read(write_records(tmp_path / "own.jsonl", rows), tmp_path / "work")
+    assert [(row["source"], row["reason"]) for row in found] == [
+        ("own.jsonl:1", None),
+        ("own.jsonl:2", "broken JSON"),
+        ("own.jsonl:3", "bad id"),
+        ("own.jsonl:4", "bad field"),
+        ("own.jsonl:5", "empty"),
+        ("own.jsonl:6", "broken JSON"),
+        ("own.jsonl:7", "broken JSON"),
+    ]
+    assert found[0]["did"] == "own.jsonl:1"
+
+
+def test_a_row_with_more_cells_than_the_header_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text\none,two\nthree\n")
+    rows = read(tmp_path / "a.csv", tmp_path / "work")
+    assert [row["reason"] for row in rows] == ["too many cells", None]
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.txt", "x", "is not read by its name"),
+        ("a.csv", "text,text\na,b\n", "names each column once"),
+        ("a.csv", "", "names each column once"),
+        ("a.csv", 'text\n"open\n', "mend the quotes"),
+    ],
+)
+def test_files_that_cannot_be_followed_are_refused(name: str, content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        read(tmp_path / name, tmp_path / "work")
+
+
+def test_an_empty_or_missing_place_is_refused(tmp_path: Path) -> None:
+    for path, message in ((tmp_path, "holds no file of records and no picture"), (tmp_path / "gone", "is not there")):
+        with pytest.raises(InputError, match=message):
+            records.find(path, "index.corpus", pictures=True)
+
+
+def test_the_fingerprint_sees_records_and_pictures_and_nothing_else(tmp_path: Path) -> None:
+    path = write_records(tmp_path / "own.jsonl", [{"text": "a"}])
+    write_pictures(tmp_path)
+    seen = [records.fingerprint(path)]
+    (tmp_path / ".puma").mkdir()
+    (tmp_path / ".puma" / "thumb.png").write_bytes(b"x")
+    (tmp_path / "notes.txt").write_text("changed")
+    assert records.fingerprint(path) == seen[0]
+    (tmp_path / "red square.png").write_bytes(b"another")
+    seen.append(records.fingerprint(path))
+    write_records(path, [{"text": "a"}, {"text": "b"}])
+    assert len({*seen, records.fingerprint(path)}) == 3
+
+
+def test_metadata_columns_get_the_type_that_all_their_values_have() -> None:
+    import pyarrow as pa
+
+    told = [{"price": 3, "brand": "A", "mixed": 1, "list": [1]}, {"price": 2.5, "mixed": "x"}, None]
+    shown = [json.dumps(one) if one else None for one in told]
+    table = pa.table({"metadata": pa.array(shown, pa.string()), "reason": pa.nulls(3, pa.string())})
+    columns = name_columns(kinds(table).to_pylist())
+    assert {name: column["kind"] for name, column in columns.items()} == {
+        "brand": "text",
+        "list": "text",
+        "mixed": "text",
+        "price": "number",
+    }
+    typed = with_columns(table, columns)
+    assert typed[columns["price"]["column"]].to_pylist() == [3.0, 2.5, None]
+    assert typed[columns["mixed"]["column"]].to_pylist() == ["1", "x", None]
+    assert typed[columns["list"]["column"]].to_pylist() == ["[1]", None, None]
+
+
+def test_a_metadata_object_is_opened_up() -> None:
+    row = candidate({"text": "milk", "price": 3, "metadata": {"brand": "A"}})
+    assert json.loads(row["metadata"]) == {"price": 3, "brand": "A"}
+    with pytest.raises(BadField, match="neither text nor image"):
+        candidate({"metadata": {"text": "no"}})

@@ -1,0 +1,116 @@
+"""Which student indexes a corpus of one's own, and which stages such a run has."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import load_config
+from pipeline.dag import CORPUS, STAGES, stages_of
+from pipeline.plan import plan
+from pipeline.sources import read_sources
+from pipeline.students import find_student, with_student
+from stages.context import InputError
+from stages.model.identity import identify, instructions_of
+from tests.corpus_files import write_records
+
+
+def student(directory: Path, weights: bytes = b"w" * 200_000) -> Path:
+    """A directory that looks like an exported student."""
+    directory.mkdir(parents=True)
+    for name in ("config.json", "puma.json"):
+        (directory / name).write_text("{}")
+    (directory / "model.safetensors").write_bytes(weights)
+    return directory
+
+
+def settings(tmp_path: Path, *more: str) -> list[str]:
+    corpus = tmp_path / "own.jsonl"
+    if not corpus.exists():
+        write_records(corpus, [{"text": "milk"}])
+    return [f"index.corpus={corpus}", f"store={tmp_path / 'store'}", *more]
+
+
+def test_a_run_with_a_corpus_is_its_index_alone(tmp_path: Path) -> None:
+    config = with_student(load_config("demo", settings(tmp_path, f"student={student(tmp_path / 'model')}")))
+    assert config.student.layers == load_config("demo").student.layers
+    assert stages_of(config) == CORPUS and stages_of(load_config("demo")) == STAGES
+
+
+def test_its_key_follows_corpus_and_weights_wherever_they_lie(tmp_path: Path) -> None:
+    def key(model: Path) -> str:
+        config = with_student(load_config("demo", settings(tmp_path, f"student={model}")))
+        return plan(CORPUS, config, {}, read_sources(CORPUS, config))[0].key
+
+    first = key(student(tmp_path / "a"))
+    assert key(student(tmp_path / "moved")) == first
+    assert key(student(tmp_path / "b", b"x" * 200_000)) != first
+    write_records(tmp_path / "own.jsonl", [{"text": "milk"}, {"text": "bread"}])
+    assert key(tmp_path / "a") != first
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (["index.corpus={corpus}"], "add student=models:/puma@champion, or a directory"),
+        (["student={model}"], "add index.corpus=DIRECTORY"),
+        (["index.corpus=nowhere", "student={model}"], "index.corpus=nowhere is not there"),
+        (["index.corpus={corpus}", "student=gone"], "student.model=gone is not there"),
+        (["index.corpus={corpus}", "student={home}"], "is no exported student, it lacks config.json, puma.json"),
+        (["index.corpus={corpus}", "student=models:/puma"], "write models:/NAME@ALIAS"),
+        (
+            ["index.corpus={corpus}", "student=models:/p@c", "tracking_uri=sqlite:///{home}/no.db"],
+            "there is no registry",
+        ),
+        (["index.corpus=s3://b/p", "student={model}"], "copy it to a directory"),
+    ],
+)
+def test_what_cannot_be_indexed_is_refused(given: list[str], message: str, tmp_path: Path) -> None:
+    corpus, model = write_records(tmp_path / "own.jsonl", [{"text": "milk"}]), student(tmp_path / "model")
+    with pytest.raises(InputError, match=message):
+        with_student(load_config("demo", [one.format(corpus=corpus, model=model, home=tmp_path) for one in given]))
+
+
+def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
+    model = student(tmp_path / "model")
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"lacks \*\.safetensors"):
+        with_student(load_config("demo", settings(tmp_path, f"student={model}")))
+
+
+def test_a_registered_student_is_found_by_its_alias(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    from pipeline.tracking import ensure_experiment, register_student
+
+    uri, model = f"sqlite:///{tmp_path / 'mlflow.db'}", student(tmp_path / "model")
+    client = MlflowClient(uri)
+    experiment = ensure_experiment(client)
+    run = client.create_run(experiment).info.run_id
+    register_student(client, experiment, "puma", {"key": "k", "attempt": "a", "weights": str(model)}, {}, run)
+    assert find_student("models:/puma@champion", uri) == find_student("models:/puma/1", uri) == model
+    with pytest.raises(InputError, match="is not in the registry"):
+        find_student("models:/puma@gone", uri)
+    (model / "config.json").unlink()
+    (model / "puma.json").unlink()
+    (model / "model.safetensors").unlink()
+    model.rmdir()
+    with pytest.raises(InputError, match="are not on this machine"):
+        find_student("models:/puma@champion", uri)
+
+
+def test_any_training_changes_the_identity(tmp_path: Path) -> None:
+    weights = bytearray(range(256)) * 1000
+    before = identify(student(tmp_path / "a", bytes(weights)))
+    weights[-1] ^= 1
+    assert identify(student(tmp_path / "b", bytes(weights))) != before
+
+
+def test_instructions_come_with_the_student_and_plain_ones_without(tmp_path: Path) -> None:
+    model = student(tmp_path / "model")
+    assert len(instructions_of(model)) == 9
+    prompts = {"shop: image,text → text": "Find the words.\n", "odd": "x"}
+    (model / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
+    assert [(row["query_modality"], row["target_modality"], row["prompts"]) for row in instructions_of(model)] == [
+        ("image,text", "text", ["Find the words."])
+    ]

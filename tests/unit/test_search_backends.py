@@ -1,0 +1,188 @@
+"""lance and faiss find what exact search finds, under every filter and after every change."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyarrow.fs import LocalFileSystem
+
+from stages.context import InputError
+from stages.search import backends
+from stages.search.exact import ExactIndex, HeldIndex
+from stages.search.filters import Condition, Filter, filter_of, parse_where
+
+ROWS, DIM = 3000, 64
+CARD = {
+    "instructions": [],
+    "metadata": {
+        "brand": {"column": "m0", "kind": "text"},
+        "price": {"column": "m1", "kind": "number"},
+        "fresh": {"column": "m2", "kind": "truth"},
+    },
+}
+FILTERS = {
+    "none": Filter(),
+    "modality": Filter(modalities=("image",)),
+    "dataset": Filter(datasets=(1,)),
+    "pool": Filter(pool="a"),
+    "quoted text": filter_of({"brand": "O'Neil"}, CARD),
+    "any of": filter_of({"brand": ["Arla", "O'Neil"]}, CARD),
+    "range": filter_of({"price": {">=": 3, "<": 9}}, CARD),
+    "truth": filter_of({"fresh": True}, CARD, ("text",)),
+    "not": filter_of({"brand": {"!=": "Arla"}}, CARD),
+    "one in a hundred": filter_of({"price": 7}, CARD),
+    "nothing": filter_of({"price": 1e6}, CARD),
+}
+
+
+def corpus(rows: int = ROWS, seed: int = 0, prefix: str = "c") -> pa.Table:
+    """Clustered unit vectors with every column that a filter looks at; some values are missing."""
+    random = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(40, DIM))
+    points = centres[random.integers(0, 40, rows)] + 0.5 * random.normal(size=(rows, DIM))
+    points = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float16)
+    brands = [("Arla", "O'Neil", None)[pick] for pick in random.integers(0, 3, rows)]
+    return pa.table(
+        {
+            "did": [f"{prefix}{number}" for number in range(rows)],
+            "dataset_id": pa.array(random.integers(0, 2, rows), pa.int32()),
+            "modality": [("text", "image")[pick] for pick in random.integers(0, 2, rows)],
+            "pools": pa.array([["a"] if pick else ["b"] for pick in random.integers(0, 2, rows)]),
+            "vector": pa.FixedSizeListArray.from_arrays(pa.array(points.reshape(-1)), DIM),
+            "m0": pa.array(brands, pa.string()),
+            "m1": pa.array(random.integers(0, 100, rows), pa.float64()),
+            "m2": pa.array(random.random(rows) < 0.3),
+        }
+    )
+
+
+def stored(directory: Path, table: pa.Table) -> ExactIndex:
+    pq.write_table(table, directory / "part.parquet")
+    return ExactIndex((str(directory / "part.parquet"),), LocalFileSystem())
+
+
+def queries(count: int = 8) -> np.ndarray:
+    table = corpus(count, seed=5)
+    return np.array(table["vector"].to_pylist(), dtype=np.float32)
+
+
+@pytest.fixture(scope="module", params=["held", "lance", "faiss"])
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """The exact index, and the same by the backend."""
+    if request.param != "held":
+        pytest.importorskip(request.param)
+    home = tmp_path_factory.mktemp(request.param)
+    exact = stored(home, corpus())
+    return {"exact": exact, "backend": request.param, "index": build(request.param, exact, home)}
+
+
+def build(backend: str, exact: ExactIndex, home: Path):
+    if backend == "held":
+        return HeldIndex(exact)
+    if backend == "faiss":
+        from stages.search.faiss_index import FaissIndex
+
+        return FaissIndex.of(exact.batches(exact.columns()), ROWS)
+    from stages.search.lance_index import LanceIndex
+
+    return LanceIndex.build(str(home / "lance"), exact)
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_every_filter_finds_what_exact_search_finds(world: dict, name: str) -> None:
+    expected, found = (world[one].search(queries(), 10, FILTERS[name])[0] for one in ("exact", "index"))
+    assert overlap(found.dids, expected.dids) >= 0.99
+    for dids, scores, best, truth in zip(found.dids, found.scores, expected.dids, expected.scores, strict=True):
+        known = dict(zip(best, truth, strict=True))
+        assert len(dids) == len(best) and scores == sorted(scores, reverse=True)
+        assert [scores[place] for place, did in enumerate(dids) if did in known] == pytest.approx(
+            [known[did] for did in dids if did in known], abs=1e-5
+        )
+
+
+def overlap(found: list[list[str]], expected: list[list[str]]) -> float:
+    """Share of the expected candidates that were found, 1 where none was to be found."""
+    wanted = sum(map(len, expected))
+    return sum(len(set(one) & set(two)) for one, two in zip(found, expected, strict=True)) / wanted if wanted else 1.0
+
+
+def test_several_filters_are_answered_in_their_order(world: dict) -> None:
+    chosen = [FILTERS["modality"], FILTERS["none"]]
+    together = world["index"].search(queries(2), 5, *chosen)
+    assert together == [world["index"].search(queries(2), 5, one)[0] for one in chosen]
+
+
+def test_a_query_of_another_student_is_refused(world: dict) -> None:
+    for index in (world["exact"], world["index"]):
+        with pytest.raises(InputError, match="a query of 8 numbers meets an index of 64"):
+            index.search(np.ones((1, 8), np.float32), 3)
+
+
+@pytest.mark.parametrize("backend", ["lance", "faiss"])
+def test_rows_are_added_and_deleted_without_a_rebuild(backend: str, tmp_path: Path) -> None:
+    pytest.importorskip(backend)
+    index = build(backend, stored(tmp_path, corpus()), tmp_path)
+    more = corpus(200, seed=7, prefix="new")
+    gone = [f"c{number}" for number in range(0, 400)]
+    changed = index.add(more) or index
+    changed = changed.delete(gone) or changed
+    if backend == "lance":
+        changed = changed.fold()
+    kept = corpus().slice(400)
+    (tmp_path / "after").mkdir()
+    expected = stored(tmp_path / "after", pa.concat_tables([kept, more])).search(queries(), 10)[0]
+    found = changed.search(queries(), 10)[0]
+    assert overlap(found.dids, expected.dids) >= 0.99
+    assert any(did.startswith("new") for dids in found.dids for did in dids)
+
+
+def test_replaced_rows_have_their_new_vectors_and_an_older_version_keeps_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("lance")
+    index = build("lance", stored(tmp_path, corpus()), tmp_path)
+    before = index.search(queries(1), 1)[0]
+    row = corpus().filter(pa.array([did == before.dids[0][0] for did in corpus()["did"].to_pylist()]))
+    opposite = pa.FixedSizeListArray.from_arrays(pa.array(-queries(1).astype(np.float16).reshape(-1)), DIM)
+    changed = index.replace(row.set_column(row.column_names.index("vector"), "vector", opposite))
+    assert changed.search(-queries(1), 1)[0].dids == before.dids
+    assert changed.table.count_rows() == ROWS
+    assert index.search(queries(1), 1)[0] == before
+
+
+def test_auto_is_exact_for_few_candidates_and_lance_for_many() -> None:
+    pytest.importorskip("lance")
+    assert [backends.choose("auto", rows) for rows in (99_999, 100_000)] == ["exact", "lance"]
+    assert backends.choose("exact", 10**9) == "exact"
+
+
+def test_a_backend_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    with pytest.raises(
+        InputError, match=r"needs lance, which is not installed: pip install 'puma-retrieval\[lance\]'"
+    ):
+        backends.choose("auto", 100_000)
+
+
+@pytest.mark.parametrize(
+    "where, message",
+    [
+        ({"colour": "red"}, "no column 'colour' to filter by; it has: brand, price, fresh"),
+        ({"price": "cheap"}, "'price' holds number, so it can't be compared with 'cheap'"),
+        ({"price": True}, "'price' holds number"),
+        ({"brand": {"~": "A"}}, "'~' compares nothing"),
+        ({"fresh": 1}, "'fresh' holds truth"),
+    ],
+)
+def test_conditions_that_the_index_cannot_check_are_refused(where: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        filter_of(where, CARD)
+
+
+def test_conditions_are_read_as_their_column_says() -> None:
+    told = ["brand = Arla", "price<=9.5", "price>2", "fresh=TRUE"]
+    assert parse_where(told, CARD) == {"brand": {"=": "Arla"}, "price": {"<=": 9.5, ">": 2.0}, "fresh": {"=": True}}
+    assert filter_of(parse_where(["brand!=x'; DROP"], CARD), CARD).conditions == (Condition("m0", "!=", "x'; DROP"),)
+    for wrong, message in (("brand", "no condition"), ("price<cheap", "holds numbers")):
+        with pytest.raises(InputError, match=message):
+            parse_where([wrong], CARD)
