@@ -120,7 +120,7 @@ def take(objects: Objects, path: str, seconds: float = SECONDS) -> Lease | None:
         "process": [os.getpid(), birth(os.getpid())],
         "renewed": "",
     }
-    found = objects.read(path)
+    found = objects.read(path, clock=True)
     if found is None:
         tag = objects.create(path, encode(facts))
     elif free(found.data, found.age, seconds):
@@ -141,7 +141,7 @@ def free(data: bytes, age: float, seconds: float = SECONDS) -> bool:
 
 def holder(objects: Objects, path: str, seconds: float = SECONDS) -> dict[str, Any] | None:
     """Who holds the lease at `path` now; None where nobody does."""
-    found = objects.read(path)
+    found = objects.read(path, clock=True)
     return None if found is None or free(found.data, found.age, seconds) else decode(found.data)
 
 

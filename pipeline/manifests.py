@@ -6,11 +6,14 @@ size and checksum. It carries a digest of itself, so that a line edited by hand 
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, ValuesView
+import uuid
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from pipeline.objects import Objects
+from pipeline.objects import LocalObjects, Objects
 from stages.context import StageError
 
 FORMAT = 1
@@ -93,9 +96,14 @@ class Known(Mapping[str, dict[str, Any]]):
         self._fetch()
         return self._read.get(key)
 
-    def values(self) -> ValuesView[dict[str, Any]]:
-        self._fetch()
-        return super().values()
+    def values(self) -> list[dict[str, Any]]:
+        """All that can be trusted, to compare with: what was read once on this machine is not fetched again.
+
+        A copy may tell of an older attempt. The parts that a key was made of it tells right: they never change.
+        """
+        keys = [key for key in self.objects.names(self.stage) if not key.startswith("_")]
+        with ThreadPoolExecutor(THREADS) as pool:
+            return [manifest for manifest in pool.map(self._copied, keys) if manifest]
 
     def _fetch(self) -> None:
         """Reads what isn't read yet, in parallel; what can't be trusted is left out, `self[key]` tells why."""
@@ -104,6 +112,18 @@ class Known(Mapping[str, dict[str, Any]]):
             missing = [key for key in self._keys if key not in self._read]
             with ThreadPoolExecutor(THREADS) as pool:
                 self._read |= dict(zip(missing, pool.map(self._readable, missing), strict=True))
+
+    def _copied(self, key: str) -> dict[str, Any] | None:
+        if self._read.get(key):
+            return self._read[key]
+        place = self.objects.work(f"{self.stage}/{key}/{MANIFEST}")  # of a local store the manifest itself
+        try:
+            return decode(place.read_bytes(), str(place), self.stage, key)
+        except (OSError, StageError):
+            manifest = self._read[key] = self._readable(key)
+        if manifest and not isinstance(self.objects, LocalObjects):
+            keep_copy(place, encode(manifest))
+        return manifest
 
     def _readable(self, key: str) -> dict[str, Any] | None:
         try:
@@ -132,6 +152,15 @@ class Manifests(Mapping[str, Known]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+def keep_copy(place: Path, data: bytes) -> None:
+    """Leaves a copy on this machine, whole or, where there is no room for it, not at all."""
+    fresh = place.with_name(f".{uuid.uuid4().hex}")
+    with suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_bytes(data)
+        fresh.replace(place)
 
 
 def stage_names(objects: Objects) -> list[str]:

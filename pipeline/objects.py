@@ -59,8 +59,8 @@ class Objects(Protocol):
     def prepare(self) -> None:
         """Before the first write: raises InputError where the place can't give the guarantees, or can't be written."""
 
-    def read(self, path: str) -> Found | None:
-        """A small object, None where there is none."""
+    def read(self, path: str, clock: bool = False) -> Found | None:
+        """A small object, None where there is none; with `clock` its age is by the clock of the place."""
 
     def size(self, path: str) -> int | None:
         """Bytes of a file, None where there is none."""
@@ -131,14 +131,14 @@ class LocalObjects:
         with self._told():
             Path(self.root, UNFINISHED).mkdir(parents=True, exist_ok=True)
 
-    def read(self, path: str) -> Found | None:
+    def read(self, path: str, clock: bool = False) -> Found | None:
         with self._told():
             try:
                 with Path(self.root, path).open("rb") as file:
                     data, written = file.read(), os.fstat(file.fileno()).st_mtime
             except (FileNotFoundError, NotADirectoryError):
                 return None
-        return Found(data, hashlib.sha256(data).hexdigest(), self._now() - written)
+        return Found(data, hashlib.sha256(data).hexdigest(), (self._now() if clock else time.time()) - written)
 
     def size(self, path: str) -> int | None:
         place = Path(self.root, path)

@@ -67,7 +67,7 @@ class S3Objects:
     def prepare(self) -> None:
         probe(self, os.getpid())
 
-    def read(self, path: str) -> Found | None:
+    def read(self, path: str, clock: bool = True) -> Found | None:
         return self._read(path, self._client)
 
     def _read(self, path: str, link: Any) -> Found | None:

@@ -333,3 +333,12 @@ def test_files_are_cached_once_by_their_checksum(bucket, tmp_path, monkeypatch):
     assert first.local("queries/part.txt") == places[0]
     places[0].write_bytes(b"cut")
     assert Path(first.local("queries") / "part.txt").read_bytes() == b"hello"
+
+
+def test_what_is_only_compared_with_is_fetched_once(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("PUMA_CACHE", str(tmp_path / "cache"))
+    write(bucket, key="k1")
+    write(bucket, key="k2")
+    first = sorted(manifest["key"] for manifest in bucket.manifests()["ingest"].values())
+    monkeypatch.setattr(type(bucket.objects), "read", None)
+    assert sorted(manifest["key"] for manifest in bucket.manifests()["ingest"].values()) == first == ["k1", "k2"]

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from pipeline import leases, objects
+from pipeline import leases, manifests, objects
 from pipeline import store as command
 from pipeline.artifacts import Store, open_store
 from pipeline.leases import LeaseLost
@@ -135,8 +135,8 @@ def fill(store: Store, count: int) -> None:
 def test_a_plan_against_many_artifacts_reads_each_once(hooks, store, tmp_path, monkeypatch):
     fill(store, 60)
     reads: list[str] = []
-    whole = objects.LocalObjects.read
-    monkeypatch.setattr(objects.LocalObjects, "read", lambda place, path: reads.append(path) or whole(place, path))
+    whole = manifests.decode
+    monkeypatch.setattr(manifests, "decode", lambda data, *where: reads.append(where[0]) or whole(data, *where))
     decisions = plan(STAGES, DEFAULT, store.manifests(), read_sources(STAGES, DEFAULT, tmp_path / "code"))
     assert {decision.action for decision in decisions} == {"run"}
     assert len(reads) == len(set(reads)) == 60
@@ -146,8 +146,8 @@ def test_a_cached_plan_reads_only_its_own_artifacts(hooks, store, tmp_path, monk
     go(store, tmp_path)
     fill(store, 60)
     reads: list[str] = []
-    whole = objects.LocalObjects.read
-    monkeypatch.setattr(objects.LocalObjects, "read", lambda place, path: reads.append(path) or whole(place, path))
+    whole = manifests.decode
+    monkeypatch.setattr(manifests, "decode", lambda data, *where: reads.append(where[0]) or whole(data, *where))
     decisions = plan(STAGES, DEFAULT, store.manifests(), read_sources(STAGES, DEFAULT, tmp_path / "code"))
     assert {decision.action for decision in decisions} == {"cached"}
     assert len(reads) == 3
