@@ -87,7 +87,7 @@ def test_a_registered_student_is_found_by_its_alias(tmp_path: Path) -> None:
     client = MlflowClient(uri)
     experiment = ensure_experiment(client)
     run = client.create_run(experiment).info.run_id
-    register_student(client, experiment, "puma", {"key": "k", "attempt": "a", "weights": str(model)}, {}, run)
+    register_student(client, run, 0, "puma", {"key": "k", "attempt": "a", "weights": str(model)}, {})
     assert find_student("models:/puma@champion", uri) == find_student("models:/puma/1", uri) == model
     with pytest.raises(InputError, match="is not in the registry"):
         find_student("models:/puma@gone", uri)
