@@ -5,6 +5,7 @@ each rank; Ray Data's own wrapper loses the error itself, which is then found in
 wrappers are told apart by what they have, without importing Ray.
 """
 
+import errno
 from collections.abc import Iterator
 
 PLAIN = ("StageError", "InputError")  # whose message is meant for the user as it is
@@ -18,6 +19,8 @@ def explain(error: BaseException) -> str:
         if type(cause).__name__ in PLAIN:
             return one_line(str(cause))
     root = chain[-1]
+    if isinstance(root, OSError) and root.errno in (errno.ENOSPC, errno.EDQUOT):
+        return one_line(f"no space is left for {root.filename or root}; free some, then run again")
     if type(root).__name__ == "UserCodeException":
         return remote_cause(str(chain[-2] if len(chain) > 1 else root))
     lines = [line.strip() for line in str(root).splitlines() if line.strip()]

@@ -35,7 +35,7 @@ STAGES = (
     Stage("distill", "stages.distill", ("ingest", "backbone", "features"), ("student", "distill", "seed")),
     Stage("train", "stages.train", ("ingest", "distill"), ("train", "seed")),
     Stage("index", "stages.index", ("ingest", "train"), ("index",)),
-    Stage("evaluate", "stages.evaluate", ("ingest", "backbone", "train", "index"), ("evaluate",)),
+    Stage("evaluate", "stages.evaluate", ("ingest", "backbone", "features", "train", "index"), ("evaluate",)),
 )
 
 

@@ -35,8 +35,8 @@ def closing_lines(artifacts: Mapping[str, Artifact], overrides: Sequence[str]) -
         lines += [artifacts["evaluate"].read_bytes("table.txt").decode().rstrip(), ""]
     if "train" in artifacts:
         lines.append(f"student: {artifacts['train'].local('model')}")
-    if "evaluate" in artifacts and artifacts["evaluate"].has("report.md"):
-        lines.append(f"report: {artifacts['evaluate'].local('report.md')}")
+    if "evaluate" in artifacts and artifacts["evaluate"].has("report.html"):
+        lines.append(f"report: {artifacts['evaluate'].local('report.html')}")
     if "features" in artifacts and artifacts["features"].has("depth_curve.png"):
         lines.append(f"depths: {artifacts['features'].local('depth_curve.png')}")
     if "index" in artifacts:

@@ -25,6 +25,7 @@ from pipeline.settings import nearest
 from pipeline.sources import read_sources
 from pipeline.students import with_student
 from pipeline.terminal import Parser, keep_stdout, open_console, text_table
+from pipeline.values import walk_values
 from stages.context import InputError, StageError
 
 if TYPE_CHECKING:
@@ -140,13 +141,22 @@ def publish(run: "Run", decisions: Sequence[Decision]) -> None:
     student, metrics = run.artifacts["train"], run.artifacts["evaluate"].manifest["metrics"]
     run.tracker.metrics(headline(metrics))
     if any(decision.action == "run" and decision.stage in ("train", "evaluate") for decision in decisions):
-        weights = (
-            f"{student.uri}/{student.attempt}/model"  # where they lie in the store; they are not fetched for this
-        )
-        tags = {"key": student.key, "attempt": student.attempt, "weights": weights}
+        # where the weights lie in the store; they are not fetched for this
+        weights = f"{student.uri}/{student.attempt}/model"
+        tags = {"key": student.key, "attempt": student.attempt, "weights": weights, "test": test_identity(run)}
         source = student.manifest.get("mlflow_run_id", "")
         numbers = headline(metrics).get("student", {})
-        run.tracker.register(run.config.train.register_as, tags, numbers, source or run.tracker.run_id)
+        place = (run.config.train.register_as, tags, numbers, source or run.tracker.run_id)
+        said = run.tracker.register(*place, alias=run.config.train.register_alias)
+        if said:
+            run.say(said)
+
+
+def test_identity(run: "Run") -> str:
+    """What two students must share for their numbers to compare: the ingested data, and which queries were asked."""
+    chosen = {path: value for path, value, _ in walk_values(run.config)}
+    parts = (run.artifacts["ingest"].key, chosen.get("index.split"), chosen.get("evaluate.queries_per_task") or "all")
+    return "/".join(map(str, parts))
 
 
 def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -205,13 +205,14 @@ class PipelineRun(StageRun):
         """Where to find the run."""
         return {"experiment_id": self.experiment_id, "run_id": self.run_id, "tracking_uri": self.link.uri}
 
-    def register(self, name: str, tags: Mapping[str, str], metrics: Mapping[str, Any], run_id: str) -> str | None:
-        """Registers the student that `tags` points to, and calls it `champion`; returns its version.
+    def register(
+        self, name: str, tags: Mapping[str, str], metrics: Mapping[str, Any], run_id: str, alias: str = "auto"
+    ) -> str | None:
+        """Registers the student that `tags` points to; says which version it is and whether it is the champion.
 
-        `tags` tells `key`, `attempt` and `weights` (the directory in the store); a student that is registered already
-        keeps its version.
+        See `pipeline.registry.register_student`.
         """
-        return self.link.send("register", run_id, name=name, tags=dict(tags), metrics=numbers(metrics))
+        return self.link.send("register", run_id, name=name, tags=dict(tags), metrics=numbers(metrics), alias=alias)
 
     def interrupted(self, run_id: str) -> None:
         """Ends a run that was killed before it could do so itself, and its stages."""
@@ -307,42 +308,19 @@ def log_dataset(client: "MlflowClient", run_id: str, at: int, name: str, source:
     client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", role)])])
 
 
-def register_student(
-    client: "MlflowClient", run_id: str, at: int, name: str, tags: Mapping[str, str], metrics: Mapping[str, float]
+def register(
+    client: "MlflowClient",
+    run_id: str,
+    at: int,
+    name: str,
+    tags: dict[str, str],
+    metrics: dict[str, float],
+    alias: str,
 ) -> str:
-    """A version of the registered model `name` for the weights that `tags` points to; moves the alias to it."""
-    from mlflow.entities import LoggedModelOutput
-    from mlflow.tracking import set_tracking_uri
-    from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
+    """Registers a student; see `pipeline.registry`."""
+    from pipeline.registry import register_student
 
-    if not any(model.name == name for model in client.search_registered_models(f"name = '{name}'")):
-        client.create_registered_model(
-            name, description="Students: stock checkpoints, `weights` tells where they lie."
-        )
-    version = same_student(client, name, tags)
-    if version is None:
-        external = {**tags, MLFLOW_MODEL_IS_EXTERNAL: "true"}
-        model = client.create_logged_model(ensure_experiment(client), name=name, source_run_id=run_id, tags=external)
-        client.finalize_logged_model(model.model_id, "READY")
-        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
-        # A server refuses paths of its own machine as a source, so the source is the model's record; to look it up,
-        # MLflow asks the global address instead of the client's.
-        set_tracking_uri(client.tracking_uri)
-        source = f"models:/{model.model_id}"
-        made = client.create_model_version(name, source, run_id, tags=dict(tags), model_id=model.model_id)
-        version = made.version
-    for measure, value in metrics.items():
-        client.set_model_version_tag(name, version, measure, f"{value:.4g}")
-    client.set_registered_model_alias(name, "champion", version)
-    return version
-
-
-def same_student(client: "MlflowClient", name: str, tags: Mapping[str, str]) -> str | None:
-    """The version that was registered for the same attempt at the same key."""
-    for version in client.search_model_versions(f"name = '{name}'"):
-        if all(version.tags.get(part) == tags[part] for part in ("key", "attempt")):
-            return version.version
-    return None
+    return register_student(client, ensure_experiment(client), name, tags, metrics, run_id, alias)
 
 
 ACTIONS: dict[str, Callable[..., Any]] = {
@@ -355,7 +333,7 @@ ACTIONS: dict[str, Callable[..., Any]] = {
     "text": log_text,
     "picture": log_picture,
     "dataset": log_dataset,
-    "register": register_student,
+    "register": register,
 }
 
 

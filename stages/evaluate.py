@@ -1,9 +1,10 @@
 """evaluate: retrieval quality and cost of the student beside its teacher.
 
-Inputs: ingest (queries, qrels as positives), backbone (the teacher), train (the student), index (the student's
-candidate vectors). Steps: choose the queries; embed the candidates with the teacher, which also stays in the artifact
-because it is the dearest part; embed the queries with both; rank block by block as Ray tasks that stream the corpus;
-time both models in one process; write metrics, TREC runs, tables and plots.
+Inputs: ingest (queries, qrels as positives), backbone (the teacher), features (the depth curve, for the page), train
+(the student), index (the student's candidate vectors). Steps: choose the queries; embed the candidates with the
+teacher, which also stays in the artifact because it is the dearest part; embed the queries with both; rank block by
+block as Ray tasks that stream the corpus; time both models in one process; write metrics, TREC runs,
+tables, plots and `report.html`.
 
 Teacher and student meet the same queries, pools and instructions. Memory is flat in the corpus: workers hold a tile of
 it, the driver holds sums. A grid of many students of one teacher leaves the teacher out, whose numbers would be the
@@ -49,6 +50,7 @@ def run(context: Context) -> dict[str, float | dict]:
     """Runs the stage; see the module header."""
     from stages import backbone
     from stages.search.exact import ExactIndex
+    from stages.search.page import write_page
     from stages.search.rank import Pools
     from stages.search.report import write_report
     from stages.search.sets import find_sets
@@ -70,6 +72,7 @@ def run(context: Context) -> dict[str, float | dict]:
     metrics["student"] |= rank_dimensions(context, *student)
     context.output.write_json("metrics.json", metrics)
     write_report(context, metrics)
+    write_page(context, metrics, find_examples(context, card["split"], sets, models))
     return metrics
 
 
@@ -203,6 +206,16 @@ def _time_models(
     wanted = min(count, len(stored))
     rows = [reader.read(row) for place, row in enumerate(stored) if is_asked(place, len(stored), wanted)]
     return measure_cost({name: load_encoder(path, cluster) for name, path in models.items()}, rows, batch_size)
+
+
+def find_examples(
+    context: Context, split: str, sets: "list[EvaluationSet]", models: Iterable[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """Good and bad retrievals to look at, from the run files of this attempt."""
+    from stages.search.examples import collect
+
+    runs = {name: context.output.work / "runs" / f"{name}.local" for name in models}
+    return collect(context.inputs["ingest"], split, sets, runs)
 
 
 def summarise(

@@ -54,6 +54,9 @@ class Params(Section):
     mine: Mine = Mine()
     chunk: int = knob(0, ge=0, description="rows embedded at a time, by GradCache; 0 is the whole batch")
     register_as: str = knob("puma", description="name in the MLflow model registry")
+    register_alias: Literal["auto", "always", "never"] = knob(
+        "auto", description="make it champion: if at least as good on the same test data; in any case; not at all"
+    )
     checkpoint_every: int = knob(100, ge=1, description="steps that a killed run repeats at most")
     log_every: int = knob(25, ge=1)
 

@@ -6,6 +6,7 @@ Hugging Face layout, written by rank 0, which is how they reach the driver from 
 """
 
 import logging
+import shutil
 import sys
 import tempfile
 import warnings
@@ -17,6 +18,7 @@ from stages.context import Artifact, Context, StageError
 from stages.params import Cluster
 
 WEIGHTS = "weights"
+PREFERRED = ("image", "image,text", "text")  # what a bare text looks for, as in search
 
 
 @dataclass(frozen=True)
@@ -373,17 +375,28 @@ def export_stage(
     from stages.model.card import write_card
     from stages.model.export import export_student
     from stages.model.parity import check_parity
+    from stages.reference import pyfunc_vectors
 
     directory = context.output.work / "model"
-    instructions = Instructions.load(context.inputs["ingest"])
+    shutil.rmtree(directory, ignore_errors=True)  # a refused export must not mix with the next one
+    export_student(weights, source, directory, query_prompts(Instructions.load(context.inputs["ingest"])), dims)
+    # Only what gets registered goes through loaders that cost a process or MLflow; a student in between does not.
+    final = context.output.stage == "train"
+    more = {"MLflow pyfunc": pyfunc_vectors} if final else {}
+    report, size = check_parity(weights, source, directory, more, stock=final)
+    write_card(directory, context.output.stage, size, report, measures, context.params)
+    context.output.write_json("parity.json", report)
+    context.output.upload(directory, "model")
+    return size
+
+
+def query_prompts(instructions: Any) -> dict[str, str]:
+    """Prompts by name for sentence-transformers: one for each task, and `query`, which a bare text is asked with."""
     prompts = {
         f"{row['dataset']}: {row['query_modality']} → {row['target_modality']}": row["prompts"][0] + "\n"
         for row in instructions.to_json()
         if row["prompts"]
     }
-    export_student(weights, source, directory, prompts, dims)
-    report, size = check_parity(weights, source, directory)
-    write_card(directory, context.output.stage, size, report, measures, context.params)
-    context.output.write_json("parity.json", report)
-    context.output.upload(directory, "model")
-    return size
+    told = (instructions.any("text", target) for target in PREFERRED)
+    default = next((one for one in told if one), None)
+    return {**prompts, **({"query": f"{default}\n"} if default else {})}

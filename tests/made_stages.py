@@ -69,6 +69,7 @@ STAGES = (
 class Words(Section):
     word: str = "hello"
     register_as: str = "student"
+    register_alias: str = "auto"
 
 
 class Small(Section):

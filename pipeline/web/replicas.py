@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pipeline.serve import Source
 
 NAME = "puma"
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
 def run_replicas(options: argparse.Namespace, source: "Source", token: str | None, port: int, told: str) -> None:
@@ -25,10 +26,14 @@ def run_replicas(options: argparse.Namespace, source: "Source", token: str | Non
     from stages.params import Cluster
 
     resources = {"num_gpus": 1} if torch.cuda.is_available() else {"num_cpus": 1}
-    with connected(Cluster()):
+    with connected(Cluster(workers=options.replicas)):
         serve.start(http_options={"host": options.host, "port": port})
         replica = serve.deployment(
-            name=NAME, num_replicas=options.replicas, ray_actor_options=resources, max_ongoing_requests=256
+            name=NAME,
+            num_replicas=options.replicas,
+            ray_actor_options=resources,
+            max_ongoing_requests=256,
+            logging_config=QUIET,
         )(replica_class())
         try:
             serve.run(replica.bind(source, Access.of(options.host, token), options.batch), name=NAME, route_prefix="/")

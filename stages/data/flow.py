@@ -129,19 +129,33 @@ def take_numbers(candidates: ray.data.Dataset, queries: ray.data.Dataset, pools:
 def write_images(
     output: Attempt, root: Path, rows: tuple[ray.data.Dataset, ...], numbers: Numbers, limits: Limits, most: int
 ) -> Images:
-    """Checks each distinct picture and writes the good ones to `images/`, at most `most` pictures in one task."""
+    """Checks each distinct picture and writes the good ones to `images/`, at most `most` pictures in one task.
+
+    Pictures that a killed run has written already are taken over; see `stages.data.pictures`.
+    """
     ledger = ray.remote(num_cpus=0)(pictures.Ledger).remote()
-    batch = min(most, max(SMALLEST_BATCH, math.ceil(numbers.path_count / (TASKS_PER_CPU * _cpus()))))
+    files = [f"{output.base}/images/{name}" for name in output.adopt("images")]
+    done = ledger.take_over.remote(files, output.filesystem)
+    checked = len(ray.get(done))
+    if checked:
+        say(f"{checked} of {numbers.path_count} pictures were checked before")
+    left = numbers.path_count - checked
+    batch = min(most, max(SMALLEST_BATCH, math.ceil(left / (TASKS_PER_CPU * _cpus()))))
 
     def new_paths(table: pa.Table) -> pa.Table:
-        return pictures.new_paths(table, ray.get(numbers.paths))
+        return pictures.new_paths(table, *ray.get([numbers.paths, done]))
 
     def check(table: pa.Table) -> pa.Table:
-        return pictures.check_pictures(table, root, limits, lambda *found: ray.get(ledger.record.remote(*found)))
+        def record(*found: Any) -> list[bool]:
+            return ray.get(ledger.record.remote(*found))
+
+        return pa.table({"written": [pictures.write_pictures(table, root, limits, record, output)]})
 
     paths = [_map(dataset, new_paths) for dataset in rows]
     paths = (paths[0].union(*paths[1:]) if paths[1:] else paths[0]).repartition(target_num_rows_per_block=batch)
-    write(output, "images", _map(paths, check), IMAGES)
+    _map(paths, check).materialize()
+    if not output.filesystem.get_file_info(pyarrow.fs.FileSelector(f"{output.base}/images", allow_not_found=True)):
+        write_table(output, "images", IMAGES.empty_table())
     verdicts, count, rejects = ray.get(ledger.conclude.remote())
     return Images(ray.put(verdicts), count, rejects)
 

@@ -1,8 +1,11 @@
 """The model card: what the student is, how it was made and how to load it, with the run's own numbers."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from stages.model.encoder import SETTINGS
 
 CARD = """\
 ---
@@ -17,14 +20,23 @@ multimodal LLM by keeping its first {layers} decoder layers and distilling the o
 (PUMA, arXiv 2507.08064). {parameters:,} parameters; stock architecture, no custom code.
 
 ## Load
+sentence-transformers, 6.2 or newer, with queries and candidates told apart:
 ```python
 from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("path/to/this/directory")
-model.encode(["A red circle.", {{"text": "What is it?", "image": "photo.jpg"}}])
+model.encode_query(["a red circle"])  # the prompt "query" of config_sentence_transformers.json, or prompt_name=…
+model.encode_document(["A red circle.", {{"text": "What is it?", "image": "photo.jpg"}}])
 ```
-`AutoModel.from_pretrained` gives the same vectors: build the prompt with the chat template and take the last token's
-hidden state, normalised. Queries start with an instruction and a new line (see `prompts` in
-`config_sentence_transformers.json`); candidates take none.
+transformers: `AutoProcessor.apply_chat_template` on a user message of an image, a text or both, then the last token's
+hidden state of `AutoModel`, normalised. Queries start with an instruction and a new line; candidates take none.
+
+MLflow, where the run registered it: `mlflow.pyfunc.load_model("models:/NAME@champion")`, `predict` on rows with the
+columns `text` and `image` (encoded bytes); either may be missing. The weights stay where they are.
+
+vLLM: `vllm serve DIRECTORY --runner pooling`, then `POST /v1/embeddings` with `messages`: `input` would skip the chat
+template, and with it the read-out token. The files follow vLLM's documentation; **vLLM was not run on them.**
+
+Puma and its MLflow model cut texts after {max_text_tokens} tokens; other loaders read on.
 
 ## Numbers of this run (stage `{stage}`)
 | measure | value |
@@ -32,6 +44,9 @@ hidden state, normalised. Queries start with an instruction and a new line (see 
 {measures}
 
 ## Parity of loaders
+The same {inputs} inputs (queries and candidates; texts, pictures of several shapes, and both) by the trained weights
+and by each loader of this directory, in float32 on a CPU.
+
 | loader | least cosine | largest difference |
 | --- | --- | --- |
 {parity}
@@ -59,9 +74,16 @@ def write_card(directory: Path, stage: str, size: Mapping[str, int], report: Map
     parity = [
         f"| {name} | {values['cosine']:.6f} | {values['max_difference']:.1e} |"
         for name, values in report["loaders"].items()
-    ]
+    ] + [f"| {name} | not run: {reason} | |" for name, reason in report["not_run"].items()]
+    settings = json.loads((directory / SETTINGS).read_text())
     card = CARD.format(
-        **size, stage=stage, measures="\n".join(rows), parity="\n".join(parity), parameters_text=_text(params)
+        **size,
+        stage=stage,
+        measures="\n".join(rows),
+        parity="\n".join(parity),
+        inputs=report["inputs"],
+        max_text_tokens=settings["max_text_tokens"],
+        parameters_text=_text(params),
     )
     (directory / "README.md").write_text(card)
 

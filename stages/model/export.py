@@ -16,11 +16,14 @@ from stages.model.adapters import adapter_for
 from stages.model.encoder import SETTINGS, load_collator
 from stages.model.prompt import CHAT_TEMPLATE
 
+# Pooling and Normalize go by their older names: vLLM knew no others before #54533 (August 2026) and fell back
+# to a default without a word (#45995). sentence-transformers reads both.
 SENTENCE_TRANSFORMERS_MODULES = (
     ("", "sentence_transformers.base.modules.transformer.Transformer"),
-    ("1_Pooling", "sentence_transformers.sentence_transformer.modules.pooling.Pooling"),
-    ("2_Normalize", "sentence_transformers.sentence_transformer.modules.normalize.Normalize"),
+    ("1_Pooling", "sentence_transformers.models.Pooling"),
+    ("2_Normalize", "sentence_transformers.models.Normalize"),
 )
+POOLING_MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 
 
 def save_backbone(config: Any, weights: Mapping[str, torch.Tensor], directory: Path) -> None:
@@ -50,7 +53,8 @@ def export_student(
         weights: a directory written by `save_backbone`.
         source: the model directory that the student came from: tokenizer, image processor and settings.
         directory: the new model directory.
-        prompts: named query prompts for sentence-transformers; candidates take none.
+        prompts: named query prompts for sentence-transformers; `encode_query` takes the one named "query", and
+            candidates take none.
         dims: leading dimensions that serve as vectors too; vLLM reads them from `config.json`.
     """
     shutil.copytree(weights, directory, dirs_exist_ok=True)
@@ -87,12 +91,13 @@ def _write_sentence_transformers(directory: Path, dim: int, prompts: Mapping[str
         for index, (path, kind) in enumerate(SENTENCE_TRANSFORMERS_MODULES)
     ]
     settings = {
-        "prompts": dict(prompts),
+        "prompts": {**prompts, "document": ""},
         "default_prompt_name": None,
         "model_type": "SentenceTransformer",
         "similarity_fn_name": "cosine",
     }
-    pooling = {"embedding_dimension": dim, "pooling_mode": "lasttoken", "include_prompt": True}
+    modes = {f"pooling_mode_{mode}": mode == "lasttoken" for mode in POOLING_MODES}
+    pooling = {"word_embedding_dimension": dim, **modes, "include_prompt": True}
     forward = {"method": "forward", "method_output_name": "last_hidden_state"}
     transformer = {
         "transformer_task": "feature-extraction",

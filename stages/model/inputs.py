@@ -8,8 +8,8 @@ of ten tokens do not pay for texts of a hundred. No attention mask is needed: at
 a row's last token cannot reach it. Positions are computed here for each row alone (stock 2-D M-RoPE), hence a row's
 vector does not depend on its neighbours. Images are decoded here; truncation cuts text only, never an image's tokens.
 
-Chunks are also the passes of GradCache, which bounds their rows (`limit`). And where ranks must run the same modules
-in every pass, chunks without a picture get a filler, a row of a blank one (`sighted`); see `stages.learn.gradcache`.
+Chunks are also the passes of GradCache, which bounds their rows (`limit`). Where ranks must run the same modules in
+every pass, chunks without a picture get a blank one in a row of no meaning (`sighted`); see `stages.learn.gradcache`.
 """
 
 import io
@@ -134,7 +134,7 @@ class Collator:
     def _sequences(self, rows: Sequence[Row]) -> list[Sequenced]:
         """For each row its tokens, and its image's patches and grid."""
         images = [None if row.image is None else self.patches(row.image) for row in rows]
-        prompts = [render(self._cut(row.text), row.image is not None) for row in rows]
+        prompts = [render(self.cut(row.text), row.image is not None) for row in rows]
         tokens_B = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
         return [
             (self.expand(tokens, image[1] if image else None), image)
@@ -158,7 +158,7 @@ class Collator:
             grid_I3=torch.from_numpy(np.stack([grid for _, grid in images])) if images else None,
         )
 
-    def _cut(self, text: str | None) -> str | None:
+    def cut(self, text: str | None) -> str | None:
         """The text cut to `max_text_tokens`; short texts skip the tokenizer, a token being one character at least."""
         if text is None or len(text) <= self.max_text_tokens:
             return text
@@ -182,7 +182,7 @@ class Collator:
     def count_tokens(self, row: Row) -> int:
         """Length of a row's sequence, told without reading its picture's pixels."""
         count = len(
-            self.tokenizer(render(self._cut(row.text), row.image is not None), add_special_tokens=False)["input_ids"]
+            self.tokenizer(render(self.cut(row.text), row.image is not None), add_special_tokens=False)["input_ids"]
         )
         if row.image is None:
             return count

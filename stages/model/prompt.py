@@ -35,7 +35,7 @@ def render(text: str | None, has_image: bool) -> str:
     Raises:
         ValueError: the row has neither text nor image.
     """
-    text = without_special_tokens(text or "")
+    text = without_special_tokens(text or "").rstrip("\n")  # an instruction without text may bring its new line
     if not text and not has_image:
         raise ValueError("a row needs a text or an image")
     vision = f"<|vision_start|>{IMAGE_PAD}<|vision_end|>" if has_image else ""
@@ -70,6 +70,7 @@ CHAT_TEMPLATE = """\
 {%- endfor -%}
 {%- endif -%}
 {%- endfor -%}
+{%- set found.text = found.text.rstrip('\\n') -%}
 {{- '<|im_start|>user\\n' -}}
 {%- for _ in range(found.images) -%}
 {{- '<|vision_start|><|image_pad|><|vision_end|>' -}}

@@ -60,3 +60,29 @@ def draw_cost(metrics: Mapping[str, Any]) -> Any:
     axes.set_xlim(0, 1.35 * max(metrics[model]["latency_ms"]["median"] for model in models))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def draw_depths(curve: Mapping[str, Any], kept: int) -> Any:
+    """hit@5 of the teacher read out after each layer, not trained further; thin lines are single sets."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    depths = [entry["layers"] for entry in curve["layers"]]
+    for name in curve["layers"][0]["sets"]:
+        axes.plot(depths, [entry["sets"][name] for entry in curve["layers"]], color="#d5d8dd", linewidth=0.9)
+    means = [entry[HEADLINE] for entry in curve["layers"]]
+    axes.plot(depths, means, marker="o", color=COLOURS["teacher"], linewidth=2)
+    if kept in depths:
+        point = (kept, means[depths.index(kept)])
+        axes.plot(*point, marker="o", markersize=11, color=COLOURS["student"])
+        axes.annotate("the student's depth", point, xytext=(0, -24), textcoords="offset points", ha="center")
+    chance = curve[f"chance {HEADLINE}"]
+    axes.axhline(chance, color=COLOURS["chance"], linestyle=":", linewidth=1)
+    axes.annotate("chance", (depths[0], chance), xytext=(4, 4), textcoords="offset points")
+    axes.set(xlabel="decoder layers read", ylabel=f"mean {HEADLINE}, validation sample", ylim=(0, 1.1))
+    axes.set_xticks([depth for depth in depths if len(depths) <= 16 or depth % 4 == 0])
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.tracking import EXPERIMENT, Link, PipelineRun, StageRun, carry, metric_name, resolve_uri
 
-STUDENT = {"key": "k1", "attempt": "a1", "weights": "/somewhere/model"}
+STUDENT = {"key": "k1", "attempt": "a1", "weights": "/somewhere/model", "test": "data/test/all"}
 
 
 @pytest.fixture(scope="module")
@@ -97,22 +97,50 @@ def test_pictures_are_logged(parent, uri):
     assert [file.path for file in client(uri).list_artifacts(parent.run_id)] == ["curve.png"]
 
 
-def test_a_student_is_registered_by_reference_and_is_the_champion(parent, uri):
+def champion(uri: str, name: str) -> str:
+    return str(client(uri).get_model_version_by_alias(name, "champion").version)
+
+
+def quality(value: float) -> dict:
+    return {"local": {"hit@5": value}}
+
+
+def test_a_student_is_registered_by_reference_and_is_the_champion(parent, uri, tmp_path):
     child = parent.stage("train", {})
-    version = parent.register("one", STUDENT, {"local": {"hit@5": 0.51234}}, child.run_id)
+    assert "models:/one@champion is version 1" in parent.register("one", STUDENT, quality(0.51234), child.run_id)
     found = client(uri).get_model_version_by_alias("one", "champion")
-    assert found.version == version and found.tags["weights"] == "/somewhere/model"
-    assert found.tags["local/hit_at_5"] == "0.5123"
+    assert found.tags["weights"] == "/somewhere/model" and found.tags["local/hit_at_5"] == "0.51234"
     assert found.run_id == child.run_id and found.source.startswith("models:/m-")
+    from mlflow.artifacts import download_artifacts
+
+    copied = Path(download_artifacts("models:/one@champion", dst_path=str(tmp_path), tracking_uri=uri))
+    assert "/somewhere/model" in (copied / "MLmodel").read_text()
+    assert not list(copied.rglob("*.safetensors"))
 
 
-def test_the_same_student_keeps_its_version_and_a_new_one_takes_the_alias(parent, uri):
+def test_the_same_student_keeps_its_version(parent, uri):
     child = parent.stage("train", {})
-    first = parent.register("two", STUDENT, {}, child.run_id)
-    assert parent.register("two", STUDENT, {"hit@5": 1.0}, child.run_id) == first
-    second = parent.register("two", {**STUDENT, "attempt": "a2"}, {}, child.run_id)
-    assert second != first
-    assert client(uri).get_model_version_by_alias("two", "champion").version == second
+    assert "version 1" in parent.register("two", STUDENT, quality(0.5), child.run_id)
+    assert "version 1" in parent.register("two", STUDENT, quality(0.5), child.run_id)
+
+
+def test_a_student_takes_the_alias_only_when_it_is_as_good_on_the_same_test_data(parent, uri):
+    run = parent.stage("train", {}).run_id
+    parent.register("three", STUDENT, quality(0.5), run)
+    worse = {**STUDENT, "attempt": "a2"}
+    assert "0.500 against 0.400" in parent.register("three", worse, quality(0.4), run)
+    assert champion(uri, "three") == "1"
+    assert str(client(uri).get_model_version_by_alias("three", "challenger").version) == "2"
+    parent.register("three", {**STUDENT, "attempt": "a3"}, quality(0.5), run)
+    assert champion(uri, "three") == "3"
+    elsewhere = {**STUDENT, "attempt": "a4", "test": "other/test/all"}
+    assert "other test data" in parent.register("three", elsewhere, quality(0.9), run)
+    assert champion(uri, "three") == "3"
+    parent.register("three", elsewhere, quality(0.9), run, alias="never")
+    assert champion(uri, "three") == "3"
+    parent.register("three", elsewhere, quality(0.9), run, alias="always")
+    assert champion(uri, "three") == "4"
+    assert "challenger" not in client(uri).get_registered_model("three").aliases
 
 
 @pytest.mark.ray

@@ -1,7 +1,6 @@
-"""Stock loaders give an exported student's own vectors on texts, images and both: cosine at least 0.9999."""
+"""Every loader that is installed gives an exported student's own vectors, and the directory is laid out for vLLM."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,42 +8,96 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.model.encoder import Encoder
+from stages.context import StageError
+from stages.model.encoder import Encoder, Row
 from stages.model.export import export_student, save_backbone
-from tests.tiny_models import ragged_rows, write_checkpoint
-
-ROOT = Path(__file__).resolve().parents[2]
+from stages.model.loaders import LOADERS
+from stages.model.parity import MINIMUM_COSINE, check_parity, compare, samples
+from stages.reference import pyfunc_vectors, save_reference
+from tests.tiny_models import picture, write_checkpoint
 
 
 @pytest.fixture(scope="module")
-def vectors(tmp_path_factory):
+def student(tmp_path_factory) -> Path:
+    """A directory with `source`, `weights` and the exported `model`."""
     directory = tmp_path_factory.mktemp("loaders")
     source = write_checkpoint(directory / "source", "qwen2_vl")
-    student = Encoder.load(source, layers=2)
-    save_backbone(student.backbone.config, student.backbone.state_dict(), directory / "weights")
+    backbone = Encoder.load(source, layers=2).backbone
+    save_backbone(backbone.config, backbone.state_dict(), directory / "weights")
     export_student(directory / "weights", source, directory / "model", {"query": "Find it.\n"})
-    rows, items = ragged_rows(), []
-    for index, row in enumerate(rows):
-        path = directory / f"{index}.png"
-        if row.image:
-            path.write_bytes(row.image)
-        items.append({"text": row.text, "image": str(path) if row.image else None})
-    (directory / "inputs.json").write_text(json.dumps(items))
-    output = directory / "vectors.npz"
+    return directory
+
+
+def test_every_installed_loader_gives_the_students_vectors(student):
+    places = (student / "weights", student / "source", student / "model")
+    report, _ = check_parity(*places, {"MLflow pyfunc": pyfunc_vectors})
+    assert report["not_run"].pop("vLLM")
+    assert report["not_run"] == {}
+    assert set(report["loaders"]) == {"puma", "transformers AutoModel", "MLflow pyfunc", *LOADERS}
+    assert min(values["cosine"] for values in report["loaders"].values()) >= MINIMUM_COSINE
+    assert max(values["max_difference"] for values in report["loaders"].values()) < 1e-3
+
+
+def test_the_sixteen_inputs_are_queries_and_candidates_of_all_kinds():
+    kinds = {(bool(one.instruction), bool(one.text), bool(one.image)) for one in samples()}
+    assert len(samples()) == 16
+    assert kinds == {(told, text, image) for told in (True, False) for text, image in ((1, 0), (0, 1), (1, 1))}
+
+
+@pytest.mark.parametrize("wrong", [-1.0, np.nan])
+def test_a_loader_that_differs_is_refused_by_name(wrong):
+    vectors = np.eye(3, dtype=np.float32)
+    report = {"loaders": {}}
+    compare(report, "same", vectors, vectors)
+    with pytest.raises(StageError, match="other reads the export with cosine"):
+        compare(report, "other", vectors * wrong, vectors)
+
+
+def test_vllm_finds_last_token_pooling_and_normalisation(student):
+    """As its `get_pooling_config` reads them: legacy module names, boolean modes (vLLM #45995, #54533)."""
+    model = student / "model"
+    modules = {entry["type"]: entry["path"] for entry in json.loads((model / "modules.json").read_text())}
+    assert "sentence_transformers.models.Normalize" in modules
+    pooling = json.loads((model / modules["sentence_transformers.models.Pooling"] / "config.json").read_text())
+    assert [name for name, value in pooling.items() if value is True and name != "include_prompt"] == [
+        "pooling_mode_lasttoken"
+    ]
+    config = json.loads((model / "config.json").read_text())
+    assert config["architectures"] == ["Qwen2VLForConditionalGeneration"] and "auto_map" not in config
+    from safetensors import safe_open
+
+    with safe_open(model / "model.safetensors", "np") as weights:
+        assert any(name.startswith("model.layers.") for name in weights.keys())  # noqa: SIM118 (not a dictionary)
+    assert "[RET]" in (model / "chat_template.jinja").read_text()
+    prompts = json.loads((model / "config_sentence_transformers.json").read_text())["prompts"]
+    assert prompts == {"query": "Find it.\n", "document": ""}
+
+
+def test_an_mlflow_model_refers_to_the_weights_and_needs_no_checkout(student, tmp_path):
+    save_reference(tmp_path / "reference", str(student / "model"))
+    files = [path for path in (tmp_path / "reference").rglob("*") if path.is_file()]
+    assert not [path for path in files if path.suffix == ".safetensors"]
+    assert sum(path.stat().st_size for path in files) < 2_000_000
+    (tmp_path / "photo.png").write_bytes(picture())
+    code = """
+import mlflow, numpy, sys
+model = mlflow.pyfunc.load_model("reference")
+rows = [{"text": "A red circle."}, {"image": open("photo.png", "rb").read()}]
+numpy.save("vectors.npy", model.predict(rows))
+import stages
+assert "reference" in stages.__file__, stages.__file__
+"""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.stock_loaders", directory / "model", directory / "inputs.json", output],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    return student.encode(rows), np.load(output)
+    ours = Encoder.load(student / "model").encode([Row("A red circle."), Row(None, picture())])
+    assert (np.load(tmp_path / "vectors.npy") * ours).sum(1).min() > MINIMUM_COSINE
 
 
-@pytest.mark.parametrize("loader", ["transformers", "sentence_transformers"])
-def test_a_stock_loader_gives_the_students_vectors(vectors, loader):
-    ours, stock = vectors[0], vectors[1][loader]
-    assert np.allclose(np.linalg.norm(stock, axis=1), 1, atol=1e-5)
-    assert (ours * stock).sum(axis=1).min() > 0.9999
+def test_an_mlflow_model_whose_weights_are_gone_says_how_to_give_them(tmp_path):
+    import mlflow
+
+    save_reference(tmp_path / "reference", str(tmp_path / "gone"))
+    with pytest.raises(Exception, match=r"not at .*gone; give their place"):
+        mlflow.pyfunc.load_model(str(tmp_path / "reference"))

@@ -1,5 +1,6 @@
 """The runner on a small graph of made-up stages: commits, resumes, forced stages, errors, two runs at once."""
 
+import errno
 import threading
 import time
 from contextlib import contextmanager
@@ -185,6 +186,10 @@ class Remote(Exception):
         (Remote("ray::work()\n  Traceback", cause=ValueError("out of cheese")), "ValueError: out of cheese"),
         (Remote("2 workers failed", worker_failures={0: Remote("x", cause=StageError("mend it"))}), "mend it"),
         (Remote("wrapped", cause=StageError("mend\nit")), "mend it"),
+        (
+            Remote("wrapped", cause=OSError(errno.ENOSPC, "No space left on device", "/data/part")),
+            "no space is left for /data/part; free some, then run again",
+        ),
     ],
 )
 def test_errors_of_workers_are_unwrapped_to_one_line(error, line):

@@ -1,0 +1,55 @@
+"""An MLflow model that refers to a student's weights: written here, run by `stages/pyfunc.py` when it is loaded."""
+
+import tempfile
+import warnings
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent
+PACKAGES = ("mlflow", "torch", "transformers", "pillow", "numpy", "safetensors")
+
+
+def save_reference(directory: Path, weights: str) -> None:
+    """Writes an MLflow model directory of some hundred kilobytes: the code, the signature, and where the weights lie.
+
+    Args:
+        directory: a directory that does not exist yet.
+        weights: the model directory, a path or an `s3://` prefix.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema, TensorSpec
+
+    import mlflow
+
+    columns = [ColSpec("string", "text", required=False), ColSpec("binary", "image", required=False)]
+    vectors = TensorSpec(_float32(), (-1, -1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it wants an input example beside the signature
+        mlflow.pyfunc.save_model(
+            directory,
+            python_model=str(ROOT / "pyfunc.py"),
+            code_paths=[str(ROOT)],
+            model_config={"weights": weights},
+            signature=ModelSignature(Schema(columns), Schema([vectors])),
+            pip_requirements=[f"{name}=={metadata.version(name)}" for name in PACKAGES],
+        )
+
+
+def _float32() -> Any:
+    import numpy as np
+
+    return np.dtype("float32")
+
+
+def pyfunc_vectors(model: Path, samples: Sequence[Any]) -> Any:
+    """Vectors [N, D] of samples (`stages.model.loaders.Sample`) by MLflow's own reading of `model`."""
+    import pandas as pd
+
+    import mlflow
+
+    with tempfile.TemporaryDirectory() as directory:
+        save_reference(Path(directory, "model"), str(Path(model).resolve()))
+        loaded = mlflow.pyfunc.load_model(str(Path(directory, "model")))
+        return loaded.predict(pd.DataFrame([{"text": one.joined, "image": one.image} for one in samples]))

@@ -1,0 +1,160 @@
+"""Queries to look at: what the student found and what it missed, with pictures, drawn from the finished run files.
+
+The draw is by the hash of the query's id, spread over the evaluation sets: nobody chose them, and the same run gives
+the same ones. Memory: the ids of the drawn queries while the run files stream by, then thumbnails of what is shown.
+"""
+
+import base64
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from heapq import nsmallest
+from itertools import groupby, zip_longest
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from stages.context import Artifact
+from stages.data.keys import hash64
+from stages.data.tables import MappedTable
+from stages.search.sets import EvaluationSet, query_blocks, set_name
+
+SHOWN, RESULTS, POSITIVES = 10, 5, 2
+SIDE = 168  # pixels of a thumbnail's longer side
+
+
+@dataclass
+class Drawn:
+    """A drawn query: its ranked candidates, and where the first relevant one stands (None: not in the run)."""
+
+    qid: str
+    task: str
+    ranked: list[tuple[str, float]]
+    rank: int | None
+    teacher: int | None = None
+    row: dict[str, Any] = field(default_factory=dict)
+
+
+def collect(
+    ingest: Artifact, split: str, sets: Sequence[EvaluationSet], runs: Mapping[str, Path]
+) -> dict[str, list[dict[str, Any]]]:
+    """{"good": …, "bad": …}: at most SHOWN queries each, ready for the page.
+
+    Good: the first result is relevant. Bad: none of the first five is.
+
+    Args:
+        runs: for each model the directory and stem of its local run files, `…/student.local`.
+    """
+    positives = _positives(ingest, split, sets)
+    drawn = draw(sets, runs["student"], positives)
+    for kind in drawn.values():
+        for one in kind:
+            one.row = positives[one.task, one.qid]
+    if "teacher" in runs:
+        _add_teacher([one for kind in drawn.values() for one in kind], runs["teacher"])
+    shelf = Shelf(ingest)
+    return {kind: [shelf.show(one) for one in found] for kind, found in drawn.items()}
+
+
+def _positives(ingest: Artifact, split: str, sets: Sequence[EvaluationSet]) -> dict[tuple[str, str], dict[str, Any]]:
+    """(set, qid) → the stored query, of evenly spread queries: enough to draw from, whatever the split's size."""
+    fewer = [replace(one, asked=min(one.asked, 500)) for one in sets]
+    return {
+        (set_name(row["dataset"], row["task_id"]), row["qid"]): row
+        for block in query_blocks(ingest, split, fewer)
+        for row in block.to_pylist()
+    }
+
+
+def draw(
+    sets: Sequence[EvaluationSet], run: Path, queries: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> dict[str, list[Drawn]]:
+    """At most SHOWN good and bad ones, set after set in turn, each set's own in the order of their hashes."""
+    by_set: dict[str, list[list[Drawn]]] = {"good": [], "bad": []}
+    for one in sets:
+        found: dict[str, list[Drawn]] = {"good": [], "bad": []}
+        for qid, ranked in read_run(run.with_name(f"{run.name}.{one.name}.trec")):
+            row = queries.get((one.name, qid))
+            if row is None:
+                continue
+            rank = first_relevant(ranked, row["positives"])
+            kind = "good" if rank == 1 else "bad" if rank is None or rank > RESULTS else None
+            if kind:
+                drawn = Drawn(qid, one.name, ranked[:RESULTS], rank)
+                found[kind] = nsmallest(SHOWN, [*found[kind], drawn], key=lambda item: hash64(item.qid))
+        for kind, drawn_list in found.items():
+            by_set[kind].append(drawn_list)
+    return {
+        kind: [one for turn in zip_longest(*lists) for one in turn if one is not None][:SHOWN]
+        for kind, lists in by_set.items()
+    }
+
+
+def read_run(path: Path) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+    """(qid, [(did, score), …] best first) of a TREC run, one query at a time."""
+    with path.open(encoding="utf-8") as lines:
+        fields = (line.split() for line in lines)
+        for qid, group in groupby(fields, key=lambda field: field[0]):
+            yield unquote(qid), [(unquote(did), float(score)) for _, _, did, _, score, _ in group]
+
+
+def first_relevant(ranked: Iterable[tuple[str, float]], positives: Iterable[str]) -> int | None:
+    """The rank of the first relevant candidate, from 1."""
+    wanted = set(positives)
+    return next((rank for rank, (did, _) in enumerate(ranked, start=1) if did in wanted), None)
+
+
+def _add_teacher(drawn: Sequence[Drawn], run: Path) -> None:
+    for task in {one.task for one in drawn}:
+        wanted = {one.qid: one for one in drawn if one.task == task}
+        for qid, ranked in read_run(run.with_name(f"{run.name}.{task}.trec")):
+            if qid in wanted:
+                wanted[qid].teacher = first_relevant(ranked, wanted[qid].row["positives"])
+
+
+class Shelf:
+    """What queries and candidates look like: instruction, text, a small picture."""
+
+    def __init__(self, ingest: Artifact) -> None:
+        from stages.data.instructions import Instructions
+
+        self.candidates = MappedTable.open(ingest, "candidates", "did")
+        self.images = MappedTable.open(ingest, "images", "image_id")
+        self.instructions = Instructions.load(ingest)
+
+    def show(self, one: Drawn) -> dict[str, Any]:
+        """A drawn query as the page's template takes it."""
+        row, relevant = one.row, set(one.row["positives"])
+        told = self.instructions.choose(row["dataset_id"], row["modality"], row["target_modality"], pick=0)
+        held = [did for did in row["positives"] if did in self.candidates]
+        return {
+            "qid": one.qid,
+            "task": one.task,
+            "instruction": told,
+            "query": {"text": row["text"], "image": self.thumbnail(row["image_id"])},
+            "positives": [self.candidate(did) for did in held[:POSITIVES]],
+            "more_positives": max(0, len(row["positives"]) - POSITIVES),
+            "results": [
+                {**self.candidate(did), "score": score, "relevant": did in relevant} for did, score in one.ranked
+            ],
+            "rank": one.rank,
+            "teacher": one.teacher,
+        }
+
+    def candidate(self, did: str) -> dict[str, Any]:
+        """A candidate's id, text and picture."""
+        row = self.candidates.row(self.candidates.find(did))
+        return {"did": did, "text": row["text"], "image": self.thumbnail(row["image_id"])}
+
+    def thumbnail(self, image_id: str | None) -> str | None:
+        """The picture as a data URI of some kilobytes."""
+        from PIL import Image
+
+        if image_id is None:
+            return None
+        with Image.open(io.BytesIO(self.images.row(self.images.find(image_id))["bytes"])) as stored:
+            picture = stored.convert("RGB")
+        picture.thumbnail((SIDE, SIDE))
+        small = io.BytesIO()
+        picture.save(small, "WEBP", quality=82)
+        return f"data:image/webp;base64,{base64.b64encode(small.getvalue()).decode()}"

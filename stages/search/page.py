@@ -1,0 +1,127 @@
+"""`report.html`: what a person wants to look at before shipping a student, in one file that asks nobody for anything.
+
+Numbers are views of metrics.json; pictures are thumbnails as data URIs, so the file stays below a few megabytes. All
+text is escaped by Jinja, and the page's own policy forbids scripts and requests. The template lies beside this module;
+a changed template shows in the next evaluation.
+"""
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stages.context import Artifact, Context
+from stages.search.plots import draw_cost, draw_depths
+from stages.search.report import HEADLINE, NOTES, labels, measured, model_rows
+
+TEMPLATE = "report.html.jinja"
+SETTINGS = ("seed", "data.kind", "backbone.source", "student.layers", "train.loss", "train.steps", "train.batch_size")
+"""Of the configuration that the student was trained with: what tells one run from another at a glance."""
+
+
+def write_page(context: Context, metrics: Mapping[str, Any], examples: Mapping[str, Sequence[dict[str, Any]]]) -> None:
+    """Writes `report.html` into the artifact and shows it in the tracker."""
+    html = render(
+        metrics, examples, read_curve(context.inputs), identity(context), read_parity(context.inputs["train"])
+    )
+    context.output.write_bytes("report.html", html.encode())
+    context.tracker.text("report.html", html)
+
+
+def render(
+    metrics: Mapping[str, Any],
+    examples: Mapping[str, Sequence[dict[str, Any]]],
+    curve: Mapping[str, Any] | None,
+    facts: Mapping[str, str],
+    parity: Mapping[str, Any] | None,
+) -> str:
+    """The page.
+
+    Args:
+        metrics: the content of metrics.json.
+        examples: good and bad retrievals by `stages.search.examples.collect`.
+        curve: the content of depth_curve.json, where there is one.
+        facts: what identifies the run, in the order shown.
+        parity: the student's parity report, where there is one.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["number"] = lambda value: f"{value:.3f}"
+    names = labels(metrics)
+    return environment.get_template(TEMPLATE).render(
+        headline=HEADLINE,
+        models=measured(metrics),
+        metrics=metrics,
+        scopes={scope: list(set_lines(metrics, scope)) for scope in ("local", "union")},
+        costs=list(model_rows(metrics)),
+        depth_plot=svg(draw_depths(curve, metrics["student"]["layers"])) if curve else None,
+        cost_plot=svg(draw_cost(metrics)),
+        kinds=[(kind, [{**one, "label": names[one["task"]]} for one in examples[kind]]) for kind in ("good", "bad")],
+        facts=facts,
+        parity=parity,
+        notes=NOTES.replace("\n", " "),
+    )
+
+
+def set_lines(metrics: Mapping[str, Any], scope: str) -> Iterator[dict[str, Any]]:
+    """A line of the quality table for each set, then the mean."""
+    models = measured(metrics)
+    for name, label in labels(metrics).items():
+        task = metrics["student"][scope]["tasks"][name]
+        values = {model: metrics[model][scope]["tasks"][name][HEADLINE] for model in models}
+        sizes = {"queries": task["queries"], "pool": task["pool_size"]}
+        yield {"label": label, **sizes, "chance": task[f"chance {HEADLINE}"], "values": values}
+    means = {model: metrics[model][scope][HEADLINE] for model in models}
+    yield {
+        "label": "mean",
+        "queries": None,
+        "pool": None,
+        "chance": metrics["chance"][scope][HEADLINE],
+        "values": means,
+    }
+
+
+def svg(figure: Any) -> str:
+    """A figure as a data URI, with text as text: small, sharp at any size, and in the reader's own typeface."""
+    import matplotlib
+
+    drawn = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "puma", "font.family": "sans-serif"}):
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(drawn.getvalue()).decode()}"
+
+
+def read_curve(inputs: Mapping[str, Artifact]) -> dict[str, Any] | None:
+    """The depth curve of the run's teacher."""
+    return inputs["features"].read_json("depth_curve.json") if "features" in inputs else None
+
+
+def read_parity(train: Artifact) -> dict[str, Any] | None:
+    """The parity report of the student; a student that was given from outside has none."""
+    listed = {entry["path"] for entry in train.manifest.get("files", ())}
+    return train.read_json("parity.json") if "parity.json" in listed else None
+
+
+def identity(context: Context) -> dict[str, str]:
+    """What tells this run from all others: when, from which code and settings the student was made; all keys."""
+    made = context.inputs["train"].manifest
+    git, config = made.get("git") or {}, made.get("config") or {}
+    facts = {"student made": str(made.get("created", ""))[:19].replace("T", " "), "pipeline run": made.get("run", "")}
+    if git.get("commit"):
+        facts["code"] = git["commit"][:12] + (" with changes" if git.get("dirty") else "")
+    facts |= {path: _setting(config, path) for path in SETTINGS}
+    facts |= {f"{name} artifact": artifact.key for name, artifact in context.inputs.items()}
+    facts["evaluate artifact"] = context.output.key
+    packages = made.get("packages") or {}
+    facts["packages"] = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+    return {name: value for name, value in facts.items() if value}
+
+
+def _setting(config: Mapping[str, Any], path: str) -> str:
+    value: Any = config
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return "" if value is None else str(value)
