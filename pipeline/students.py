@@ -75,13 +75,13 @@ def registered(reference: str, tracking_uri: str, endpoint: str = "") -> Path:
     except MlflowException as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"student.model={reference} is not in the registry at {place}: {reason}") from None
-    place = version.tags.get("weights", "")
-    if place.startswith("s3://"):
+    told = version.tags.get("weights", "")
+    if told.startswith("s3://"):
         from pipeline.artifacts import open_store
 
-        root, stage, key, _attempt, _model = place.rsplit("/", 4)
+        root, stage, key, _attempt, _model = told.rsplit("/", 4)
         return Path(open_store(root, endpoint).artifact(stage, key).local("model"))
-    weights = Path(place)
-    if not place or not weights.is_dir():
+    weights = Path(told)
+    if not told or not weights.is_dir():
         raise InputError(f"student.model={reference}: its weights {weights} are not on this machine; give a directory")
     return weights
