@@ -37,7 +37,7 @@ class Ablation:
 
     def __init__(self, name: str, grid: Grid, cells: Sequence[Cell], recipe: str, say: Callable[[str], None]) -> None:
         self.name, self.grid, self.cells, self.recipe, self.say = name, grid, cells, recipe, say
-        self.store = open_store(cells[0].config.store)
+        self.store = open_store(cells[0].config.store, cells[0].config.store_endpoint)
         self.outcomes: list[Outcome | None] = [None] * len(cells)
         self.tracker: PipelineRun | None = None
         manifests = self.store.manifests()

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -23,7 +23,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pipeline.objects import PIECE, Entry, Found, checksum, told
+from pipeline.cache import cache_root, made, told_locally
+from pipeline.objects import PIECE, Entry, Found, checksum
 from stages.context import InputError, StageError
 
 if TYPE_CHECKING:
@@ -368,25 +369,6 @@ def probe(objects: S3Objects, process: int) -> None:
                 )
         else:
             raise objects._explained(doubt) from doubt
-
-
-def cache_root() -> Path:
-    """Where this machine keeps copies and work: PUMA_CACHE, else `puma` in the user's cache directory."""
-    if chosen := os.environ.get("PUMA_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "puma"
-
-
-def told_locally() -> AbstractContextManager[None]:
-    """A full or read-only cache in one line."""
-    return told(f"the cache {cache_root()} (PUMA_CACHE)")
-
-
-def made(directory: Path) -> Path:
-    """The directory, made where it isn't."""
-    with told_locally():
-        directory.mkdir(parents=True, exist_ok=True)
-    return directory
 
 
 def server_time(answer: dict[str, Any]) -> datetime:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
     from stages.data.mbeir import Source
+    from stages.data.remote import RemotePath
     from stages.data.report import Report
 
 VERSION = 1
@@ -156,10 +157,11 @@ def check(params: Params) -> None:
     """Raises InputError where the source cannot be read; cheap enough for every plan."""
     if params.kind == "scenes":
         return
-    if "://" in params.path:
-        raise InputError(f"data.path={params.path} is not supported yet: copy it to a directory that all nodes see")
     if params.kind == "pairs":
         from stages.data import records
+
+        if "://" in params.path:
+            raise InputError(f"data.path={params.path}: pairs are read from a directory that all nodes see; copy them")
 
         records.find(_root(params), "data.path", pictures=False)
     else:
@@ -171,7 +173,7 @@ def check(params: Params) -> None:
 
 
 def fingerprint(params: Params) -> str | None:
-    """A digest of (path, size, time of change) of all files of the source; None for scenes, which have none.
+    """A digest of (path, size, time of change or ETag) of all files of the source; None for scenes, which have none.
 
     Contents are not read: a plan answers in under a second. Raises InputError where the directory is not there.
     """
@@ -179,18 +181,24 @@ def fingerprint(params: Params) -> str | None:
         return None
     import hashlib
 
+    from stages.data import remote
+
     root = _root(params)
     if params.kind == "pairs":
         from stages.data import records
 
         return records.fingerprint(root)
+    if isinstance(root, remote.RemotePath):
+        return hashlib.sha256(repr(sorted(remote.listing(root))).encode()).hexdigest()[:16]
     if not root.is_dir():
         raise InputError(f"data.path={root} is not a directory: give the one that holds query/ and cand_pool/")
     return hashlib.sha256(repr(sorted(_files(root))).encode()).hexdigest()[:16]
 
 
-def _root(params: Params) -> Path:
-    return Path(params.path).expanduser()
+def _root(params: Params) -> "Path | RemotePath":
+    from stages.data import remote
+
+    return remote.source(params.path)
 
 
 def _files(root: Path) -> list[tuple[str, int, int]]:

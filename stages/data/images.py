@@ -16,6 +16,8 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageOps
 
+from stages.data.remote import RemotePath
+
 ORIENTATION = 0x0112
 """The EXIF tag that tells how the camera was held."""
 PLAIN_MODES = {"RGB", "L", "1", "P"}
@@ -52,11 +54,13 @@ class Checked:
     format: str
 
 
-def resolve(root: Path, reference: str) -> Path:
+def resolve(root: Path | RemotePath, reference: str) -> Path | RemotePath:
     """The file that `reference` names, relative to `root`. Raises ImageRejected where it could leave the root."""
     parts = PurePosixPath(reference.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or "\0" in reference or not parts.parts:
         raise ImageRejected("path outside root", f"{reference!r} must be relative to the data root, without '..'")
+    if isinstance(root, RemotePath):  # object storage knows no links
+        return root / parts
     base = os.path.realpath(root)
     target = os.path.realpath(os.path.join(base, parts))
     if os.path.commonpath([base, target]) != base:
@@ -64,9 +68,11 @@ def resolve(root: Path, reference: str) -> Path:
     return Path(target)
 
 
-def load(root: Path, reference: str, limits: Limits) -> Checked:
+def load(root: Path | RemotePath, reference: str, limits: Limits) -> Checked:
     """Reads and checks the picture `reference` below `root`. Raises ImageRejected."""
     path = resolve(root, reference)
+    if isinstance(path, RemotePath):
+        return check(_fetched(path, reference, limits), limits)
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -78,6 +84,15 @@ def load(root: Path, reference: str, limits: Limits) -> Checked:
     except OSError as error:
         raise ImageRejected("unreadable image", f"{reference!r}: {error.strerror}") from None
     return check(data, limits)
+
+
+def _fetched(path: RemotePath, reference: str, limits: Limits) -> bytes:
+    """The bytes of a remote picture. A network that fails is no fault of the picture and raises OSError."""
+    try:
+        _refuse_bytes(path.stat().st_size, limits)
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ImageRejected("missing image", f"{reference!r} does not exist") from None
 
 
 def check(data: bytes, limits: Limits) -> Checked:

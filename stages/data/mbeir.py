@@ -122,7 +122,7 @@ def implied_unions(pools: list[str]) -> dict[str, set[str]]:
 def chunks(root: Path, source: Source, size: int = CHUNK_BYTES) -> Iterator[Chunk]:
     """Cuts a file into chunks of about `size` bytes, at line ends. Reads the file once to count its lines."""
     offset, line = 0, 1
-    with open(root / source.path, "rb") as file:
+    with (root / source.path).open("rb") as file:
         while block := file.read(size):
             if not block.endswith(b"\n"):
                 block += file.readline()
@@ -133,7 +133,7 @@ def chunks(root: Path, source: Source, size: int = CHUNK_BYTES) -> Iterator[Chun
 
 def lines(root: Path, chunk: Chunk) -> Iterator[tuple[int, bytes]]:
     """(line number, line) of the lines of a chunk that are not blank."""
-    with open(root / chunk.source.path, "rb") as file:
+    with (root / chunk.source.path).open("rb") as file:
         file.seek(chunk.offset)
         block = file.read(chunk.nbytes)
     for number, line in enumerate(block.split(b"\n"), start=chunk.first_line):
@@ -144,7 +144,7 @@ def lines(root: Path, chunk: Chunk) -> Iterator[tuple[int, bytes]]:
 def relevant(root: Path, qrels: str, wanted: set[str]) -> dict[str, list[str]]:
     """qid → dids of relevance above 0 in a qrels file, for the `wanted` qids; other lines are passed over."""
     found: dict[str, list[str]] = {}
-    with open(root / qrels, encoding="utf-8", errors="replace") as file:
+    with (root / qrels).open(encoding="utf-8", errors="replace") as file:
         for line in file:
             fields = line.split()
             if len(fields) >= 4 and fields[0] in wanted and _positive(fields[3]):

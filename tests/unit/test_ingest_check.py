@@ -23,7 +23,8 @@ def test_a_good_source_passes_and_so_do_scenes(tmp_path):
     ("fields", "said"),
     [
         ({"path": "/nowhere"}, "is not a directory"),
-        ({"path": "s3://bucket/data"}, "is not supported yet"),
+        ({"path": "gs://bucket/data"}, "give a directory or s3://bucket/prefix"),
+        ({"kind": "pairs", "path": "s3://bucket/data"}, "read from a directory"),
         ({"kind": "pairs"}, "holds no file of records"),
         ({"max_pixels": 2000, "refuse_pixels": 1500}, "max_pixels"),
     ],
