@@ -28,15 +28,15 @@ def with_student(config: "Config") -> "Config":
 
     if not config.student.model:
         return config
-    directory = find_student(config.student.model, config.tracking_uri)
+    directory = find_student(config.student.model, config.tracking_uri, config.store_endpoint)
     check_student(directory)
     return config.model_copy(update={"student": config.student.model_copy(update={"model": str(directory)})})
 
 
-def find_student(reference: str, tracking_uri: str) -> Path:
+def find_student(reference: str, tracking_uri: str, endpoint: str = "") -> Path:
     """The directory that a reference means. Raises InputError."""
     if reference.startswith("models:"):
-        return registered(reference, tracking_uri)
+        return registered(reference, tracking_uri, endpoint)
     path = Path(reference).expanduser()
     if not path.is_dir():
         raise InputError(f"student.model={reference} is not there; give models:/NAME@ALIAS or a student's directory")
@@ -51,7 +51,7 @@ def find_student(reference: str, tracking_uri: str) -> Path:
         raise InputError(f"student.model={reference}: {error}") from None
 
 
-def registered(reference: str, tracking_uri: str) -> Path:
+def registered(reference: str, tracking_uri: str, endpoint: str = "") -> Path:
     """The weights of a registered model, which its tag `weights` points to. Raises InputError."""
     match = REGISTERED.fullmatch(reference)
     if match is None:
@@ -75,7 +75,13 @@ def registered(reference: str, tracking_uri: str) -> Path:
     except MlflowException as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"student.model={reference} is not in the registry at {place}: {reason}") from None
-    weights = Path(version.tags.get("weights", ""))
-    if not version.tags.get("weights") or not weights.is_dir():
+    told = version.tags.get("weights", "")
+    if told.startswith("s3://"):
+        from pipeline.artifacts import open_store
+
+        root, stage, key, _attempt, _model = told.rsplit("/", 4)
+        return Path(open_store(root, endpoint).artifact(stage, key).local("model"))
+    weights = Path(told)
+    if not told or not weights.is_dir():
         raise InputError(f"student.model={reference}: its weights {weights} are not on this machine; give a directory")
     return weights

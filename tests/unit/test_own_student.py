@@ -81,13 +81,11 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
 def test_a_registered_student_is_found_by_its_alias(tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
-    from pipeline.tracking import ensure_experiment, register_student
-
     uri, model = f"sqlite:///{tmp_path / 'mlflow.db'}", student(tmp_path / "model")
     client = MlflowClient(uri)
-    experiment = ensure_experiment(client)
-    run = client.create_run(experiment).info.run_id
-    register_student(client, experiment, "puma", {"key": "k", "attempt": "a", "weights": str(model)}, {}, run)
+    client.create_registered_model("puma")
+    made = client.create_model_version("puma", model.as_uri(), tags={"weights": str(model)})
+    client.set_registered_model_alias("puma", "champion", made.version)
     assert find_student("models:/puma@champion", uri) == find_student("models:/puma/1", uri) == model
     with pytest.raises(InputError, match="is not in the registry"):
         find_student("models:/puma@gone", uri)
