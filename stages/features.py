@@ -90,7 +90,7 @@ def _write_features(context: Context, model: Path, layer: int) -> int:
     params, ingest = context.params.features, context.inputs["ingest"]
     positives = ray.put(_positive_hashes(ingest, "train"))
     keep = {"query": partial(_of_split, split="train"), "candidate": partial(_among, hashes=positives)}
-    reading = {"model": model, "layers": (layer,), "normed": params.normed, "batch_size": params.batch_size}
+    reading = {"model": model, "layers": (layer,), "normed": params.normed, "before_mlp": params.before_mlp}
     rows = 0
     for side, prefix in (("query", "queries"), ("candidate", "candidates")):
         finish = partial(_as_features, side=side)
@@ -104,6 +104,7 @@ def _write_features(context: Context, model: Path, layer: int) -> int:
             keep=keep[side],
             finish=finish,
             side=side,
+            batch_size=params.batch_size,
             **reading,
         )
     return rows

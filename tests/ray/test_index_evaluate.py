@@ -195,7 +195,7 @@ def test_the_artifact_holds_tables_plots_and_the_teachers_vectors(world: dict) -
     assert sum(batch.num_rows for batch in ExactIndex.open(artifact, "teacher").batches()) == 24
     assert {"quality.png", "cost.png", "report.md", "report.html"} <= set(world["tracker"].names)
     page = artifact.local("report.html").read_text()
-    assert "Something red." in page and "data:image/webp;base64," in page
+    assert any(f"Something {colour}." in page for colour in COLOURS) and "data:image/webp;base64," in page
 
 
 def test_mined_negatives_are_the_nearest_of_the_training_pool_below_the_positive(world: dict) -> None:
