@@ -100,11 +100,15 @@ def _view(source: Path, view: Path, pointer: dict[str, Any]) -> Path:
     from filelock import FileLock
 
     view.mkdir(parents=True, exist_ok=True)
+    own = ("preprocessor_config.json", "puma.json")
     with FileLock(view / ".lock"):
         for path in source.iterdir():
             link = view / path.name
-            if path.is_file() and path.name != "preprocessor_config.json" and not link.exists():
+            if path.is_file() and path.name not in own and not link.exists():
                 link.symlink_to(path.resolve())
+        for name in own:  # never through a link: that would change the checkpoint
+            if (view / name).is_symlink():
+                (view / name).unlink()
         processor = json.loads((source / "preprocessor_config.json").read_text())
         processor["size"] = {"shortest_edge": pointer["min_pixels"], "longest_edge": pointer["max_pixels"]}
         for name in ("min_pixels", "max_pixels"):

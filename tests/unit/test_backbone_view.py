@@ -1,0 +1,24 @@
+"""A checkpoint that is not ours: read with the pipeline's own limits, and never changed."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+from stages import backbone
+from stages.model.encoder import Encoder
+from tests.tiny_models import write_checkpoint
+
+
+def test_a_local_checkpoint_is_read_with_our_limits_and_stays_as_it_is(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    source = tmp_path / "teacher"
+    write_checkpoint(source, "qwen2_vl")
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in source.iterdir()}
+    limits = {"min_pixels": 3136, "max_pixels": 6272, "max_text_tokens": 7}
+    pointer = {"source": "local", "model": str(source), "revision": "", **limits}
+    artifact = SimpleNamespace(manifest={"metrics": {"source": "local"}}, read_json=lambda name: pointer)
+    for _ in range(2):
+        view = backbone.directory(artifact)
+    assert json.loads((view / "puma.json").read_text())["max_text_tokens"] == 7
+    assert Encoder.load(view).collator.max_text_tokens == 7
+    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in source.iterdir()} == before
