@@ -141,16 +141,20 @@ class S3Objects:
         return sorted(name.removeprefix(start).rstrip("/") for name in found)
 
     def files(self, path: str) -> list[Entry]:
+        found = [entry for entry in self._below(path) if not entry.path.endswith("/")]
+        return sorted(found, key=lambda entry: entry.path)
+
+    def _below(self, path: str) -> list[Entry]:
+        """All objects below `path/`; what ends in a slash is pyarrow's mark of a directory."""
         start, above = self._key(path) + "/", len(self._key("")) + bool(self.prefix)
         found = []
         with self._told():
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start):
                 now = server_time(page)
                 for entry in page.get("Contents", ()):
-                    if not entry["Key"].endswith("/"):  # what pyarrow writes for a directory
-                        age = (now - entry["LastModified"]).total_seconds()
-                        found.append(Entry(entry["Key"][above:], entry["Size"], age))
-        return sorted(found, key=lambda entry: entry.path)
+                    age = (now - entry["LastModified"]).total_seconds()
+                    found.append(Entry(entry["Key"][above:], entry["Size"], age))
+        return found
 
     def settle(self, directory: str) -> None:
         """What S3 has answered for is there for good."""
@@ -170,7 +174,7 @@ class S3Objects:
             list(pool.map(lambda path: self._client.delete_object(**self._at(path)), paths))
 
     def remove_tree(self, path: str) -> None:
-        self.remove([entry.path for entry in self.files(path)])
+        self.remove([entry.path for entry in self._below(path)])
 
     def sweep(self, age: float) -> int:
         """Gives up uploads in parts that nobody finished; they cost storage and no listing shows them."""
