@@ -30,8 +30,9 @@ from pipeline.artifacts import Store, open_store
 from pipeline.config import Config, check_keys, get_value, spell_out
 from pipeline.pictures import drawn, protocol
 from pipeline.settings import read_settings
+from pipeline.terminal import exit_code
 from pipeline.values import walk_fields
-from stages.context import InputError, StageError
+from stages.context import InputError
 
 if TYPE_CHECKING:
     from stages.data.images import Checked
@@ -50,18 +51,12 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one search; returns the exit code: 0 found or nothing found, 2 bad input, 1 the store is damaged."""
-    try:
-        with quiet_stdout() as answer:
-            search(parse(arguments), answer)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except StageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+
+    def answer() -> None:
+        with quiet_stdout() as stdout:
+            search(parse(arguments), stdout)
+
+    return exit_code(answer)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -23,8 +23,8 @@ if __package__ in (None, ""):  # started by its path: the repository, not this d
 
 from pipeline.artifacts import Artifact, Store, open_store
 from pipeline.search import find_keys, open_retriever, read_overrides
-from pipeline.terminal import Parser
-from stages.context import InputError, StageError
+from pipeline.terminal import Parser, exit_code
+from stages.context import InputError
 
 if TYPE_CHECKING:
     import uvicorn
@@ -87,17 +87,7 @@ class Source:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until it is stopped; returns the exit code: 0 or 130 stopped, 2 bad input, 1 the store is damaged."""
-    try:
-        serve(parse(sys.argv[1:] if arguments is None else arguments))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except StageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_code(lambda: serve(parse(sys.argv[1:] if arguments is None else arguments)))
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

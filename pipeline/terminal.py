@@ -3,10 +3,10 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TextIO
 
-from stages.context import InputError
+from stages.context import InputError, StageError
 
 
 class Parser(argparse.ArgumentParser):
@@ -14,6 +14,21 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see --help")
+
+
+def exit_code(action: Callable[[], None]) -> int:
+    """Does it; returns 0, or after one line on stderr 2 for bad input and 1 for a damaged store; 130 interrupted."""
+    try:
+        action()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except StageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 def keep_stdout() -> int:
