@@ -1,6 +1,5 @@
 """The code part of a key: which files, and what in them counts."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -71,9 +70,6 @@ def test_imports_in_a_circle_end(root):
     assert "work/stage.py" in code_parts("work.stage", root)
 
 
-def test_the_real_stages_are_read_fast():
-    start = time.perf_counter()
+def test_the_code_of_a_real_stage_starts_with_its_own_file():
     sources = read_sources(STAGES, Config())
-    seconds = time.perf_counter() - start
     assert all(f"stages/{name}.py" in source.code for name, source in sources.items())
-    assert seconds < 1, f"{seconds:.2f} s"
