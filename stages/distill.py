@@ -77,7 +77,8 @@ class Params(Section):
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
     from stages import backbone
-    from stages.training import LiveTeacher, student_stage
+    from stages.student import student_stage
+    from stages.training import LiveTeacher
 
     params, source = context.params.distill, backbone.directory(context.inputs["backbone"])
     depth, layers = _choose_layers(context, source)

@@ -64,7 +64,7 @@ class Params(Section):
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
     from stages.mine import mine
-    from stages.training import student_stage
+    from stages.student import student_stage
 
     params = context.params.train
     model = context.inputs["distill"].local("model")

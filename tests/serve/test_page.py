@@ -1,6 +1,6 @@
 """The page in a real browser. Skipped, with the reason, where no Chromium is found.
 
-PUMA_CHROMIUM names one; else Playwright's own is taken, else one on the path.
+PUMA_CHROMIUM names one, which then has to be there; else Playwright's own is taken, else one on the path.
 """
 
 import os
@@ -25,9 +25,9 @@ TOKEN = "correct-horse-battery"
 @pytest.fixture(scope="module")
 def browser() -> Iterator[sync_api.Browser]:
     with sync_api.sync_playwright() as playwright:
-        named = [os.environ.get("PUMA_CHROMIUM"), playwright.chromium.executable_path]
-        named += [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
-        path = next((one for one in named if one and Path(one).is_file()), None)
+        found = [playwright.chromium.executable_path]
+        found += [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
+        path = os.environ.get("PUMA_CHROMIUM") or next((one for one in found if one and Path(one).is_file()), None)
         if path is None:
             pytest.skip("no Chromium here: install the package chromium, or name one in PUMA_CHROMIUM")
         launched = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
