@@ -9,7 +9,6 @@ Exit codes: 0 done, 2 the input is wrong, 1 a cell failed, 130 interrupted; the 
 """
 
 import argparse
-import json
 import os
 import re
 import shlex
@@ -26,8 +25,7 @@ from pipeline.ablation import Ablation
 from pipeline.comparison import collect, quality_rows, reference_quality
 from pipeline.grid import find_cells, read_grid
 from pipeline.machine import describe_machine
-from pipeline.settings import nearest
-from pipeline.terminal import Parser, keep_stdout, open_console, text_table
+from pipeline.terminal import Parser, json_command, open_console, text_table
 from pipeline.tracking import resolve_uri
 from stages.context import InputError, StageError
 
@@ -45,39 +43,17 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     add("--plan", action="store_true", help="show which cells would run, and run nothing")
     add("--output", type=Path, metavar="FILE", help="Markdown file; this grid's section of it is written anew")
     add("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
-    parsed, unknown = parser.parse_known_intermixed_args(arguments)
-    if unknown:
-        raise InputError(
-            f"unknown option '{unknown[0]}'{nearest(unknown[0], parser._option_string_actions)}; see --help"
-        )
-    return parsed
+    return parser.parse_mixed(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    out = None
-    answer: dict[str, Any] = {}
-    try:
-        options = parse_arguments(arguments)
-        out = keep_stdout() if options.json else None
-        code, line = run_command(options, answer)
-    except InputError as error:
-        code, line = 2, str(error)
-    except StageError as error:
-        code, line = 1, str(error)
-    except KeyboardInterrupt:
-        code, line = 130, "interrupted; the same command goes on"
-    if line:
-        print(f"error: {line}", file=sys.stderr)
-    if out is not None:
-        with os.fdopen(out, "w", encoding="utf-8") as file:
-            print(json.dumps({**answer, **({"error": line} if line else {})}, ensure_ascii=False), file=file)
-    return code
+    given = sys.argv[1:] if arguments is None else arguments
+    return json_command(lambda: parse_arguments(given), run_command, "the same command goes on")
 
 
-def run_command(options: argparse.Namespace, answer: dict[str, Any]) -> tuple[int, str]:
-    """Plans all cells, runs them, writes the tables; the exit code and what to complain of."""
+def run_command(options: argparse.Namespace, answer: dict[str, Any]) -> None:
+    """Plans all cells, runs them, writes the tables; raises StageError where cells failed."""
     path, grid = read_grid(options.grid)
     cells = find_cells(path, grid, options.recipe, options.overrides)
     check_output(options.output)
@@ -87,7 +63,7 @@ def run_command(options: argparse.Namespace, answer: dict[str, Any]) -> tuple[in
     if options.plan:
         console.print(text_table(ablation.plan_rows(len(grid.base) + len(options.overrides))))
         answer |= {"cells": [list(cell.overrides) for cell in cells]}
-        return 0, ""
+        return
     command = spell_command(options)
     interrupted = True  # by Ctrl-C or by a change of the code
     try:
@@ -100,8 +76,7 @@ def run_command(options: argparse.Namespace, answer: dict[str, Any]) -> tuple[in
             ablation.tracker.end("KILLED")
     failed = [cell.label for cell, outcome in zip(cells, ablation.outcomes, strict=True) if outcome.error]
     if failed:
-        return 1, f"{len(failed)} of {len(cells)} cells failed, first {failed[0]}; the same command tries them again"
-    return 0, ""
+        raise StageError(f"{len(failed)} of {len(cells)} cells failed, first {failed[0]}")
 
 
 def check_output(output: Path | None) -> None:

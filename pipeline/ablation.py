@@ -101,9 +101,7 @@ class Ablation:
         for now, before in zip(decisions, self.plans[number], strict=True):
             if now.key != before.key:
                 what = ", ".join(differences(now.parts, before.parts, {}))
-                raise StageError(
-                    f"stage {now.stage} changed while the grid ran ({what}); start again to make all anew"
-                )
+                raise StageError(f"stage {now.stage} changed while the grid ran ({what}), and a table needs one code")
         return decisions
 
     def outcome(self, cell: Cell, decisions: list[Decision], connect: Connect) -> Outcome:

@@ -5,8 +5,6 @@ cached; after a failure it resumes. Exit codes: 0 done, 2 the input is wrong, 1 
 """
 
 import argparse
-import json
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,12 +19,10 @@ from pipeline.config import Config, load_config
 from pipeline.dag import stages_of
 from pipeline.plan import Decision, Selection, plan
 from pipeline.report import closing_lines, plan_rows, run_note
-from pipeline.settings import nearest
 from pipeline.sources import read_sources
 from pipeline.students import with_student
-from pipeline.terminal import Parser, keep_stdout, open_console, text_table
+from pipeline.terminal import Parser, json_command, open_console, text_table
 from pipeline.values import walk_values
-from stages.context import InputError, StageError
 
 if TYPE_CHECKING:
     from pipeline.runner import Run
@@ -45,38 +41,16 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     add("--force", default=[], metavar="S", action="append", help="run this stage even if it is cached")
     add("--ignore-code", action="store_true", help="take artifacts of other code, where nothing else differs")
     add("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
-    parsed, unknown = parser.parse_known_intermixed_args(arguments)
-    if unknown:
-        raise InputError(
-            f"unknown option '{unknown[0]}'{nearest(unknown[0], parser._option_string_actions)}; see --help"
-        )
-    return parsed
+    return parser.parse_mixed(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    out = None
-    answer: dict[str, Any] = {}
-    try:
-        options = parse_arguments(arguments)
-        out = keep_stdout() if options.json else None
-        code, line = run_command(options, answer), ""
-    except InputError as error:
-        code, line = 2, str(error)
-    except StageError as error:
-        code, line = 1, f"{error}; the same command resumes"
-    except KeyboardInterrupt:
-        code, line = 130, "interrupted; the same command resumes"
-    if line:
-        print(f"error: {line}", file=sys.stderr)
-    if out is not None:
-        with os.fdopen(out, "w", encoding="utf-8") as file:
-            print(json.dumps({**answer, **({"error": line} if line else {})}, ensure_ascii=False), file=file)
-    return code
+    given = sys.argv[1:] if arguments is None else arguments
+    return json_command(lambda: parse_arguments(given), run_command, "the same command resumes")
 
 
-def run_command(options: argparse.Namespace, answer: dict[str, Any]) -> int:
+def run_command(options: argparse.Namespace, answer: dict[str, Any]) -> None:
     """Plans, runs and reports; fills `answer` for --json on the way, so that a failed run tells how far it came."""
     config = with_student(load_config(options.recipe, options.overrides))
     stages = stages_of(config)
@@ -90,8 +64,8 @@ def run_command(options: argparse.Namespace, answer: dict[str, Any]) -> int:
     console.print(text_table(plan_rows(decisions)))
     if options.plan:
         answer["stages"] = planned(decisions, store)
-        return 0
-    return execute(config, store, decisions, command, options, console, answer)
+    else:
+        execute(config, store, decisions, command, options, console, answer)
 
 
 def planned(decisions: Sequence[Decision], store: Store) -> dict[str, Any]:
@@ -109,7 +83,7 @@ def planned(decisions: Sequence[Decision], store: Store) -> dict[str, Any]:
 
 def execute(
     config: Config, store: Store, decisions: list[Decision], command: str, options: Any, console: Any, answer: dict
-) -> int:
+) -> None:
     """Runs the plan with tracking and shows what came of it."""
     from pipeline.cluster import connected, inside_job
     from pipeline.runner import Run, run_pipeline
@@ -130,7 +104,6 @@ def execute(
         answer["stages"]["ingest"]["rejects"] = run.artifacts["ingest"].read_json("stats.json")["rejects"]
     for line in closing_lines(run.artifacts, options.overrides):
         console.print(line, soft_wrap=True)
-    return 0
 
 
 def publish(run: "Run", decisions: Sequence[Decision]) -> None:
@@ -140,7 +113,10 @@ def publish(run: "Run", decisions: Sequence[Decision]) -> None:
         return
     student, metrics = run.artifacts["train"], run.artifacts["evaluate"].manifest["metrics"]
     run.tracker.metrics(headline(metrics))
-    if any(decision.action == "run" and decision.stage in ("train", "evaluate") for decision in decisions):
+    new = any(decision.action == "run" and decision.stage in ("train", "evaluate") for decision in decisions)
+    if new and not run.config.train.check_loaders:
+        run.say("not registered: train.check_loaders=false, so its loaders were not compared")
+    elif new:
         # where the weights lie in the store; they are not fetched for this
         weights = f"{student.uri}/{student.attempt}/model"
         tags = {"key": student.key, "attempt": student.attempt, "weights": weights, "test": test_identity(run)}

@@ -1,12 +1,16 @@
 """What the commands share: complaints in one line, a stdout that holds nothing but JSON, tables."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TextIO
 
+from pipeline.settings import nearest
 from stages.context import InputError, StageError
+
+Action = Callable[[argparse.Namespace, dict[str, Any]], None]
 
 
 class Parser(argparse.ArgumentParser):
@@ -14,6 +18,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see --help")
+
+    def parse_mixed(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Options and positionals in any order; raises InputError with the nearest option for an unknown one."""
+        parsed, unknown = self.parse_known_intermixed_args(arguments)
+        if unknown:
+            raise InputError(
+                f"unknown option '{unknown[0]}'{nearest(unknown[0], self._option_string_actions)}; see --help"
+            )
+        return parsed
 
 
 def exit_code(action: Callable[[], None]) -> int:
@@ -29,6 +42,34 @@ def exit_code(action: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def json_command(parse: Callable[[], argparse.Namespace], action: Action, resumes: str) -> int:
+    """A long command with `--json`: does it, complains in one line, prints one object on stdout; the exit code.
+
+    Args:
+        parse: reads the command line; its `json` tells whether the object is wanted.
+        action: fills the object on the way, so that a failed command tells how far it came.
+        resumes: what to say after an interruption and after a stage that failed.
+    """
+    out, answer = None, {}
+    code, line = 0, ""
+    try:
+        options = parse()
+        out = keep_stdout() if options.json else None
+        action(options, answer)
+    except InputError as error:
+        code, line = 2, str(error)
+    except StageError as error:
+        code, line = 1, f"{error}; {resumes}"
+    except KeyboardInterrupt:
+        code, line = 130, f"interrupted; {resumes}"
+    if line:
+        print(f"error: {line}", file=sys.stderr)
+    if out is not None:
+        with os.fdopen(out, "w", encoding="utf-8") as file:
+            print(json.dumps({**answer, **({"error": line} if line else {})}, ensure_ascii=False), file=file)
+    return code
 
 
 def keep_stdout() -> int:

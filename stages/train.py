@@ -52,6 +52,9 @@ class Params(Section):
     clip: float = Field(1.0, ge=0)
     seed: int = Field(-1, ge=-1, description="of this stage's random choices; -1 takes the run's `seed`")
     mine: Mine = Mine()
+    check_loaders: bool = Field(
+        True, description="read the export by every loader here; a student that was not is not registered"
+    )
     chunk: int = knob(0, ge=0, description="rows embedded at a time, by GradCache; 0 is the whole batch")
     register_as: str = knob("puma", description="name in the MLflow model registry")
     register_alias: Literal["auto", "always", "never"] = knob(

@@ -70,6 +70,7 @@ class Words(Section):
     word: str = "hello"
     register_as: str = "student"
     register_alias: str = "auto"
+    check_loaders: bool = True
 
 
 class Small(Section):

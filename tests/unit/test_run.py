@@ -13,7 +13,7 @@ import pipeline.cluster
 import pipeline.run
 from pipeline.sources import read_sources
 from stages.context import InputError, StageError
-from tests.made_stages import STAGES, Small, Tracked, fail, no_cluster
+from tests.made_stages import STAGES, Small, Tracked, Words, fail, no_cluster
 
 # The command line, in this process, on the same small graph.
 
@@ -76,6 +76,13 @@ def test_a_plan_writes_nothing(command, tmp_path):
 def test_a_new_student_is_registered_and_a_cached_one_is_not(command):
     assert [entry[:2] for entry in command().log].count(("run", "register")) == 1
     assert [entry[:2] for entry in command().log].count(("run", "register")) == 1
+
+
+def test_a_student_whose_loaders_were_not_compared_is_not_registered(command, monkeypatch):
+    config = Small(store="store", train=Words(check_loaders=False))
+    monkeypatch.setattr(pipeline.run, "load_config", lambda recipe, overrides: config)
+    done = command()
+    assert ("run", "register") not in [entry[:2] for entry in done.log] and "not registered" in done.out
 
 
 @pytest.mark.parametrize(
