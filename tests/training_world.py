@@ -1,6 +1,7 @@
-"""A small ingest artifact, and one training process over it: `python -m tests.training_world CASE_JSON`.
+"""A small ingest artifact, and one rank of trainings over it: `python -m tests.training_world CASE_JSON`.
 
-The process prints nothing that a test reads; rank 0 writes losses and weights to the case's result file.
+A case lists trainings, which share one start of the process: the start costs more than they do. Rank 0 writes for each
+its losses and weights to the case's result file.
 """
 
 import json
@@ -84,9 +85,8 @@ def _instructions() -> list[dict]:
     ]
 
 
-def main(case: dict) -> None:
-    """One rank of one training."""
-    import deepspeed
+def trained(world: Path, job: dict) -> dict:
+    """Runs one training and tells what came of it."""
     import torch
 
     from pipeline.artifacts import open_store
@@ -96,15 +96,12 @@ def main(case: dict) -> None:
     from stages.learn.sampling import PairSampler
     from stages.model.encoder import Encoder
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="gloo")
     torch.manual_seed(0)
-    world = Path(case["world"])
     ingest = open_store(str(world / "store")).artifact("ingest", "0123456789ab")
     encoder = Encoder.load(world / "model").train()
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     for layer in encoder.backbone.language_model.layers:
-        layer.self_attn.attention_dropout = case.get("dropout", 0.0)
+        layer.self_attn.attention_dropout = job.get("dropout", 0.0)
     encoder.freeze_vision()
     sampler = PairSampler(ingest, batch=8, world=world_size(), rank=rank(), seed=5, vary_instructions=True)
     log = SimpleNamespace(losses=[], features=[])
@@ -116,19 +113,18 @@ def main(case: dict) -> None:
         log.features.append(measures.get("feature cosine"))
 
     class Stop(Exception):
-        """Ends the process after a checkpoint, as a kill would."""
+        """Ends a training after a checkpoint, as a kill would."""
 
     def on_checkpoint(step: int, engine) -> None:
-        if step in (case.get("stop_at"), case.get("save_at")):
-            engine.save_checkpoint(str(world / "checkpoint"), client_state={"step": step})
-        if step == case.get("stop_at"):
-            raise Stop
+        if step == job.get("save_at"):
+            engine.save_checkpoint(job["save"], client_state={"step": step})
+            if job.get("stop"):
+                raise Stop
 
-    weight = case.get("feature_weight", 0.0)
+    weight = job.get("feature_weight", 0.0)
     states = torch.nn.functional.normalize(torch.randn(PAIRS, encoder.dim, generator=torch.manual_seed(1)), dim=1)
     table = {f"9:{index}": state for index, state in enumerate(states)}
-    chunk = case.get("chunk", 0)
-    settings = Optimisation(case["steps"], 8, 3e-3, 0.1, 0.01, 1.0, case["zero_stage"], bf16=False, chunk=chunk)
+    steps, stage, chunk = job.get("steps", 6), job.get("zero_stage", 1), job.get("chunk", 0)
     try:
         engine = loop.fit(
             encoder,
@@ -139,31 +135,38 @@ def main(case: dict) -> None:
                 feature_weights={"cosine": weight} if weight else {},
                 contrastive_weight=0.0 if weight else 1.0,
             ),
-            settings,
+            Optimisation(steps, 8, 3e-3, 0.1, 0.01, 1.0, stage, bf16=False, chunk=chunk),
             teacher=loop.cached_teacher(table, table) if weight else None,
-            resume=world / "checkpoint" if case.get("resume") else None,
+            resume=Path(job["resume"]) if "resume" in job else None,
             log_every=1,
-            checkpoint_every=case.get("stop_at") or case.get("save_at") or 10**9,
+            checkpoint_every=job.get("save_at", 10**9),
             on_log=on_log,
             on_checkpoint=on_checkpoint,
         )
     except Stop:
-        Path(case["result"]).write_text("{}")
-        return
+        return {"losses": log.losses}
     weights = {**full_weights(engine), **encoder.vision_weights()}
-    if rank() == 0:
-        change = {name: (tensor - before[name]).abs().max().item() for name, tensor in weights.items()}
-        Path(case["result"]).write_text(
-            json.dumps(
-                {
-                    "losses": log.losses,
-                    "features": log.features,
-                    "weights": torch.cat([w.flatten()[:200] for w in weights.values()]).tolist(),
-                    "vision_change": max(value for name, value in change.items() if ".visual." in name),
-                    "decoder_change": max(value for name, value in change.items() if ".layers." in name),
-                }
-            )
-        )
+    change = {name: (tensor - before[name]).abs().max().item() for name, tensor in weights.items()}
+    return {
+        "losses": log.losses,
+        "features": log.features,
+        "weights": torch.cat([tensor.flatten()[:200] for tensor in weights.values()]).tolist(),
+        "vision_change": max(value for name, value in change.items() if ".visual." in name),
+        "decoder_change": max(value for name, value in change.items() if ".layers." in name),
+    }
+
+
+def main(case: dict) -> None:
+    """All trainings of a case, one after the other."""
+    import deepspeed
+    from torch import distributed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="gloo")
+    results = {name: trained(Path(case["world"]), job) for name, job in case["jobs"].items()}
+    if distributed.get_rank() == 0:
+        Path(case["result"]).write_text(json.dumps(results))
+    distributed.barrier()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""kill -9 in the middle of features and of train: the same command goes on, and what comes out is the same."""
+"""A run on object storage, killed without notice on its way: the same command goes on, and what comes out is the same.
+
+Two kills by default, in features and in train; `PUMA_KILLS=all` makes them ten, in every stage that computes.
+"""
 
 import json
 import os
@@ -7,39 +10,46 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.test_pipeline import STAGES
+from tests.s3.servers import moto_server
 from tests.tiny_models import write_checkpoint
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).resolve().parents[2]
+AWS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 STEPS, EVERY = 60, 4
 TIMEOUT = 400
 
 
 class Pipeline:
-    """run.py up to train, on a small store of its own; distillation only cuts, for time."""
+    """run.py on a small store of its own in a bucket; distillation only cuts, for time."""
 
-    def __init__(self, home: Path) -> None:
-        self.home, self.store = home, home / "store"
+    def __init__(self, home: Path, address: str) -> None:
+        from pipeline import s3
+
+        self.home, self.client = home, s3.client(address, "us-east-1")
+        self.client.create_bucket(Bucket="bucket")
         teacher = write_checkpoint(home / "teacher", "qwen2_vl")
         self.command = [
-            sys.executable, str(ROOT / "pipeline" / "run.py"), "--recipe", "smoke", "--until", "train",
-            f"store={self.store}", f"tracking_uri=sqlite:///{home}/mlflow.db", "data.scenes.train=24",
-            "data.scenes.val=8", "data.scenes.test=8", "backbone.source=local", f"backbone.model={teacher}",
-            "features.rows_per_shard=8", "distill.steps=0", f"train.steps={STEPS}", f"train.checkpoint_every={EVERY}",
-            "train.log_every=1",
+            sys.executable, str(ROOT / "pipeline" / "run.py"), "--recipe", "smoke",
+            "store=s3://bucket/puma", f"store_endpoint={address}", f"tracking_uri=sqlite:///{home}/mlflow.db",
+            "data.scenes.train=24", "data.scenes.val=8", "data.scenes.test=8",
+            "backbone.source=local", f"backbone.model={teacher}", "features.rows_per_shard=8",
+            "distill.steps=0", f"train.steps={STEPS}", f"train.checkpoint_every={EVERY}", "train.log_every=1",
         ]  # fmt: skip
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
-        self.environment["XDG_CACHE_HOME"] = str(home / "cache")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
+        self.environment = clean | {"XDG_CACHE_HOME": str(home / "cache"), "PUMA_CACHE": str(home / "objects")}
 
     def start(self, log: str, *options: str) -> subprocess.Popen:
-        with (self.home / log).open("w") as out:
+        with (self.home / log).open("w") as out, (self.home / f"{log}.json").open("w") as answer:
             return subprocess.Popen(
-                [*self.command, *options], cwd=self.home, env=self.environment, stdout=out, stderr=out
+                [*self.command, "--json", *options], cwd=self.home, env=self.environment, stdout=answer, stderr=out
             )
 
     def killed(self, log: str, ripe: Callable[[], bool]) -> str:
@@ -48,28 +58,59 @@ class Pipeline:
         deadline = time.monotonic() + TIMEOUT
         while not ripe():
             assert process.poll() is None and time.monotonic() < deadline, self.said(log)
-            time.sleep(0.01)
+            time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         process.wait()
         return self.said(log)
 
-    def finished(self, log: str, *options: str) -> str:
+    def finished(self, log: str, *options: str) -> dict:
         assert self.start(log, *options).wait(TIMEOUT) == 0, self.said(log)
-        return self.said(log)
+        return json.loads((self.home / f"{log}.json").read_text())
 
     def said(self, log: str) -> str:
         return (self.home / log).read_text()
 
+    def keys(self, prefix: str) -> list[str]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket="bucket", Prefix=f"puma/{prefix}")
+        return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+
+    def text(self, key: str) -> str:
+        return self.client.get_object(Bucket="bucket", Key=key)["Body"].read().decode()
+
     def manifest(self, stage: str) -> dict:
-        (path,) = self.store.glob(f"{stage}/*/manifest.json")
-        return json.loads(path.read_text())
+        (key,) = [key for key in self.keys(f"{stage}/") if key.endswith("/manifest.json")]
+        return json.loads(self.text(key))
 
-    def shards(self) -> int:
-        return len(list(self.store.glob("features/*/*/features/queries/*.parquet")))
+    def has_shards(self, count: int) -> bool:
+        return sum("/features/queries/" in key for key in self.keys("features/")) >= count
 
-    def checkpointed(self) -> bool:
-        found = self.store.glob("train/*/_work/**/checkpoint_manager_snapshot.json")
-        return any("checkpoint_" in path.read_text() for path in found)
+    def has_reached(self, log: str, step: int) -> bool:
+        """Whether training is that far, and a checkpoint has arrived."""
+        steps = re.findall(rf"train (\d+)/{STEPS}", self.said(log))
+        if not steps or int(steps[-1]) < step:
+            return False
+        found = [key for key in self.keys("train/") if key.endswith("checkpoint_manager_snapshot.json")]
+        return any("checkpoint_" in self.text(key) for key in found)
+
+    def points(self) -> Iterator[tuple[str, Callable[[], bool]]]:
+        """Where to kill, in the order in which a run that goes on comes by: a log's name, and when."""
+        every = os.environ.get("PUMA_KILLS") == "all"
+        if every:
+            yield "ingest.log", lambda: bool(self.keys("ingest/"))
+        for count in (2, 8, 16) if every else (2,):
+            yield f"features{count}.log", lambda count=count: self.has_shards(count)
+        for step in (5, 17, 29, 41) if every else (5,):
+            yield f"train{step}.log", lambda step=step: self.has_reached(f"train{step}.log", step)
+        for stage in ("index", "evaluate") if every else ():
+            yield f"{stage}.log", lambda stage=stage: bool(self.keys(f"{stage}/"))
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipeline]:
+    for name, value in AWS.items():
+        monkeypatch.setenv(name, value)
+    with moto_server() as address:
+        yield Pipeline(tmp_path, address)
 
 
 def sums(manifest: dict, prefix: str, *but: str) -> dict[str, str]:
@@ -78,28 +119,34 @@ def sums(manifest: dict, prefix: str, *but: str) -> dict[str, str]:
     return {path: digest for path, digest in files.items() if path.startswith(prefix) and path not in but}
 
 
-def test_a_killed_run_goes_on_and_gives_what_an_uninterrupted_one_gives(tmp_path):
-    run = Pipeline(tmp_path)
-    run.killed("features.log", lambda: run.shards() >= 2)
-    assert not list(run.store.glob("features/*/manifest.json"))
-    killed = run.killed("train.log", run.checkpointed)
-    there = re.search(r"features: (\d+) of (\d+) shards of features/queries were there", killed)
-    assert there and 2 <= int(there[1]) <= int(there[2])
-    resumed = run.finished("resumed.log")
-    assert "train: goes on from checkpoint_" in resumed
-    first = int(re.search(rf"train (\d+)/{STEPS}", resumed)[1])
-    assert first > EVERY and first % EVERY == 1
-    assert [record["status"] for record in map(json.loads, texts(run.store))] == ["interrupted"] * 2 + ["finished"]
+def test_a_killed_run_goes_on_and_gives_what_an_uninterrupted_one_gives(pipeline: Pipeline) -> None:
+    said = {log: pipeline.killed(log, ripe) for log, ripe in pipeline.points()}
+    finished = pipeline.finished("resumed.log")
+    assert list(finished["stages"]) == STAGES
+    assert all(stage["uri"].startswith("s3://bucket/puma/") for stage in finished["stages"].values())
+    assert 0 <= finished["metrics"]["student"]["local"]["hit@5"] <= 1
+    states = [json.loads(pipeline.text(key))["status"] for key in sorted(pipeline.keys("runs/"))]
+    assert states == ["interrupted"] * len(said) + ["finished"]
+    assert not [key for key in pipeline.keys("") if "/_work/" in key]
 
-    features, train = run.manifest("features"), run.manifest("train")
-    whole = run.finished("whole.log", "--force", "features")
-    assert "were there" not in whole and f"train 1/{STEPS}" in whole
-    assert sums(run.manifest("features"), "features/") == sums(features, "features/")
-    assert run.manifest("train")["attempt"] != train["attempt"]
+    logs = [*said, "resumed.log"]
+    for before, after in pairwise(logs):
+        text = pipeline.said(after)
+        if before.startswith("features"):
+            there = re.search(r"features: (\d+) of (\d+) shards of features/queries were there", text)
+            assert there and int(before[8:-4]) <= int(there[1]) <= int(there[2])
+        if before.startswith("train"):
+            last = int(re.findall(rf"train (\d+)/{STEPS}", said[before])[-1])
+            first = int(re.search(rf"train (\d+)/{STEPS}", text)[1])
+            assert "train: goes on from checkpoint_" in text
+            assert first % EVERY == 1 and last - first < 2 * EVERY  # the newest checkpoint may have been on its way
+
+    assert {stage["action"] for stage in pipeline.finished("plan.log", "--plan")["stages"].values()} == {"cached"}
+    features, train = pipeline.manifest("features"), pipeline.manifest("train")
+    pipeline.finished("whole.log", "--force", "features", "--until", "train")
+    assert "were there" not in pipeline.said("whole.log") and f"train 1/{STEPS}" in pipeline.said("whole.log")
+    assert sums(pipeline.manifest("features"), "features/") == sums(features, "features/")
+    assert pipeline.manifest("train")["attempt"] != train["attempt"]
     card = "model/README.md"  # tells measured speeds
-    assert sums(run.manifest("train"), "model/", card) == sums(train, "model/", card)
-    assert run.manifest("train")["metrics"]["loss"] == train["metrics"]["loss"]
-
-
-def texts(store: Path) -> list[str]:
-    return [path.read_text() for path in sorted((store / "runs").glob("*.json"))]
+    assert sums(pipeline.manifest("train"), "model/", card) == sums(train, "model/", card)
+    assert pipeline.manifest("train")["metrics"]["loss"] == train["metrics"]["loss"]

@@ -1,6 +1,5 @@
 """index, evaluate and mining on a real cluster, with untrained tiny models: what is written is what is true."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +17,7 @@ from stages.params import Cluster
 from stages.search.exact import ExactIndex
 from stages.search.measures import chance_of_hit
 from tests.search_world import COLOURS, TRAINED, Witness, ingest_rows, make_world, picture, run_stage
-from tests.support import ray_cluster, rows
+from tests.support import rows
 
 pytestmark = pytest.mark.ray
 ROUNDING = 2e-3  # of vectors kept as float16; leaving out the instruction moves these scores by more
@@ -26,24 +25,14 @@ PROMPTS = {"text": "Find the picture.", "image": "Describe the picture."}
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
+def world(shared_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """Everything run once: store, artifacts, metrics."""
-    home = tmp_path_factory.mktemp("world")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
-        with ray_cluster(3):
-            store, artifacts = make_world(home / "store")
-            artifacts["index"], indexed, _ = run_stage(store, artifacts, "index", index.Params(batch_size=4))
-            params = evaluate.Params(depth=10, latency_queries=5, batch_size=4)
-            artifacts["evaluate"], metrics, tracker = run_stage(store, artifacts, "evaluate", params)
-            mining = mine_with(store, artifacts)
-            yield {
-                "artifacts": artifacts,
-                "indexed": indexed,
-                "metrics": metrics,
-                "tracker": tracker,
-                "mining": mining,
-            }
+    store, artifacts = make_world(tmp_path_factory.mktemp("world") / "store")
+    artifacts["index"], indexed, _ = run_stage(store, artifacts, "index", index.Params(batch_size=4))
+    params = evaluate.Params(depth=10, latency_queries=5, batch_size=4)
+    artifacts["evaluate"], metrics, tracker = run_stage(store, artifacts, "evaluate", params)
+    mining = mine_with(store, artifacts)
+    return {"artifacts": artifacts, "indexed": indexed, "metrics": metrics, "tracker": tracker, "mining": mining}
 
 
 def mine_with(store: Store, artifacts: dict[str, Artifact]) -> Artifact:

@@ -20,9 +20,9 @@ from tests.mbeir_files import (
     write_lines,
     write_minimal,
 )
-from tests.support import begin, commit, ray_cluster, rows
+from tests.support import begin, commit, rows
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("shared_cluster")]
 
 TRAIN = "query/train/mbeir_toy_train.jsonl"
 TEST0 = "query/test/mbeir_toy_task0_test.jsonl"
@@ -31,12 +31,6 @@ POOL0 = "cand_pool/local/mbeir_toy_task0_cand_pool.jsonl"
 POOL3 = "cand_pool/local/mbeir_toy_task3_cand_pool.jsonl"
 UNION = "cand_pool/global/mbeir_union_test_cand_pool.jsonl"
 SCENES = ingest.Scenes(train=20, val=8, test=8, size=32)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    with ray_cluster():
-        yield
 
 
 def make_messy(root: Path) -> Path:

@@ -1,6 +1,5 @@
 """Data of one's own on a real cluster: pairs become an ingest artifact, a folder becomes an index that is searched."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,18 +14,15 @@ from stages.search.exact import ExactIndex
 from tests.corpus_files import COLOURS, pair, write_pictures, write_records
 from tests.mbeir_files import png, write_bytes
 from tests.search_world import make_world, picture, write_run
-from tests.support import begin, commit, ray_cluster, rows
+from tests.support import begin, commit, rows
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("shared_cluster")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cluster and a cache for all tests of this file."""
-    place = tmp_path_factory.mktemp("own")
-    with pytest.MonkeyPatch.context() as patch, ray_cluster(3):
-        patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
-        yield place
+@pytest.fixture(scope="module")
+def home(shared_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory for all tests of this file."""
+    return tmp_path_factory.mktemp("own")
 
 
 @pytest.fixture(scope="module")

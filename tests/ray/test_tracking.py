@@ -144,14 +144,11 @@ def test_a_student_takes_the_alias_only_when_it_is_as_good_on_the_same_test_data
 
 
 @pytest.mark.ray
-def test_a_worker_process_logs_through_a_handle(parent, uri):
+def test_a_worker_process_logs_through_a_handle(shared_cluster, parent, uri):
     import ray
 
-    from tests.support import ray_cluster
-
     child = parent.stage("train", {})
-    with ray_cluster():
-        ray.get(ray.remote(lambda handle: handle.metrics({"loss": 3.0}, step=7)).remote(child.handle()))
+    ray.get(ray.remote(lambda handle: handle.metrics({"loss": 3.0}, step=7)).remote(child.handle()))
     assert [(point.step, point.value) for point in client(uri).get_metric_history(child.run_id, "loss")] == [(7, 3.0)]
 
 
