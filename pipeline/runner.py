@@ -184,7 +184,8 @@ def compute(stage: Stage, decision: Decision, run: Run, lease: Lease) -> None:
     run.stages[stage.name] |= {"seconds": seconds, "uri": artifact.uri, "attempt": artifact.attempt}
     track_inputs(tracked, artifact, decision, run)
     tracked.tag("uri", artifact.uri)
-    tracked.metrics({**metrics, "seconds": seconds})
+    # A training's last numbers go where its curves end; without a step they would stand at their start.
+    tracked.metrics({**metrics, "seconds": seconds}, step=metrics.get("step"))
     tracked.end("FINISHED")
     run.say(f"{stage.name}: done in {seconds:.1f} s")
 
