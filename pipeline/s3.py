@@ -10,6 +10,7 @@ Credentials come from the standard chain on each machine and are no part of any 
 """
 
 import hashlib
+import logging
 import os
 import time
 import uuid
@@ -303,6 +304,7 @@ def session(process: int) -> Any:
     """boto3's credentials and settings, of this process."""
     import boto3
 
+    logging.getLogger("botocore.credentials").setLevel(logging.WARNING)  # it tells every process where it found them
     return boto3.session.Session()
 
 
