@@ -204,7 +204,7 @@ def print_garbage(console: Any, answer: dict[str, Any]) -> None:
     """What is deleted, or would be, and what was left alone."""
     verb = "deleted" if answer["applied"] else "would delete"
     lines = [f"{verb} {name}" for name in answer["artifacts"]]
-    lines += [f"{verb} {len(answer['leftovers'])} files of killed attempts"] if answer["leftovers"] else []
+    lines += [f"{verb} {len(answer['leftovers'])} files of killed or replaced attempts"] if answer["leftovers"] else []
     lines += [f"left {name} alone: {why}" for name, why in answer["skipped"].items()]
     lines += [f"{spell_size(answer['bytes'])} in all{'' if answer['applied'] else '; --apply deletes them'}"]
     for line in lines:
