@@ -6,9 +6,13 @@ Hugging Face layout, written by rank 0, which is how they reach the driver from 
 """
 
 import logging
+import signal
 import sys
 import tempfile
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +112,8 @@ def run_training(context: Context, job: TrainingJob) -> tuple[Path, dict[str, fl
         ),
     )
     try:
-        result = trainer.fit()
+        with interrupts_kept():
+            result = trainer.fit()
     except ray.train.base_trainer.TrainingFailedError as error:
         raise StageError(f"training failed: {_root_cause(error)}") from error
     if result.error is not None:
@@ -116,6 +121,23 @@ def run_training(context: Context, job: TrainingJob) -> tuple[Path, dict[str, fl
     directory = context.output.work / "trained"
     result.checkpoint.to_directory(str(directory))
     return directory / WEIGHTS, dict(result.metrics or {})
+
+
+@contextmanager
+def interrupts_kept() -> Iterator[None]:
+    """Gives Ctrl-C back its meaning after the block.
+
+    Ray Train 2.60 takes SIGINT over for a training and keeps it for good: later, Ctrl-C would ask a controller that is
+    gone, and where Ray was shut down, wait minutes for whatever cluster last ran on this machine.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _root_cause(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """The cluster that a run starts for itself, and the one line that is left of an error in it."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pipeline.causes import explain
 from pipeline.cluster import connected, logical_cpus
 from stages.context import StageError
 from stages.params import Cluster
+from stages.training import interrupts_kept
 
 pytestmark = pytest.mark.ray
 
@@ -80,7 +82,7 @@ def test_an_error_inside_ray_data_is_one_line(cluster):
     assert explain(caught.value) == "ValueError: row 3 is bad"
 
 
-def test_an_error_of_a_training_worker_is_one_line(cluster, tmp_path):
+def test_an_error_of_a_training_worker_is_one_line_and_ctrl_c_stays_what_it_was(cluster, tmp_path):
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -90,9 +92,11 @@ def test_an_error_of_a_training_worker_is_one_line(cluster, tmp_path):
         scaling_config=ScalingConfig(num_workers=1),
         run_config=RunConfig(name="failing", storage_path=str(tmp_path)),
     )
-    with pytest.raises(Exception) as caught:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Exception) as caught, interrupts_kept():
         trainer.fit()
     assert explain(caught.value) == "the mend is this"
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_cluster_that_is_not_there_is_one_line(monkeypatch):
