@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.settings import Settings
 from stages.context import InputError
 from stages.distill import check_alike
+from stages.learn.schedules import tau_hard_at
 from stages.model.adapters import ADAPTERS
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def check_combinations(config: "Config", settings: Settings) -> None:
     check_mining(config, settings)
     check_alike(config.features.normed, config.distill)
     check_matryoshka(config, settings)
+    check_temperatures(config, settings)
     for section in ("ingest", "backbone"):
         check = getattr(import_module(f"stages.{section}"), "check", None)
         if check:
@@ -148,6 +150,20 @@ def check_matryoshka(config: "Config", settings: Settings) -> None:
     if dims and (min(dims) < 1 or (dim and max(dims) >= dim)):
         upper = f"1 to {dim - 1}, a vector has {dim}" if dim else "1 upward"
         raise InputError(f"train.matryoshka={list(dims)} are no leading dimensions in {origin}; choose from {upper}")
+
+
+def check_temperatures(config: "Config", settings: Settings) -> None:
+    """A τ_hard that is rounded to 0 divides by nothing; a learnable τ is kept above a hundredth, as CLIP's is."""
+    train = config.train
+    start = train.hard_temperature or train.temperature
+    least = tau_hard_at(1, start, train.hard_decay, train.hard_until, train.hard_digits)
+    if train.loss == "mac" and not least:
+        raise InputError(
+            f"τ_hard falls to 0 at train.hard_digits={train.hard_digits}: lower train.hard_decay or give more digits"
+        )
+    if train.loss == "learnable" and train.temperature < 0.01:
+        origin = settings.origin("train.temperature")
+        raise InputError(f"train.temperature={train.temperature} is below 0.01 in {origin}, where a learnable τ ends")
 
 
 def check_batches(config: "Config") -> None:

@@ -106,13 +106,20 @@ def find_cells(path: Path, grid: Grid, recipe: str, overrides: Sequence[str]) ->
         for name, given in {**grid.always, **variants}.items():
             for variant, values, seeds in expand(path, grid, name, given, depths):
                 for seed in seeds:
-                    chosen = [*map(spell_override, values.items()), *(f"{key}={seed}" for key in grid.vary)]
-                    own = (*common, *chosen)
+                    chosen = (*common, *map(spell_override, values.items()))
                     try:
+                        steps = load_config(recipe, chosen)
+                        own = (*chosen, *(f"{key}={seed}" for key in grid.vary if draws(steps, key)))
                         cells.append(Cell(table, variant, seed, own, load_config(recipe, own)))
                     except InputError as error:
                         raise InputError(f"{path}: '{variant}' of '{table}': {error}") from None
     return cells
+
+
+def draws(config: Config, key: str) -> bool:
+    """Whether the seed at this key decides anything: a stage of no steps draws nothing, and all seeds share it."""
+    section = getattr(config, key.partition(".")[0], None)  # an unknown key is told where it is read
+    return getattr(section, "steps", 1) != 0
 
 
 def known_depths(config: Config) -> Sequence[int]:

@@ -11,6 +11,8 @@ from stages.context import Artifact, Context, StageError
 from stages.training import WEIGHTS, LiveTeacher, TrainingJob, optimisation, quiet_libraries, run_training
 
 PREFERRED = ("image", "image,text", "text")  # what a bare text looks for, as in search
+STREAMS = {"distill": 1, "train": 2}
+"""Added to a stage's seed: with one seed for both, the last stage would meet the batches of the first once more."""
 
 
 def student_stage(
@@ -50,9 +52,10 @@ def student_stage(
         features=features,
         objective=objective,
         settings=optimisation(params, context.cluster),
-        seed=(context.params.seed if params.seed == -1 else params.seed) + 1,
+        seed=(context.params.seed if params.seed == -1 else params.seed) + STREAMS[context.output.stage],
         vary_instructions=features is None,
         smallest_task=params.smallest_task,
+        sub_batch=getattr(params, "sub_batch", 0),
         train_vision=False,
         precision=context.cluster.chosen_precision(),
         threads=context.cluster.threads_each(context.cluster.workers),

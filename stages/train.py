@@ -30,6 +30,9 @@ class Params(Section):
     steps: int = Field(300, ge=0, description="0 leaves the student as it was distilled")
     batch_size: int = Field(64, ge=2)
     smallest_task: int = Field(0, ge=0, description="repeat the queries of small tasks until an epoch has this many")
+    sub_batch: int = Field(
+        0, ge=0, description="so many neighbours in a batch are of one task, for harder negatives; 0 mixes freely"
+    )
     learning_rate: float = Field(1e-3, gt=0)
     temperature: float = Field(
         0.03, gt=0, description="τ_norm of MAC-Loss, τ of InfoNCE and MAMCL, where the learnable τ starts"

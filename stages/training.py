@@ -47,6 +47,7 @@ class TrainingJob:
         seed: order of the samples.
         vary_instructions: draw an instruction for each use.
         smallest_task: samples of an epoch that every task of a data set has at least, by repetition.
+        sub_batch: queries of one task that stand together in a batch; 0 mixes them freely.
         train_vision: train the vision tower too.
         precision: fp32 or bf16.
         threads: torch threads of a process on CPU.
@@ -79,6 +80,7 @@ class TrainingJob:
     mined: Any = None
     live: LiveTeacher | None = None
     hard_negatives: int = 0
+    sub_batch: int = 0
     lora: Any = None
 
 
@@ -180,6 +182,7 @@ def train_worker(config: dict[str, Any]) -> None:
         seed=job.seed,
         vary_instructions=job.vary_instructions,
         smallest_task=job.smallest_task,
+        sub_batch=job.sub_batch,
         mined=job.mined,
         hard_negatives=job.hard_negatives,
     )
@@ -218,7 +221,7 @@ def train_worker(config: dict[str, Any]) -> None:
         teacher = loop.cached_teacher(FeatureTable(job.features, "query"), FeatureTable(job.features, "candidate"))
     elif compared and job.live is not None:
         whole = Encoder.load(job.live.model, job.live.layer, job.precision, device)
-        teacher = loop.live_teacher(whole, job.live.normed, job.live.before_mlp)
+        teacher = loop.live_teacher(whole, job.live.normed, job.live.before_mlp, job.settings.chunk)
     resume = ray.train.get_checkpoint()
     arguments = {
         "teacher": teacher,

@@ -57,21 +57,21 @@ def rows_of(rank: int) -> list[Row]:
 
 
 def update(directory: Path, *, stage: int, cached: bool, limit: int = LIMIT, train_vision: bool = False,
-           dropout: float = 0.0, naive: bool = False) -> dict[str, torch.Tensor]:  # fmt: skip
+           dropout: float = 0.0, naive: bool = False, bf16: bool = False) -> dict[str, torch.Tensor]:  # fmt: skip
     """What one step adds to the weights, by name, on rank 0."""
-    encoder = Encoder.load(directory).train()
+    encoder = Encoder.load(directory, precision="bf16" if bf16 else "fp32").train()
     for layer in encoder.backbone.language_model.layers:
         layer.self_attn.attention_dropout = dropout
     if not train_vision:
         encoder.freeze_vision()
-    module = Trained(encoder)
+    module = Trained(encoder).to(torch.bfloat16 if bf16 else torch.float32)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    settings = Optimisation(1, 12, 1.0, 0.0, 0.0, 0.0, stage, bf16=False)
+    settings = Optimisation(1, 12, 1.0, 0.0, 0.0, 0.0, stage, bf16=bf16)
     with patch("torch.optim.AdamW", lambda groups, lr, **_: torch.optim.SGD(groups, lr=lr)):
         engine = start_engine(module, settings, 2)
 
     def loss_of(states_RD: torch.Tensor) -> tuple[torch.Tensor, dict]:
-        query_BD, candidate_BD = nn.functional.normalize(states_RD, dim=-1).chunk(2)
+        query_BD, candidate_BD = nn.functional.normalize(states_RD.float(), dim=-1).chunk(2)
         logits_QC = module.temperature(query_BD @ gather(candidate_BD).T)
         positive_Q = torch.arange(6) + 6 * rank()
         return softmax_loss(logits_QC, torch.tensor(1.0), positive_Q, torch.zeros_like(logits_QC, dtype=bool)), {}
@@ -92,7 +92,9 @@ def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> dict[
     assert one.keys() == other.keys()
     size = max(change.abs().max() for change in other.values())
     vision = [change.abs().max() / size for name, change in one.items() if ".visual." in name]
+    moved, expected = (torch.cat([one[name].flatten() for name in other]).float() for one in (one, other))
     return {
+        "mean": float((moved - expected).norm() / expected.norm()),
         "all": float(max((one[name] - other[name]).abs().max() for name in one) / size),
         "temperature": float((one[TAU] - other[TAU]).abs() / other[TAU].abs()),
         "vision": float(max(vision, default=0)),
@@ -122,6 +124,9 @@ def main(case: dict) -> None:
     for stage in (2, 3):
         trained = update(directory, stage=stage, cached=True, train_vision=True)
         results[f"trained vision, zero {stage}"] = apart(trained, seeing)
+    coarse = update(directory, stage=1, cached=False, bf16=True)
+    for stage in (1, 3):
+        results[f"bf16, zero {stage}"] = apart(update(directory, stage=stage, cached=True, limit=1, bf16=True), coarse)
     if rank() == 0:
         Path(case["result"]).write_text(json.dumps(results, indent=1))
     distributed.barrier()

@@ -6,6 +6,7 @@ would have seen, and all of it is tested without torch. A stateful sampler, the 
 saved, restored and trusted.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -39,8 +40,41 @@ def upsampled(group: np.ndarray, least: int) -> np.ndarray:
     return np.concatenate([np.resize(rows, max(least, len(rows))) for rows in members] or [order])
 
 
-def batch_at(step: int, *, size: int, batch: int, world: int = 1, rank: int = 0, seed: int = 0) -> np.ndarray:
+def in_blocks(order: np.ndarray, group: np.ndarray, block: int) -> np.ndarray:
+    """The same samples int64 [N], each block of `block` of them from one group: homogeneous sub-batches.
+
+    Negatives of one's own task are the harder ones (VLM2Vec-V2 trains on sub-batches of one data set). Blocks come in
+    the order of their first samples; what fills no block stands, mixed, at the end.
+
+    Args:
+        order: a permutation of the samples.
+        group: the group of each sample, integers [N].
+        block: samples of a block.
+    """
+    by_group = np.argsort(group[order], kind="stable")  # places in `order`, group by group, each in its order
+    members = group[order][by_group]
+    first = np.searchsorted(members, members)  # where the sample's group begins
+    within = np.arange(len(order)) - first
+    start = first + within // block * block  # where the sample's block begins
+    size = np.searchsorted(members, members, side="right") - first
+    full = start - first + block <= size
+    rank = np.where(full, by_group[start], len(order) + by_group)
+    return order[by_group[np.argsort(rank, kind="stable")]]
+
+
+def batch_at(
+    step: int,
+    *,
+    size: int,
+    batch: int,
+    world: int = 1,
+    rank: int = 0,
+    seed: int = 0,
+    order_of: Callable[[int, int, int], np.ndarray] = epoch_order,
+) -> np.ndarray:
     """The samples int64 [batch / world] that `rank` trains on in step `step`, counted from 0 over all epochs.
+
+    `order_of` gives an epoch's order from (size, seed, epoch).
 
     Raises ValueError where `batch` is larger than `size` or no multiple of `world`.
     """
@@ -51,7 +85,7 @@ def batch_at(step: int, *, size: int, batch: int, world: int = 1, rank: int = 0,
     epoch, within = divmod(step, steps_per_epoch(size, batch))
     share = batch // world
     start = within * batch + rank * share
-    return epoch_order(size, seed, epoch)[start : start + share]
+    return order_of(size, seed, epoch)[start : start + share]
 
 
 def picks(step: int, samples: np.ndarray, *, seed: int, stream: int = 0) -> np.ndarray:

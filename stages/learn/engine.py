@@ -1,12 +1,13 @@
 """DeepSpeed around a module: optimizer, schedule, ZeRO, and full weights back out of it."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+
+from stages.learn.schedules import learning_rate_factor
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,6 @@ class Optimisation:
     bf16: bool
     chunk: int = 0
     first_layer_rate: float = 1.0
-
-
-def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
-    """Factor on the peak learning rate before optimizer step `step`: linear up, then cosine down to zero."""
-    ramp = max(1, round(steps * warmup))
-    if step < ramp:
-        return (step + 1) / ramp
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - ramp) / max(1, steps - ramp))))
 
 
 def start_engine(module: nn.Module, settings: Optimisation, world: int) -> Any:

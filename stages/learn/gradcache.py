@@ -99,15 +99,46 @@ def _in_chunks(engine: Any, encoder: Encoder, batch: Batch, loss_of: Loss) -> tu
     states_ND = torch.cat(parts_RD).requires_grad_()
     del parts_RD
     with one_reduction(engine):
+        sums = Sums(engine.module)
         loss, parts = loss_of(states_ND[batch.place_B.to(engine.device)])  # 2
         engine.backward(loss)
+        sums.take()
         gradients = states_ND.grad.split([len(chunk) for chunk in batch.chunks])
         for taken, gradient_RD in zip(passes, gradients, strict=True):  # 3
             with taken.random.replayed():
                 states_RD = engine(Batch.of(taken.chunk.to(engine.device)), [taken.sight])
             # The gradient of this sum at the states is the kept one.
             engine.backward((states_RD * gradient_RD).sum())
+            sums.take()
+        sums.give()
     return loss.item(), parts
+
+
+class Sums:
+    """Adds the chunks' gradients up in fp32 where the parameters are of lower precision.
+
+    A bf16 sum of a hundred chunks is wrong by a percent, and the size of a chunk would decide a result. Gradients are
+    changed in place: ZeRO-3 has put the parameters away by now, and a gradient of their shape could not be assigned.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        learnt = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.sums: dict[torch.nn.Parameter, torch.Tensor | None] = {
+            parameter: None for parameter in learnt if parameter.dtype != torch.float32
+        }
+
+    def take(self) -> None:
+        """Moves what the last backward pass left."""
+        for parameter, known in self.sums.items():
+            if parameter.grad is not None:
+                self.sums[parameter] = parameter.grad.float() if known is None else known.add_(parameter.grad)
+                parameter.grad.zero_()
+
+    def give(self) -> None:
+        """Leaves the sums on the parameters, rounded once."""
+        for parameter, known in self.sums.items():
+            if known is not None:
+                parameter.grad.copy_(known)
 
 
 @contextmanager

@@ -110,7 +110,7 @@ def train_step(engine: Any, encoder: Encoder, rows: Batch, loss_of: Loss, *, cac
     DeepSpeed averages gradients over ranks, so the update is that of the mean over the global batch.
     """
     loss, parts = backward(engine, encoder, rows, loss_of, cached=cached)
-    learning_rate = engine.get_lr()[0]
+    learning_rate = max(engine.get_lr())  # the first decoder layer may have a lower one
     engine.step()
     return {"loss": loss, "learning_rate": learning_rate, **parts}
 
@@ -138,21 +138,25 @@ def cached_teacher(queries: Mapping, candidates: Mapping) -> Teacher:
     return look_up
 
 
-def live_teacher(encoder: Encoder, normed: bool, before_mlp: bool = False) -> Teacher:
+def live_teacher(encoder: Encoder, normed: bool, before_mlp: bool = False, chunk: int = 0) -> Teacher:
     """A teacher that reads each step's rows itself, as the paper does: a second model in memory and in every step.
 
     Args:
         encoder: the backbone up to the layer that teaches.
         normed: whether its final norm is applied.
         before_mlp: read the layer before its MLP.
+        chunk: rows that are on the device at a time; 0 is the whole step.
     """
     encoder.eval()
+    whole = normed and not before_mlp
 
     @torch.no_grad()
     def read(pairs: Pairs) -> torch.Tensor:
-        rows = encoder.collator(pairs.query_rows + pairs.candidate_rows).to(encoder.device)
-        whole = normed and not before_mlp
-        states_RD = encoder.states(rows) if whole else encoder.states_by_layer(rows, normed, before_mlp)[-1]
-        return states_RD.float()
+        batch, parts_RD = encoder.collator(pairs.query_rows + pairs.candidate_rows, chunk), []
+        for one in batch.chunks:
+            rows = Batch.of(one.to(encoder.device))
+            states_RD = encoder.states(rows) if whole else encoder.states_by_layer(rows, normed, before_mlp)[-1]
+            parts_RD.append(states_RD.float())
+        return torch.cat(parts_RD)[batch.place_B.to(encoder.device)]
 
     return read

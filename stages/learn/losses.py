@@ -44,15 +44,6 @@ def mac_tau(within_QC: torch.Tensor, tau_norm: float, tau_hard: float) -> torch.
     return torch.where(within_QC, tau_hard, tau_norm)
 
 
-def tau_hard_at(progress: float, start: float, decay: float, until: float = 0.5, digits: int = 3) -> float:
-    """τ_hard after a share `progress` of training: round(start · exp(-2 r min(until, progress)), digits).
-
-    A falling staircase. As published it starts at τ_norm and `until` is half time: with 0.03 and r 0.5 it goes from
-    0.030 to 0.018 and stays (PUMA's code). The rounding makes the stairs; more digits make it smooth.
-    """
-    return round(start * math.exp(-2 * decay * min(until, progress)), digits)
-
-
 class Temperature(nn.Module):
     """A learnable τ, as CLIP has it: the parameter is log(1/τ), and 1/τ stays below 100.
 

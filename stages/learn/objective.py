@@ -27,9 +27,9 @@ from stages.learn.losses import (
     relational_loss,
     same_modality,
     softmax_loss,
-    tau_hard_at,
 )
 from stages.learn.sampling import Pairs
+from stages.learn.schedules import tau_hard_at
 from stages.model.inputs import Batch
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from stages.data.instructions import Instructions, with_instruction
 from stages.data.keys import NOTHING, hash_ids
-from stages.data.order import batch_at, picks, upsampled
+from stages.data.order import batch_at, epoch_order, in_blocks, picks, upsampled
 from stages.data.schemas import MODALITIES
 from stages.data.tables import MappedTable
 from stages.model.inputs import Row
@@ -49,7 +49,8 @@ class Pairs:
 class PairSampler:
     """Random access to query-positive pairs of the train split, memory-mapped.
 
-    Of a query's positives one is drawn for each use, as published, and over the epochs all come up. The loss masks the
+    Of a query's positives one is drawn for each use, as published, and over the epochs all of the target's modality
+    come up. The loss masks the
     others wherever they turn up; several positives in one softmax would compete with each other.
 
     Args:
@@ -58,6 +59,7 @@ class PairSampler:
         seed: decides everything that is random.
         vary_instructions: draw an instruction for each use; False always takes the first, as evaluation does.
         smallest_task: queries of a task of a data set are repeated until an epoch has this many; 0 repeats none.
+        sub_batch: so many neighbours in a batch are of one task of a data set; 0 mixes all freely.
         mined: a table of mined hard negatives by qid, beside those that the data gives.
         hard_negatives: so many of a query's hard negatives are drawn for each use, or all where there are fewer.
     """
@@ -72,6 +74,7 @@ class PairSampler:
         seed: int,
         vary_instructions: bool,
         smallest_task: int = 0,
+        sub_batch: int = 0,
         mined: Any = None,
         hard_negatives: int = 0,
     ):
@@ -81,10 +84,15 @@ class PairSampler:
         self.instructions = Instructions.load(ingest)
         self.batch, self.world, self.rank, self.seed = batch, world, rank, seed
         self.vary_instructions, self.hard_negatives = vary_instructions, hard_negatives
-        self.content = lru_cache(CONTENTS)(self._content)
+        self.known = lru_cache(CONTENTS)(self._known)
         datasets, tasks = (self.queries.column(name).to_numpy() for name in ("dataset_id", "task_id"))
         self.mined = None if mined is None else MappedTable.open(mined, "negatives", "qid")
-        self.epoch = upsampled(datasets.astype(np.int64) << 32 | tasks, smallest_task)
+        group = datasets.astype(np.int64) << 32 | tasks
+        self.epoch = upsampled(group, smallest_task)
+        self.order_of = epoch_order
+        if sub_batch:
+            group = group[self.epoch]
+            self.order_of = lru_cache(2)(lambda *of: in_blocks(epoch_order(*of), group, sub_batch))
 
     def __len__(self) -> int:
         """Samples of an epoch; a query that is repeated counts each time."""
@@ -92,20 +100,18 @@ class PairSampler:
 
     def pairs(self, step: int) -> Pairs:
         """This rank's pairs of one step."""
-        indices = batch_at(step, size=len(self), batch=self.batch, world=self.world, rank=self.rank, seed=self.seed)
+        place = {"batch": self.batch, "world": self.world, "rank": self.rank, "seed": self.seed}
+        indices = batch_at(step, size=len(self), **place, order_of=self.order_of)
         queries = [self.queries.row(int(row)) for row in self.epoch[indices]]
         which = picks(step, indices, seed=self.seed, stream=0)
         wording = picks(step, indices, seed=self.seed, stream=1) if self.vary_instructions else [0] * len(indices)
-        candidates = [
-            self.candidates.row(self.candidates.find(query["positives"][int(draw) % len(query["positives"])]))
-            for query, draw in zip(queries, which, strict=True)
-        ]
-        modalities = [candidate["modality"] for candidate in candidates]
+        candidates = [self._drawn_positive(query, int(draw)) for query, draw in zip(queries, which, strict=True)]
+        targets = [query["target_modality"] for query in queries]
         negatives = self._drawn_negatives(queries, picks(step, indices, seed=self.seed, stream=2))
         places = candidates + negatives
         empty = len(queries) * (1 + self.hard_negatives) - len(places)
         return Pairs(
-            query_rows=[self._query(*args) for args in zip(queries, modalities, wording, strict=True)],
+            query_rows=[self._query(*args) for args in zip(queries, targets, wording, strict=True)],
             candidate_rows=[self._row(candidate["text"], candidate["image_id"]) for candidate in candidates],
             negative_rows=[self._row(negative["text"], negative["image_id"]) for negative in negatives],
             query_ids=[query["qid"] for query in queries],
@@ -114,8 +120,13 @@ class PairSampler:
             content_hash=np.pad(_hashes(row["content_id"] for row in places), (0, empty), constant_values=NOTHING),
             modality=np.pad(np.array([MODALITIES.index(row["modality"]) for row in places]), (0, empty)),
             positives=[_hashes(query["positives"]) for query in queries],
-            contents=[_hashes(map(self.content, query["positives"])) for query in queries],
+            contents=[_hashes(self.known(did)[0] for did in query["positives"]) for query in queries],
         )
+
+    def _drawn_positive(self, query: dict, draw: int) -> dict:
+        """A positive of the query's target modality, which the instruction names; there is always one."""
+        fitting = [did for did in query["positives"] if self.known(did)[1] == query["target_modality"]]
+        return self.candidates.row(self.candidates.find(fitting[draw % len(fitting)]))
 
     def _drawn_negatives(self, queries: list[dict], draws: np.ndarray) -> list[dict]:
         """Up to `hard_negatives` candidates of each query, drawn without repetition; its positives are never among
@@ -128,9 +139,10 @@ class PairSampler:
             drawn += [self.candidates.row(self.candidates.find(dids[place])) for place in order]
         return drawn
 
-    def _content(self, did: str) -> str:
-        """The content id of a candidate."""
-        return self.candidates.row(self.candidates.find(did))["content_id"]
+    def _known(self, did: str) -> tuple[str, str]:
+        """Content id and modality of a candidate."""
+        candidate = self.candidates.row(self.candidates.find(did))
+        return candidate["content_id"], candidate["modality"]
 
     def negatives(self, query: dict) -> list[str]:
         """Ids of a query's hard negatives: those that the data gives, then the mined ones, hardest first."""

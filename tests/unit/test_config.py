@@ -1,6 +1,7 @@
 """Recipes and overrides: what they accept, and one line for what they don't."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -224,3 +225,16 @@ def test_the_top_level_keys_are_the_contract_s():
         "store", "store_endpoint", "tracking_uri", "seed", "data", "backbone", "features", "student", "distill",
         "train", "index", "evaluate", "cluster",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train.hard_decay=6"], "τ_hard falls to 0"),
+        (["train.temperature=0.004", "train.hard_digits=2"], "give more digits"),
+        (["train.loss=learnable", "train.temperature=0.005"], "below 0.01 in override train.temperature=0.005"),
+    ],
+)
+def test_temperatures_that_end_at_nothing_are_refused(overrides, words):
+    with pytest.raises(InputError, match=re.escape(words)):
+        load_config("demo", overrides)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.data.order import batch_at, picks, steps_per_epoch, upsampled
+from stages.data.order import batch_at, epoch_order, in_blocks, picks, steps_per_epoch, upsampled
 
 sizes = st.integers(8, 300)
 seeds = st.integers(0, 2**31)
@@ -53,6 +53,20 @@ def test_picks_are_even_and_streams_differ():
     assert np.all(np.abs(np.bincount(chosen.astype(int), minlength=3) - 2000) < 200)
     assert np.mean(chosen == picks(3, samples, seed=0, stream=1) % np.uint64(3)) < 0.4
     assert np.mean(chosen == picks(4, samples, seed=0) % np.uint64(3)) < 0.4
+
+
+@given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 7), seeds)
+def test_blocks_are_of_one_group_and_what_fills_none_comes_last(groups, block, seed):
+    group = np.array(groups, np.int64)
+    order = epoch_order(len(group), seed, 0)
+    blocked = in_blocks(order, group, block)
+    assert sorted(blocked) == list(range(len(group)))
+    whole = sum(np.bincount(group) // block) * block if len(group) else 0
+    assert all(len(set(group[blocked[start : start + block]])) == 1 for start in range(0, whole, block))
+    where = np.argsort(order)
+    assert np.all(np.diff(where[blocked[0:whole:block]]) > 0) and np.all(np.diff(where[blocked[whole:]]) > 0)
+    for name in set(groups):  # within a group the epoch's order stays
+        assert list(blocked[group[blocked] == name]) == list(order[group[order] == name])
 
 
 @given(st.lists(st.integers(0, 5), max_size=60), st.integers(0, 40))

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.data.keys import NOTHING
-from stages.learn.engine import learning_rate_factor
 from stages.learn.losses import (
     Temperature,
     feature_loss,
@@ -24,9 +23,9 @@ from stages.learn.losses import (
     relational_loss,
     same_modality,
     softmax_loss,
-    tau_hard_at,
 )
 from stages.learn.objective import Objective, losses
+from stages.learn.schedules import learning_rate_factor, tau_hard_at
 
 QUERIES, DIM = 5, 7
 several = settings(max_examples=25, deadline=None)  # a busy machine is no failure

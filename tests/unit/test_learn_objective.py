@@ -46,14 +46,22 @@ def one_rank(world) -> dict:
 
 @pytest.fixture(scope="module")
 def two_ranks(world) -> dict:
-    return run(world, 2, {"zero 1": {}, "zero 2, chunks": {"zero_stage": 2, "chunk": 3}, "zero 3": {"zero_stage": 3}})
+    checkpoint, third = str(Path(world["world"], "checkpoint of two")), {"zero_stage": 3, "chunk": 3}
+    return run(world, 2, {
+        "zero 1": {},
+        "zero 2, chunks": {"zero_stage": 2, "chunk": 3},
+        "zero 3": {"zero_stage": 3},
+        "zero 3, chunks": third,
+        "interrupted": {**third, "save": checkpoint, "save_every": 2, "stop_at": 3},
+        "zero 3, chunks, resumed": {**third, "resume": checkpoint},
+    })  # fmt: skip
 
 
 def apart(one: dict, other: dict) -> float:
     return np.abs(np.array(one["weights"]) - np.array(other["weights"])).max()
 
 
-@pytest.mark.parametrize("name", ["zero 1", "zero 2, chunks", "zero 3"])
+@pytest.mark.parametrize("name", ["zero 1", "zero 2, chunks", "zero 3", "zero 3, chunks"])
 def test_two_ranks_make_the_update_of_one_with_every_part_of_the_method(one_rank, two_ranks, name):
     assert two_ranks[name]["losses"] == pytest.approx(one_rank["through"]["losses"], rel=2e-5)
     assert apart(two_ranks[name], one_rank["through"]) < 2e-5
@@ -64,6 +72,12 @@ def test_a_resumed_run_has_its_temperature_and_adapters(one_rank):
     through, resumed = one_rank["through"], one_rank["resumed"]
     assert resumed["losses"] == pytest.approx(through["losses"][2:], rel=1e-6)
     assert resumed["last"]["tau"] == pytest.approx(through["last"]["tau"], rel=1e-6) != 0.07
+    assert apart(resumed, through) < 1e-6
+
+
+def test_two_ranks_on_zero_3_resume_as_one_does(two_ranks):
+    through, resumed = two_ranks["zero 3, chunks"], two_ranks["zero 3, chunks, resumed"]
+    assert resumed["losses"] == pytest.approx(through["losses"][2:], rel=1e-6)
     assert apart(resumed, through) < 1e-6
 
 

@@ -73,6 +73,19 @@ def test_hard_negatives_are_drawn_by_step_and_query_alone(tmp_path, monkeypatch)
     assert "Thing number 1." in drawn and None in drawn  # 9:1, and 9:0 which is a picture
 
 
+def test_sub_batches_are_of_one_task(tmp_path, monkeypatch):
+    sampler = sampler_of(tmp_path, monkeypatch, sub_batch=4)
+    mixed = sampler_of(tmp_path, monkeypatch)
+    kinds = [[int(qid.split(":")[1]) % 3 for qid in one.pairs(0).query_ids] for one in (sampler, mixed)]
+    assert len(set(kinds[0][:4])) == len(set(kinds[0][4:])) == 1 < len(set(kinds[1][:4]))
+
+
+def test_only_positives_of_the_target_s_modality_are_drawn(tmp_path, monkeypatch):
+    sampler = sampler_of(tmp_path, monkeypatch)
+    query = {"positives": ["9:1", "9:0", "9:2", "9:3"], "target_modality": "image"}  # pictures are 9:0, 9:3, …
+    assert {sampler._drawn_positive(query, draw)["did"] for draw in range(9)} == {"9:0", "9:3"}
+
+
 def test_contents_of_all_positives_are_known(tmp_path, monkeypatch):
     sampler = sampler_of(tmp_path, monkeypatch, hard_negatives=0)
     pairs = sampler.pairs(0)
@@ -99,5 +112,7 @@ def test_a_live_teacher_says_what_the_cached_one_does(tmp_path, monkeypatch, lay
             ]
         tables.append(dict(zip(ids, [state.astype(np.float16) for state in states], strict=True)))
     live = live_teacher(Encoder.load(model, layer), normed, before_mlp)(pairs)
+    chunked = live_teacher(Encoder.load(model, layer), normed, before_mlp, chunk=3)(pairs)
+    torch.testing.assert_close(chunked, live, rtol=1e-5, atol=5e-6)
     assert not live.requires_grad and not live.is_inference()
     torch.testing.assert_close(live, cached_teacher(*tables)(pairs), rtol=2e-3, atol=2e-3)
