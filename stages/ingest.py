@@ -46,6 +46,9 @@ class Scenes(Section):
     )
     siblings: int = Field(1, ge=1, le=24, description="scenes in a row of the same parts, combined differently")
     edits: int = Field(1, ge=1, le=4, description="steps of the change that is asked for")
+    tasks: tuple[Literal[0, 1, 2, 3, 4, 6, 7, 8], ...] = Field(
+        (0, 1, 2, 3, 4, 6, 7, 8), min_length=1, description="M-BEIR's tasks that are asked"
+    )
 
 
 class Params(Section):

@@ -52,6 +52,15 @@ def test_a_family_does_not_depend_on_how_many_there_are(tmp_path, root):
     assert (more / path).read_bytes() == (root / path).read_bytes()
 
 
+def test_only_the_tasks_that_are_asked_for_have_queries_and_pools(tmp_path, root):
+    some = scenes.make(tmp_path / "some", COUNTS.model_copy(update={"tasks": (0, 6)}), seed=3)
+    mbeir.require(some)
+    assert {source.task_id for source in mbeir.query_sources(some) if source.split == "test"} == {0, 6}
+    assert {row["task_id"] for row in rows(some, "query/train/mbeir_scenes_train.jsonl")} == {0, 6}
+    path = "query/test/mbeir_scenes_task6_test.jsonl"
+    assert (some / path).read_bytes() == (root / path).read_bytes()
+
+
 def test_it_is_a_real_mbeir_directory_with_all_eight_tasks(root):
     mbeir.require(root)
     assert {source.task_id for source in mbeir.query_sources(root) if source.split == "test"} == {
