@@ -89,12 +89,13 @@ class Pass:
 
 def _in_chunks(engine: Any, encoder: Encoder, batch: Batch, loss_of: Loss) -> tuple[float, dict]:
     """GradCache; the numbers are the steps of the module header."""
-    passes, parts_RD = [], []
+    passes, parts_RD, random = [], [], None
     with torch.no_grad():  # 1
         for chunk in batch.chunks:
             here = chunk.to(engine.device)
             sight = encoder.look(here) if encoder.vision_is_frozen else None
-            passes.append(Pass(chunk, sight, RandomState.now(engine.device)))
+            random = RandomState.now(engine.device, random)
+            passes.append(Pass(chunk, sight, random))
             parts_RD.append(engine(Batch.of(here), [sight]))
     states_ND = torch.cat(parts_RD).requires_grad_()
     del parts_RD
@@ -162,11 +163,14 @@ class RandomState:
     cuda: torch.Tensor | None
 
     @classmethod
-    def now(cls, device: Any) -> "RandomState":
-        """The present state."""
+    def now(cls, device: Any, last: "RandomState | None" = None) -> "RandomState":
+        """The present state: `last` itself where nothing was drawn since, for a state is 5 kB and chunks are many."""
         device = torch.device(device)
         cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        return cls(device, torch.get_rng_state(), cuda)
+        cpu = torch.get_rng_state()
+        if last and torch.equal(last.cpu, cpu) and (cuda is None or torch.equal(last.cuda, cuda)):
+            return last
+        return cls(device, cpu, cuda)
 
     @contextmanager
     def replayed(self) -> Iterator[None]:

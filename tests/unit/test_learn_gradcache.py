@@ -81,9 +81,12 @@ def test_a_replayed_random_state_leaves_the_present_one_alone():
     kept = RandomState.now("cpu")
     first = torch.rand(3)
     present = torch.get_rng_state()
+    assert RandomState.now("cpu", kept) is not kept
     with kept.replayed():
         assert torch.equal(torch.rand(3), first)
     assert torch.equal(torch.get_rng_state(), present)
+    same = RandomState.now("cpu")
+    assert RandomState.now("cpu", same) is same  # without dropout all chunks share one
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
