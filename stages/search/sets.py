@@ -56,10 +56,10 @@ def find_sets(ingest: Artifact, split: str, limit: int) -> list[EvaluationSet]:
     Raises:
         StageError: the split has no query, or one set names two pools.
     """
-    columns = ["dataset", "dataset_id", "task_id", "modality", "target_modality", "pool"]
-    found: dict[tuple[int, int], EvaluationSet] = {}
+    columns = ["dataset", "task_id", "modality", "target_modality", "pool"]
+    found: dict[tuple[str, int], EvaluationSet] = {}  # by what names a set everywhere; ids of a dataset may be shared
     for row in _rows(ingest, split, columns):
-        key = (row["dataset_id"], row["task_id"])
+        key = (row["dataset"], row["task_id"])
         known = found.get(key)
         if known is None:
             modalities = (row["modality"], row["target_modality"])
