@@ -107,25 +107,38 @@ def execute(
 
 
 def publish(run: "Run", decisions: Sequence[Decision]) -> None:
-    """Gives the tracked run its headline numbers and its description, and registers a student that is new."""
+    """Gives the tracked run its headline numbers and its description, and registers the student."""
     run.tracker.note(run_note(decisions, run.artifacts, run.command))
     if not {"train", "evaluate"} <= run.artifacts.keys():
         return
-    student, metrics = run.artifacts["train"], run.artifacts["evaluate"].manifest["metrics"]
-    run.tracker.metrics(headline(metrics))
-    new = any(decision.action == "run" and decision.stage in ("train", "evaluate") for decision in decisions)
-    if new and not run.config.train.check_loaders:
+    run.tracker.metrics(headline(run.artifacts["evaluate"].manifest["metrics"]))
+    if run.config.train.check_loaders:
+        register(run)
+    elif any(decision.action == "run" and decision.stage in ("train", "evaluate") for decision in decisions):
         run.say("not registered: train.check_loaders=false, so its loaders were not compared")
-    elif new:
-        # where the weights lie in the store; they are not fetched for this
-        weights = f"{student.uri}/{student.attempt}/model"
-        tags = {"key": student.key, "attempt": student.attempt, "weights": weights, "test": test_identity(run)}
-        source = student.manifest.get("mlflow_run_id", "")
-        numbers = headline(metrics).get("student", {})
-        place = (run.config.train.register_as, tags, numbers, source or run.tracker.run_id)
-        said = run.tracker.register(*place, alias=run.config.train.register_alias)
-        if said:
-            run.say(said)
+
+
+def register(run: "Run") -> None:
+    """Registers the student as the settings ask for, unless that was done: a cached run leaves the registry alone.
+
+    A run may have been killed before it came here, or be the first one to ask for this name or alias. Only the alias
+    of `train.register_alias=always` is set each time, because another student may have taken it since.
+    """
+    student, evaluation, asked = run.artifacts["train"], run.artifacts["evaluate"], run.config.train
+    tags = {
+        "key": student.key,
+        "attempt": student.attempt,
+        "weights": f"{student.uri}/{student.attempt}/model",  # where they lie in the store; they are not fetched
+        "test": test_identity(run),
+        "evaluation": f"{evaluation.key}/{evaluation.attempt}",
+    }
+    if asked.register_alias != "always" and run.tracker.is_registered(asked.register_as, tags, asked.register_alias):
+        return
+    numbers = headline(evaluation.manifest["metrics"]).get("student", {})
+    source = student.manifest.get("mlflow_run_id", "") or run.tracker.run_id
+    said = run.tracker.register(asked.register_as, tags, numbers, source, alias=asked.register_alias)
+    if said:
+        run.say(said)
 
 
 def test_identity(run: "Run") -> str:

@@ -73,9 +73,34 @@ def test_a_plan_writes_nothing(command, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+def registered(done: SimpleNamespace) -> list[tuple[str, str]]:
+    """(name, alias) of each registration so far."""
+    return [(entry[2], entry[-1]) for entry in done.log if entry[:2] == ("run", "register")]
+
+
 def test_a_new_student_is_registered_and_a_cached_one_is_not(command):
-    assert [entry[:2] for entry in command().log].count(("run", "register")) == 1
-    assert [entry[:2] for entry in command().log].count(("run", "register")) == 1
+    assert registered(command()) == [("student", "auto")]
+    assert registered(command()) == [("student", "auto")]
+
+
+def test_a_cached_student_is_registered_as_newly_asked_for(command, monkeypatch):
+    def asked(**train: str) -> list[tuple[str, str]]:
+        config = Small(store="store", train=Words(**train))
+        monkeypatch.setattr(pipeline.run, "load_config", lambda recipe, overrides: config)
+        return registered(command())
+
+    first = asked()
+    assert asked(register_alias="always") == [*first, ("student", "always")]
+    assert asked(register_alias="always") == [*first, *[("student", "always")] * 2]  # another may have taken the alias
+    assert asked(register_as="other")[3:] == [("other", "auto")]
+    assert asked(register_as="other")[3:] == [("other", "auto")]
+
+
+def test_a_run_that_was_killed_before_registering_does_so_when_it_is_repeated(command, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.run, "publish", lambda *given: fail(KeyboardInterrupt())(None))
+        assert command().code == 130
+    assert registered(command()) == [("student", "auto")]
 
 
 def test_a_student_whose_loaders_were_not_compared_is_not_registered(command, monkeypatch):
