@@ -8,6 +8,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if not __package__:  # run as a script: its own directory must not be searched f
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.artifacts import Store, open_store
+from pipeline.checks import check_made
 from pipeline.config import Config, load_config
 from pipeline.dag import stages_of
 from pipeline.plan import Decision, Selection, plan
@@ -59,7 +61,11 @@ def run_command(options: argparse.Namespace, answer: dict[str, Any]) -> None:
     selection = Selection(
         options.only, options.start, options.until, tuple(options.force), options.ignore_code, command
     )
-    decisions = plan(stages, config, store.manifests(), read_sources(stages, config), selection, store.started)
+    manifests = store.manifests()
+    decisions = plan(stages, config, manifests, read_sources(stages, config), selection, store.started)
+    for decision in decisions:
+        if decision.action == "cached":
+            check_made(config, decision.stage, manifests[decision.stage][decision.key])
     console = open_console(sys.stderr if options.json else sys.stdout)
     console.print(text_table(plan_rows(decisions)))
     if options.plan:
@@ -95,6 +101,7 @@ def execute(
         console.print(f"warning: store={config.store} goes with the job's working directory; give an absolute path")
     run = Run(config, store, tracker, connected, command=command, recipe=options.recipe)
     run.say = lambda line: console.print(line, soft_wrap=True)
+    run.check = partial(check_made, config)
     answer |= {"stages": run.stages, "metrics": {}, "mlflow": tracker.ids()}
     run_pipeline(stages_of(config), decisions, run)
     publish(run, decisions)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.checks import check_made
 from pipeline.config import Config, load_config
 from pipeline.settings import RECIPES
 from stages.context import InputError
@@ -181,6 +182,35 @@ def test_a_qwen3_student_keeps_at_least_three_layers(tmp_path):
     assert "qwen3_vl needs at least 3" in refusal(*given, "student.layers=2")
     hub = ["backbone.source=hub", "backbone.model=Qwen/Qwen3-VL-2B-Instruct", "backbone.revision=x"]
     assert "qwen3_vl needs at least 3" in refusal(*hub, "student.layers=2")
+
+
+def test_a_local_checkpoint_of_an_unknown_family_is_refused(tmp_path):
+    given = checkpoint(tmp_path / "m", model_type="llama", num_hidden_layers=8)
+    assert "is of the family llama, which can't be a backbone; choose one of qwen2_vl" in refusal(*given)
+
+
+def test_a_local_backbone_may_lie_below_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    checkpoint(tmp_path / "m", model_type="qwen2_vl", num_hidden_layers=4)
+    given = ["backbone.source=local", "backbone.model=~/m"]
+    assert load_config("demo", given).backbone.model == "~/m"
+    assert "the backbone has 4 layers" in refusal(*given, "student.layers=5")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("student.layers=99", "student.layers=99 is too many: the backbone has 28 layers"),
+        ("student.layers=2", "student.layers=2 is too few: qwen3_vl needs at least 3"),
+        ("features.layer=99", "features.layer=99 is no layer; choose -1 for the last, or 1 to 28"),
+    ],
+)
+def test_the_depth_of_a_hub_model_is_checked_once_its_artifact_tells_it(override, words):
+    hub = ["backbone.source=hub", "backbone.model=some/model", "backbone.revision=x", "student.layers=4"]
+    manifest = {"metrics": {"source": "hub", "model_type": "qwen3_vl", "layers": 28}}
+    check_made(load_config("demo", hub), "backbone", manifest)
+    with pytest.raises(InputError, match=words):
+        check_made(load_config("demo", [*hub, override]), "backbone", manifest)
 
 
 def test_a_directory_that_is_no_model_is_told(tmp_path):
