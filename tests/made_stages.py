@@ -35,7 +35,8 @@ def run(context):
     context.output.write_json("early.json", {})
     hooks.call("NAME", context)
     context.output.write_json("said.json", [*read, getattr(context.params, section).word])
-    context.output.write_json("stats.json", {"rejects": {"candidates": 1, "queries": 0, "by_reason": {}}})
+    rejects = {"candidates": 1, "queries": 0, "by_reason": {"bad id": 1}}
+    context.output.write_json("stats.json", {"rejects": rejects})
     metrics = hooks.measure(read[-1][-1] if read else "")
     context.output.write_json("metrics.json", metrics)
     context.output.write_json("model/config.json", {})

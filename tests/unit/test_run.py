@@ -47,7 +47,7 @@ def test_json_is_one_object_on_stdout_and_prints_go_to_stderr(command, hooks):
     answer = json.loads(done.out)
     assert done.code == 0
     assert set(answer["stages"]["train"]) >= {"key", "action", "reasons", "seconds", "uri"}
-    assert answer["stages"]["ingest"]["rejects"] == {"candidates": 1, "queries": 0, "by_reason": {}}
+    assert answer["stages"]["ingest"]["rejects"] == {"candidates": 1, "queries": 0, "by_reason": {"bad id": 1}}
     assert answer["metrics"]["student"]["local"]["hit@5"] == 0.5
     assert set(answer["mlflow"]) >= {"experiment_id", "run_id"}
     assert "a worker prints" in done.err and "the table" in done.err
@@ -55,8 +55,10 @@ def test_json_is_one_object_on_stdout_and_prints_go_to_stderr(command, hooks):
 
 def test_the_terminal_shows_plan_progress_table_student_and_next_command(command):
     done = command()
-    for words in ("MISSING", "train: done in", "the table", "student: "):
+    for words in ("MISSING", "train: done in", "the table", "rejected rows: 1 candidates (bad id 1)", "student: "):
         assert words in done.out
+    (note,) = [entry[2] for entry in done.log if entry[:2] == ("run", "note")]
+    assert "### Rejected rows\n\n1 candidates (bad id 1)" in note
     student = done.out.split("student: ")[1].splitlines()[0]
     assert (Path(student) / "config.json").is_file()
 
