@@ -124,6 +124,17 @@ def test_later_overrides_win():
         ("steps", "'steps' is not an override; write key=value"),
         ("train.loss=[1", "is not valid YAML"),
         ("a b=1", "is not an override"),
+        (
+            "data.scenes.things=[9]",
+            "data.scenes.things must be a list, each a whole number ≥ 1 and ≤ 4, not empty, not 9",
+        ),
+        ("data.scenes.tasks=[5]", "a list, each one of 0, 1, 2, 3, 4, 6, 7, 8"),
+        ("train.steps=!!int x", "the value in 'train.steps=!!int x' is not valid YAML"),
+        ("train.steps=!!timestamp x", "is not valid YAML"),
+        ("train.matryoshka=" + "[" * 5000, "is not valid YAML"),
+        ('store="a\\0b"', "store holds a character that no name can hold, 'a\\x00b'"),
+        ('store="a\\ud800b"', "store holds a character that no name can hold"),
+        ("seed=100000000000000000000000000", "seed must be a whole number ≥ 0 and ≤ 4294967295"),
     ],
 )
 def test_wrong_overrides_are_told_in_one_line(override, words):
@@ -240,6 +251,9 @@ def test_a_recipe_file_extends_another_and_is_named_in_errors(tmp_path):
         ("extends: me.yaml\n", "goes round in a circle"),
         ("train:\n  steps: yes\n", "must be a whole number ≥ 0, not 'yes'"),
         ("train: 5\n", "'train' is a section"),
+        ("train:\n  steps: !!int x\n", "is not valid YAML"),
+        ('store: "a\\0b"\n', "store holds a character that no name can hold"),
+        ("train: " + "[" * 5000, "is not valid YAML"),
     ],
 )
 def test_broken_recipe_files_are_told_in_one_line(tmp_path, text, words):
