@@ -55,13 +55,18 @@ def load_config(recipe: str = "demo", overrides: Iterable[str] = ()) -> Config:
     settings = read_settings(
         recipe, map(spell_out, overrides), lambda path: path in fields and fields[path].annotation is str
     )
-    check_keys(settings, fields)
-    try:
-        config = Config.model_validate(settings.values)
-    except ValidationError as error:
-        raise InputError(value_message(error, settings, fields)) from None
+    config = check_values(settings, fields)
     check_combinations(config, settings)
     return config
+
+
+def check_values(settings: Settings, fields: Mapping[str, FieldInfo]) -> Config:
+    """The configuration as far as each value can be judged by itself. Raises InputError, one line."""
+    check_keys(settings, fields)
+    try:
+        return Config.model_validate(settings.values)
+    except ValidationError as error:
+        raise InputError(value_message(error, settings, fields)) from None
 
 
 def spell_out(override: str) -> str:
