@@ -101,6 +101,20 @@ def is_asked(position: int, stored: int, asked: int) -> bool:
     return (position + 1) * asked // stored > position * asked // stored
 
 
+def spaced_rows(tables: Sequence[Any], count: int) -> list[dict[str, Any]]:
+    """At most `count` rows, evenly spaced over all tables; no other row becomes Python objects."""
+    import pyarrow as pa
+
+    stored = sum(table.num_rows for table in tables)
+    rows: list[dict[str, Any]] = []
+    start = 0
+    for table in tables:
+        picks = [row for row in range(table.num_rows) if is_asked(start + row, stored, min(count, stored))]
+        rows += table.take(pa.array(picks, pa.int64())).to_pylist()
+        start += table.num_rows
+    return rows
+
+
 def pools_of(ingest: Artifact, split: str) -> set[str]:
     """Names of the pools that the queries of `split` are asked of, and the union pool of the split."""
     return {one.pool for one in find_sets(ingest, split, 0) if one.pool is not None} | {union_pool(split)}

@@ -17,7 +17,7 @@ from stages.index import summarise_pools
 from stages.search import sets
 from stages.search.exact import ExactIndex
 from stages.search.rank import Pools, Tally, rank_block
-from stages.search.sets import find_sets, is_asked, query_blocks
+from stages.search.sets import find_sets, is_asked, query_blocks, spaced_rows
 from tests.search_world import open_store, write_ingest, write_rows
 
 
@@ -33,6 +33,16 @@ def test_exactly_as_many_queries_are_asked_as_wanted_and_evenly_spaced(stored: i
     assert len(places) == asked
     gaps = np.diff(places)
     assert not len(gaps) or gaps.max() - gaps.min() <= 1
+
+
+@given(st.lists(st.integers(0, 9), max_size=6), st.integers(1, 20))
+def test_rows_are_chosen_over_all_blocks_as_if_they_were_one(sizes: list[int], count: int) -> None:
+    whole = pa.table({"row": pa.array(range(sum(sizes)), pa.int64())})
+    blocks = [whole.slice(sum(sizes[:number]), size) for number, size in enumerate(sizes)]
+    wanted = min(count, len(whole))
+    expected = [row for row in range(len(whole)) if is_asked(row, len(whole), wanted)]
+    assert [row["row"] for row in spaced_rows(blocks, count)] == expected
+    assert len(expected) == wanted
 
 
 def test_a_set_is_one_task_of_one_dataset_in_the_split(ingest) -> None:
