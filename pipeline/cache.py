@@ -1,17 +1,10 @@
 """Where this machine keeps copies of files from object storage, and the work of stages whose store lies there."""
 
-import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pipeline.objects import told
-
-
-def cache_root() -> Path:
-    """Where this machine keeps copies and work: PUMA_CACHE, else `puma` in the user's cache directory."""
-    if chosen := os.environ.get("PUMA_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "puma"
+from stages.cache import cache_root
 
 
 def told_locally() -> AbstractContextManager[None]:

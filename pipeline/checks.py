@@ -5,6 +5,7 @@ known by reading a source (does the path hold M-BEIR?) is asked of the stage tha
 """
 
 import json
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,7 @@ def check_backbone(config: "Config") -> None:
             f"backbone.source=hub needs backbone.revision, a commit of {backbone.model}, so that a run can be"
             " repeated; take it from the model's page and add backbone.revision=COMMIT"
         )
-    if backbone.source == "local" and not (Path(backbone.model) / "config.json").is_file():
+    if backbone.source == "local" and not (Path(backbone.model).expanduser() / "config.json").is_file():
         raise InputError(
             f"backbone.model={backbone.model or '(empty)'} is not a model's directory: it has no config.json;"
             " give the directory of a checkpoint"
@@ -97,26 +98,46 @@ def check_tiny(config: "Config") -> None:
 
 
 def check_layers(config: "Config", settings: Settings) -> None:
-    """The student keeps at least as many layers as its family needs and at most those that the backbone has.
-
-    How many `auto` keeps is only known when the depth curve is.
-    """
-    kept, origin = config.student.layers, settings.origin("student.layers")
+    """The student's and the teacher's layer as far as the backbone is known; and no bound that bounds nothing."""
+    kept = config.student.layers
     family, depth = backbone_shape(config.backbone)
-    least = ADAPTERS[family].minimum_layers if family in ADAPTERS else 1
-    if isinstance(kept, int) and kept < least:
-        needs = f"{family} needs at least {least}" if least > 1 else "a student keeps at least 1"
-        raise InputError(f"student.layers={kept} is too few in {origin}: {needs}")
-    if depth and isinstance(kept, int) and kept > depth:
-        raise InputError(f"student.layers={kept} is too many in {origin}: the backbone has {depth} layers")
+    if family and family not in ADAPTERS:
+        raise InputError(
+            f"backbone.model={config.backbone.model} is of the family {family}, which can't be a backbone;"
+            f" choose one of {', '.join(ADAPTERS)}"
+        )
+    check_depth(config, family, depth, lambda path: f" in {settings.origin(path)}")
     if kept != "auto" and "student.max_loss" in settings.origins:
         origin = settings.origin("student.max_loss")
         raise InputError(f"student.max_loss does nothing in {origin} with student.layers={kept}; set it to auto")
-    layer = config.features.layer
+
+
+def check_made(config: Any, stage: str, manifest: Mapping[str, Any]) -> None:
+    """What only an artifact tells: how deep a backbone from a hub is. Raises InputError before others read it."""
+    if stage == "backbone":
+        check_depth(config, manifest["metrics"]["model_type"], manifest["metrics"]["layers"])
+
+
+def check_depth(config: "Config", family: str, depth: int, where: Callable[[str], str] = lambda path: "") -> None:
+    """The student keeps at least as many layers as its family needs and at most those that the backbone has.
+
+    `depth` 0 is not known yet; how many `auto` keeps is only known when the depth curve is. `where(path)` tells where
+    a value was set.
+    """
+    kept, layer = config.student.layers, config.features.layer
+    least = ADAPTERS[family].minimum_layers if family in ADAPTERS else 1
+    if isinstance(kept, int) and kept < least:
+        needs = f"{family} needs at least {least}" if least > 1 else "a student keeps at least 1"
+        raise InputError(f"student.layers={kept} is too few{where('student.layers')}: {needs}")
+    if depth and isinstance(kept, int) and kept > depth:
+        raise InputError(
+            f"student.layers={kept} is too many{where('student.layers')}: the backbone has {depth} layers"
+        )
     if layer == 0 or (depth and abs(layer) > depth):
         upper = f"1 to {depth}" if depth else "1 or more"
-        origin = settings.origin("features.layer")
-        raise InputError(f"features.layer={layer} is no layer in {origin}; choose -1 for the last, or {upper}")
+        raise InputError(
+            f"features.layer={layer} is no layer{where('features.layer')}; choose -1 for the last, or {upper}"
+        )
 
 
 def backbone_shape(backbone: Any) -> tuple[str, int]:
@@ -126,7 +147,7 @@ def backbone_shape(backbone: Any) -> tuple[str, int]:
     if backbone.source == "hub":
         return ("qwen3_vl" if "qwen3-vl" in backbone.model.lower() else ""), 0
     try:
-        content = json.loads((Path(backbone.model) / "config.json").read_text(encoding="utf-8"))
+        content = json.loads((Path(backbone.model).expanduser() / "config.json").read_text(encoding="utf-8"))
         layers = content.get("text_config", {}).get("num_hidden_layers") or content.get("num_hidden_layers")
         return str(content["model_type"]), int(layers)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:

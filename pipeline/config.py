@@ -5,9 +5,10 @@ is wrong with a configuration is said in one line: what, where, how to mend, bef
 """
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -33,7 +34,7 @@ class Config(Section):
     store: str = knob(".puma/store", min_length=1, description="directory (or s3:// prefix) of the artifacts")
     store_endpoint: str = knob("", description="S3 server of the store; empty is AWS_ENDPOINT_URL(_S3), else AWS")
     tracking_uri: str = knob("", description="MLflow; empty is MLFLOW_TRACKING_URI, else sqlite below .puma/")
-    seed: int = Field(0, ge=0, description="of every random choice")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="of every random choice")
     data: Data = Data()
     backbone: Backbone = Backbone()
     features: Features = Features()
@@ -54,13 +55,18 @@ def load_config(recipe: str = "demo", overrides: Iterable[str] = ()) -> Config:
     settings = read_settings(
         recipe, map(spell_out, overrides), lambda path: path in fields and fields[path].annotation is str
     )
-    check_keys(settings, fields)
-    try:
-        config = Config.model_validate(settings.values)
-    except ValidationError as error:
-        raise InputError(value_message(error, settings, fields)) from None
+    config = check_values(settings, fields)
     check_combinations(config, settings)
     return config
+
+
+def check_values(settings: Settings, fields: Mapping[str, FieldInfo]) -> Config:
+    """The configuration as far as each value can be judged by itself. Raises InputError, one line."""
+    check_keys(settings, fields)
+    try:
+        return Config.model_validate(settings.values)
+    except ValidationError as error:
+        raise InputError(value_message(error, settings, fields)) from None
 
 
 def spell_out(override: str) -> str:
@@ -70,7 +76,7 @@ def spell_out(override: str) -> str:
 
 
 def check_keys(settings: Settings, fields: Mapping[str, FieldInfo]) -> None:
-    """Refuses unknown keys (naming the nearest), values where a section stands, and numbers that aren't finite."""
+    """Refuses unknown keys (naming the nearest), values where a section stands, and what no field can hold."""
     for path, origin in settings.origins.items():
         steps = path.split(".")
         for depth in range(1, len(steps) + 1):
@@ -87,6 +93,16 @@ def check_keys(settings: Settings, fields: Mapping[str, FieldInfo]) -> None:
             raise InputError(wrong_value(path, value, fields[path], origin))
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(wrong_value(path, value, fields[path], origin))
+        if isinstance(value, str) and not is_plain(value):
+            raise InputError(f"{path} holds a character that no name can hold, {value!r}, in {origin}; leave it out")
+
+
+def is_plain(text: str) -> bool:
+    """Whether a file could be called by the text: no NUL, and no half of a character."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def get_value(values: Mapping[str, Any], path: str) -> Any:
@@ -136,6 +152,9 @@ def choices(field: FieldInfo) -> tuple[Any, ...]:
 
 def spell_type(kind: Any) -> str:
     """A type in words."""
+    if get_origin(kind) is Annotated:
+        inner, *rules = get_args(kind)
+        return f"{spell_type(inner)} {' and '.join(spell_limits(rules))}".strip()
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(kind))
     if get_origin(kind) is tuple:
@@ -146,11 +165,18 @@ def spell_type(kind: Any) -> str:
 def expected(field: FieldInfo) -> str:
     """What a field takes, in words: its types and its range."""
     kind = " or ".join(map(spell_type, choices(field)))
-    limits = []
     for rule in field.metadata:
-        signs = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"), ("multiple_of", "a multiple of"))
-        limits += [f"{sign} {getattr(rule, name)}" for name, sign in signs if getattr(rule, name, None) is not None]
-        limits += ["not empty"] if getattr(rule, "min_length", None) else []
         if pattern := getattr(rule, "pattern", None):
             return "one of " + ", ".join(pattern.strip("^$()").split("|"))
-    return f"{kind} {' and '.join(limits)}".strip()
+    filled = ", not empty" if any(getattr(rule, "min_length", None) for rule in field.metadata) else ""
+    return f"{kind} {' and '.join(spell_limits(field.metadata))}".strip() + filled
+
+
+def spell_limits(rules: Iterable[Any]) -> list[str]:
+    """A range in words, one for each limit."""
+    signs = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"), ("multiple_of", "a multiple of"))
+    limits = []
+    for rule in rules:
+        limits += [f"{sign} {getattr(rule, name)}" for name, sign in signs if getattr(rule, name, None) is not None]
+        limits += spell_limits(rule.metadata) if isinstance(rule, FieldInfo) else []
+    return limits

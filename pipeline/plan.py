@@ -32,6 +32,9 @@ from stages.params import Section
 LOCATIONS = ("data.path", "index.corpus", "student.model")
 """Where outside data lies that a stage copies. Left out of a key with its fingerprint: moved data is the same data."""
 
+PRECISION = "cluster.precision"
+"""Stands in a key as what was chosen, not as `auto`: which of the two that is depends on the machines."""
+
 Manifests = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """stage → key → manifest of every committed artifact."""
 
@@ -82,7 +85,7 @@ def plan(
     Raises InputError for an unknown stage, options that exclude each other, and `--only` with missing inputs.
     """
     selected, forced = select(stages, selection)
-    defaults = {path: value for path, value, _ in walk_values(type(config)())}
+    defaults = {path: value for path, value, _ in walk_values(type(config)())} | {PRECISION: "fp32"}
     decisions: dict[str, Decision] = {}
     for stage in stages:
         inputs = {name: decisions[name].key for name in stage.inputs}
@@ -125,7 +128,10 @@ def select(stages: tuple[Stage, ...], selection: Selection) -> tuple[set[str], s
 def key_parts(
     stage: Stage, config: Section, defaults: Mapping[str, Any], source: Source, inputs: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The named parts of a stage's key. Parameters at their default are left out: a new one keeps old artifacts."""
+    """The named parts of a stage's key. Parameters at their default are left out: a new one keeps old artifacts.
+
+    How machines are used is no part of it, but for the precision that a model computes in: it changes every vector.
+    """
     params = {
         path: value
         for path, value, is_knob in walk_values(config)
@@ -134,6 +140,8 @@ def key_parts(
         and value != defaults[path]
         and not (source.data and path in LOCATIONS)
     }
+    if stage.computes(config) and config.cluster.chosen_precision() != defaults[PRECISION]:
+        params[PRECISION] = config.cluster.chosen_precision()
     return {
         "stage": stage.name,
         "version": source.version,

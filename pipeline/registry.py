@@ -27,7 +27,7 @@ def register_student(
     name: str,
     tags: Mapping[str, str],
     metrics: Mapping[str, Any],
-    run_id: str,
+    run_id: str | None,
     alias: str = "auto",
 ) -> str:
     """Registers a student that is new and gives it its alias; returns what to tell the user, one line.
@@ -35,6 +35,7 @@ def register_student(
     Args:
         tags: `key`, `attempt`, `weights` (the directory in the store) and `test` (the identity of the test data).
         metrics: the student's numbers; they become tags of the version.
+        run_id: the run that trained it; None where this MLflow has no such run.
         alias: `auto` follows the rule above, `always` makes it champion, `never` leaves all aliases alone.
     """
     if not any(model.name == name for model in client.search_registered_models(f"name = '{name}'")):
@@ -74,7 +75,9 @@ def why_not(champion: "ModelVersion | None", version: str, ours: Mapping[str, st
     return None
 
 
-def create_version(client: "MlflowClient", experiment_id: str, name: str, tags: Mapping[str, str], run_id: str) -> str:
+def create_version(
+    client: "MlflowClient", experiment_id: str, name: str, tags: Mapping[str, str], run_id: str | None
+) -> str:
     """A logged model of MLflow's pyfunc flavour that refers to the weights, and a version of `name` for it."""
     from mlflow.entities import LoggedModelOutput
     from mlflow.tracking import set_tracking_uri
@@ -86,7 +89,8 @@ def create_version(client: "MlflowClient", experiment_id: str, name: str, tags: 
         save_reference(Path(directory, "model"), tags["weights"])
         client.log_model_artifacts(model.model_id, str(Path(directory, "model")))
     client.finalize_logged_model(model.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+    if run_id:
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
     # A server refuses paths of its own machine as a source, so the source is the model's record; to look it up,
     # MLflow asks the global address instead of the client's.
     set_tracking_uri(client.tracking_uri)

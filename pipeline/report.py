@@ -29,12 +29,13 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def closing_lines(artifacts: Mapping[str, Artifact], overrides: Sequence[str]) -> list[str]:
-    """The result table, the student's directory and the next command, as far as the run came."""
-    lines = []
+    """The result table, what was left out, where the student lies and the next command, as far as the run came."""
+    lines = [f"rejected rows: {rejected(artifacts['ingest'])}"] if "ingest" in artifacts else []
     if "evaluate" in artifacts and artifacts["evaluate"].has("table.txt"):
-        lines += [artifacts["evaluate"].read_bytes("table.txt").decode().rstrip(), ""]
+        lines = [artifacts["evaluate"].read_bytes("table.txt").decode().rstrip(), "", *lines]
     if "train" in artifacts:
-        lines.append(f"student: {artifacts['train'].local('model')}")
+        student = artifacts["train"]  # its place only: the weights of a store elsewhere are not fetched to be named
+        lines.append(f"student: {student.uri}/{student.attempt}/model")
     if "evaluate" in artifacts and artifacts["evaluate"].has("report.html"):
         lines.append(f"report: {artifacts['evaluate'].local('report.html')}")
     if "features" in artifacts and artifacts["features"].has("depth_curve.png"):
@@ -43,6 +44,13 @@ def closing_lines(artifacts: Mapping[str, Artifact], overrides: Sequence[str]) -
         store = [override for override in overrides if override.startswith("store=")]
         lines.append(f"next: {' '.join(['python pipeline/search.py --text', repr('a red circle'), *store])}")
     return lines
+
+
+def rejected(ingest: Artifact) -> str:
+    """How many rows of the source were left out, and why; the rows themselves lie in `rejects/` of the artifact."""
+    from stages.data.report import rejects_line
+
+    return rejects_line(ingest.read_json("stats.json")["rejects"])
 
 
 def run_note(decisions: Sequence[Decision], artifacts: Mapping[str, Artifact], command: str) -> str:
@@ -55,6 +63,8 @@ def run_note(decisions: Sequence[Decision], artifacts: Mapping[str, Artifact], c
     if "features" in artifacts and artifacts["features"].has("depth_curve.md"):
         table = artifacts["features"].read_bytes("depth_curve.md").decode()
         parts.append(f"### Depths of the backbone, cut and not trained, on a validation sample\n\n{table}")
+    if "ingest" in artifacts:
+        parts.append(f"### Rejected rows\n\n{rejected(artifacts['ingest'])}")
     parts.append(f"### Stages\n\n{markdown_table(plan_rows(decisions))}")
     parts.append(f"### Again\n\n```\n{command}\n```")
     return "\n\n".join(parts)

@@ -8,6 +8,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if not __package__:  # run as a script: its own directory must not be searched f
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.artifacts import Store, open_store
+from pipeline.checks import check_made
 from pipeline.config import Config, load_config
 from pipeline.dag import stages_of
 from pipeline.plan import Decision, Selection, plan
@@ -59,7 +61,11 @@ def run_command(options: argparse.Namespace, answer: dict[str, Any]) -> None:
     selection = Selection(
         options.only, options.start, options.until, tuple(options.force), options.ignore_code, command
     )
-    decisions = plan(stages, config, store.manifests(), read_sources(stages, config), selection, store.started)
+    manifests = store.manifests()
+    decisions = plan(stages, config, manifests, read_sources(stages, config), selection, store.started)
+    for decision in decisions:
+        if decision.action == "cached":
+            check_made(config, decision.stage, manifests[decision.stage][decision.key])
     console = open_console(sys.stderr if options.json else sys.stdout)
     console.print(text_table(plan_rows(decisions)))
     if options.plan:
@@ -95,6 +101,7 @@ def execute(
         console.print(f"warning: store={config.store} goes with the job's working directory; give an absolute path")
     run = Run(config, store, tracker, connected, command=command, recipe=options.recipe)
     run.say = lambda line: console.print(line, soft_wrap=True)
+    run.check = partial(check_made, config)
     answer |= {"stages": run.stages, "metrics": {}, "mlflow": tracker.ids()}
     run_pipeline(stages_of(config), decisions, run)
     publish(run, decisions)
@@ -107,25 +114,38 @@ def execute(
 
 
 def publish(run: "Run", decisions: Sequence[Decision]) -> None:
-    """Gives the tracked run its headline numbers and its description, and registers a student that is new."""
+    """Gives the tracked run its headline numbers and its description, and registers the student."""
     run.tracker.note(run_note(decisions, run.artifacts, run.command))
     if not {"train", "evaluate"} <= run.artifacts.keys():
         return
-    student, metrics = run.artifacts["train"], run.artifacts["evaluate"].manifest["metrics"]
-    run.tracker.metrics(headline(metrics))
-    new = any(decision.action == "run" and decision.stage in ("train", "evaluate") for decision in decisions)
-    if new and not run.config.train.check_loaders:
+    run.tracker.metrics(headline(run.artifacts["evaluate"].manifest["metrics"]))
+    if run.config.train.check_loaders:
+        register(run)
+    elif any(decision.action == "run" and decision.stage in ("train", "evaluate") for decision in decisions):
         run.say("not registered: train.check_loaders=false, so its loaders were not compared")
-    elif new:
-        # where the weights lie in the store; they are not fetched for this
-        weights = f"{student.uri}/{student.attempt}/model"
-        tags = {"key": student.key, "attempt": student.attempt, "weights": weights, "test": test_identity(run)}
-        source = student.manifest.get("mlflow_run_id", "")
-        numbers = headline(metrics).get("student", {})
-        place = (run.config.train.register_as, tags, numbers, source or run.tracker.run_id)
-        said = run.tracker.register(*place, alias=run.config.train.register_alias)
-        if said:
-            run.say(said)
+
+
+def register(run: "Run") -> None:
+    """Registers the student as the settings ask for, unless that was done: a cached run leaves the registry alone.
+
+    A run may have been killed before it came here, or be the first one to ask for this name or alias. Only the alias
+    of `train.register_alias=always` is set each time, because another student may have taken it since.
+    """
+    student, evaluation, asked = run.artifacts["train"], run.artifacts["evaluate"], run.config.train
+    tags = {
+        "key": student.key,
+        "attempt": student.attempt,
+        "weights": f"{student.uri}/{student.attempt}/model",  # where they lie in the store; they are not fetched
+        "test": test_identity(run),
+        "evaluation": f"{evaluation.key}/{evaluation.attempt}",
+    }
+    if asked.register_alias != "always" and run.tracker.is_registered(asked.register_as, tags, asked.register_alias):
+        return
+    numbers = headline(evaluation.manifest["metrics"]).get("student", {})
+    source = student.manifest.get("mlflow_run_id", "") or run.tracker.run_id
+    said = run.tracker.register(asked.register_as, tags, numbers, source, alias=asked.register_alias)
+    if said:
+        run.say(said)
 
 
 def test_identity(run: "Run") -> str:

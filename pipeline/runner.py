@@ -35,7 +35,8 @@ PACKAGES = ("torch", "transformers", "deepspeed", "ray", "pyarrow", "mlflow", "n
 class Run:
     """One run of the pipeline: what it was asked for, what it works with, and what came of each stage so far.
 
-    `grid` names the grid that the run is a cell of; searches prefer runs that stand for themselves.
+    `grid` names the grid that the run is a cell of; searches prefer runs that stand for themselves. `check(stage,
+    manifest)` is asked of each artifact before later stages read it, and raises InputError where they could not.
     """
 
     config: Section
@@ -50,6 +51,7 @@ class Run:
     started: str = field(default_factory=lambda: now())
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     artifacts: dict[str, Artifact] = field(default_factory=dict)
+    check: Callable[[str, Mapping[str, Any]], None] = lambda stage, manifest: None
 
     def record(self, status: str) -> None:
         """Writes the run's record, from which later runs and searches find its artifacts."""
@@ -89,6 +91,8 @@ def run_pipeline(stages: tuple[Stage, ...], decisions: list[Decision], run: Run)
                     stack.enter_context(run.connect(run.config.cluster))
                     ready = True
                 carry_out(stage, decision, run)
+                if stage.name in run.artifacts:
+                    run.check(stage.name, run.artifacts[stage.name].manifest)
                 if decision.action == "run":
                     run.record("running")
         status = "finished"

@@ -24,8 +24,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pipeline.cache import cache_root, made, told_locally
+from pipeline.cache import made, told_locally
 from pipeline.objects import PIECE, Entry, Found, checksum
+from stages.cache import cache_root
 from stages.context import InputError, StageError
 
 if TYPE_CHECKING:

@@ -16,21 +16,22 @@ and nothing heavy is imported before the arguments are known to be good.
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 if __package__ in (None, ""):  # started by its path: the repository, not this directory, holds the packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.artifacts import Store, open_store
-from pipeline.config import Config, check_keys, get_value, spell_out
+from pipeline.config import Config, check_values, get_value, spell_out
 from pipeline.pictures import drawn, protocol
 from pipeline.settings import read_settings
-from pipeline.terminal import exit_code
+from pipeline.terminal import Parser, exit_code
 from pipeline.values import walk_fields
 from stages.context import InputError
 
@@ -42,24 +43,18 @@ BATCH = 32  # queries that the model embeds at once
 NAME_LENGTH = 60  # of a saved picture's file name
 
 
-class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with the arguments."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; python pipeline/search.py --help shows all options")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one search; returns the exit code: 0 found or nothing found, 2 bad input, 1 the store is damaged."""
 
     def answer() -> None:
+        options = parse(sys.argv[1:] if arguments is None else arguments)  # prints --help, on stdout
         with quiet_stdout() as stdout:
-            search(parse(arguments), stdout)
+            search(options, stdout)
 
     return exit_code(answer)
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The arguments; see `--help`."""
     parser = Parser(prog="python pipeline/search.py", allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--text", help="words to search for")
@@ -74,7 +69,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     parser.add_argument("--save-images", type=Path, metavar="DIR", help="write the found pictures to DIR, by rank")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="which run's index, and store=…")
-    return parser.parse_intermixed_args(arguments)
+    return parser.parse_mixed(arguments)
 
 
 @dataclass(frozen=True)
@@ -226,7 +221,7 @@ def read_overrides(overrides: Sequence[str]) -> tuple[str, dict[str, Any]]:
     fields = dict(walk_fields(Config))
     is_text = {path for path, field in fields.items() if field.annotation is str}
     settings = read_settings("demo", map(spell_out, overrides), is_text.__contains__)
-    check_keys(settings, fields)
+    check_values(settings, fields)
     set_here = [path for path, origin in settings.origins.items() if origin.startswith("override ")]
     wanted = {path: get_value(settings.values, path) for path in set_here if path != "tracking_uri"}
     return wanted.pop("store", Config().store), wanted
@@ -239,8 +234,10 @@ def find_keys(store: Store, place: str, wanted: dict[str, Any]) -> dict[str, str
         keys = {name: stage["key"] for name, stage in run["stages"].items()}
         if keys.get("index") in committed and agrees(run["config"], wanted):
             return keys
-    told = " ".join(f"{name}={value}" for name, value in wanted.items())
-    command = f"python pipeline/run.py {told}".strip()
+    chosen = [f"{name}={value}" for name, value in wanted.items()]
+    told = " ".join(chosen)
+    chosen += [f"store={place}"] if place != Config().store else []
+    command = shlex.join(["python", "pipeline/run.py", *chosen])
     raise InputError(f"no index in {place}{f' for {told}' if told else ''}: run `{command}` first")
 
 

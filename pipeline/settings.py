@@ -16,6 +16,8 @@ import yaml
 
 from stages.context import InputError
 
+NO_YAML = (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError)
+"""What PyYAML raises: of its own, of the types that `!!int x` calls, and on brackets a thousand deep."""
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -123,10 +125,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {one_line(error)}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {one_line(error)}") from error
+    except NO_YAML as error:
+        raise InputError(f"{path} is not valid YAML: {one_line(error)}") from error
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
@@ -140,8 +142,15 @@ def parse_scalar(text: str, override: str) -> Any:
         return yaml.load(text, Loader) if text else ""
     except yaml.YAMLError:
         if text[:1] in "[{\"'":
-            raise InputError(f"the value in '{override}' is not valid YAML; check its brackets and quotes") from None
+            raise unreadable(override) from None
         return text
+    except NO_YAML:
+        raise unreadable(override) from None
+
+
+def unreadable(override: str) -> InputError:
+    """What to say of an override whose value is neither YAML nor the text itself."""
+    return InputError(f"the value in '{override[:200]}' is not valid YAML; check its brackets and quotes")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ told in one line, from there on they are kept on disk (spool.py), and the next r
 """
 
 import base64
+import hashlib
 import io
 import json
 import logging
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 EXPERIMENT = "puma"
+REGISTERED = "registered"  # the tag of a run that registered a student: what it registered
 KNOCK_SECONDS = 2
 PARAMS_IN_BATCH, METRICS_IN_BATCH, TEXT_LENGTH, NOTE_LENGTH = 100, 1000, 500, 8000  # MLflow's limits, and a kind one
 
@@ -210,9 +212,18 @@ class PipelineRun(StageRun):
     ) -> str | None:
         """Registers the student that `tags` points to; says which version it is and whether it is the champion.
 
-        See `pipeline.registry.register_student`.
+        See `pipeline.registry.register_student`. A tag of this run tells later ones that it is done.
         """
-        return self.link.send("register", run_id, name=name, tags=dict(tags), metrics=numbers(metrics), alias=alias)
+        known = self.link.spool.ids().get(run_id, run_id)
+        values = {"name": name, "tags": dict(tags), "metrics": numbers(metrics), "alias": alias}
+        said = self.link.send("register", known, **values)
+        self.tag(REGISTERED, registration(name, tags, alias))
+        return said
+
+    def is_registered(self, name: str, tags: Mapping[str, str], alias: str) -> bool:
+        """Whether an earlier run registered just this; asks the runs, so that the registry need not be opened."""
+        wanted = f"tags.{REGISTERED} = '{registration(name, tags, alias)}'"
+        return bool(self.link(lambda client: client.search_runs([self.experiment_id], wanted, max_results=1)))
 
     def interrupted(self, run_id: str) -> None:
         """Ends a run that was killed before it could do so itself, and its stages."""
@@ -317,10 +328,29 @@ def register(
     metrics: dict[str, float],
     alias: str,
 ) -> str:
-    """Registers a student; see `pipeline.registry`."""
+    """Registers a student; see `pipeline.registry`. Its run is left out where it was tracked elsewhere."""
     from pipeline.registry import register_student
 
-    return register_student(client, ensure_experiment(client), name, tags, metrics, run_id, alias)
+    source = run_id if knows(client, run_id) else None
+    return register_student(client, ensure_experiment(client), name, tags, metrics, source, alias)
+
+
+def knows(client: "MlflowClient", run_id: str) -> bool:
+    """Whether MLflow has the run. Raises where it can't be asked."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    return True
+
+
+def registration(name: str, tags: Mapping[str, str], alias: str) -> str:
+    """A digest of what is registered: which student under which name and alias, by which evaluation."""
+    return hashlib.sha256(json.dumps([name, dict(tags), alias], sort_keys=True).encode()).hexdigest()[:16]
 
 
 ACTIONS: dict[str, Callable[..., Any]] = {

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from stages.cache import cache_root
 from stages.context import Artifact, Context, StageError
 from stages.params import Section, knob
 
@@ -77,14 +78,14 @@ def directory(artifact: Artifact) -> Path:
     """A local model directory of the backbone: the trained one, or a view of the checkpoint it points to.
 
     The view holds links to the checkpoint's files beside the pipeline's own limits, so that a checkpoint is never
-    copied and never changed.
+    copied and never changed. Workers are handed its path: nodes of a cluster share the cache and the checkpoint.
     """
     if artifact.manifest["metrics"].get("source", "tiny") == "tiny":
         return artifact.local("model")
     pointer = artifact.read_json("pointer.json")
     source = _snapshot(pointer["source"], pointer["model"], pointer["revision"])
     name = hashlib.sha256(f"{source}\n{json.dumps(pointer, sort_keys=True)}".encode()).hexdigest()[:16]
-    return _view(source, Path.home() / ".cache" / "puma" / "views" / name, pointer)
+    return _view(source, cache_root() / "views" / name, pointer)
 
 
 def _snapshot(source: str, model: str, revision: str) -> Path:

@@ -198,13 +198,11 @@ def _time_models(
 
     from stages.embed import RowReader, load_encoder
     from stages.search.cost import measure_cost
-    from stages.search.sets import is_asked
+    from stages.search.sets import spaced_rows
 
-    reader, stored = RowReader(ingest, "query"), []
-    for block in queries:
-        stored += ray.get(block).drop_columns(["positives"]).to_pylist()
-    wanted = min(count, len(stored))
-    rows = [reader.read(row) for place, row in enumerate(stored) if is_asked(place, len(stored), wanted)]
+    reader = RowReader(ingest, "query")
+    stored = [ray.get(block).drop_columns(["positives"]) for block in queries]
+    rows = [reader.read(row) for row in spaced_rows(stored, count)]
     return measure_cost({name: load_encoder(path, cluster) for name, path in models.items()}, rows, batch_size)
 
 

@@ -143,8 +143,10 @@ def _positive_hashes(ingest: Any, split: str) -> "np.ndarray":
 def _as_features(table: "pa.Table", side: str) -> "pa.Table":
     import pyarrow as pa
 
-    identity = table["qid" if side == "query" else "did"]
-    return pa.table({"side": pa.array([side] * len(table), pa.string()), "id": identity, "vector": table["vector"]})
+    from stages.data.schemas import FEATURES
+
+    columns = [pa.array([side] * len(table), pa.string()), table["qid" if side == "query" else "did"], table["vector"]]
+    return pa.table(columns, schema=FEATURES(table["vector"].type.list_size))
 
 
 # ---------------------------------------------------------------------------------------------------- the teacher

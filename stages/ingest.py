@@ -168,6 +168,7 @@ def check(params: Params) -> None:
         from stages.data import mbeir
 
         mbeir.require(_root(params))
+        mbeir.instructions(_root(params))
     if params.max_pixels > params.refuse_pixels:
         raise InputError("data.max_pixels passes data.refuse_pixels: a picture is refused before it is scaled down")
 

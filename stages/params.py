@@ -22,7 +22,7 @@ def knob(default: Any, **constraints: Any) -> Any:
 
 
 class Cluster(Section):
-    """How a run uses its machines. Nothing here changes a result, so nothing here is part of a key."""
+    """How a run uses its machines. Of all this only the chosen precision changes results, and only it is in keys."""
 
     workers: int = Field(1, ge=1, description="training processes (data-parallel ranks)")
     cpus_per_worker: float = Field(1, gt=0, description="CPUs that Ray reserves for each training process")

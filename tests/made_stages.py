@@ -35,7 +35,8 @@ def run(context):
     context.output.write_json("early.json", {})
     hooks.call("NAME", context)
     context.output.write_json("said.json", [*read, getattr(context.params, section).word])
-    context.output.write_json("stats.json", {"rejects": {"candidates": 1, "queries": 0, "by_reason": {}}})
+    rejects = {"candidates": 1, "queries": 0, "by_reason": {"bad id": 1}}
+    context.output.write_json("stats.json", {"rejects": rejects})
     metrics = hooks.measure(read[-1][-1] if read else "")
     context.output.write_json("metrics.json", metrics)
     context.output.write_json("model/config.json", {})
@@ -102,6 +103,14 @@ class Tracked:
 
     def ids(self) -> dict[str, str]:
         return {"experiment_id": "1", "run_id": self.run_id, "tracking_uri": "made"}
+
+    def is_registered(self, *asked: Any) -> bool:
+        """Name, tags and alias; `register` gives them with other things between."""
+        done = [entry for entry in self.log if entry[:2] == (self.name, "register")]
+        return asked in [(name, tags, alias) for _, _, name, tags, _, _, alias in done]
+
+    def register(self, *values: Any, alias: str) -> None:
+        self.log.append((self.name, "register", *values, alias))
 
     def __getattr__(self, verb: str) -> Any:
         return lambda *values, **named: self.log.append((self.name, verb, *values))

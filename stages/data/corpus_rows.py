@@ -19,6 +19,7 @@ CANDIDATES = pa.schema([*schemas.CANDIDATES, METADATA])
 NO_QUERIES = RAW_QUERIES.empty_table()
 POOL = "corpus"
 PICTURES_PER_TASK = 2000
+LARGEST = 2**53  # float64 holds every integer up to here; beyond lie ids and barcodes, which are no amounts
 KINDS = {"text": pa.string(), "number": pa.float64(), "truth": pa.bool_()}
 
 
@@ -64,8 +65,10 @@ def kinds(table: pa.Table) -> pa.Table:
 
 
 def kind_of(value: Any) -> str:
-    """text, number or truth; a list or an object counts as its text."""
-    return "truth" if isinstance(value, bool) else "number" if isinstance(value, int | float) else "text"
+    """text, number or truth; a list or an object counts as its text, as does an integer that float64 can't hold."""
+    if isinstance(value, bool):
+        return "truth"
+    return "number" if isinstance(value, float) or (isinstance(value, int) and abs(value) <= LARGEST) else "text"
 
 
 def name_columns(found: Iterable[dict[str, str]]) -> dict[str, dict[str, str]]:

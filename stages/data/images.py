@@ -164,9 +164,9 @@ def _is_plain(image: Image.Image) -> bool:
     """Whether the bytes decode to the wanted picture as they are: one frame, upright, no transparency."""
     try:
         orientation = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # a picture with an unreadable EXIF block is written anew, without it
+        still = getattr(image, "n_frames", 1) == 1  # reads on to the last frame
+    except Exception:  # unreadable EXIF, or a later frame cut off: the picture is written anew, without either
         return False
-    still = getattr(image, "n_frames", 1) == 1
     return still and orientation in (0, 1) and image.mode in PLAIN_MODES and "transparency" not in image.info
 
 

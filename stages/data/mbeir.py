@@ -32,6 +32,19 @@ NEEDED = {
 }
 QUERY_NAME = re.compile(r"mbeir_(?P<dataset>.+?)(_task(?P<task>\d+))?_(?P<split>train|val|test)\.jsonl")
 POOL_NAME = re.compile(r"mbeir_(?P<pool>.+)_cand_pool\.jsonl")
+NAMES = {
+    **{
+        f"query/{folder}": (re.compile(r"mbeir_.+_train\.jsonl"), "mbeir_DATASET_train.jsonl")
+        for folder in ("train", "union_train")
+    },
+    **{
+        f"query/{split}": (re.compile(rf"mbeir_.+_task\d+_{split}\.jsonl"), f"mbeir_DATASET_taskN_{split}.jsonl")
+        for split in ("val", "test")
+    },
+    "cand_pool/local": (POOL_NAME, "mbeir_DATASET_taskN_cand_pool.jsonl"),
+    "cand_pool/global": (POOL_NAME, "mbeir_union_SPLIT_cand_pool.jsonl"),
+}
+"""What the files of each folder are called: the form, and how to say it."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +72,25 @@ class Chunk:
 
 
 def require(root: Path) -> None:
-    """Raises InputError, one line naming all that is missing, where `root` is no M-BEIR directory."""
+    """Raises InputError where `root` is no M-BEIR directory: one line naming all that is missing, or a wrong name."""
     if not root.is_dir():
         raise InputError(f"data.path={root} is not a directory: give the one that holds query/ and cand_pool/")
     missing = [name for name, globs in NEEDED.items() if not any(any(root.glob(pattern)) for pattern in globs)]
     if not missing:
+        refuse_misnamed(root)
         return
     mend = "give the directory that holds query/, cand_pool/ and instructions/"
     if missing == [INSTRUCTIONS_FILE]:
         mend = "a file with only its header line will do: " + INSTRUCTIONS_HEADER.replace("\t", "<tab>")
     raise InputError(f"data.path={root} is not in the M-BEIR layout, it lacks {', '.join(missing)}: {mend}")
+
+
+def refuse_misnamed(root: Path) -> None:
+    """Raises InputError for the first file whose name tells no dataset, task or pool; it would be passed over."""
+    for folder, (form, told) in NAMES.items():
+        for path in sorted(root.glob(f"{folder}/*.jsonl")):
+            if not form.fullmatch(path.name) and not path.name.startswith("."):
+                raise InputError(f"{path} is not named as M-BEIR names it: call it {told}, or take it away")
 
 
 def candidate_sources(root: Path) -> list[Source]:
@@ -168,7 +190,12 @@ def instructions(root: Path) -> list[dict]:
     from stages.data.mbeir_rows import BadField, modality
 
     rows = []
-    text = (root / INSTRUCTIONS_FILE).read_text(encoding="utf-8-sig")
+    try:
+        text = (root / INSTRUCTIONS_FILE).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{root / INSTRUCTIONS_FILE} is not in UTF-8 (byte {error.start}): save it as UTF-8"
+        ) from None
     for number, line in enumerate(text.splitlines()[1:], start=2):
         fields = [field.strip() for field in line.split("\t")]
         if not any(fields):

@@ -105,9 +105,7 @@ class RemotePath:
             return self.filesystem.get_file_info(self.path).type.name
         except OSError as error:
             reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"data.path={self} can't be read: {reason}; check the bucket and the AWS_* variables"
-            ) from None
+            raise InputError(f"data.path={self} can't be read: {reason}; {MEND}") from None
 
 
 def source(path: str) -> Path | RemotePath:
@@ -130,7 +128,5 @@ def listing(root: RemotePath) -> list[tuple[str, int, str]]:
         pages = boto3.client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=start)
         found = [(entry["Key"], entry["Size"], entry["ETag"]) for page in pages for entry in page.get("Contents", ())]
     except (BotoCoreError, ClientError) as error:
-        raise InputError(
-            f"data.path={root} can't be listed: {error}; check the bucket and the AWS_* variables"
-        ) from None
+        raise InputError(f"data.path={root} can't be listed: {error}; {MEND}") from None
     return [(key.removeprefix(start), size, tag) for key, size, tag in found]

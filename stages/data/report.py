@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,6 +113,17 @@ class Report:
         return (
             ", ".join(f"{reason} {count} ({examples[reason]})" for reason, count in counts) or "nothing was rejected"
         )
+
+
+def rejects_line(rejects: Mapping[str, Any]) -> str:
+    """One line for a person about `Report.rejects`: how many of what, and the most frequent reasons."""
+    counts = [f"{rejects[kind]:,} {kind}" for kind in ("queries", "candidates", "images") if rejects.get(kind)]
+    if not counts:
+        return "none"
+    reasons = Counter(rejects.get("by_reason", {}))
+    shown = [f"{reason} {count:,}" for reason, count in reasons.most_common(REASONS_SHOWN)]
+    shown += [f"{len(reasons) - REASONS_SHOWN} more reasons"] if len(reasons) > REASONS_SHOWN else []
+    return ", ".join(counts) + (f" ({', '.join(shown)})" if shown else "")
 
 
 def _kept(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock
 
+from stages.cache import cache_root
 from stages.context import Artifact, StageError
 from stages.data.keys import hash64, hash_ids
 
@@ -52,7 +53,7 @@ class MappedTable:
         `key` names the string column to find rows by. `where` keeps rows whose column equals the value (a list of
         values: any of them; a list column: contains it). Raises StageError where the artifact has no such files.
         """
-        root = cache or default_cache()
+        root = cache or cache_root() / "tables"
         directory = root / _identity(artifact, prefix, key, where)
         if not directory.exists():
             root.mkdir(parents=True, exist_ok=True)
@@ -112,12 +113,6 @@ def _value(scalar: pa.Scalar) -> Any:
     if isinstance(scalar, pa.FixedSizeListScalar) and scalar.is_valid:
         return scalar.values.to_numpy(zero_copy_only=False)
     return scalar.as_py()
-
-
-def default_cache() -> Path:
-    """Where this node keeps its tables: `puma/tables` in the user's cache directory."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "puma" / "tables"
 
 
 def _identity(artifact: Artifact, prefix: str, key: str, where: dict[str, Any] | None) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.context import Artifact, Context
+from stages.data.report import rejects_line
 from stages.search.plots import draw_cost, draw_depths
 from stages.search.report import HEADLINE, NOTES, labels, measured, model_rows
 
@@ -101,18 +102,25 @@ def read_curve(inputs: Mapping[str, Artifact]) -> dict[str, Any] | None:
 
 def read_parity(train: Artifact) -> dict[str, Any] | None:
     """The parity report of the student; a student that was given from outside has none."""
-    listed = {entry["path"] for entry in train.manifest.get("files", ())}
-    return train.read_json("parity.json") if "parity.json" in listed else None
+    return _read(train, "parity.json")
+
+
+def _read(artifact: Artifact, name: str) -> dict[str, Any] | None:
+    """A JSON file of an artifact that may lack it."""
+    listed = {entry["path"] for entry in artifact.manifest.get("files", ())}
+    return artifact.read_json(name) if name in listed else None
 
 
 def identity(context: Context) -> dict[str, str]:
-    """What tells this run from all others: when, from which code and settings the student was made; all keys."""
+    """What tells this run from all others: when, from which code, data and settings the student was made; all keys."""
     made = context.inputs["train"].manifest
     git, config = made.get("git") or {}, made.get("config") or {}
     facts = {"student made": str(made.get("created", ""))[:19].replace("T", " "), "pipeline run": made.get("run", "")}
     if git.get("commit"):
         facts["code"] = git["commit"][:12] + (" with changes" if git.get("dirty") else "")
     facts |= {path: _setting(config, path) for path in SETTINGS}
+    if stats := _read(context.inputs["ingest"], "stats.json"):
+        facts["rejected rows"] = rejects_line(stats["rejects"])
     facts |= {f"{name} artifact": artifact.key for name, artifact in context.inputs.items()}
     facts["evaluate artifact"] = context.output.key
     packages = made.get("packages") or {}

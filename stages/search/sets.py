@@ -56,10 +56,10 @@ def find_sets(ingest: Artifact, split: str, limit: int) -> list[EvaluationSet]:
     Raises:
         StageError: the split has no query, or one set names two pools.
     """
-    columns = ["dataset", "dataset_id", "task_id", "modality", "target_modality", "pool"]
-    found: dict[tuple[int, int], EvaluationSet] = {}
+    columns = ["dataset", "task_id", "modality", "target_modality", "pool"]
+    found: dict[tuple[str, int], EvaluationSet] = {}  # by what names a set everywhere; ids of a dataset may be shared
     for row in _rows(ingest, split, columns):
-        key = (row["dataset_id"], row["task_id"])
+        key = (row["dataset"], row["task_id"])
         known = found.get(key)
         if known is None:
             modalities = (row["modality"], row["target_modality"])
@@ -99,6 +99,20 @@ def query_blocks(ingest: Artifact, split: str, sets: Sequence[EvaluationSet]) ->
 def is_asked(position: int, stored: int, asked: int) -> bool:
     """Whether the query at `position` is one of `asked` that are evenly spaced over `stored`."""
     return (position + 1) * asked // stored > position * asked // stored
+
+
+def spaced_rows(tables: Sequence[Any], count: int) -> list[dict[str, Any]]:
+    """At most `count` rows, evenly spaced over all tables; no other row becomes Python objects."""
+    import pyarrow as pa
+
+    stored = sum(table.num_rows for table in tables)
+    rows: list[dict[str, Any]] = []
+    start = 0
+    for table in tables:
+        picks = [row for row in range(table.num_rows) if is_asked(start + row, stored, min(count, stored))]
+        rows += table.take(pa.array(picks, pa.int64())).to_pylist()
+        start += table.num_rows
+    return rows
 
 
 def pools_of(ingest: Artifact, split: str) -> set[str]:

@@ -124,6 +124,20 @@ def test_the_same_student_keeps_its_version(parent, uri):
     assert "version 1" in parent.register("two", STUDENT, quality(0.5), child.run_id)
 
 
+def test_what_was_registered_is_known_to_later_runs(parent, uri):
+    assert not parent.is_registered("four", STUDENT, "auto")
+    parent.register("four", STUDENT, quality(0.5), parent.run_id)
+    later = PipelineRun(uri, "demo", {})
+    assert later.is_registered("four", STUDENT, "auto")
+    assert not later.is_registered("four", STUDENT, "never")
+    assert not later.is_registered("four", {**STUDENT, "attempt": "a9"}, "auto")
+
+
+def test_a_student_whose_run_was_tracked_elsewhere_is_registered_all_the_same(parent, uri, capsys):
+    assert "version 1" in parent.register("five", STUDENT, quality(0.5), "0" * 32)
+    assert champion(uri, "five") == "1" and "warning" not in capsys.readouterr().err
+
+
 def test_a_student_takes_the_alias_only_when_it_is_as_good_on_the_same_test_data(parent, uri):
     run = parent.stage("train", {}).run_id
     parent.register("three", STUDENT, quality(0.5), run)
@@ -179,7 +193,7 @@ def test_a_server_that_is_not_there_costs_one_line_and_nothing_is_lost(uri, pare
     spool, found = run.link.spool, client(uri)
     assert spool.deliver(partial(carry, found), lambda: True) == 0  # its writer lives
     monkeypatch.setattr("pipeline.spool.alive", lambda writer: False)
-    assert spool.deliver(partial(carry, found), lambda: True) == 8
+    assert spool.deliver(partial(carry, found), lambda: True) == 9
     sent = found.get_run(spool.ids()[child.run_id])
     assert sent.data.tags["mlflow.parentRunId"] == spool.ids()[run.run_id]
     assert sent.data.params == {"train.loss": "mac"} and sent.info.status == "FINISHED"
@@ -201,8 +215,8 @@ def test_a_delivery_that_breaks_off_goes_on_where_it_was(uri, parent, monkeypatc
         return f"made {len(taken)}"
 
     assert run.link.spool.deliver(carry_three, lambda: False) == 3
-    assert run.link.spool.deliver(lambda event: taken.append(event["verb"]), lambda: True) == 5
-    assert taken == ["create", "create", "metrics", "params", "text", "end", "register", "end"]
+    assert run.link.spool.deliver(lambda event: taken.append(event["verb"]), lambda: True) == 6
+    assert taken == ["create", "create", "metrics", "params", "text", "end", "register", "tags", "end"]
 
 
 def test_what_the_server_never_takes_holds_nothing_up(monkeypatch):
@@ -214,7 +228,7 @@ def test_what_the_server_never_takes_holds_nothing_up(monkeypatch):
             raise ValueError("no")
         return "made"
 
-    assert run.link.spool.deliver(refuse_params, lambda: True) == 7
+    assert run.link.spool.deliver(refuse_params, lambda: True) == 8
     assert not list(run.link.spool.directory.glob("*.jsonl"))
 
 

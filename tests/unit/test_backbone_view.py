@@ -10,7 +10,7 @@ from tests.tiny_models import write_checkpoint
 
 
 def test_a_local_checkpoint_is_read_with_our_limits_and_stays_as_it_is(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    monkeypatch.setenv("PUMA_CACHE", str(tmp_path / "shared"))
     source = tmp_path / "teacher"
     write_checkpoint(source, "qwen2_vl")
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in source.iterdir()}
@@ -19,6 +19,7 @@ def test_a_local_checkpoint_is_read_with_our_limits_and_stays_as_it_is(tmp_path:
     artifact = SimpleNamespace(manifest={"metrics": {"source": "local"}}, read_json=lambda name: pointer)
     for _ in range(2):
         view = backbone.directory(artifact)
+    assert view.parent == tmp_path / "shared" / "views"  # which other nodes see too
     assert json.loads((view / "puma.json").read_text())["max_text_tokens"] == 7
     assert Encoder.load(view).collator.max_text_tokens == 7
     assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in source.iterdir()} == before

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.checks import check_made
 from pipeline.config import Config, load_config
 from pipeline.settings import RECIPES
 from stages.context import InputError
@@ -123,6 +124,17 @@ def test_later_overrides_win():
         ("steps", "'steps' is not an override; write key=value"),
         ("train.loss=[1", "is not valid YAML"),
         ("a b=1", "is not an override"),
+        (
+            "data.scenes.things=[9]",
+            "data.scenes.things must be a list, each a whole number ≥ 1 and ≤ 4, not empty, not 9",
+        ),
+        ("data.scenes.tasks=[5]", "a list, each one of 0, 1, 2, 3, 4, 6, 7, 8"),
+        ("train.steps=!!int x", "the value in 'train.steps=!!int x' is not valid YAML"),
+        ("train.steps=!!timestamp x", "is not valid YAML"),
+        ("train.matryoshka=" + "[" * 5000, "is not valid YAML"),
+        ('store="a\\0b"', "store holds a character that no name can hold, 'a\\x00b'"),
+        ('store="a\\ud800b"', "store holds a character that no name can hold"),
+        ("seed=100000000000000000000000000", "seed must be a whole number ≥ 0 and ≤ 4294967295"),
     ],
 )
 def test_wrong_overrides_are_told_in_one_line(override, words):
@@ -183,6 +195,35 @@ def test_a_qwen3_student_keeps_at_least_three_layers(tmp_path):
     assert "qwen3_vl needs at least 3" in refusal(*hub, "student.layers=2")
 
 
+def test_a_local_checkpoint_of_an_unknown_family_is_refused(tmp_path):
+    given = checkpoint(tmp_path / "m", model_type="llama", num_hidden_layers=8)
+    assert "is of the family llama, which can't be a backbone; choose one of qwen2_vl" in refusal(*given)
+
+
+def test_a_local_backbone_may_lie_below_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    checkpoint(tmp_path / "m", model_type="qwen2_vl", num_hidden_layers=4)
+    given = ["backbone.source=local", "backbone.model=~/m"]
+    assert load_config("demo", given).backbone.model == "~/m"
+    assert "the backbone has 4 layers" in refusal(*given, "student.layers=5")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("student.layers=99", "student.layers=99 is too many: the backbone has 28 layers"),
+        ("student.layers=2", "student.layers=2 is too few: qwen3_vl needs at least 3"),
+        ("features.layer=99", "features.layer=99 is no layer; choose -1 for the last, or 1 to 28"),
+    ],
+)
+def test_the_depth_of_a_hub_model_is_checked_once_its_artifact_tells_it(override, words):
+    hub = ["backbone.source=hub", "backbone.model=some/model", "backbone.revision=x", "student.layers=4"]
+    manifest = {"metrics": {"source": "hub", "model_type": "qwen3_vl", "layers": 28}}
+    check_made(load_config("demo", hub), "backbone", manifest)
+    with pytest.raises(InputError, match=words):
+        check_made(load_config("demo", [*hub, override]), "backbone", manifest)
+
+
 def test_a_directory_that_is_no_model_is_told(tmp_path):
     assert "does not say the model's type" in refusal(*checkpoint(tmp_path / "m", hello=1))
 
@@ -210,6 +251,9 @@ def test_a_recipe_file_extends_another_and_is_named_in_errors(tmp_path):
         ("extends: me.yaml\n", "goes round in a circle"),
         ("train:\n  steps: yes\n", "must be a whole number ≥ 0, not 'yes'"),
         ("train: 5\n", "'train' is a section"),
+        ("train:\n  steps: !!int x\n", "is not valid YAML"),
+        ('store: "a\\0b"\n', "store holds a character that no name can hold"),
+        ("train: " + "[" * 5000, "is not valid YAML"),
     ],
 )
 def test_broken_recipe_files_are_told_in_one_line(tmp_path, text, words):

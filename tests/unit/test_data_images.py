@@ -158,3 +158,18 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path):
         file.truncate(LIMITS.max_bytes + 1)
     with pytest.raises(ImageRejected, match="huge image"):
         load(tmp_path, "large.png", LIMITS)
+
+
+def test_a_moving_picture_cut_anywhere_is_kept_by_its_first_frame_or_refused():
+    colours = ("red", "blue", "green")
+    frames = [Image.new("RGB", (8, 8), colour) for colour in colours]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    kept = 0
+    for length in range(len(data)):
+        try:
+            checked = check(data[:length], LIMITS)
+        except ImageRejected:
+            continue
+        kept += 1
+        assert decode(checked.bytes).getpixel((3, 3)) == (255, 0, 0)
+    assert kept

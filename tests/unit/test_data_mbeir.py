@@ -231,6 +231,33 @@ def test_what_is_no_directory_is_refused(tmp_path):
         mbeir.require(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("query/train/train.jsonl", "mbeir_DATASET_train.jsonl"),
+        ("query/val/mbeir_toy_val.jsonl", "mbeir_DATASET_taskN_val.jsonl"),
+        ("query/test/mbeir_toy_task1_val.jsonl", "mbeir_DATASET_taskN_test.jsonl"),
+        ("cand_pool/local/x_cand_pool.jsonl", "mbeir_DATASET_taskN_cand_pool.jsonl"),
+        ("cand_pool/global/union.jsonl", "mbeir_union_SPLIT_cand_pool.jsonl"),
+    ],
+)
+def test_a_file_that_would_be_passed_over_for_its_name_is_refused(tmp_path, path, told):
+    write_lines(write_minimal(tmp_path), path, [])
+    with pytest.raises(InputError, match=f"{path} is not named as M-BEIR names it: call it {told}"):
+        mbeir.require(tmp_path)
+
+
+def test_files_that_a_system_hides_are_no_misnamed_data(tmp_path):
+    write_lines(write_minimal(tmp_path), "query/test/._mbeir_toy_task1_test.jsonl", [])
+    mbeir.require(tmp_path)
+
+
+def test_instructions_in_another_encoding_are_refused(tmp_path):
+    write_bytes(tmp_path, mbeir.INSTRUCTIONS_FILE, "header\nFind Bücher\n".encode("latin-1"))
+    with pytest.raises(InputError, match="is not in UTF-8"):
+        mbeir.instructions(tmp_path)
+
+
 def test_instructions_are_read_by_column(tmp_path):
     header = "query_modality\tcand_modality\tname\tid\tp1\tp2\tp3\n"
     lines = "text\ttext,image\ttoy\t7\tFind it.\t\tSeek it.\n\n"

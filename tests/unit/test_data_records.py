@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from stages.context import InputError
@@ -111,8 +112,6 @@ def test_the_fingerprint_sees_records_and_pictures_and_nothing_else(tmp_path: Pa
 
 
 def test_metadata_columns_get_the_type_that_all_their_values_have() -> None:
-    import pyarrow as pa
-
     told = [{"price": 3, "brand": "A", "mixed": 1, "list": [1]}, {"price": 2.5, "mixed": "x"}, None]
     shown = [json.dumps(one) if one else None for one in told]
     table = pa.table({"metadata": pa.array(shown, pa.string()), "reason": pa.nulls(3, pa.string())})
@@ -134,3 +133,13 @@ def test_a_metadata_object_is_opened_up() -> None:
     assert json.loads(row["metadata"]) == {"price": 3, "brand": "A"}
     with pytest.raises(BadField, match="neither text nor image"):
         candidate({"metadata": {"text": "no"}})
+
+
+@pytest.mark.parametrize(("value", "kind"), [(2**53, "number"), (2**53 + 1, "text"), (-(10**30), "text")])
+def test_an_integer_that_a_float_cannot_hold_is_kept_as_its_text(value: int, kind: str) -> None:
+    shown = [candidate({"text": "x", "code": one})["metadata"] for one in (value, 7)]
+    table = pa.table({"metadata": pa.array(shown, pa.string()), "reason": pa.nulls(2, pa.string())})
+    columns = name_columns(kinds(table).to_pylist())
+    assert columns == {"code": {"column": "m0", "kind": kind}}
+    expected = [value, 7] if kind == "number" else [str(value), "7"]
+    assert with_columns(table, columns)["m0"].to_pylist() == expected

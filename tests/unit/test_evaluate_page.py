@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.artifacts import open_store
+from stages.data.report import rejects_line
 from stages.search import examples
 from stages.search.measures import trec_lines
 from stages.search.page import render
@@ -74,6 +75,26 @@ def test_a_student_alone_and_a_run_without_curve_or_misses_have_a_page():
     shown = page(metrics=alone, curve=None, parity=None, examples={"good": [case(1)], "bad": []})
     assert "measured without its teacher" in shown and "None among the queries looked at." in shown
     assert "<th>teacher</th>" not in shown
+
+
+@pytest.mark.parametrize(
+    ("rejects", "line"),
+    [
+        ({"queries": 0, "candidates": 0, "images": 0, "by_reason": {}}, "none"),
+        (
+            {
+                "queries": 1200,
+                "candidates": 3,
+                "images": 2,
+                "by_reason": {"a": 1, "b": 1, "c": 1, "missing image": 1200},
+            },
+            "1,200 queries, 3 candidates, 2 images (missing image 1,200, a 1, b 1, 1 more reasons)",
+        ),
+    ],
+)
+def test_rejected_rows_are_told_in_a_line_with_their_reasons(rejects, line):
+    assert rejects_line(rejects) == line
+    assert line in page(facts={"rejected rows": line})
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow.fs import LocalFileSystem
 
-from stages.context import StageError
+from stages.context import Artifact, StageError
 from stages.data import schemas
 from stages.embed import vector_column
 from stages.index import summarise_pools
 from stages.search import sets
 from stages.search.exact import ExactIndex
 from stages.search.rank import Pools, Tally, rank_block
-from stages.search.sets import find_sets, is_asked, query_blocks
+from stages.search.sets import find_sets, is_asked, query_blocks, spaced_rows
 from tests.search_world import open_store, write_ingest, write_rows
 
 
@@ -33,6 +33,16 @@ def test_exactly_as_many_queries_are_asked_as_wanted_and_evenly_spaced(stored: i
     assert len(places) == asked
     gaps = np.diff(places)
     assert not len(gaps) or gaps.max() - gaps.min() <= 1
+
+
+@given(st.lists(st.integers(0, 9), max_size=6), st.integers(1, 20))
+def test_rows_are_chosen_over_all_blocks_as_if_they_were_one(sizes: list[int], count: int) -> None:
+    whole = pa.table({"row": pa.array(range(sum(sizes)), pa.int64())})
+    blocks = [whole.slice(sum(sizes[:number]), size) for number, size in enumerate(sizes)]
+    wanted = min(count, len(whole))
+    expected = [row for row in range(len(whole)) if is_asked(row, len(whole), wanted)]
+    assert [row["row"] for row in spaced_rows(blocks, count)] == expected
+    assert len(expected) == wanted
 
 
 def test_a_set_is_one_task_of_one_dataset_in_the_split(ingest) -> None:
@@ -51,6 +61,33 @@ def test_the_limit_holds_for_each_set(ingest, monkeypatch: pytest.MonkeyPatch) -
     rows = pa.concat_tables(blocks).to_pylist()
     assert [sum(row["task_id"] == task for row in rows) for task in (0, 3)] == [5, 5]
     assert len({row["qid"] for row in rows}) == 10
+
+
+def stored(store, queries: list[dict]) -> Artifact:
+    """An ingest artifact of test queries; what they don't say is the same for all."""
+    common = {"split": "test", "task_id": 0, "modality": "text", "target_modality": "text", "text": "A."}
+    attempt = store.begin("ingest", "2" * 16)
+    rows = [{**common, "positives": ["1:1"], "negatives": [], "pool": "union_test", **query} for query in queries]
+    write_rows(attempt, "queries", rows, schemas.QUERIES)
+    return store.commit(attempt, {"metrics": {}})
+
+
+def test_two_datasets_that_share_an_id_are_two_sets(tmp_path) -> None:
+    queries = [{"qid": f"0:{number}", "dataset_id": 0} for number in range(4)]
+    names = ("shoes", "bags", "shoes", "shoes")
+    rows = [{**query, "dataset": name} for query, name in zip(queries, names, strict=True)]
+    ingest = stored(open_store(str(tmp_path)), rows)
+    found = find_sets(ingest, "test", 0)
+    assert [(one.name, one.stored) for one in found] == [("bags_task0", 1), ("shoes_task0", 3)]
+    assert sum(block.num_rows for block in query_blocks(ingest, "test", found)) == 4
+
+
+def test_one_dataset_with_two_ids_is_one_set(tmp_path) -> None:
+    queries = [{"qid": f"{number}:1", "dataset": "shoes", "dataset_id": number} for number in (1, 2)]
+    ingest = stored(open_store(str(tmp_path)), queries)
+    found = find_sets(ingest, "test", 0)
+    assert [(one.name, one.stored) for one in found] == [("shoes_task0", 2)]
+    assert sum(block.num_rows for block in query_blocks(ingest, "test", found)) == 2
 
 
 def test_a_split_without_queries_is_refused(ingest) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from stages import ingest
 from stages.context import InputError
+from stages.data import mbeir
 from tests.mbeir_files import write_bytes, write_minimal
 
 
@@ -33,6 +34,14 @@ def test_a_source_that_cannot_be_read_is_refused_in_one_line(tmp_path, fields, s
     with pytest.raises(InputError, match=said) as caught:
         ingest.check(params(write_minimal(tmp_path), **fields))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("line", "said"), [(b"text\ttext\ttoy", ":2: mend the line"), (b"B\xfccher", "not in UTF-8")])
+def test_instructions_that_cannot_be_read_are_refused_before_anything_runs(tmp_path, line, said):
+    root = write_minimal(tmp_path)
+    write_bytes(root, mbeir.INSTRUCTIONS_FILE, b"header\n" + line + b"\n")
+    with pytest.raises(InputError, match=said):
+        ingest.check(params(root))
 
 
 def test_the_fingerprint_changes_with_any_file_and_with_nothing_else(tmp_path):

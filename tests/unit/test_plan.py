@@ -274,6 +274,26 @@ def test_how_machines_are_used_is_in_no_key():
     assert running(decide(Config.model_validate({"cluster": cluster}), default_store())) == set()
 
 
+WITH_MODELS = {"backbone", "features", "distill"} | TRAIN_AND_BELOW
+
+
+@pytest.mark.parametrize("cluster", [{"precision": "bf16"}, {"gpus_per_worker": 1}])
+def test_bf16_is_in_the_key_of_every_stage_that_computes_with_a_model(cluster):
+    decisions = decide(Config.model_validate({"cluster": cluster}), default_store())
+    assert running(decisions) == WITH_MODELS
+    assert decisions["backbone"].reasons == ("PARAMS cluster.precision fp32 → bf16",)
+    store = commit(decisions.values(), default_store(), attempt="second")
+    assert running(decide(manifests=store)) == set()  # fp32 finds its own again
+    assert decide(Config.model_validate({"cluster": cluster}), store)["index"].action == "cached"
+
+
+def test_a_backbone_from_outside_is_the_same_in_every_precision():
+    hub = {"backbone": {"source": "hub", "model": "a/b", "revision": "c"}}
+    store = commit(decide(Config.model_validate(hub)).values())
+    decisions = decide(Config.model_validate(hub | {"cluster": {"precision": "bf16"}}), store)
+    assert running(decisions) == WITH_MODELS - {"backbone"}
+
+
 def test_a_new_parameter_at_its_default_keeps_the_keys():
     class Before(Section):
         size: int = 1

@@ -47,7 +47,7 @@ def test_json_is_one_object_on_stdout_and_prints_go_to_stderr(command, hooks):
     answer = json.loads(done.out)
     assert done.code == 0
     assert set(answer["stages"]["train"]) >= {"key", "action", "reasons", "seconds", "uri"}
-    assert answer["stages"]["ingest"]["rejects"] == {"candidates": 1, "queries": 0, "by_reason": {}}
+    assert answer["stages"]["ingest"]["rejects"] == {"candidates": 1, "queries": 0, "by_reason": {"bad id": 1}}
     assert answer["metrics"]["student"]["local"]["hit@5"] == 0.5
     assert set(answer["mlflow"]) >= {"experiment_id", "run_id"}
     assert "a worker prints" in done.err and "the table" in done.err
@@ -55,8 +55,10 @@ def test_json_is_one_object_on_stdout_and_prints_go_to_stderr(command, hooks):
 
 def test_the_terminal_shows_plan_progress_table_student_and_next_command(command):
     done = command()
-    for words in ("MISSING", "train: done in", "the table", "student: "):
+    for words in ("MISSING", "train: done in", "the table", "rejected rows: 1 candidates (bad id 1)", "student: "):
         assert words in done.out
+    (note,) = [entry[2] for entry in done.log if entry[:2] == ("run", "note")]
+    assert "### Rejected rows\n\n1 candidates (bad id 1)" in note
     student = done.out.split("student: ")[1].splitlines()[0]
     assert (Path(student) / "config.json").is_file()
 
@@ -73,9 +75,34 @@ def test_a_plan_writes_nothing(command, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+def registered(done: SimpleNamespace) -> list[tuple[str, str]]:
+    """(name, alias) of each registration so far."""
+    return [(entry[2], entry[-1]) for entry in done.log if entry[:2] == ("run", "register")]
+
+
 def test_a_new_student_is_registered_and_a_cached_one_is_not(command):
-    assert [entry[:2] for entry in command().log].count(("run", "register")) == 1
-    assert [entry[:2] for entry in command().log].count(("run", "register")) == 1
+    assert registered(command()) == [("student", "auto")]
+    assert registered(command()) == [("student", "auto")]
+
+
+def test_a_cached_student_is_registered_as_newly_asked_for(command, monkeypatch):
+    def asked(**train: str) -> list[tuple[str, str]]:
+        config = Small(store="store", train=Words(**train))
+        monkeypatch.setattr(pipeline.run, "load_config", lambda recipe, overrides: config)
+        return registered(command())
+
+    first = asked()
+    assert asked(register_alias="always") == [*first, ("student", "always")]
+    assert asked(register_alias="always") == [*first, *[("student", "always")] * 2]  # another may have taken the alias
+    assert asked(register_as="other")[3:] == [("other", "auto")]
+    assert asked(register_as="other")[3:] == [("other", "auto")]
+
+
+def test_a_run_that_was_killed_before_registering_does_so_when_it_is_repeated(command, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.run, "publish", lambda *given: fail(KeyboardInterrupt())(None))
+        assert command().code == 130
+    assert registered(command()) == [("student", "auto")]
 
 
 def test_a_student_whose_loaders_were_not_compared_is_not_registered(command, monkeypatch):

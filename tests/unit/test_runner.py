@@ -15,7 +15,7 @@ from pipeline.runner import Run, run_pipeline
 from pipeline.sources import read_sources
 from pipeline.tracking import PipelineRun
 from stages.context import InputError, StageError
-from tests.made_stages import DEFAULT, STAGES, Small, Words, fail, go, no_cluster
+from tests.made_stages import DEFAULT, STAGES, Small, Tracked, Words, fail, go, no_cluster
 
 
 def test_a_run_computes_all_stages_and_hands_artifacts_on(hooks, store, tmp_path):
@@ -47,6 +47,18 @@ def test_a_second_run_computes_nothing_and_needs_no_cluster(hooks, store, tmp_pa
     assert {entry["action"] for entry in done.stages.values()} == {"cached"}
     assert ("train", "stage", "hit") in done.log
     assert ("train", "metrics", done.run.artifacts["train"].manifest["metrics"]) in done.log
+
+
+def test_an_artifact_that_later_stages_could_not_read_ends_the_run_before_them(hooks, store, tmp_path):
+    def check(stage: str, manifest: dict) -> None:
+        if stage == "ingest" and manifest["metrics"]["size"] == 3:
+            raise InputError("too small")
+
+    decisions = plan(STAGES, DEFAULT, {}, read_sources(STAGES, DEFAULT, tmp_path / "code"))
+    run = Run(DEFAULT, store, Tracked([]), no_cluster, check=check)
+    with pytest.raises(InputError, match="too small"):
+        run_pipeline(STAGES, decisions, run)
+    assert hooks.calls == ["ingest"] and store.runs()[0]["status"] == "failed"
 
 
 def test_the_cluster_is_connected_once_and_left_after_a_failure(hooks, store, tmp_path):

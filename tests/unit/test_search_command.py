@@ -73,8 +73,13 @@ def test_the_terminal_shows_ranked_rows_and_pictures_are_saved(world: dict, capf
         ),
         (["--text", "red", "--backend", "annoy", "store={home}/store"], "there is no index backend 'annoy'"),
         (["--text", "red", "--backend", "lance", "store={home}/store"], "has no lance table"),
-        (["--text", "red", "store={home}/nowhere"], "run `python pipeline/run.py` first"),
-        (["--text", "red", "store={home}/store", "seed=7"], "for seed=7: run `python pipeline/run.py seed=7` first"),
+        (["--text", "red", "store={home}/nowhere"], "run `python pipeline/run.py store={home}/nowhere` first"),
+        (
+            ["--text", "red", "store={home}/store", "seed=7"],
+            "for seed=7: run `python pipeline/run.py seed=7 store={home}/store` first",
+        ),
+        (["--text", "red", "data.kind=foo"], "data.kind must be one of scenes, mbeir, pairs, not 'foo'"),
+        (["--text", "red", "--imgae", "x"], "unknown option '--imgae'; did you mean '--image'?"),
     ],
 )
 def test_bad_input_is_refused_with_code_2_and_one_line(
@@ -82,7 +87,7 @@ def test_bad_input_is_refused_with_code_2_and_one_line(
 ) -> None:
     assert main([one.format(home=world["home"]) for one in arguments]) == 2
     out, err = capfd.readouterr()
-    assert out == "" and message in err and len(err.splitlines()) == 1
+    assert out == "" and message.format(home=world["home"]) in err and len(err.splitlines()) == 1
 
 
 def test_the_newest_run_that_agrees_with_the_overrides_is_taken(world: dict) -> None:
@@ -138,6 +143,13 @@ def test_a_bad_line_of_a_file_of_queries_is_named(
     assert main(["--queries", str(path), f"store={world['store'].root}"]) == 2
     out, err = capfd.readouterr()
     assert out == "" and message in err and len(err.splitlines()) == 1
+
+
+def test_help_goes_to_stdout(capfd: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    out, err = capfd.readouterr()
+    assert stop.value.code == 0 and "--save-images" in out and err == ""
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -1,0 +1,15 @@
+"""Where copies of data are kept that can be made again: files of a bucket, tables for random access, views of models.
+
+One place for all of them, so that nodes which share a file system can share the copies: a stage hands paths in here to
+its workers, which may run on other nodes.
+"""
+
+import os
+from pathlib import Path
+
+
+def cache_root() -> Path:
+    """PUMA_CACHE, else `puma` in the user's cache directory."""
+    if chosen := os.environ.get("PUMA_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "puma"
