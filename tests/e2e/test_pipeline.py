@@ -11,6 +11,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["ingest", "backbone", "features", "distill", "train", "index", "evaluate"]
+METHOD = [
+    "distill.adapter=lora", "distill.chunk=4", "distill.also.relational=0.5", "train.adapter=lora", "train.chunk=4",
+    "train.mine.per_query=2", "train.mine.margin=1", "train.sub_batch=4", "train.matryoshka=[16]",
+]  # fmt: skip
+"""What recipes may switch on, all at once; the run that is killed (`test_kill`) trains without any of it."""
 
 
 class Command:
@@ -36,7 +41,7 @@ class Command:
 
     def run(self, *arguments: str, **variables: str) -> dict:
         settings = ("--recipe", "smoke", "cluster.workers=2", "cluster.zero_stage=2")
-        return self("run.py", *settings, *arguments, **variables)
+        return self("run.py", *settings, *METHOD, *arguments, **variables)
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +100,16 @@ def test_a_forced_stage_takes_its_descendants_along(command, finished):
 def test_a_changed_number_of_workers_changes_nothing(command, finished):
     plan = command.run("--plan", "cluster.workers=1")["stages"]
     assert {stage["action"] for stage in plan.values()} == {"cached"}
+
+
+def test_every_part_of_the_method_left_its_trace(finished):
+    distill, train = (
+        json.loads(Path(finished["stages"][name]["uri"], "manifest.json").read_text()) for name in ("distill", "train")
+    )
+    assert distill["metrics"]["feature relational"] > 0 and distill["metrics"]["feature cosine"] > 0
+    assert train["metrics"]["contrastive 16d"] > 0
+    assert any(entry["path"].startswith("negatives/") for entry in train["files"])
+    assert [one["dim"] for one in finished["metrics"]["student"]["dimensions"]] == [16]
 
 
 def test_mlflow_has_the_run_its_stages_and_the_student(command, finished):
