@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,6 +15,11 @@ from tests.search_world import COLOURS, picture
 from tests.serve.conftest import RED, Served, serving
 
 URL = f"data:image/png;base64,{base64.b64encode(RED.bytes).decode()}"
+
+
+FORM = "multipart/form-data; boundary=b; charset="
+
+FORM_BODY = b'--b\r\nContent-Disposition: form-data; name="text"\r\n\r\nr\xe9d-\xff!\r\n--b--\r\n'
 
 
 def message(answer) -> str:
@@ -157,6 +163,10 @@ def test_a_picture_that_only_queries_have_is_not_shown(world):
         ({"data": b"text=red", "headers": {"content-type": "application/x-www-form-urlencoded"}}, 415, "send"),
         ({"data": b"red"}, 415, "send"),
         ({"data": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
+        ({"data": FORM_BODY, "headers": {"content-type": FORM + "undefined"}}, 400, "charset"),
+        ({"data": FORM_BODY, "headers": {"content-type": FORM + "punycode"}}, 400, "charset"),
+        ({"json": {str(n): 0 for n in range(9000)}}, 400, "more keys"),
+        ({"json": {"text": "red", "where": {"brand": ["x"] * 50_000}}}, 413, "more than"),
         ({"data": {"text": "red"}, "files": {"other": ("x", b"y")}}, 400, "only file"),
         ({"files": {"image": (None, "/etc/passwd")}}, 400, "must be a file"),
         ({"files": {"image": ("a.png", b"")}}, 400, "the file is empty"),
@@ -174,10 +184,30 @@ def test_a_bad_search_is_refused_in_one_line(server: Served, arguments: dict, st
     assert (answer.status_code, told in message(answer)) == (status, True), answer.text
 
 
+@pytest.mark.parametrize("path", ["search", "embed"])
+def test_a_million_keys_are_refused_before_they_are_validated(server: Served, path: str, monkeypatch):
+    from pydantic import BaseModel
+
+    monkeypatch.setattr(BaseModel, "model_validate_json", lambda *_, **__: pytest.fail("it was validated"))
+    body = b"{" + b",".join(b'"%d":0' % number for number in range(900_000)) + b"}"
+    answer = server.post(path, data=body, headers={"content-type": "application/json"})
+    assert answer.status_code == (413 if path == "search" else 400) and message(answer)
+
+
+@pytest.mark.parametrize("body", [b'"' + b'\\"' * 5_000_000, b"[" + b"1," * 5_000_000, b'["a' + b"\\" * 5_000_001])
+def test_no_body_takes_long_to_look_at(body: bytes):
+    from pipeline.web.bodies import is_small
+
+    start = time.perf_counter()
+    is_small(body)
+    assert time.perf_counter() - start < 1
+
+
 @pytest.mark.parametrize(
     "body, told",
     [
         ({"input": []}, "input"),
+        ({"input": [1] * 9_000}, "input"),
         ({"input": [1, 2, 3]}, "input"),
         ({"input": "red", "model": "gpt"}, "model"),
         ({"input": "red", "dimensions": 7}, "dimensions"),
