@@ -172,6 +172,12 @@ def test_a_backend_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPa
         ({"price": True}, "'price' holds number"),
         ({"brand": {"~": "A"}}, "'~' compares nothing"),
         ({"fresh": 1}, "'fresh' holds truth"),
+        ({"brand": []}, "filter of 'brand' is empty"),
+        ({"brand": {"!=": []}}, "filter of 'brand' is empty"),
+        ({"brand": {}}, "filter of 'brand' is empty"),
+        ({"price": {"<": float("inf")}}, "give a finite number"),
+        ({"price": [1, float("nan")]}, "give a finite number"),
+        ({"price": 10**400}, "give a finite number"),
     ],
 )
 def test_conditions_that_the_index_cannot_check_are_refused(where: dict, message: str) -> None:
@@ -179,10 +185,44 @@ def test_conditions_that_the_index_cannot_check_are_refused(where: dict, message
         filter_of(where, CARD)
 
 
+SHOPS = {"instructions": [{"dataset": "a", "dataset_id": 0}, {"dataset": "b", "dataset_id": 1}]}
+
+
+@pytest.mark.parametrize(
+    "where, message",
+    [
+        ({"dataset": []}, "'dataset' is an empty list"),
+        ({"dataset": {"!=": "a"}}, "'dataset' is compared by = alone"),
+        ({"dataset": [["a"]]}, "knows no dataset"),
+        ({"dataset": "c"}, "knows no dataset 'c'; it knows: a b"),
+    ],
+)
+def test_datasets_that_cannot_be_chosen_are_refused(where: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        filter_of(where, SHOPS)
+
+
+def test_datasets_are_told_one_by_one() -> None:
+    assert filter_of(parse_where(["dataset=a", "dataset=b"], SHOPS), SHOPS).datasets == (0, 1)
+    with pytest.raises(InputError, match="'dataset!=a' can't be checked"):
+        parse_where(["dataset!=a"], SHOPS)
+
+
 def test_conditions_are_read_as_their_column_says() -> None:
     told = ["brand = Arla", "price<=9.5", "price>2", "fresh=TRUE"]
-    assert parse_where(told, CARD) == {"brand": {"=": "Arla"}, "price": {"<=": 9.5, ">": 2.0}, "fresh": {"=": True}}
+    assert parse_where(told, CARD) == {
+        "brand": {"=": ["Arla"]},
+        "price": {"<=": [9.5], ">": [2.0]},
+        "fresh": {"=": [True]},
+    }
     assert filter_of(parse_where(["brand!=x'; DROP"], CARD), CARD).conditions == (Condition("m0", "!=", "x'; DROP"),)
     for wrong, message in (("brand", "no condition"), ("price<cheap", "holds numbers")):
         with pytest.raises(InputError, match=message):
             parse_where([wrong], CARD)
+
+
+def test_a_sign_that_is_given_twice_has_to_hold_twice() -> None:
+    told = parse_where(["price<10", "price < 20", "brand!=Arla", "brand!=Oatly"], CARD)
+    assert told == {"price": {"<": [10.0, 20.0]}, "brand": {"!=": ["Arla", "Oatly"]}}
+    signs = [(one.column, one.sign, one.value) for one in filter_of(told, CARD).conditions]
+    assert signs == [("m1", "<", 10.0), ("m1", "<", 20.0), ("m0", "!=", "Arla"), ("m0", "!=", "Oatly")]
