@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stages.search.exact import HeldIndex
 from stages.search.retriever import Retriever
 from tests.search_world import COLOURS, picture
 from tests.serve.conftest import RED, Served, serving
@@ -59,6 +61,20 @@ def test_the_teacher_answers_by_its_own_vectors(server: Served, world):
     shown = teacher.encode([Row(None, picture(colour).bytes) for colour in COLOURS])
     assert [one["score"] for one in answer["results"]] == pytest.approx(np.sort((query @ shown.T)[0])[::-1], abs=2e-3)
     assert set(server.get("about").json()["models"]["teacher"]) == {"layers", "parameters", "dim"}
+
+
+def test_the_student_answers_while_the_teacher_is_loaded(world):
+    with serving(world.source) as served, ThreadPoolExecutor(1) as pool:
+        lazy, opened = served.engine.models["teacher"], threading.Event()
+        load = lazy.load
+        lazy.load = lambda: load() if opened.wait(60) else None
+        teacher = pool.submit(served.post, json={"text": "red", "model": "teacher"})
+        try:
+            assert served.post(json={"text": "red"}).status_code == 200 and not teacher.done()
+        finally:
+            opened.set()
+        assert teacher.result().status_code == 200
+        assert isinstance(lazy.loaded.index, HeldIndex)
 
 
 def test_many_at_once_get_each_their_own_answer_and_some_are_batched(server: Served):

@@ -9,7 +9,7 @@ import pytest
 from pyarrow.fs import LocalFileSystem
 
 from stages.context import InputError
-from stages.search import backends
+from stages.search import backends, exact
 from stages.search.exact import ExactIndex, HeldIndex
 from stages.search.filters import Condition, Filter, filter_of, parse_where
 
@@ -154,6 +154,13 @@ def test_auto_is_exact_for_few_candidates_and_lance_for_many() -> None:
     pytest.importorskip("lance")
     assert [backends.choose("auto", rows) for rows in (99_999, 100_000)] == ["exact", "lance"]
     assert backends.choose("exact", 10**9) == "exact"
+
+
+def test_an_index_too_large_for_memory_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = stored(tmp_path, corpus())
+    assert index.nbytes() == ROWS * DIM * 2 and isinstance(index.ready(), HeldIndex)
+    monkeypatch.setattr(exact, "MOST_HELD", ROWS * DIM * 2 - 1)
+    assert index.ready() is index
 
 
 def test_a_backend_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
