@@ -12,11 +12,12 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from pipeline.web.limits import MAX_INPUTS, MAX_RESULTS, MAX_TEXT, Limits
+from pipeline.web.limits import MAX_CONDITIONS, MAX_INPUTS, MAX_NAME, MAX_RESULTS, MAX_TEXT, MAX_VALUES, Limits
 
 JSON, FORM = "application/json", "multipart/form-data"
 Want = Literal["text", "image", "image,text"]
@@ -26,6 +27,20 @@ MOST_STRINGS = 4000  # of a JSON body, keys counted: MAX_INPUTS inputs of text a
 MOST_OUTSIDE = 40_000  # bytes that are in no string, of indentation mostly
 STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 """A string of JSON; one that never ends is matched to the end, so that no body is looked at twice."""
+
+
+WHERE = (
+    'conditions on columns of the index that all have to hold, {"brand": ["Arla", "Oatly"], "price": {"<": 20}}: a'
+    " value is compared by =, a list holds any of its values, an object holds signs (= != < <= > >=) and values;"
+    " in a form the same JSON as text"
+)
+Name = Annotated[str, Field(max_length=MAX_NAME)]
+Value = bool | int | float | Annotated[str, Field(max_length=MAX_NAME)]
+Values = Annotated[list[Value], Field(max_length=MAX_VALUES, fail_fast=True)]
+Where = Annotated[
+    dict[Name, Value | Values | Annotated[dict[Name, Value | Values], Field(max_length=6)]],
+    Field(max_length=MAX_CONDITIONS),
+]
 
 
 class Closed(BaseModel):
@@ -41,6 +56,7 @@ class SearchBody(Closed):
     want: Want | None = Field(None, description="what to find; left out: pictures where possible")
     k: int = Field(10, ge=1, le=MAX_RESULTS, description="number of results")
     model: ModelName = Field("student", description="who answers; the teacher where the server has one")
+    where: Where | None = Field(None, description=WHERE)
 
 
 class ImageURL(Closed):
@@ -144,6 +160,8 @@ async def read_search(request: Request, limits: Limits) -> tuple[SearchBody, byt
             raise HTTPException(400, "the only file is 'image'")
         if upload is not None and (upload.size or 0) > limits.image_bytes:
             raise HTTPException(413, f"the picture has more than {limits.image_bytes:,} bytes; send a smaller one")
+        if isinstance(fields.get("where"), str) and fields["where"]:
+            fields["where"] = read_where(fields["where"])
         return check(SearchBody, fields), None if upload is None else await upload.read()
 
 
@@ -190,6 +208,16 @@ def is_small(body: bytes) -> bool:
         if count > MOST_STRINGS or outside > MOST_OUTSIDE:
             return False
     return outside + len(body) - end <= MOST_OUTSIDE
+
+
+def read_where(text: str) -> Any:
+    """The conditions in a form's field. Raises HTTPException."""
+    try:
+        if is_small(text.encode()):
+            return from_json(text)
+    except ValueError:  # no JSON, or a lone surrogate
+        pass
+    raise HTTPException(400, 'where: send a JSON object such as {"brand": "Arla", "price": {"<": 20}}')
 
 
 def check(model: type[Closed], fields: dict[str, Any]) -> Any:

@@ -7,7 +7,7 @@ it is loaded by the first question that names it, beside the thread of the model
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -108,7 +108,14 @@ class Engine:
     def _embed(self, model: str) -> "Callable[[list[Row]], np.ndarray]":
         return lambda rows: self.models[model].get().embed_many(rows)
 
-    async def ask(self, text: str | None, image: bytes | None, want: str | None, k: int = 1) -> "Query":
+    async def ask(
+        self,
+        text: str | None,
+        image: bytes | None,
+        want: str | None,
+        k: int = 1,
+        where: Mapping[str, Any] | None = None,
+    ) -> "Query":
         """The checked question. Raises InputError for what can't be asked."""
         from stages.search.retriever import check_image, check_query
 
@@ -117,7 +124,7 @@ class Engine:
         if image is not None:
             loop = asyncio.get_running_loop()
             checked = await loop.run_in_executor(self.decoders, check_image, image, "the image", self.limits.image)
-        return self.student.ask(clean, checked, want)
+        return self.student.ask(clean, checked, want, where)
 
     async def search(self, query: "Query", k: int, model: str) -> "list[Result]":
         """The k best candidates. Raises InputError, Busy."""

@@ -52,6 +52,17 @@ def test_a_picture_and_words_travel_as_a_form(server: Served, retriever: Retriev
     assert answer["query"]["modality"] == "image,text" and answer["query"]["image"] == RED.image_id
 
 
+@pytest.mark.parametrize("wanted, count", [("shop", 3), (["shop", "else"], 3), ("else", 0)])
+def test_results_are_kept_to_what_meets_the_conditions(server: Served, monkeypatch, wanted, count):
+    card = server.engine.student.card
+    others = [{**card["instructions"][0], "dataset": "else", "dataset_id": 77}]
+    monkeypatch.setitem(card, "instructions", card["instructions"] + others)
+    where = {"dataset": wanted}
+    told = server.post(json={"text": "red", "k": 3, "where": where}).json()["results"]
+    sent = server.post(files={"text": (None, "red"), "k": (None, "3"), "where": (None, json.dumps(where))}).json()
+    assert [one["id"] for one in told] == [one["id"] for one in sent["results"]] and len(told) == count
+
+
 def test_the_teacher_answers_by_its_own_vectors(server: Served, world):
     from stages.model.encoder import Encoder, Row
 
@@ -181,6 +192,12 @@ def test_a_picture_that_only_queries_have_is_not_shown(world):
         ({"data": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
         ({"data": FORM_BODY, "headers": {"content-type": FORM + "undefined"}}, 400, "charset"),
         ({"data": FORM_BODY, "headers": {"content-type": FORM + "punycode"}}, 400, "charset"),
+        ({"json": {"text": "red", "where": {"brand": "x"}}}, 400, "no column 'brand' to filter by; it has: dataset"),
+        ({"json": {"text": "red", "where": {"dataset": {"!=": "shop"}}}}, 400, "compared by = alone"),
+        ({"json": {"text": "red", "where": {"dataset": None}}}, 400, "where"),
+        ({"json": {"text": "red", "where": ["dataset=shop"]}}, 400, "where"),
+        ({"data": {"where": "dataset=shop"}, "files": {"image": ("x", RED.bytes)}}, 400, "send a JSON object"),
+        ({"data": {"where": "[1]"}, "files": {"image": ("x", RED.bytes)}}, 400, "where"),
         ({"json": {str(n): 0 for n in range(9000)}}, 400, "more keys"),
         ({"json": {"text": "red", "where": {"brand": ["x"] * 50_000}}}, 413, "more than"),
         ({"data": {"text": "red"}, "files": {"other": ("x", b"y")}}, 400, "only file"),
@@ -284,6 +301,8 @@ def test_the_document_names_both_bodies_and_every_path(server: Served):
     assert set(document["paths"]) == paths
     kinds = document["paths"]["/search"]["post"]["requestBody"]["content"]
     assert set(kinds) == {"application/json", "multipart/form-data"}
+    assert all("where" in kind["schema"]["properties"] for kind in kinds.values())
+    assert "metadata" in document["components"]["schemas"]["Found"]["properties"]
     assert "EmbedBody" in json.dumps(document["paths"]["/embed"])
 
 
