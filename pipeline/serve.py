@@ -48,12 +48,13 @@ class Source:
     keys: dict[str, str]
     compare: bool
     backend: str = ""
+    student: str = ""
 
     def load(self, limits: "Limits", meters: "Meters") -> "Engine":
         """Loads student and index, and prepares the teacher where there is one."""
         from pipeline.web.engine import Engine
 
-        student, _ = open_retriever(self.store, self.keys, self.backend)
+        student, _ = open_retriever(self.store, self.keys, self.backend, self.student)
         teacher = (lambda: self.load_teacher(student)) if self.has_teacher() else None
         return Engine(student, teacher, self.keys["index"], limits, meters)
 
@@ -121,7 +122,8 @@ def serve(options: argparse.Namespace) -> None:
     token = read_token(options.token_file)
     place, wanted = read_overrides(options.overrides)
     store = open_store(place, wanted.pop("store_endpoint", ""))
-    source = Source(store, find_keys(store, place, wanted), not options.no_compare, options.backend)
+    keys, student = find_keys(store, place, wanted), wanted.get("student.model", "")
+    source = Source(store, keys, not options.no_compare, options.backend, student)
     os.environ["HF_HUB_OFFLINE"] = "1"  # a server fetches nothing
     on_ray = options.ray or inside_cluster()
     if options.replicas > 1 and not on_ray:

@@ -175,8 +175,20 @@ def describe(context: Context, told: dict[str, Any], dim: int, model: Path) -> d
         "metadata": told["columns"],
         "instructions": instructions_of(model),
         "corpus": context.params.index.corpus,
-        "student": {"directory": str(model), "identity": identify(model)},
+        "student": {"directory": str(model), "identity": identify(model), **place_in_store(context.output, model)},
     }
+
+
+def place_in_store(output: Attempt, model: Path) -> dict[str, str]:
+    """Stage, key and attempt of a student that is an artifact of the store that is written to; else nothing.
+
+    Such a student is found again where the store is moved, or is a bucket, of which `model` is one machine's cache.
+    """
+    _work, _key, _stage, root = output.work.resolve().parents[:4]
+    below = model.resolve().relative_to(root).parts if model.resolve().is_relative_to(root) else ()
+    if len(below) != 4 or below[-1] != "model":
+        return {}
+    return dict(zip(("stage", "key", "attempt"), below[:3], strict=True))
 
 
 def check(params: Params) -> None:
