@@ -8,6 +8,7 @@ same store, so a store may be moved as a whole.
 """
 
 from pipeline.artifacts import open_store
+from pipeline.students import student_of
 from stages.context import InputError
 from stages.search import retriever
 from stages.search.backends import read_card
@@ -17,12 +18,13 @@ class Retriever(retriever.Retriever):
     """A student, its index and what the candidates show; see `stages.search.retriever.Retriever.search`."""
 
     @classmethod
-    def load(cls, uri: str, backend: str = "") -> "Retriever":  # type: ignore[override]
+    def load(cls, uri: str, backend: str = "", student: str = "") -> "Retriever":  # type: ignore[override]
         """Opens the index at `uri` with the student that made it.
 
         Args:
             uri: `{store}/index/{key}`.
             backend: exact, lance or faiss instead of the one that the index was made for.
+            student: where the student of a corpus of one's own lies by now, if it was moved.
 
         Raises:
             InputError: there is no index, it is of another student, or what it was made from is gone or newer.
@@ -35,4 +37,4 @@ class Retriever(retriever.Retriever):
         index = store.artifact("index", key)
         card = read_card(index)
         made_from = [store.artifact(name, card[name]["key"]) for name in ("ingest", "train") if name in card]
-        return super().load(index, *made_from, backend=backend)
+        return super().load(index, *made_from, backend=backend, student=student_of(store, card, student))

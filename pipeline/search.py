@@ -87,8 +87,9 @@ def search(options: argparse.Namespace, answer: TextIO) -> None:
     asked = read_queries(options) if options.queries else [read_query(options)]
     place, wanted = read_overrides(options.overrides)
     store = open_store(place, wanted.pop("store_endpoint", ""))
-    retriever, index = open_retriever(store, find_keys(store, place, wanted), options.backend)
-    queries = [ask(retriever, one, f"{options.queries}:{number}") for number, one in asked]
+    keys, student = find_keys(store, place, wanted), wanted.get("student.model", "")
+    retriever, index = open_retriever(store, keys, options.backend, student)
+    queries = [ask(retriever, one, f"{options.queries}:{number}" if options.queries else "") for number, one in asked]
     found = [result for part in batched(queries) for result in retriever.search_many(part, options.k)]
     if options.save_images:
         for number, results in enumerate(found, start=1):
@@ -156,24 +157,29 @@ def parse_query(line: bytes, options: argparse.Namespace) -> Asked:
     return Asked(text, image, fields.get("want"), fields.get("where") or {})
 
 
-def open_retriever(store: Store, keys: dict[str, str], backend: str = "") -> "tuple[Retriever, str]":
-    """The retriever over a run's index, and the index's key; `keys` are of `find_keys`."""
+def open_retriever(
+    store: Store, keys: dict[str, str], backend: str = "", student: str = ""
+) -> "tuple[Retriever, str]":
+    """The retriever over a run's index, and the index's key; `keys` are of `find_keys`, `student` is a directory."""
+    from pipeline.students import student_of
+    from stages.search.backends import read_card
     from stages.search.retriever import Retriever
 
     index = store.artifact("index", keys["index"])
     made_from = [store.artifact(stage, keys[stage]) for stage in ("ingest", "train") if stage in keys]
-    return Retriever.load(index, *made_from, backend=backend), index.key
+    model = student_of(store, read_card(index), student)
+    return Retriever.load(index, *made_from, backend=backend, student=model), index.key
 
 
 def ask(retriever: "Retriever", asked: Asked, where: str) -> "Query":
-    """The query as the index can answer it. Raises InputError, naming `where` for a line of a file."""
+    """The query as the index can answer it. Raises InputError, naming the line `where` of a file of queries."""
     from stages.search.filters import parse_where
 
     try:
         told = asked.where if isinstance(asked.where, dict) else parse_where(asked.where, retriever.card)
         return retriever.ask(asked.text, asked.image, asked.want, told)
     except InputError as error:
-        raise InputError(f"{where}: {error}" if not where.startswith("None") else str(error)) from None
+        raise InputError(f"{where}: {error}" if where else str(error)) from None
 
 
 def batched(queries: "Sequence[Query]") -> "Iterator[Sequence[Query]]":
@@ -224,15 +230,22 @@ def read_overrides(overrides: Sequence[str]) -> tuple[str, dict[str, Any]]:
     check_values(settings, fields)
     set_here = [path for path, origin in settings.origins.items() if origin.startswith("override ")]
     wanted = {path: get_value(settings.values, path) for path in set_here if path != "tracking_uri"}
+    if wanted.get("student.model"):
+        from pipeline.students import find_student
+
+        uri = settings.values.get("tracking_uri", Config().tracking_uri)
+        found = find_student(wanted["student.model"], uri, wanted.get("store_endpoint", ""))
+        wanted["student.model"] = str(found)
     return wanted.pop("store", Config().store), wanted
 
 
 def find_keys(store: Store, place: str, wanted: dict[str, Any]) -> dict[str, str]:
     """{stage: key} of the newest run that agrees with `wanted` and whose index is committed."""
     committed = store.manifests().get("index", {})
+    told = {name: value for name, value in wanted.items() if name != "student.model" or not value}
     for run in sorted(store.runs(), key=lambda run: bool(run.get("grid"))):  # cells of a grid come last
         keys = {name: stage["key"] for name, stage in run["stages"].items()}
-        if keys.get("index") in committed and agrees(run["config"], wanted):
+        if keys.get("index") in committed and agrees(run["config"], told) and made_by(store, keys["index"], wanted):
             return keys
     chosen = [f"{name}={value}" for name, value in wanted.items()]
     told = " ".join(chosen)
@@ -246,6 +259,16 @@ def agrees(config: dict[str, Any], wanted: dict[str, Any]) -> bool:
     return all(get_value(config, path) == value for path, value in wanted.items())
 
 
+def made_by(store: Store, index: str, wanted: dict[str, Any]) -> bool:
+    """Whether the wanted student made the index of a corpus: told by its weights, wherever they lie today."""
+    from stages.model.identity import identify
+
+    if not wanted.get("student.model"):
+        return True
+    card = store.artifact("index", index).read_json("retriever.json")
+    return card.get("student", {}).get("identity") == identify(Path(wanted["student.model"]))
+
+
 def to_json(query: "Query", results: Sequence["Result"], index: str) -> dict[str, Any]:
     """The one object that `--json` prints."""
     return {"results": [result.to_json() for result in results], "query": query.to_json(), "index": index}
@@ -257,18 +280,30 @@ def print_table(query: "Query", results: Sequence["Result"], answer: TextIO) -> 
     from rich.markup import escape
     from rich.table import Table
 
+    from pipeline.terminal import printable
+
     console = Console(file=answer)
     if not results:
-        console.print("nothing found: the index holds no candidate")
+        filtered = query.filter.conditions or query.filter.datasets
+        console.print(f"nothing found: {'no candidate meets the conditions' if filtered else 'the index holds none'}")
         return
     told = f"wanted: {query.want or 'anything'}; instruction: {query.instruction or 'none'}"
-    table = Table(caption=escape(told), caption_justify="left")
-    for name in ("rank", "score", "id", "modality", "text", "image"):
+    table = Table(caption=escape(printable(told)), caption_justify="left")
+    others = ["others"] if any(one.metadata for one in results) else []
+    for name in ("rank", "score", "id", "modality", "text", "image", *others):
         table.add_column(name, justify="right" if name in ("rank", "score") else "left", overflow="fold")
     for rank, one in enumerate(results, start=1):
-        cells = (one.id, one.modality, one.text or "", one.image or "")
-        table.add_row(str(rank), f"{one.score:.4f}", *map(escape, cells))
+        cells = [one.id, one.modality, one.text or "", one.image or "", *(facts(one) for _ in others)]
+        table.add_row(str(rank), f"{one.score:.4f}", *(escape(printable(cell)) for cell in cells))
     console.print(table)
+
+
+def facts(result: "Result") -> str:
+    """The other columns of a corpus of one's own, one in each line."""
+    told = (result.metadata or {}).items()
+    return "\n".join(
+        f"{name}: {one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)}" for name, one in told
+    )
 
 
 def save_images(retriever: "Retriever", results: Sequence["Result"], directory: Path) -> None:

@@ -3,7 +3,7 @@
     python pipeline/serve.py
     python pipeline/serve.py --port 9000 data.kind=mbeir store=.puma/store
     PUMA_TOKEN=… python pipeline/serve.py --host 0.0.0.0
-    python pipeline/serve.py --ray --replicas 4
+    python pipeline/serve.py --ray --replicas 4 --backend faiss
 
 One process with uvicorn, or with `--ray` (or where RAY_ADDRESS names a cluster) Ray Serve with replicas of the same
 application. Everything heavy is imported once the arguments are known to be good.
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from stages.search.retriever import Retriever
 
 TOKEN_LENGTH = 16  # characters at least: a token that can be guessed guards nothing
+BACKENDS = ("exact", "lance", "faiss")
 CONNECTIONS = 2000  # at once; more are refused before a byte is read
 DRAIN_SECONDS = 5  # for answers under way when the server is told to stop
 
@@ -46,12 +47,14 @@ class Source:
     store: Store
     keys: dict[str, str]
     compare: bool
+    backend: str = ""
+    student: str = ""
 
     def load(self, limits: "Limits", meters: "Meters") -> "Engine":
         """Loads student and index, and prepares the teacher where there is one."""
         from pipeline.web.engine import Engine
 
-        student, _ = open_retriever(self.store, self.keys)
+        student, _ = open_retriever(self.store, self.keys, self.backend, self.student)
         teacher = (lambda: self.load_teacher(student)) if self.has_teacher() else None
         return Engine(student, teacher, self.keys["index"], limits, meters)
 
@@ -81,7 +84,7 @@ class Source:
 
         model = backbone.directory(self.artifact("backbone"))
         encoder = load_encoder(model, Cluster(gpus_per_worker=int(torch.cuda.is_available())))
-        index = ExactIndex.open(self.artifact("evaluate"), "teacher")
+        index = ExactIndex.open(self.artifact("evaluate"), "teacher").ready()
         return Retriever(encoder, index, student.card, student.candidates, student.images)
 
 
@@ -98,6 +101,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="holds the token callers need; or PUMA_TOKEN")
     parser.add_argument("--no-compare", action="store_true", help="never load the teacher for comparisons")
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="queries answered together (default 32)")
+    parser.add_argument("--backend", default="", choices=BACKENDS, help="what answers, instead of the index's own")
     parser.add_argument("--ray", action="store_true", help="run on Ray Serve; so does a RAY_ADDRESS")
     parser.add_argument("--replicas", type=int, default=1, metavar="N", help="copies on Ray Serve (default 1)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="which run's index, and store=…")
@@ -118,7 +122,8 @@ def serve(options: argparse.Namespace) -> None:
     token = read_token(options.token_file)
     place, wanted = read_overrides(options.overrides)
     store = open_store(place, wanted.pop("store_endpoint", ""))
-    source = Source(store, find_keys(store, place, wanted), not options.no_compare)
+    keys, student = find_keys(store, place, wanted), wanted.get("student.model", "")
+    source = Source(store, keys, not options.no_compare, options.backend, student)
     os.environ["HF_HUB_OFFLINE"] = "1"  # a server fetches nothing
     on_ray = options.ray or inside_cluster()
     if options.replicas > 1 and not on_ray:

@@ -9,11 +9,12 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.context import InputError, StageError
 
 if TYPE_CHECKING:
+    from pipeline.artifacts import Store
     from pipeline.config import Config
 
 REGISTERED = re.compile(r"models:/(?P<name>[^@/]+)(@(?P<alias>[^@/]+)|/(?P<version>\d+))")
@@ -79,9 +80,32 @@ def registered(reference: str, tracking_uri: str, endpoint: str = "") -> Path:
     if told.startswith("s3://"):
         from pipeline.artifacts import open_store
 
-        root, stage, key, _attempt, _model = told.rsplit("/", 4)
-        return Path(open_store(root, endpoint).artifact(stage, key).local("model"))
+        root, stage, key, attempt, _model = told.rsplit("/", 4)
+        artifact = open_store(root, endpoint).artifact(stage, key)
+        if artifact.attempt != attempt:
+            raise InputError(
+                f"student.model={reference}: {stage}/{key} was made again since this version was registered;"
+                " run the same training again to register what is there, or choose another version"
+            )
+        return Path(artifact.local("model"))
     weights = Path(told)
     if not told or not weights.is_dir():
         raise InputError(f"student.model={reference}: its weights {weights} are not on this machine; give a directory")
     return weights
+
+
+def student_of(store: "Store", card: dict[str, Any], given: str = "") -> Path | None:
+    """The directory of the student that made the index of a corpus of one's own; None where the card's has to do.
+
+    Args:
+        store: of the index. A student that is an artifact of it is found there, wherever the store is by now.
+        card: `retriever.json`.
+        given: a directory that holds the student instead.
+    """
+    told = card.get("student", {})
+    if given and told:
+        return Path(given)
+    if "key" not in told or not store.has(told["stage"], told["key"]):
+        return None
+    artifact = store.artifact(told["stage"], told["key"])
+    return Path(artifact.local("model")) if artifact.attempt == told["attempt"] else None

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TextIO
 from pipeline.settings import nearest
 from stages.context import InputError, StageError
 
+SHOWN = "\n\u200c\u200d"  # not printable by Python's word, and harmless: some scripts and emojis are joined by them
 Action = Callable[[argparse.Namespace, dict[str, Any]], None]
 
 
@@ -85,6 +86,11 @@ def open_console(file: TextIO) -> Any:
     from rich.console import Console
 
     return Console(file=file, width=None if file.isatty() else 140, highlight=False, markup=False, emoji=False)
+
+
+def printable(text: str) -> str:
+    """The text with � for what a terminal obeys instead of showing it: escapes, and marks that turn the direction."""
+    return "".join(sign if sign.isprintable() or sign in SHOWN else "\ufffd" for sign in text)
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> Any:

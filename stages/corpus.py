@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.context import Attempt, Context, InputError, StageError
-from stages.index import FORMAT, Params
+from stages.index import Params
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import ray.data
 
 VERSION = 1
-POOL = "corpus"
 MOST_COLUMNS = 64
 MOST_REJECTS = 0.05  # of the rows, as in ingest
 
@@ -52,6 +51,7 @@ class Unfinished:
 
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; see the module header."""
+    from stages.data import corpus_rows
     from stages.search.backends import build, choose
 
     params, model = context.params.index, Path(context.params.student.model)
@@ -67,7 +67,7 @@ def run(context: Context) -> dict[str, Any]:
         "rows": told["rows"],
         "rows_per_second": told["rows"] / seconds,
         "bytes": written["bytes"],
-        "pools": {POOL: told["rows"]},
+        "pools": {corpus_rows.POOL: told["rows"]},
         "rejects": told["rejects"],
     }
 
@@ -88,10 +88,10 @@ def read(context: Context) -> "ray.data.Dataset":
     laid = records.lay_out(path, records.find(path, "index.corpus", pictures=True), output.work / "records")
     rows = flow.read_chunks(flow.cut(laid.root, laid.sources), partial(corpus_rows.read_rows, laid))
     none = ray.data.from_arrow(corpus_rows.NO_QUERIES)
-    numbers = flow.take_numbers(rows, none, [POOL])
+    numbers = flow.take_numbers(rows, none, [corpus_rows.POOL])
     images = flow.write_images(output, laid.root, (rows,), numbers, Limits(), corpus_rows.PICTURES_PER_TASK)
     flow.say(f"checked {numbers.path_count} pictures: {images.count} kept, {images.rejects.num_rows} rejected")
-    known = flow.settle(numbers, images, [POOL], {})
+    known = flow.settle(numbers, images, [corpus_rows.POOL], {})
     judged = flow.judge_candidates(rows, known, images, corpus_rows.JUDGED)
     flow.write(output, "candidates", flow.keep(judged, corpus_rows.CANDIDATES), corpus_rows.CANDIDATES)
     bad = judged.map_batches(
@@ -162,7 +162,9 @@ def whole(table: "pa.Table") -> "pa.Table":
 
 def describe(context: Context, told: dict[str, Any], dim: int, model: Path) -> dict[str, Any]:
     """The content of `retriever.json`."""
+    from stages.data.corpus_rows import POOL
     from stages.model.identity import identify, instructions_of
+    from stages.search.backends import FORMAT
 
     return {
         "format": FORMAT,
@@ -175,8 +177,20 @@ def describe(context: Context, told: dict[str, Any], dim: int, model: Path) -> d
         "metadata": told["columns"],
         "instructions": instructions_of(model),
         "corpus": context.params.index.corpus,
-        "student": {"directory": str(model), "identity": identify(model)},
+        "student": {"directory": str(model), "identity": identify(model), **place_in_store(context.output, model)},
     }
+
+
+def place_in_store(output: Attempt, model: Path) -> dict[str, str]:
+    """Stage, key and attempt of a student that is an artifact of the store that is written to; else nothing.
+
+    Such a student is found again where the store is moved, or is a bucket, of which `model` is one machine's cache.
+    """
+    _work, _key, _stage, root = output.work.resolve().parents[:4]
+    below = model.resolve().relative_to(root).parts if model.resolve().is_relative_to(root) else ()
+    if len(below) != 4 or below[-1] != "model":
+        return {}
+    return dict(zip(("stage", "key", "attempt"), below[:3], strict=True))
 
 
 def check(params: Params) -> None:

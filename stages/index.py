@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 VERSION = 1
-FORMAT = 1  # of retriever.json and the embeddings beside it
 
 
 class Params(Section):
@@ -142,13 +141,13 @@ def written(output: Attempt, name: str, expected: int) -> dict[str, Any]:
 def describe(context: Context, summary: dict[str, Any], dim: int) -> dict[str, Any]:
     """The content of `retriever.json`: all that a searcher needs to know."""
     from stages.data.instructions import Instructions
+    from stages.search.backends import FORMAT
     from stages.search.sets import union_pool
 
     params, ingest, train = context.params.index, context.inputs["ingest"], context.inputs["train"]
     union = union_pool(params.split)
     return {
         "format": FORMAT,
-        "backend": "exact",
         "dim": dim,
         "rows": summary["rows"],
         "split": params.split,

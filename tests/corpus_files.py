@@ -31,6 +31,7 @@ def write_pictures(root: Path) -> Path:
         write_bytes(root, f"{'deep/' if number % 2 else ''}{colour} square.png", png(colour, (56, 56)))
     write_bytes(root, "notes.txt", b"no picture")
     write_bytes(root, ".hidden/secret.png", png("black"))
+    write_bytes(root, "._red square.png", b"what macOS keeps beside a picture")
     return root
 
 

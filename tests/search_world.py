@@ -148,7 +148,8 @@ def write_index(store: Store, inputs: dict[str, Artifact], key: str = "e" * 16) 
     Path(attempt.base, "embeddings").mkdir()
     pq.write_table(table, f"{attempt.base}/embeddings/part-0.parquet")
     context = Context(SimpleNamespace(index=index.Params()), Cluster(), inputs, attempt, Witness())
-    attempt.write_json("retriever.json", describe(context, summarise_pools(inputs["ingest"], "test"), encoder.dim))
+    card = describe(context, summarise_pools(inputs["ingest"], "test"), encoder.dim) | {"backend": "exact"}
+    attempt.write_json("retriever.json", card)
     return store.commit(attempt, {"metrics": {}})
 
 

@@ -44,6 +44,7 @@ class Found(BaseModel):
     text: str | None
     image: str | None = Field(description="read it at /image/{image}")
     modality: str
+    metadata: dict[str, Any] | None = Field(None, description="the other columns of a corpus of one's own")
 
 
 class Asked(BaseModel):
@@ -180,7 +181,7 @@ def add_routes(app: FastAPI, engine: Engine, limits: Limits, meters: Meters) -> 
         """The nearest candidates to a text, a picture or both."""
         body, image = await bodies.read_search(request, limits)
         async with asyncio.timeout(limits.answer_seconds):
-            query = await engine.ask(body.text, image, body.want, body.k)
+            query = await engine.ask(body.text, image, body.want, body.k, body.where)
             results = await engine.search(query, body.k, body.model)
         found = [one.to_json() for one in results]
         return JSONResponse({"results": found, "query": query.to_json(), "index": engine.index, "model": body.model})

@@ -6,18 +6,41 @@ with the same one-line error. Pictures come as bytes or as base64 `data:` URLs; 
 
 import base64
 import binascii
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.datastructures import UploadFile
+from pydantic_core import from_json
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from pipeline.web.limits import MAX_INPUTS, MAX_RESULTS, MAX_TEXT, Limits
+from pipeline.web.limits import MAX_CONDITIONS, MAX_INPUTS, MAX_NAME, MAX_RESULTS, MAX_TEXT, MAX_VALUES, Limits
 
 JSON, FORM = "application/json", "multipart/form-data"
 Want = Literal["text", "image", "image,text"]
 ModelName = Literal["student", "teacher"]
+SEARCH_BYTES = 16 * MAX_TEXT  # of /search's JSON: a text of emojis, each spelled as twelve characters, fits
+MOST_STRINGS = 4000  # of a JSON body, keys counted: MAX_INPUTS inputs of text and picture have 800
+MOST_OUTSIDE = 40_000  # bytes that are in no string, of indentation mostly
+STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+"""A string of JSON; one that never ends is matched to the end, so that no body is looked at twice."""
+
+
+WHERE = (
+    'conditions on columns of the index that all have to hold, {"brand": ["Arla", "Oatly"], "price": {"<": 20}}: a'
+    " value is compared by =, a list holds any of its values, an object holds signs (= != < <= > >=) and values;"
+    " in a form the same JSON as text"
+)
+Name = Annotated[str, Field(max_length=MAX_NAME)]
+Value = bool | int | float | Annotated[str, Field(max_length=MAX_NAME)]
+Values = Annotated[list[Value], Field(max_length=MAX_VALUES, fail_fast=True)]
+Where = Annotated[
+    dict[Name, Value | Values | Annotated[dict[Name, Value | Values], Field(max_length=6)]],
+    Field(max_length=MAX_CONDITIONS),
+]
 
 
 class Closed(BaseModel):
@@ -33,6 +56,7 @@ class SearchBody(Closed):
     want: Want | None = Field(None, description="what to find; left out: pictures where possible")
     k: int = Field(10, ge=1, le=MAX_RESULTS, description="number of results")
     model: ModelName = Field("student", description="who answers; the teacher where the server has one")
+    where: Where | None = Field(None, description=WHERE)
 
 
 class ImageURL(Closed):
@@ -58,7 +82,7 @@ class ImagePart(Closed):
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 Words = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
-Parts = Annotated[list[Part], Field(min_length=1, max_length=2)]
+Parts = Annotated[list[Part], Field(min_length=1, max_length=2, fail_fast=True)]
 
 
 class EmbedBody(Closed):
@@ -66,9 +90,9 @@ class EmbedBody(Closed):
 
     input: (
         Words
-        | Annotated[list[Words], Field(min_length=1, max_length=MAX_INPUTS)]
+        | Annotated[list[Words], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
         | Parts
-        | Annotated[list[Words | Parts], Field(min_length=1, max_length=MAX_INPUTS)]
+        | Annotated[list[Words | Parts], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
     ) = Field(description="a text; a list of texts; a list of parts, which is one input; or a list of both")
     model: ModelName = "student"
     encoding_format: Literal["float", "base64"] = "float"
@@ -119,10 +143,13 @@ async def read_search(request: Request, limits: Limits) -> tuple[SearchBody, byt
     """The question and the uploaded picture. Raises HTTPException."""
     kind = content_type(request)
     if kind == JSON:
-        return parse(SearchBody, await request.body()), None
+        body = await request.body()
+        if len(body) > SEARCH_BYTES:
+            raise HTTPException(413, f"the JSON has more than {SEARCH_BYTES:,} bytes; a picture travels as {FORM}")
+        return parse(SearchBody, body), None
     if kind != FORM:
         raise HTTPException(415, f"send {JSON}, or {FORM} with a picture as the file 'image'")
-    async with request.form(max_files=1, max_fields=8, max_part_size=4 * MAX_TEXT) as form:
+    async with read_form(request) as form:
         fields: dict[str, Any] = dict(form.multi_items())
         if len(fields) != len(form.multi_items()):
             raise HTTPException(400, "a form field is given twice; give each once")
@@ -133,7 +160,23 @@ async def read_search(request: Request, limits: Limits) -> tuple[SearchBody, byt
             raise HTTPException(400, "the only file is 'image'")
         if upload is not None and (upload.size or 0) > limits.image_bytes:
             raise HTTPException(413, f"the picture has more than {limits.image_bytes:,} bytes; send a smaller one")
+        if isinstance(fields.get("where"), str) and fields["where"]:
+            fields["where"] = read_where(fields["where"])
         return check(SearchBody, fields), None if upload is None else await upload.read()
+
+
+@asynccontextmanager
+async def read_form(request: Request) -> AsyncIterator[FormData]:
+    """The form, whose files are closed at the end. Raises HTTPException."""
+    form = request.form(max_files=1, max_fields=8, max_part_size=4 * MAX_TEXT)
+    try:
+        read = await form
+    except UnicodeError:  # Python knows charsets that decode nothing (undefined) or not everything (punycode)
+        raise HTTPException(400, "the form can't be read as its charset; send UTF-8 and leave charset out") from None
+    try:
+        yield read
+    finally:
+        await read.close()
 
 
 async def read_embed(request: Request) -> EmbedBody:
@@ -145,10 +188,36 @@ async def read_embed(request: Request) -> EmbedBody:
 
 def parse(model: type[Closed], body: bytes) -> Any:
     """The validated JSON body. Raises HTTPException with one line."""
+    if not is_small(body):
+        raise HTTPException(400, "the JSON has more keys and values than any question here; send fewer")
     try:
         return model.model_validate_json(body, strict=True)
     except ValidationError as error:
         raise HTTPException(400, first_error(error)) from None
+
+
+def is_small(body: bytes) -> bool:
+    """Whether JSON has no more strings and other values than a sound request, however long the strings are.
+
+    Told before validating, because that would make an error for every one of a million unknown keys.
+    """
+    outside = end = 0
+    for count, match in enumerate(STRING.finditer(body), start=1):
+        outside += match.start() - end
+        end = match.end()
+        if count > MOST_STRINGS or outside > MOST_OUTSIDE:
+            return False
+    return outside + len(body) - end <= MOST_OUTSIDE
+
+
+def read_where(text: str) -> Any:
+    """The conditions in a form's field. Raises HTTPException."""
+    try:
+        if is_small(text.encode()):
+            return from_json(text)
+    except ValueError:  # no JSON, or a lone surrogate
+        pass
+    raise HTTPException(400, 'where: send a JSON object such as {"brand": "Arla", "price": {"<": 20}}')
 
 
 def check(model: type[Closed], fields: dict[str, Any]) -> Any:

@@ -2,12 +2,12 @@
 
 Two models may answer: the student whose index is served, and its teacher over the vectors that evaluate stored, for
 the comparison. Both read the same candidates and pictures. The teacher is the larger one and often not asked for:
-it is loaded by the first question that names it.
+it is loaded by the first question that names it, beside the thread of the model, so that the student goes on.
 """
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -87,6 +87,7 @@ class Engine:
         self.examples = student.examples(EXAMPLES)
         self.decoders = ThreadPoolExecutor(limits.decoders, "decode")
         self.thinker = ThreadPoolExecutor(1, "model")  # one batch at a time: torch itself uses all cores
+        self.loader = ThreadPoolExecutor(1, "load")
         self.searches = {name: self._batcher(self._search(name), f"search {name}", meters) for name in self.models}
         self.embeds = {name: self._batcher(self._embed(name), f"embed {name}", meters) for name in self.models}
 
@@ -107,7 +108,14 @@ class Engine:
     def _embed(self, model: str) -> "Callable[[list[Row]], np.ndarray]":
         return lambda rows: self.models[model].get().embed_many(rows)
 
-    async def ask(self, text: str | None, image: bytes | None, want: str | None, k: int = 1) -> "Query":
+    async def ask(
+        self,
+        text: str | None,
+        image: bytes | None,
+        want: str | None,
+        k: int = 1,
+        where: Mapping[str, Any] | None = None,
+    ) -> "Query":
         """The checked question. Raises InputError for what can't be asked."""
         from stages.search.retriever import check_image, check_query
 
@@ -116,21 +124,24 @@ class Engine:
         if image is not None:
             loop = asyncio.get_running_loop()
             checked = await loop.run_in_executor(self.decoders, check_image, image, "the image", self.limits.image)
-        return self.student.ask(clean, checked, want)
+        return self.student.ask(clean, checked, want, where)
 
     async def search(self, query: "Query", k: int, model: str) -> "list[Result]":
         """The k best candidates. Raises InputError, Busy."""
-        self._known(model)
+        await self._ready(model)
         return (await self.searches[model].ask([(query, min(k, MAX_RESULTS))]))[0]
 
     async def embed(self, rows: "Sequence[Row]", model: str) -> "list[np.ndarray]":
         """One vector of unit length, float32 [D], for each row. Raises InputError, Busy."""
-        self._known(model)
+        await self._ready(model)
         return await self.embeds[model].ask(rows)
 
-    def _known(self, model: str) -> None:
+    async def _ready(self, model: str) -> None:
+        """Waits until the model is loaded. Raises InputError where there is none of this name."""
         if model not in self.models:
             raise InputError(f"there is no model '{model}' here; ask one of: {', '.join(self.models)}")
+        if self.models[model].loaded is None:
+            await asyncio.get_running_loop().run_in_executor(self.loader, self.models[model].get)
 
     async def row(self, text: str | None, image: bytes | None, body: "EmbedBody") -> "Row":
         """What the model reads for one input of /embed. Raises InputError."""
@@ -165,6 +176,7 @@ class Engine:
         """Ends all work."""
         for batcher in (*self.searches.values(), *self.embeds.values()):
             await batcher.close()
+        self.loader.shutdown(cancel_futures=True)
         self.thinker.shutdown(cancel_futures=True)
         self.decoders.shutdown(cancel_futures=True)
 

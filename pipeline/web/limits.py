@@ -7,6 +7,9 @@ from stages.data.images import Limits as ImageLimits
 MAX_TEXT = 8192  # characters; the model reads far fewer and cuts the rest
 MAX_RESULTS = 100
 MAX_INPUTS = 64  # of one /embed request
+MAX_CONDITIONS = 16  # columns that a search is filtered by
+MAX_VALUES = 256  # that one of them is compared with
+MAX_NAME = 1024  # characters of a column's name, and of such a value
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pipeline.serve import Source
 
 NAME = "puma"
+QUEUED = 256  # requests that wait at a proxy for a replica; more are refused with a 503
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -33,6 +34,7 @@ def run_replicas(options: argparse.Namespace, source: "Source", token: str | Non
             num_replicas=options.replicas,
             ray_actor_options=resources,
             max_ongoing_requests=256,
+            max_queued_requests=QUEUED,
             logging_config=QUIET,
         )(replica_class())
         try:

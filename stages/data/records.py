@@ -78,11 +78,14 @@ def lay_out(path: Path, files: list[Path], work: Path) -> Records:
 
 
 def list_pictures(root: Path) -> Iterator[str]:
-    """Paths below `root` of files named like pictures, sorted; linked and hidden folders are not entered."""
+    """Paths below `root` of files named like pictures, sorted; linked and hidden folders are not entered.
+
+    Hidden files are left out too: macOS puts `._photo.jpg` beside each picture that it copies.
+    """
     for folder, inner, names in os.walk(root):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         for name in sorted(names):
-            if name.lower().endswith(PICTURES):
+            if name.lower().endswith(PICTURES) and not name.startswith("."):
                 yield os.path.relpath(os.path.join(folder, name), root)
 
 

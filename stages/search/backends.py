@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from stages.context import Artifact, Attempt, InputError
-from stages.search.exact import ExactIndex, HeldIndex, Ranking
+from stages.search.exact import ExactIndex, Ranking
 from stages.search.filters import Filter
 
 FEW = 100_000
@@ -85,7 +85,7 @@ def open_index(index: Artifact, card: dict[str, Any], backend: str = "") -> Inde
     choose(wanted, card["rows"])
     exact = ExactIndex.open(index)
     if wanted == "exact":
-        return HeldIndex(exact)
+        return exact.ready()
     if wanted == "faiss":
         from stages.search.faiss_index import FaissIndex
 

@@ -23,6 +23,8 @@ from stages.search.filters import Filter
 
 TILE = 8192
 HELD_BYTES = 2**30
+MOST_HELD = 8 * 2**30
+"""Bytes of stored vectors above which they are streamed at every search, for a machine that does other things too."""
 COLUMNS = ("did", "modality", "pools", "vector")
 
 
@@ -82,6 +84,18 @@ class ExactIndex:
     def columns(self) -> list[str]:
         """The names of all stored columns."""
         return self.schema().names
+
+    def nbytes(self) -> int:
+        """Bytes of all vectors as they are stored, by the files' footers."""
+        import pyarrow.dataset
+
+        stored = self.schema().field("vector").type
+        rows = pyarrow.dataset.dataset(list(self.files), filesystem=self.filesystem, format="parquet").count_rows()
+        return rows * stored.list_size * stored.value_type.bit_width // 8
+
+    def ready(self) -> "ExactIndex | HeldIndex":
+        """The index for one query after another: held in memory, or streamed where that would take too much of it."""
+        return self if self.nbytes() > MOST_HELD else HeldIndex(self)
 
 
 class HeldIndex:

@@ -4,6 +4,7 @@ One filter serves every backend: as row numbers of a table (exact, faiss) and as
 value in a column passes no condition on it, not even `!=`, in all of them.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -106,7 +107,8 @@ def _in_pool(pools: pa.ChunkedArray, name: str) -> np.ndarray:
 def filter_of(where: Mapping[str, Any], card: Mapping[str, Any], modalities: tuple[str, ...] = ()) -> Filter:
     """The filter of a person's conditions, `{"brand": "Arla", "price": {"<": 20}, "dataset": "grocery"}`.
 
-    A value is compared by `=`, a list by `in`, a mapping holds signs and values; all have to hold.
+    A value is compared by `=`, a list by `in`; a mapping holds signs, each with a value or a list of them, and all
+    have to hold: `{"price": {">=": 3, "<": 9}, "brand": {"!=": ["Arla", "Oatly"]}}`.
 
     Args:
         where: by the names of the corpus's metadata columns, and `dataset`.
@@ -123,23 +125,38 @@ def filter_of(where: Mapping[str, Any], card: Mapping[str, Any], modalities: tup
         if name in columns:
             conditions += _conditions(name, told, columns[name])
         elif name == "dataset" and datasets:
-            wanted = told if isinstance(told, list) else [told]
-            if missing := [one for one in wanted if one not in datasets]:
-                raise InputError(f"the index knows no dataset {missing[0]!r}; it knows: {' '.join(sorted(datasets))}")
-            chosen = tuple(sorted(datasets[one] for one in wanted))
+            chosen = _datasets(told, datasets)
         else:
             known = ", ".join([*columns, *(["dataset"] if datasets else [])]) or "none"
             raise InputError(f"the index has no column '{name}' to filter by; it has: {known}")
     return Filter(modalities=modalities, datasets=chosen or (), conditions=tuple(conditions))
 
 
+def _datasets(told: Any, datasets: Mapping[str, int]) -> tuple[int, ...]:
+    """The numbers of the wanted data sets. Raises InputError."""
+    if isinstance(told, Mapping):
+        raise InputError("'dataset' is compared by = alone; name the wanted one, or several in a list")
+    wanted = told if isinstance(told, list) else [told]
+    if not wanted:
+        raise InputError("the filter of 'dataset' is an empty list, which nothing passes; name one or leave it out")
+    if missing := [one for one in wanted if not isinstance(one, str) or one not in datasets]:
+        raise InputError(f"the index knows no dataset {missing[0]!r}; it knows: {' '.join(sorted(datasets))}")
+    return tuple(sorted({datasets[one] for one in wanted}))
+
+
 def _conditions(name: str, told: Any, column: Mapping[str, str]) -> list[Condition]:
+    signs = told if isinstance(told, Mapping) else {"=": told}
+    if any(isinstance(one, list | Mapping) and not one for one in (told, *signs.values())):
+        raise InputError(f"the filter of '{name}' is empty; give a value to compare with, or leave it out")
     if isinstance(told, list):
         return [Condition(column["column"], "in", tuple(_value(name, one, column["kind"]) for one in told))]
-    signs = told if isinstance(told, Mapping) else {"=": told}
     if unknown := [sign for sign in signs if sign not in SIGNS]:
         raise InputError(f"'{unknown[0]}' compares nothing in the filter of '{name}'; use one of: {' '.join(SIGNS)}")
-    return [Condition(column["column"], sign, _value(name, one, column["kind"])) for sign, one in signs.items()]
+    return [
+        Condition(column["column"], sign, _value(name, value, column["kind"]))
+        for sign, one in signs.items()
+        for value in (one if isinstance(one, list) else [one])
+    ]
 
 
 def _value(name: str, value: Any, kind: str) -> Any:
@@ -148,7 +165,18 @@ def _value(name: str, value: Any, kind: str) -> Any:
     fits = is_number if kind == "number" else isinstance(value, KINDS[kind])
     if not fits:
         raise InputError(f"the column '{name}' holds {kind}, so it can't be compared with {value!r}")
-    return float(value) if kind == "number" else value
+    return _finite(name, value) if kind == "number" else value
+
+
+def _finite(name: str, value: float) -> float:
+    """The number as it is stored. Raises InputError for one that SQL can't spell, or that no float64 holds."""
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise InputError(f"the column '{name}' can't be compared with {number}; give a finite number")
+    return number
 
 
 def parse_where(told: Sequence[str], card: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,9 +193,11 @@ def parse_where(told: Sequence[str], card: Mapping[str, Any]) -> dict[str, Any]:
         name, sign, text = match.groups()
         kind = columns.get(name, {}).get("kind", "text")
         if name == "dataset" and name not in columns:
+            if sign != "=":
+                raise InputError(f"'{one}' can't be checked: 'dataset' is compared by = alone; name the wanted ones")
             where.setdefault(name, []).append(text)
-        else:
-            where.setdefault(name, {})[sign] = _read(name, text, kind)
+            continue
+        where.setdefault(name, {}).setdefault(sign, []).append(_read(name, text, kind))
     return where
 
 

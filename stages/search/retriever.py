@@ -118,17 +118,17 @@ def metadata_of(row: dict[str, Any]) -> dict[str, Any] | None:
     return json.loads(row["metadata"] or "{}") if "metadata" in row else None
 
 
-def own_student(card: dict[str, Any], index: Artifact) -> Path:
-    """The directory of the student that made the index of a corpus of one's own.
+def own_student(card: dict[str, Any], index: Artifact, found: Path | None = None) -> Path:
+    """The directory of the student that made the index of a corpus of one's own, `found` if it is not the card's.
 
     Raises InputError where it is gone, or holds another student by now.
     """
     from stages.model.identity import check_student, identify
 
-    directory = Path(card["student"]["directory"])
+    directory = found or Path(card["student"]["directory"])
     if not directory.is_dir():
         raise InputError(
-            f"the student of the index {index.uri}, {directory}, is gone; index again with one that is there"
+            f"the student of the index {index.uri}, {directory}, is gone; tell where it lies now by student=DIRECTORY"
         )
     check_student(directory)
     if identify(directory) != card["student"]["identity"]:
@@ -160,7 +160,12 @@ class Retriever:
 
     @classmethod
     def load(
-        cls, index: Artifact, ingest: Artifact | None = None, train: Artifact | None = None, backend: str = ""
+        cls,
+        index: Artifact,
+        ingest: Artifact | None = None,
+        train: Artifact | None = None,
+        backend: str = "",
+        student: Path | None = None,
     ) -> "Retriever":
         """Opens an index artifact with the candidates and the student that it was made from.
 
@@ -169,6 +174,7 @@ class Retriever:
 
         Args:
             backend: exact, lance or faiss instead of the one that the index was made for.
+            student: the directory of the student of a corpus of one's own, where it is not the one of the card.
 
         Raises:
             InputError: no index, one of another student, or the student or the candidates were written anew since.
@@ -179,7 +185,7 @@ class Retriever:
 
         card = read_card(index)
         if "student" in card:
-            model, held = own_student(card, index), index
+            model, held = own_student(card, index, student), index
         else:
             model, held = made_from(card, index, ingest, train).local("model"), ingest
         searched = open_index(index, card, backend)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.artifacts import Artifact
@@ -11,6 +12,7 @@ from stages import corpus, index, ingest
 from stages.context import InputError, StageError
 from stages.distill import Student
 from stages.search.exact import ExactIndex
+from stages.search.retriever import row_of
 from tests.corpus_files import COLOURS, pair, write_pictures, write_records
 from tests.mbeir_files import png, write_bytes
 from tests.search_world import make_world, picture, write_run
@@ -59,6 +61,8 @@ def test_records_are_indexed_and_bad_ones_are_told(world: dict) -> None:
     rejects = {(row["source"], row["reason"]) for row in rows(world["index"], "rejects") if row["kind"] == "candidate"}
     assert rejects == {("goods.jsonl:49", "path outside root"), ("goods.jsonl:50", "broken JSON")}
     card = world["index"].read_json("retriever.json")
+    made = world["model"].parent
+    assert card["student"] | {"stage": "train", "key": made.parent.name, "attempt": made.name} == card["student"]
     assert (card["backend"], card["rows"], card["modalities"]) == ("exact", 48, {"image": 4, "text": 44})
     assert {name: column["kind"] for name, column in card["metadata"].items()} == {"brand": "text", "price": "number"}
 
@@ -68,8 +72,13 @@ def test_the_index_is_searched_by_its_address_with_filters(world: dict) -> None:
     found = retriever.search(text="red", want="image", k=10, where={"brand": "Arla", "price": {"<": 2}})
     assert [(one.id, one.metadata) for one in found] == [("s0", {"brand": "Arla", "price": 0})]
     assert retriever.picture(found[0].image)[0] == picture("red").bytes
-    same = retriever.search(image=picture("blue").bytes, want="image", k=1)[0]
-    assert same.id in {f"s{number}" for number in range(4)}
+    vectors = {row["did"]: row["vector"] for row in rows(world["index"], "embeddings")}
+    shown = retriever.ask(None, picture("blue"), "image")
+    query = retriever.embed_many([row_of(shown)])[0]
+    order = sorted(COLOURS, key=lambda colour: -np.dot(query, vectors[f"s{COLOURS.index(colour)}"]))
+    found = retriever.search(image=picture("blue").bytes, want="image", k=4)
+    assert [one.id for one in found] == [f"s{COLOURS.index(colour)}" for colour in order]
+    assert [retriever.picture(one.image)[0] for one in found] == [picture(colour).bytes for colour in order]
     asked = [retriever.ask("Red.", None, "image"), retriever.ask("Red.", None, "text", {"price": {">=": 50}})]
     many = retriever.search_many(asked, 3)
     assert [one.id for one in many[0]] == [one.id for one in retriever.find(asked[0], 3)]
@@ -77,8 +86,6 @@ def test_the_index_is_searched_by_its_address_with_filters(world: dict) -> None:
 
 
 def test_vectors_are_the_students_own(world: dict) -> None:
-    import numpy as np
-
     from stages.model.encoder import Encoder, Row
 
     stored = {row["did"]: row["vector"] for row in rows(world["index"], "embeddings")}

@@ -3,17 +3,25 @@
 import base64
 import io
 import json
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from stages.search.exact import HeldIndex
 from stages.search.retriever import Retriever
 from tests.search_world import COLOURS, picture
 from tests.serve.conftest import RED, Served, serving
 
 URL = f"data:image/png;base64,{base64.b64encode(RED.bytes).decode()}"
+
+
+FORM = "multipart/form-data; boundary=b; charset="
+
+FORM_BODY = b'--b\r\nContent-Disposition: form-data; name="text"\r\n\r\nr\xe9d-\xff!\r\n--b--\r\n'
 
 
 def message(answer) -> str:
@@ -44,6 +52,17 @@ def test_a_picture_and_words_travel_as_a_form(server: Served, retriever: Retriev
     assert answer["query"]["modality"] == "image,text" and answer["query"]["image"] == RED.image_id
 
 
+@pytest.mark.parametrize("wanted, count", [("shop", 3), (["shop", "else"], 3), ("else", 0)])
+def test_results_are_kept_to_what_meets_the_conditions(server: Served, monkeypatch, wanted, count):
+    card = server.engine.student.card
+    others = [{**card["instructions"][0], "dataset": "else", "dataset_id": 77}]
+    monkeypatch.setitem(card, "instructions", card["instructions"] + others)
+    where = {"dataset": wanted}
+    told = server.post(json={"text": "red", "k": 3, "where": where}).json()["results"]
+    sent = server.post(files={"text": (None, "red"), "k": (None, "3"), "where": (None, json.dumps(where))}).json()
+    assert [one["id"] for one in told] == [one["id"] for one in sent["results"]] and len(told) == count
+
+
 def test_the_teacher_answers_by_its_own_vectors(server: Served, world):
     from stages.model.encoder import Encoder, Row
 
@@ -53,6 +72,20 @@ def test_the_teacher_answers_by_its_own_vectors(server: Served, world):
     shown = teacher.encode([Row(None, picture(colour).bytes) for colour in COLOURS])
     assert [one["score"] for one in answer["results"]] == pytest.approx(np.sort((query @ shown.T)[0])[::-1], abs=2e-3)
     assert set(server.get("about").json()["models"]["teacher"]) == {"layers", "parameters", "dim"}
+
+
+def test_the_student_answers_while_the_teacher_is_loaded(world):
+    with serving(world.source) as served, ThreadPoolExecutor(1) as pool:
+        lazy, opened = served.engine.models["teacher"], threading.Event()
+        load = lazy.load
+        lazy.load = lambda: load() if opened.wait(60) else None
+        teacher = pool.submit(served.post, json={"text": "red", "model": "teacher"})
+        try:
+            assert served.post(json={"text": "red"}).status_code == 200 and not teacher.done()
+        finally:
+            opened.set()
+        assert teacher.result().status_code == 200
+        assert isinstance(lazy.loaded.index, HeldIndex)
 
 
 def test_many_at_once_get_each_their_own_answer_and_some_are_batched(server: Served):
@@ -157,6 +190,16 @@ def test_a_picture_that_only_queries_have_is_not_shown(world):
         ({"data": b"text=red", "headers": {"content-type": "application/x-www-form-urlencoded"}}, 415, "send"),
         ({"data": b"red"}, 415, "send"),
         ({"data": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
+        ({"data": FORM_BODY, "headers": {"content-type": FORM + "undefined"}}, 400, "charset"),
+        ({"data": FORM_BODY, "headers": {"content-type": FORM + "punycode"}}, 400, "charset"),
+        ({"json": {"text": "red", "where": {"brand": "x"}}}, 400, "no column 'brand' to filter by; it has: dataset"),
+        ({"json": {"text": "red", "where": {"dataset": {"!=": "shop"}}}}, 400, "compared by = alone"),
+        ({"json": {"text": "red", "where": {"dataset": None}}}, 400, "where"),
+        ({"json": {"text": "red", "where": ["dataset=shop"]}}, 400, "where"),
+        ({"data": {"where": "dataset=shop"}, "files": {"image": ("x", RED.bytes)}}, 400, "send a JSON object"),
+        ({"data": {"where": "[1]"}, "files": {"image": ("x", RED.bytes)}}, 400, "where"),
+        ({"json": {str(n): 0 for n in range(9000)}}, 400, "more keys"),
+        ({"json": {"text": "red", "where": {"brand": ["x"] * 50_000}}}, 413, "more than"),
         ({"data": {"text": "red"}, "files": {"other": ("x", b"y")}}, 400, "only file"),
         ({"files": {"image": (None, "/etc/passwd")}}, 400, "must be a file"),
         ({"files": {"image": ("a.png", b"")}}, 400, "the file is empty"),
@@ -174,10 +217,30 @@ def test_a_bad_search_is_refused_in_one_line(server: Served, arguments: dict, st
     assert (answer.status_code, told in message(answer)) == (status, True), answer.text
 
 
+@pytest.mark.parametrize("path", ["search", "embed"])
+def test_a_million_keys_are_refused_before_they_are_validated(server: Served, path: str, monkeypatch):
+    from pydantic import BaseModel
+
+    monkeypatch.setattr(BaseModel, "model_validate_json", lambda *_, **__: pytest.fail("it was validated"))
+    body = b"{" + b",".join(b'"%d":0' % number for number in range(900_000)) + b"}"
+    answer = server.post(path, data=body, headers={"content-type": "application/json"})
+    assert answer.status_code == (413 if path == "search" else 400) and message(answer)
+
+
+@pytest.mark.parametrize("body", [b'"' + b'\\"' * 5_000_000, b"[" + b"1," * 5_000_000, b'["a' + b"\\" * 5_000_001])
+def test_no_body_takes_long_to_look_at(body: bytes):
+    from pipeline.web.bodies import is_small
+
+    start = time.perf_counter()
+    is_small(body)
+    assert time.perf_counter() - start < 1
+
+
 @pytest.mark.parametrize(
     "body, told",
     [
         ({"input": []}, "input"),
+        ({"input": [1] * 9_000}, "input"),
         ({"input": [1, 2, 3]}, "input"),
         ({"input": "red", "model": "gpt"}, "model"),
         ({"input": "red", "dimensions": 7}, "dimensions"),
@@ -238,6 +301,8 @@ def test_the_document_names_both_bodies_and_every_path(server: Served):
     assert set(document["paths"]) == paths
     kinds = document["paths"]["/search"]["post"]["requestBody"]["content"]
     assert set(kinds) == {"application/json", "multipart/form-data"}
+    assert all("where" in kind["schema"]["properties"] for kind in kinds.values())
+    assert "metadata" in document["components"]["schemas"]["Found"]["properties"]
     assert "EmbedBody" in json.dumps(document["paths"]["/embed"])
 
 

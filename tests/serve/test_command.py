@@ -7,11 +7,15 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from pipeline.serve import main
+from pipeline.serve import main, parse
+from tests.serve.conftest import serving
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
         (["--port", "x"], "invalid int value"),
         (["--port", "70000"], "is no port"),
         (["--replicas", "0"], "serve nothing"),
+        (["--backend", "annoy"], "invalid choice: 'annoy'"),
         (["--replicas", "2"], "add --ray"),
         (["--host", "256.0.0.1", "--port", "0"], "can't bind"),
         (["--token-file", "{home}/missing"], "can't be read"),
@@ -45,6 +50,32 @@ def test_a_port_in_use_is_told(world, capsys):
         port = taken.getsockname()[1]
         assert main(["--port", str(port), f"store={world.store.root}"]) == 2
     assert f"can't bind to 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_ray_serve_refuses_what_it_cannot_queue(world, monkeypatch):
+    """Without a cluster: only what the deployment is told."""
+    serve = pytest.importorskip("ray.serve")
+    from pipeline import cluster
+    from pipeline.web import replicas
+
+    deployed = {}
+    monkeypatch.setattr(cluster, "connected", lambda told: nullcontext())
+    monkeypatch.setattr(serve, "start", lambda **told: None)
+    monkeypatch.setattr(serve, "deployment", lambda **told: deployed.update(told) or (lambda made: made))
+    monkeypatch.setattr(replicas, "replica_class", lambda: SimpleNamespace(bind=lambda *told: told))
+    monkeypatch.setattr(serve, "run", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(serve, "delete", lambda name: deployed.update(deleted=name))
+    with pytest.raises(KeyboardInterrupt):
+        replicas.run_replicas(parse(["--replicas", "2", "--ray"]), world.source, None, 1, "here")
+    assert (deployed["num_replicas"], deployed["deleted"]) == (2, replicas.NAME)
+    assert 0 < deployed["max_queued_requests"] <= 1000
+
+
+def test_a_backend_of_ones_choice_answers(world):
+    pytest.importorskip("faiss")
+    with serving(replace(world.source, backend="faiss", compare=False)) as served:
+        assert type(served.engine.student.index).__name__ == "FaissIndex"
+        assert served.post(json={"text": "red", "k": 2}).status_code == 200
 
 
 def test_help_imports_nothing_heavy():

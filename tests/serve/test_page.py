@@ -179,12 +179,14 @@ def test_markup_in_texts_is_shown_and_not_run(browser, server: Served, monkeypat
     def poisoned(queries, k):
         from dataclasses import replace
 
-        return [[replace(one, id=evil, text=evil) for one in found] for found in search_many(queries, k)]
+        other = {"id": evil, "text": evil, "metadata": {evil: evil, "price": 3}}
+        return [[replace(one, **other) for one in found] for found in search_many(queries, k)]
 
     monkeypatch.setattr(server.engine.student, "search_many", poisoned)
     page = opened(browser, server, "?q=red")
     page.wait_for_selector(CARDS)
     assert page.locator(".words").first.text_content() == evil
+    assert page.locator(".facts").first.text_content() == f"{evil}: {evil} · price: 3"
     assert page.title() == "Puma search"
     close(page)
 

@@ -2,15 +2,19 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from pipeline.artifacts import Artifact, Store, open_store
 from pipeline.config import load_config
 from pipeline.dag import CORPUS, STAGES, stages_of
 from pipeline.plan import plan
+from pipeline.search import find_keys, read_overrides
 from pipeline.sources import read_sources
-from pipeline.students import find_student, with_student
+from pipeline.students import find_student, student_of, with_student
 from stages.context import InputError
+from stages.corpus import place_in_store
 from stages.model.identity import identify, instructions_of
 from tests.corpus_files import write_records
 
@@ -95,6 +99,62 @@ def test_a_registered_student_is_found_by_its_alias(tmp_path: Path) -> None:
     model.rmdir()
     with pytest.raises(InputError, match="are not on this machine"):
         find_student("models:/puma@champion", uri)
+
+
+def test_a_registered_student_whose_artifact_was_made_again_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri, model = f"sqlite:///{tmp_path / 'mlflow.db'}", student(tmp_path / "model")
+    client = MlflowClient(uri)
+    client.create_registered_model("puma")
+    for attempt in ("old", "new"):
+        client.create_model_version("puma", model.as_uri(), tags={"weights": f"s3://b/p/train/k/{attempt}/model"})
+    artifact = SimpleNamespace(attempt="new", local=lambda name: model)
+    monkeypatch.setattr("pipeline.artifacts.open_store", lambda *_: SimpleNamespace(artifact=lambda *_: artifact))
+    assert find_student("models:/puma/2", uri) == model
+    with pytest.raises(InputError, match="train/k was made again since this version was registered"):
+        find_student("models:/puma/1", uri)
+
+
+def corpus_index(store: Store, told: dict) -> Artifact:
+    """An index that says by which student it was made."""
+    attempt = store.begin("index", "a" * 16)
+    attempt.write_json("retriever.json", {"format": 1, "student": told})
+    return store.commit(attempt, {"metrics": {}})
+
+
+def test_the_run_of_a_student_is_found_by_its_name_and_after_it_was_moved(tmp_path: Path) -> None:
+    model, store = student(tmp_path / "model"), open_store(str(tmp_path / "store"))
+    index = corpus_index(store, {"directory": str(model), "identity": identify(model)})
+    config = with_student(load_config("demo", settings(tmp_path, f"student={model}"))).model_dump(mode="json")
+    store.write_run({"id": "1", "started": "2026", "config": config, "stages": {"index": {"key": index.key}}})
+    moved, other = model.rename(tmp_path / "moved"), student(tmp_path / "other", b"x" * 200_000)
+
+    def found(place: Path) -> str:
+        return find_keys(store, "here", read_overrides(settings(tmp_path, f"student={place}"))[1])["index"]
+
+    assert found(moved) == index.key
+    with pytest.raises(InputError, match=rf"student.model={other}` first"):
+        found(other)
+
+
+def test_a_student_of_the_store_is_found_where_the_store_is_by_now(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+    attempt = store.begin("train", "b" * 16)
+    student(Path(attempt.base, "model"))
+    made = store.commit(attempt, {"metrics": {}})
+    told = place_in_store(store.begin("index", "a" * 16), Path(made.local("model")))
+    assert told == {"stage": "train", "key": made.key, "attempt": made.attempt}
+    assert place_in_store(store.begin("index", "a" * 16), tmp_path / "elsewhere" / "model") == {}
+    (tmp_path / "store").rename(tmp_path / "moved")
+    moved = open_store(str(tmp_path / "moved"))
+    card = {"student": {"directory": "gone", "identity": "x", **told}}
+    assert student_of(moved, card) == Path(moved.artifact("train", made.key).local("model"))
+    assert student_of(moved, card, str(tmp_path)) == tmp_path
+    card["student"]["attempt"] = "another"
+    assert student_of(moved, card) is None
 
 
 def test_any_training_changes_the_identity(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from pyarrow.fs import LocalFileSystem
 
 from stages.context import InputError
-from stages.search import backends
+from stages.search import backends, exact
 from stages.search.exact import ExactIndex, HeldIndex
 from stages.search.filters import Condition, Filter, filter_of, parse_where
 
@@ -68,11 +68,11 @@ def queries(count: int = 8) -> np.ndarray:
     return np.array(table["vector"].to_pylist(), dtype=np.float32)
 
 
-@pytest.fixture(scope="module", params=["held", "lance", "faiss"])
+@pytest.fixture(scope="module", params=["held", "lance", "faiss", "faiss lists"])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """The exact index, and the same by the backend."""
     if request.param != "held":
-        pytest.importorskip(request.param)
+        pytest.importorskip(request.param.split()[0])
     home = tmp_path_factory.mktemp(request.param)
     exact = stored(home, corpus())
     return {"exact": exact, "backend": request.param, "index": build(request.param, exact, home)}
@@ -81,10 +81,14 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def build(backend: str, exact: ExactIndex, home: Path):
     if backend == "held":
         return HeldIndex(exact)
-    if backend == "faiss":
-        from stages.search.faiss_index import FaissIndex
+    if backend.startswith("faiss"):
+        from stages.search import faiss_index
 
-        return FaissIndex.of(exact.batches(exact.columns()), ROWS)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(faiss_index, "FLAT", ROWS if backend == "faiss lists" else ROWS + 1)
+            made = faiss_index.FaissIndex.of(exact.batches(exact.columns()), ROWS)
+        assert hasattr(made.index, "nlist") == (backend == "faiss lists")
+        return made
     from stages.search.lance_index import LanceIndex
 
     return LanceIndex.build(str(home / "lance"), exact)
@@ -120,9 +124,9 @@ def test_a_query_of_another_student_is_refused(world: dict) -> None:
             index.search(np.ones((1, 8), np.float32), 3)
 
 
-@pytest.mark.parametrize("backend", ["lance", "faiss"])
+@pytest.mark.parametrize("backend", ["lance", "faiss", "faiss lists"])
 def test_rows_are_added_and_deleted_without_a_rebuild(backend: str, tmp_path: Path) -> None:
-    pytest.importorskip(backend)
+    pytest.importorskip(backend.split()[0])
     index = build(backend, stored(tmp_path, corpus()), tmp_path)
     more = corpus(200, seed=7, prefix="new")
     gone = [f"c{number}" for number in range(0, 400)]
@@ -156,6 +160,13 @@ def test_auto_is_exact_for_few_candidates_and_lance_for_many() -> None:
     assert backends.choose("exact", 10**9) == "exact"
 
 
+def test_an_index_too_large_for_memory_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = stored(tmp_path, corpus())
+    assert index.nbytes() == ROWS * DIM * 2 and isinstance(index.ready(), HeldIndex)
+    monkeypatch.setattr(exact, "MOST_HELD", ROWS * DIM * 2 - 1)
+    assert index.ready() is index
+
+
 def test_a_backend_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "find_spec", lambda name: None)
     with pytest.raises(
@@ -172,6 +183,12 @@ def test_a_backend_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPa
         ({"price": True}, "'price' holds number"),
         ({"brand": {"~": "A"}}, "'~' compares nothing"),
         ({"fresh": 1}, "'fresh' holds truth"),
+        ({"brand": []}, "filter of 'brand' is empty"),
+        ({"brand": {"!=": []}}, "filter of 'brand' is empty"),
+        ({"brand": {}}, "filter of 'brand' is empty"),
+        ({"price": {"<": float("inf")}}, "give a finite number"),
+        ({"price": [1, float("nan")]}, "give a finite number"),
+        ({"price": 10**400}, "give a finite number"),
     ],
 )
 def test_conditions_that_the_index_cannot_check_are_refused(where: dict, message: str) -> None:
@@ -179,10 +196,44 @@ def test_conditions_that_the_index_cannot_check_are_refused(where: dict, message
         filter_of(where, CARD)
 
 
+SHOPS = {"instructions": [{"dataset": "a", "dataset_id": 0}, {"dataset": "b", "dataset_id": 1}]}
+
+
+@pytest.mark.parametrize(
+    "where, message",
+    [
+        ({"dataset": []}, "'dataset' is an empty list"),
+        ({"dataset": {"!=": "a"}}, "'dataset' is compared by = alone"),
+        ({"dataset": [["a"]]}, "knows no dataset"),
+        ({"dataset": "c"}, "knows no dataset 'c'; it knows: a b"),
+    ],
+)
+def test_datasets_that_cannot_be_chosen_are_refused(where: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        filter_of(where, SHOPS)
+
+
+def test_datasets_are_told_one_by_one() -> None:
+    assert filter_of(parse_where(["dataset=a", "dataset=b"], SHOPS), SHOPS).datasets == (0, 1)
+    with pytest.raises(InputError, match="'dataset!=a' can't be checked"):
+        parse_where(["dataset!=a"], SHOPS)
+
+
 def test_conditions_are_read_as_their_column_says() -> None:
     told = ["brand = Arla", "price<=9.5", "price>2", "fresh=TRUE"]
-    assert parse_where(told, CARD) == {"brand": {"=": "Arla"}, "price": {"<=": 9.5, ">": 2.0}, "fresh": {"=": True}}
+    assert parse_where(told, CARD) == {
+        "brand": {"=": ["Arla"]},
+        "price": {"<=": [9.5], ">": [2.0]},
+        "fresh": {"=": [True]},
+    }
     assert filter_of(parse_where(["brand!=x'; DROP"], CARD), CARD).conditions == (Condition("m0", "!=", "x'; DROP"),)
     for wrong, message in (("brand", "no condition"), ("price<cheap", "holds numbers")):
         with pytest.raises(InputError, match=message):
             parse_where([wrong], CARD)
+
+
+def test_a_sign_that_is_given_twice_has_to_hold_twice() -> None:
+    told = parse_where(["price<10", "price < 20", "brand!=Arla", "brand!=Oatly"], CARD)
+    assert told == {"price": {"<": [10.0, 20.0]}, "brand": {"!=": ["Arla", "Oatly"]}}
+    signs = [(one.column, one.sign, one.value) for one in filter_of(told, CARD).conditions]
+    assert signs == [("m1", "<", 10.0), ("m1", "<", 20.0), ("m0", "!=", "Arla"), ("m0", "!=", "Oatly")]

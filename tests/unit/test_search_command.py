@@ -1,5 +1,6 @@
 """`pipeline/search.py`: which index it takes, what it prints, and how it refuses."""
 
+import io
 import json
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.search import find_keys, main, read_overrides
+from pipeline.search import find_keys, main, print_table, read_overrides
 from stages.context import InputError
 from tests.search_world import make_world, picture, write_index, write_run
 
@@ -88,6 +89,30 @@ def test_bad_input_is_refused_with_code_2_and_one_line(
     assert main([one.format(home=world["home"]) for one in arguments]) == 2
     out, err = capfd.readouterr()
     assert out == "" and message.format(home=world["home"]) in err and len(err.splitlines()) == 1
+
+
+def test_the_terminal_shows_other_columns_and_obeys_nothing() -> None:
+    from stages.search.filters import Condition, Filter
+    from stages.search.retriever import Query, Result
+
+    found = [Result("a\x1b[31m", 0.5, "red\x9b2J \u202e", None, "text", {"brand": "Ar\x07la", "price": 3})]
+    out = io.StringIO()
+    print_table(Query("red", None, None, None), found, out)
+    shown = out.getvalue()
+    assert all(word in shown for word in ("others", "brand: Ar\ufffdla", "price: 3", "a\ufffd[31m"))
+    assert all(sign.isprintable() for sign in shown if sign != "\n")
+    out = io.StringIO()
+    print_table(Query("red", None, None, None, Filter(conditions=(Condition("m0", "=", "x"),))), [], out)
+    assert "no candidate meets the conditions" in out.getvalue()
+
+
+def test_a_file_of_queries_may_be_called_none(
+    world: dict, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world["home"])
+    Path("None.jsonl").write_text('{"text": "red", "where": {"brand": "x"}}')
+    assert main(["--queries", "None.jsonl", f"store={world['store'].root}"]) == 2
+    assert "error: None.jsonl:1: the index has no column" in capfd.readouterr().err
 
 
 def test_the_newest_run_that_agrees_with_the_overrides_is_taken(world: dict) -> None:

@@ -271,6 +271,8 @@ function list(results, placeElsewhere = null, elsewhere = "") {
 function describe(card, result, rank) {
   card.dataset.id = result.id;
   card.querySelector(".words").textContent = result.text ?? "";
+  const facts = Object.entries(result.metadata ?? {}).map(([name, value]) => `${name}: ${plain(value)}`);
+  card.querySelector(".facts").textContent = facts.join(" · ");
   card.querySelector(".rank").textContent = `${rank}`;
   card.querySelector(".score").textContent = result.score.toFixed(3);
   card.querySelector(".bar i").style.setProperty("--score", Math.max(0, Math.min(1, result.score)));
@@ -288,6 +290,8 @@ function describe(card, result, rank) {
     card.addEventListener(off, () => twins(result.id, false));
   }
 }
+
+const plain = (value) => (typeof value === "string" ? value : JSON.stringify(value));
 
 function twins(id, on) {
   for (const card of document.querySelectorAll(".pair .card")) {
