@@ -16,7 +16,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet torch==2.13.0
-	$(RUN) -m pip install --quiet --editable '.[dev,serve,lance,faiss]'
+	$(RUN) -m pip install --quiet --editable '.[dev,serve-ray,lance,faiss]'
 	$(RUN) -m pip install --quiet --no-deps --upgrade --target $(VENV)/torchvision torchvision==0.28.0
 	@touch $@
 
