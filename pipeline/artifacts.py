@@ -6,6 +6,7 @@
     {store}/{stage}/{key}/_lease.json         who computes this artifact; see leases.py
     {store}/runs/{run}.json                   each pipeline run: its configuration, keys and actions
     {store}/pins/{stage}-{key}.json           what `store.py gc` has to keep; see sweep.py
+    {store}/pins/{stage}-{key}.{attempt}.json the same for an attempt that was registered in MLflow
 
 `store` is a local directory or `s3://bucket/prefix`; both give the same guarantees (objects.py, s3.py), and all of
 this is written once for both. Every attempt writes to a fresh directory of its own, so what a killed attempt left
@@ -19,7 +20,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -27,8 +28,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipeline import leases
-from pipeline.manifests import FORMAT, MANIFEST, RUNS, Manifests, encode, read_manifest
-from pipeline.objects import LocalObjects, Objects
+from pipeline.cache import made, told_locally
+from pipeline.manifests import FORMAT, MANIFEST, RUNS, Manifests, decode_run, encode, read_manifest
+from pipeline.objects import LocalObjects, Objects, told
 from stages.context import InputError, StageError
 
 if TYPE_CHECKING:
@@ -143,12 +145,15 @@ class Artifact:
         path = f"{self._directory}/{entry['path']}"
         place = self.objects.work(path)
         source = self.objects.local(path, entry["size"], entry["sha256"])
-        if source == place or (place.is_file() and place.samefile(source)):
+        if source == place:
             return
-        place.parent.mkdir(parents=True, exist_ok=True)
-        fresh = place.with_name(f".{uuid.uuid4().hex}")
-        os.link(source, fresh)
-        fresh.replace(place)
+        with told_locally():
+            if place.is_file() and place.samefile(source):
+                return
+            place.parent.mkdir(parents=True, exist_ok=True)
+            fresh = place.with_name(f".{uuid.uuid4().hex}")
+            os.link(source, fresh)
+            fresh.replace(place)
 
 
 @dataclass(frozen=True)
@@ -285,9 +290,12 @@ class Store:
         attempt = Attempt(stage, key, name, self.objects, fresh, there.tag if there else None)
         if fresh:
             self._drop_work(attempt)
-        attempt.work.mkdir(parents=True, exist_ok=True)
         if isinstance(self.objects, LocalObjects):  # elsewhere directories are only names
-            Path(attempt.base).mkdir(parents=True, exist_ok=True)
+            with told(f"store={self.uri}"):
+                Path(attempt.base).mkdir(parents=True, exist_ok=True)
+                attempt.work.mkdir(parents=True, exist_ok=True)
+        else:
+            made(attempt.work)
         return attempt
 
     def commit(
@@ -327,12 +335,25 @@ class Store:
         self.objects.put(f"{RUNS}/{run}.{name}", text.encode())
         return f"{self.uri}/{RUNS}/{run}.{name}"
 
-    def runs(self) -> list[dict[str, Any]]:
-        """The records of all pipeline runs, newest first."""
+    def runs(self, damaged: Callable[[StageError], None] = lambda error: None) -> list[dict[str, Any]]:
+        """The records of all pipeline runs, newest first; `damaged` is told of those that hold no record."""
         paths = [entry.path for entry in self.objects.files(RUNS) if entry.path.endswith(".json")]
+        return sorted(self.read_runs(paths, damaged), key=lambda record: record["started"], reverse=True)
+
+    def read_runs(
+        self, paths: Sequence[str], damaged: Callable[[StageError], None] | None = None
+    ) -> list[dict[str, Any]]:
+        """The records at `paths`, all of them at once. Raises StageError for what is none, or tells `damaged`."""
+        records = []
         with ThreadPoolExecutor(THREADS) as pool:
-            records = [json.loads(found.data) for found in pool.map(self.objects.read, paths) if found]
-        return sorted(records, key=lambda record: record["started"], reverse=True)
+            for path, found in zip(paths, pool.map(self.objects.read, paths), strict=True):
+                try:
+                    records += [decode_run(found.data, f"{self.uri}/{path}")] if found else []
+                except StageError as error:
+                    if damaged is None:
+                        raise
+                    damaged(error)
+        return records
 
     def _drop_work(self, attempt: Attempt) -> None:
         work = f"{attempt.stage}/{attempt.key}/_work"
@@ -348,8 +369,10 @@ def open_store(uri: str, endpoint: str = "") -> Store:
         return Store(open_s3(uri, endpoint))
     if "://" in uri and not uri.startswith("file://"):
         raise InputError(f"store={uri} is not supported; give a directory or s3://bucket/prefix")
-    root = Path(uri.removeprefix("file://")).expanduser().resolve()
-    if root.exists() and not root.is_dir():
+    with told(f"store={uri}"):
+        root = Path(uri.removeprefix("file://")).expanduser().resolve()
+        is_file = root.exists() and not root.is_dir()
+    if is_file:
         raise InputError(f"store={uri} is a file; give a directory, for example store=.puma/store")
     return Store(root)
 

@@ -29,6 +29,7 @@ from stages.context import InputError, StageError
 SECONDS = 60.0
 POLL = 0.5
 LEASE = "_lease.json"
+UNKNOWN = "alive"
 
 
 class LeaseLost(StageError):
@@ -52,25 +53,29 @@ class Lease:
         """Writes the lease anew. Raises LeaseLost where it belongs to somebody else, or was out of reach too long."""
         with self.guard:
             if not self.lost:
-                fresh = {**self.facts, "renewed": uuid.uuid4().hex}
-                tag = self.objects.swap(self.path, encode(fresh), self.tag)
-                self.lost = tag is None
-                if tag:
-                    self.tag, self.renewed = tag, time.monotonic()
+                asked, fresh = time.monotonic(), {**self.facts, "renewed": uuid.uuid4().hex}
+                if tag := self.objects.swap(self.path, encode(fresh), self.tag):
+                    self.tag, self.renewed = tag, asked
+                else:
+                    self.lost = True
         if self.lost:
             raise LeaseLost(f"another run took over {self.path.rpartition('/')[0]}; the same command waits for it")
 
-    def keep(self, done: threading.Event, on_loss: Callable[[], None]) -> None:
-        """Renews until `done`; calls `on_loss` once the lease is lost."""
-        while not done.wait(self.seconds / 4):
-            try:
+    def keep(self, done: threading.Event) -> None:
+        """Renews until `done` or lost."""
+        while not self.lost and not done.wait(self.seconds / 4):
+            with suppress(Exception):  # out of reach, or lost: `watch` sees to both
                 self.renew()
-            except LeaseLost:
+
+    def watch(self, done: threading.Event, on_loss: Callable[[], None]) -> None:
+        """Calls `on_loss` once the lease is lost, or out of reach so long that others may soon take it.
+
+        A thread of its own: a server that takes a connection and never answers holds up whoever renews for minutes.
+        """
+        while not done.wait(self.seconds / 20):
+            self.lost = self.lost or time.monotonic() - self.renewed > self.seconds * 0.8
+            if self.lost:
                 return on_loss()
-            except Exception:  # out of reach: others may take the lease once it is old, so stop before they do
-                if time.monotonic() - self.renewed > self.seconds * 0.8:
-                    self.lost = True
-                    return on_loss()
         return None
 
     def release(self) -> None:
@@ -95,18 +100,29 @@ def held(
             told.add(holder["token"])
             say(f"{what}: waiting for {holder['holder']}, who computes it since {holder['since']}")
         time.sleep(POLL)
-    done = threading.Event()
     main = threading.current_thread() is threading.main_thread()
     thread = threading.get_ident()
     stop = (lambda: signal.pthread_kill(thread, signal.SIGINT)) if main else (lambda: None)
-    keeper = threading.Thread(target=lease.keep, args=(done, stop), daemon=True, name="lease")
-    keeper.start()
-    try:
+    with kept(lease, stop):
         yield lease
+
+
+@contextmanager
+def kept(lease: Lease, on_loss: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Renews a lease until the block ends, then frees it; one whose renewal hangs is left to grow old."""
+    done = threading.Event()
+    keeper = threading.Thread(target=lease.keep, args=(done,), daemon=True, name="lease")
+    watcher = threading.Thread(target=lease.watch, args=(done, on_loss), daemon=True, name="lease watch")
+    keeper.start()
+    watcher.start()
+    try:
+        yield
     finally:
         done.set()
-        keeper.join()
-        lease.release()
+        watcher.join()
+        keeper.join(0 if lease.lost else lease.seconds)
+        if not keeper.is_alive():
+            lease.release()
 
 
 def take(objects: Objects, path: str, seconds: float = SECONDS) -> Lease | None:
@@ -136,7 +152,7 @@ def free(data: bytes, age: float, seconds: float = SECONDS) -> bool:
     if facts.get("state") != "held" or age > seconds:
         return True
     number, born = facts["process"]
-    return facts["machine"] == machine() and birth(number) != born
+    return facts["machine"] == machine() and not lives(number, born)
 
 
 def holder(objects: Objects, path: str, seconds: float = SECONDS) -> dict[str, Any] | None:
@@ -184,20 +200,27 @@ def machine() -> str:
     return " ".join(parts)
 
 
+def lives(process: int, born: str) -> bool:
+    """Whether the process of this machine that was born then still runs; one that can't be told apart counts as it."""
+    there = birth(process)
+    return bool(there) and (there == born or UNKNOWN in (there, born))
+
+
 def birth(process: int) -> str:
-    """When a process of this machine started, so that a number used again is not taken for it; empty where none is."""
+    """When a process of this machine started, so that a number used again is not taken for it; empty where none is.
+
+    UNKNOWN where it runs and the system does not tell: /proc mounted with hidepid hides the processes of other users.
+    """
     try:
         text = Path(f"/proc/{process}/stat").read_text()
         fields = text.rpartition(")")[2].split()
         return "" if fields[0] == "Z" else fields[19]  # a dead one that nobody fetched counts as dead
     except OSError:
         pass
-    if Path("/proc/self/stat").exists():
-        return ""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return ""
     except PermissionError:
         pass
-    return "alive"
+    return UNKNOWN

@@ -37,17 +37,28 @@ def decode(data: bytes, where: str, stage: str, key: str) -> dict[str, Any]:
     try:
         manifest = json.loads(data)
         found = manifest["format"]
+        if found != FORMAT:  # first of all: another format may have other fields
+            raise StageError(f"{where} is of format {found} and this Puma reads {FORMAT}; update Puma, or {mend}")
         identity = (manifest["stage"], manifest["key"], manifest["attempt"], manifest["files"])
     except (ValueError, KeyError, TypeError):
         raise StageError(f"{where} is damaged: it holds no whole manifest; {mend}") from None
-    if found != FORMAT:
-        raise StageError(f"{where} is of format {found} and this Puma reads {FORMAT}; update Puma, or {mend}")
     if identity[:2] != (stage, key):
         other = f"{identity[0]}/{identity[1]}"
         raise StageError(f"{where} is the manifest of {other}: files of two stores or artifacts were mixed; {mend}")
     if manifest.pop("digest", None) not in (None, digest(manifest)):
         raise StageError(f"{where} is damaged: it was edited after it was written; {mend}")
     return manifest
+
+
+def decode_run(data: bytes, where: str) -> dict[str, Any]:
+    """The record of a run in `data`, which was read at `where`. Raises StageError where it holds something else."""
+    try:
+        record = json.loads(data)
+        if record["id"]:
+            return {"status": "", "started": "", "stages": {}, **record}
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise StageError(f"{where} is damaged: it holds no record of a run; delete it")
 
 
 def digest(manifest: Mapping[str, Any]) -> str:

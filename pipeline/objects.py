@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 UNFINISHED = "_unfinished"  # where files lie while they are written, on the file system where they will end up
 PIECE = 1 << 20
+QUICK_SECONDS = 60  # what is written without a lease (leases, records, pins) is written in less
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,11 @@ class Objects(Protocol):
     def remove_tree(self, path: str) -> None:
         """Deletes the directory `path` with all below."""
 
-    def sweep(self, age: float) -> int:
-        """Deletes what killed writers left halfway and is older than `age` seconds; returns how many pieces."""
+    def sweep(self, age: float, covered: Callable[[str], bool]) -> int:
+        """Deletes what killed writers left halfway and is older than `age` seconds; returns how many pieces.
+
+        Left alone are paths that are `covered` by somebody's lease, and whatever is younger than `QUICK_SECONDS`.
+        """
 
     def work(self, path: str) -> Path:
         """A directory on this machine for the work that belongs to `path`; not made yet."""
@@ -141,11 +145,12 @@ class LocalObjects:
         return Found(data, hashlib.sha256(data).hexdigest(), (self._now() if clock else time.time()) - written)
 
     def size(self, path: str) -> int | None:
-        place = Path(self.root, path)
-        return place.stat().st_size if place.is_file() else None
+        with self._told():
+            place = Path(self.root, path)
+            return place.stat().st_size if place.is_file() else None
 
     def create(self, path: str, data: bytes) -> str | None:
-        with self._told(), self._written(data) as unfinished:
+        with self._told(), self._written(path, data) as unfinished:
             target = self._parent(path)
             try:
                 os.link(unfinished, target)
@@ -158,7 +163,7 @@ class LocalObjects:
         from filelock import FileLock
 
         self.prepare()
-        with self._told(), FileLock(Path(self.root, UNFINISHED, "swap.lock")), self._written(data) as unfinished:
+        with self._told(), FileLock(Path(self.root, UNFINISHED, "swap.lock")), self._written(path, data) as unfinished:
             there = self.read(path)
             if there is None or there.tag != tag:
                 return None
@@ -172,7 +177,7 @@ class LocalObjects:
 
     @contextmanager
     def open(self, path: str) -> Iterator[BinaryIO]:
-        with self._told(), self._unfinished() as unfinished:
+        with self._told(), self._unfinished(path) as unfinished:
             with unfinished.open("wb") as file:
                 yield file
                 file.flush()
@@ -192,20 +197,22 @@ class LocalObjects:
         return Path(self.root, path)
 
     def names(self, path: str) -> list[str]:
-        place = Path(self.root, path)
-        if not place.is_dir():
-            return []
-        return sorted(entry.name for entry in place.iterdir() if entry.is_dir() and entry.name != UNFINISHED)
+        with self._told():
+            place = Path(self.root, path)
+            if not place.is_dir():
+                return []
+            return sorted(entry.name for entry in place.iterdir() if entry.is_dir() and entry.name != UNFINISHED)
 
     def files(self, path: str) -> list[Entry]:
         found, now = [], time.time()
-        for folder, _, names in os.walk(Path(self.root, path)):
-            for name in names:
-                place = Path(folder, name)
-                with suppress(FileNotFoundError):
-                    facts = place.stat()
-                    below = place.relative_to(self.root).as_posix()
-                    found.append(Entry(below, facts.st_size, now - facts.st_mtime))
+        with self._told():
+            for folder, _, names in os.walk(Path(self.root, path), onerror=unless_gone):
+                for name in names:
+                    place = Path(folder, name)
+                    with suppress(FileNotFoundError):
+                        facts = place.stat()
+                        below = place.relative_to(self.root).as_posix()
+                        found.append(Entry(below, facts.st_size, now - facts.st_mtime))
         return sorted(found, key=lambda entry: entry.path)
 
     def settle(self, directory: str) -> None:
@@ -216,7 +223,8 @@ class LocalObjects:
                 sync(Path(folder))
 
     def checksum(self, path: str, trust: bool = False) -> str:
-        return checksum(Path(self.root, path))
+        with self._told():
+            return checksum(Path(self.root, path))
 
     def remove(self, paths: Iterable[str]) -> None:
         with self._told():
@@ -224,11 +232,18 @@ class LocalObjects:
                 Path(self.root, path).unlink(missing_ok=True)
 
     def remove_tree(self, path: str) -> None:
-        with self._told(), suppress(FileNotFoundError):
-            shutil.rmtree(Path(self.root, path))
+        with self._told():
+            try:
+                shutil.rmtree(Path(self.root, path))
+            except FileNotFoundError:
+                pass
+            except OSError as error:  # somebody has written there meanwhile, which is theirs
+                if error.errno != errno.ENOTEMPTY:
+                    raise
 
-    def sweep(self, age: float) -> int:
-        left = [entry.path for entry in self.files(UNFINISHED) if entry.age > age and not entry.path.endswith(".lock")]
+    def sweep(self, age: float, covered: Callable[[str], bool]) -> int:
+        old = [entry.path for entry in self.files(UNFINISHED) if entry.age > max(age, QUICK_SECONDS)]
+        left = [path for path in old if not path.endswith(".lock") and not covered(bound_for(path))]
         self.remove(left)
         return len(left)
 
@@ -241,16 +256,17 @@ class LocalObjects:
         return place
 
     @contextmanager
-    def _unfinished(self) -> Iterator[Path]:
-        place = self._parent(f"{UNFINISHED}/{uuid.uuid4().hex}")
+    def _unfinished(self, path: str) -> Iterator[Path]:
+        """A place for what will be `path`; its name tells whose lease it is written under."""
+        place = self._parent("/".join((UNFINISHED, "~".join((*path.split("/")[:2], uuid.uuid4().hex)))))
         try:
             yield place
         finally:
             place.unlink(missing_ok=True)
 
     @contextmanager
-    def _written(self, data: bytes) -> Iterator[Path]:
-        with self._unfinished() as place:
+    def _written(self, path: str, data: bytes) -> Iterator[Path]:
+        with self._unfinished(path) as place:
             with place.open("wb") as file:
                 file.write(data)
                 file.flush()
@@ -260,7 +276,7 @@ class LocalObjects:
     def _now(self) -> float:
         """The time by the clock that also gave the files theirs: on a network directory that is the server's."""
         try:
-            with self._unfinished() as place:
+            with self._unfinished("clock") as place:
                 place.touch()
                 return place.stat().st_mtime
         except OSError:  # a place that can only be read
@@ -284,6 +300,17 @@ def told(place: str) -> Iterator[None]:
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise InputError(f"{place} goes through a file ({error.filename}); give a directory") from error
         raise
+
+
+def unless_gone(error: OSError) -> None:
+    """What stops a walk: os.walk would take a directory that may not be read for an empty one."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
+def bound_for(unfinished: str) -> str:
+    """The start of the path that an unfinished file is written for."""
+    return unfinished.removeprefix(f"{UNFINISHED}/").replace("~", "/")
 
 
 def sync(path: Path) -> None:

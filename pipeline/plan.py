@@ -89,11 +89,13 @@ def plan(
     decisions: dict[str, Decision] = {}
     for stage in stages:
         inputs = {name: decisions[name].key for name in stage.inputs}
-        parts = key_parts(stage, config, defaults, sources[stage.name], inputs)
-        if selection.ignore_code:
-            parts = with_known_code(parts, manifests.get(stage.name, {}))
-        key = key_of(parts)
-        reasons = run_reasons(stage, key, parts, manifests, decisions, stage.name in forced, defaults)
+        own = key_parts(stage, config, defaults, sources[stage.name], inputs)
+        known = with_known_code(own, manifests.get(stage.name, {})) if selection.ignore_code else own
+        for parts in (known, own):  # what is not cached runs with the code as it is, so its key tells that code
+            key = key_of(parts)
+            reasons = run_reasons(stage, key, parts, manifests, decisions, stage.name in forced, defaults)
+            if parts == own or not reasons:
+                break
         if stage.name in selected:
             if reasons and stage.name not in forced and key not in manifests.get(stage.name, {}):
                 reasons = with_incomplete(reasons, started(stage.name, key))
@@ -189,11 +191,14 @@ def run_reasons(
     if key not in known:
         earlier = [differences(parts, manifest["parts"], defaults) for manifest in newest_first(known)]
         return min(earlier, key=len, default=("MISSING",)) or ("MISSING",)
+
+    def attempt_of(name: str) -> str | None:
+        return manifests.get(name, {}).get(decisions[name].key, {}).get("attempt")
+
     reasons = []
     for name in stage.inputs:
-        there = manifests.get(name, {}).get(decisions[name].key, {}).get("attempt")
-        read = known[key]["inputs"].get(name, {}).get("attempt")
-        if decisions[name].action == "run" or there != read:
+        # What runs anyway is not looked at: `--force` mends a manifest that can't be read.
+        if decisions[name].action == "run" or attempt_of(name) != known[key]["inputs"].get(name, {}).get("attempt"):
             reasons.append(f"INPUT {name} (rewritten)")
     return tuple(reasons)
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.tracking import flatten, is_number, metric_name
+from pipeline.tracking import metric_name
+from pipeline.values import flatten, is_number
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

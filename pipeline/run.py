@@ -23,6 +23,7 @@ from pipeline.plan import Decision, Selection, plan
 from pipeline.report import closing_lines, plan_rows, run_note
 from pipeline.sources import read_sources
 from pipeline.students import with_student
+from pipeline.sweep import keep_registered
 from pipeline.terminal import Parser, json_command, open_console, text_table
 from pipeline.values import walk_values
 
@@ -139,6 +140,9 @@ def register(run: "Run") -> None:
         "test": test_identity(run),
         "evaluation": f"{evaluation.key}/{evaluation.attempt}",
     }
+    keep_registered(
+        run.store, student.stage, student.key, student.attempt, asked.register_as
+    )  # before a version exists
     if asked.register_alias != "always" and run.tracker.is_registered(asked.register_as, tags, asked.register_alias):
         return
     numbers = headline(evaluation.manifest["metrics"]).get("student", {})

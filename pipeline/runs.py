@@ -5,14 +5,15 @@ when its record is old and it holds the lease of none of its stages, since a run
 and holds a lease during one.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from pipeline import leases
 from pipeline.artifacts import Store
-from pipeline.manifests import RUNS
+from pipeline.manifests import RUNS, decode_run
+from stages.context import StageError
 
 RECENT = 30  # records that are looked at, the newest; each is a request to the store
 QUIET_SECONDS = 600
@@ -40,8 +41,9 @@ def recent(store: Store) -> Iterator[tuple[dict[str, Any], float]]:
     paths = [entry.path for entry in store.objects.files(RUNS) if entry.path.endswith(".json")]
     for path in sorted(paths)[-RECENT:]:
         found = store.objects.read(path)
-        if found:
-            yield json.loads(found.data), found.age
+        with suppress(StageError):  # what holds no record is no killed run; `store.py ls` names it
+            if found:
+                yield decode_run(found.data, path), found.age
 
 
 def is_dead(store: Store, record: dict[str, Any], age: float) -> bool:
@@ -49,7 +51,7 @@ def is_dead(store: Store, record: dict[str, Any], age: float) -> bool:
     writer = record.get("host", {})
     if writer.get("machine") == leases.machine():
         number, born = writer["process"]
-        return leases.birth(number) != born
+        return not leases.lives(number, born)
     if age < QUIET_SECONDS:
         return False
     keys = ((stage, entry["key"]) for stage, entry in record["stages"].items() if entry["action"] == "run")

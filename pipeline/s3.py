@@ -10,22 +10,21 @@ Credentials come from the standard chain on each machine and are no part of any 
 """
 
 import hashlib
-import logging
 import os
+import re
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipeline.cache import made, told_locally
-from pipeline.objects import PIECE, Entry, Found, checksum
+from pipeline.objects import PIECE, QUICK_SECONDS, Entry, Found, checksum
+from pipeline.s3_clients import THREADS, arrow_filesystem, client, code, one_line, server_time
 from stages.cache import cache_root
 from stages.context import InputError, StageError
 
@@ -34,8 +33,9 @@ if TYPE_CHECKING:
 
 TRIES = 8  # of a conditional PUT whose outcome stays open; the waits between them double from WAIT seconds
 WAIT = 0.2
-THREADS = 16
+BODIES = 3  # tries to read an answer to its end: botocore repeats a request that fails, but no body that breaks off
 PROBE = "_probe"
+STANDARD = re.compile(r"https://s3(\.[a-z0-9-]+)*\.amazonaws\.com(\.cn)?/?")  # not the one of a private network
 DENIED = ("AccessDenied", "AllAccessDisabled", "403")
 UNKNOWN_CREDENTIALS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "401")
 SKEWED = ("RequestTimeTooSkewed", "RequestExpired")
@@ -75,12 +75,24 @@ class S3Objects:
     def _read(self, path: str, link: Any) -> Found | None:
         with self._told():
             try:
-                answer = link.get_object(**self._at(path))
+                answer, data = self._get(path, link, lambda body: body.read())
             except link.exceptions.NoSuchKey:
                 return None
-            data = answer["Body"].read()
         age = (server_time(answer) - answer["LastModified"]).total_seconds()
         return Found(data, answer["ETag"].strip('"'), age)
+
+    def _get(self, path: str, link: Any, consume: Callable[[Any], Any]) -> tuple[dict[str, Any], Any]:
+        """An answer, and what `consume` makes of its body; asked again where the body breaks off."""
+        from botocore.exceptions import BotoCoreError
+
+        for left in reversed(range(BODIES)):
+            answer = link.get_object(**self._at(path))
+            try:
+                return answer, consume(answer["Body"])
+            except BotoCoreError:
+                if not left:
+                    raise
+        raise AssertionError("unreachable")
 
     def size(self, path: str) -> int | None:
         head = self._head(path)
@@ -118,23 +130,25 @@ class S3Objects:
     def local(self, path: str, size: int, sha256: str) -> Path:
         """The cached copy, fetched where it isn't there; its content is that of `sha256` or it does not appear."""
         target = cache_root() / "files" / sha256[:2] / sha256
-        if target.is_file() and target.stat().st_size == size:
-            return target
-        made(target.parent)
-        for _ in range(3):  # a connection that breaks off can look like an end
-            unfinished = target.with_name(f".{uuid.uuid4().hex}")
-            try:
-                with told_locally(), self._told():
-                    self._client.download_file(**self._at(path), Filename=str(unfinished))
-                if checksum(unfinished) == sha256:
-                    unfinished.replace(target)
-                    return target
-            finally:
-                unfinished.unlink(missing_ok=True)
+        with told_locally():
+            if target.is_file() and target.stat().st_size == size:
+                os.utime(target)  # copies that nobody has asked for in a long time are given up
+                return target
+            made(target.parent)
+            for _ in range(BODIES):
+                unfinished = target.with_name(f".{uuid.uuid4().hex}")
+                try:
+                    with self._told():
+                        self._client.download_file(**self._at(path), Filename=str(unfinished))
+                    if checksum(unfinished) == sha256:
+                        unfinished.replace(target)
+                        return target
+                finally:
+                    unfinished.unlink(missing_ok=True)
         raise StageError(f"{self.uri}/{path} has another content than when it was written")
 
     def names(self, path: str) -> list[str]:
-        start = self._key(path) + "/" if self._key(path) else ""
+        start = self._start(path)
         with self._told():
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=start, Delimiter="/"
@@ -148,7 +162,7 @@ class S3Objects:
 
     def _below(self, path: str) -> list[Entry]:
         """All objects below `path/`; what ends in a slash is pyarrow's mark of a directory."""
-        start, above = self._key(path) + "/", len(self._key("")) + bool(self.prefix)
+        start, above = self._start(path), len(self._start(""))
         found = []
         with self._told():
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start):
@@ -165,11 +179,8 @@ class S3Objects:
         stored = (self._head(path) or {}).get("Metadata", {}).get("sha256") if trust else None
         if stored:
             return stored
-        digest = hashlib.sha256()
         with self._told():
-            for piece in self._client.get_object(**self._at(path))["Body"].iter_chunks(PIECE):
-                digest.update(piece)
-        return digest.hexdigest()
+            return self._get(path, self._client, digest)[1]
 
     def remove(self, paths: Iterable[str]) -> None:
         with self._told(), ThreadPoolExecutor(THREADS) as pool:
@@ -178,18 +189,19 @@ class S3Objects:
     def remove_tree(self, path: str) -> None:
         self.remove([entry.path for entry in self._below(path)])
 
-    def sweep(self, age: float) -> int:
+    def sweep(self, age: float, covered: Callable[[str], bool]) -> int:
         """Gives up uploads in parts that nobody finished; they cost storage and no listing shows them."""
-        now, count = datetime.now(UTC), 0
+        start, count = self._start(""), 0
         with self._told():
-            pages = self._client.get_paginator("list_multipart_uploads").paginate(
-                Bucket=self.bucket, Prefix=self._key("")
-            )
-            for upload in [one for page in pages for one in page.get("Uploads", ())]:
-                if (now - upload["Initiated"]).total_seconds() > age:
-                    place = {"Bucket": self.bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
-                    self._client.abort_multipart_upload(**place)
-                    count += 1
+            for page in self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self.bucket, Prefix=start
+            ):
+                for upload in page.get("Uploads", ()):
+                    old = (server_time(page) - upload["Initiated"]).total_seconds() > max(age, QUICK_SECONDS)
+                    if old and not covered(upload["Key"].removeprefix(start)):
+                        place = {"Bucket": self.bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+                        self._client.abort_multipart_upload(**place)
+                        count += 1
         return count
 
     def work(self, path: str) -> Path:
@@ -201,6 +213,10 @@ class S3Objects:
 
     def _key(self, path: str) -> str:
         return "/".join(part for part in (self.prefix, path) if part)
+
+    def _start(self, path: str) -> str:
+        """What all keys below a directory start with; without the slash those of its namesakes would too."""
+        return f"{self._key(path)}/" if self._key(path) else ""
 
     def _at(self, path: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self._key(path)}
@@ -296,52 +312,16 @@ def open_s3(uri: str, endpoint: str = "") -> S3Objects:
     if endpoint and "://" not in endpoint:
         raise InputError(f"store_endpoint={endpoint} is no address; write http://host:port or https://host")
     found = client(endpoint, "").meta
-    resolved = "" if ".amazonaws.com" in found.endpoint_url else found.endpoint_url
+    resolved = "" if not endpoint and STANDARD.fullmatch(found.endpoint_url) else found.endpoint_url
     return S3Objects(bucket, prefix.strip("/"), resolved, found.region_name or "us-east-1")
 
 
-@cache
-def session(process: int) -> Any:
-    """boto3's credentials and settings, of this process."""
-    import boto3
-
-    logging.getLogger("botocore.credentials").setLevel(logging.WARNING)  # it tells every process where it found them
-    return boto3.session.Session()
-
-
-def client(endpoint: str, region: str, once: bool = False) -> Any:
-    """The connections of this process; `once` gives up after one try."""
-    return _client(endpoint, region, once, os.getpid())
-
-
-@cache
-def _client(endpoint: str, region: str, once: bool, process: int) -> Any:
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError
-
-    retries = {"total_max_attempts": 1} if once else {"mode": "standard", "total_max_attempts": 5}
-    options: dict[str, Any] = {"s3": {"addressing_style": "path"}} if endpoint else {}
-    config = Config(retries=retries, connect_timeout=10, read_timeout=30, max_pool_connections=2 * THREADS, **options)
-    try:
-        return session(process).client("s3", endpoint_url=endpoint or None, region_name=region or None, config=config)
-    except (BotoCoreError, ValueError) as error:
-        raise InputError(f"S3 cannot be reached as configured: {one_line(error)}") from error
-
-
-@cache
-def arrow_filesystem(endpoint: str, region: str) -> "FileSystem":
-    """The file system for streams, one for each process."""
-    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
-
-    scheme, _, host = endpoint.rpartition("://")
-    options = {"endpoint_override": host.rstrip("/"), "scheme": scheme} if endpoint else {}
-    return S3FileSystem(
-        region=region,
-        connect_timeout=10,
-        request_timeout=60,
-        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=5),
-        **options,
-    )
+def digest(body: Any) -> str:
+    """SHA-256 of a body in hex."""
+    found = hashlib.sha256()
+    for piece in body.iter_chunks(PIECE):
+        found.update(piece)
+    return found.hexdigest()
 
 
 @cache
@@ -376,21 +356,3 @@ def probe(objects: S3Objects, process: int) -> None:
                 )
         else:
             raise objects._explained(doubt) from doubt
-
-
-def server_time(answer: dict[str, Any]) -> datetime:
-    """The time by the clock of the server, which also gave the objects theirs; ours where it does not tell."""
-    try:
-        return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).astimezone(UTC)
-    except (KeyError, ValueError):
-        return datetime.now(UTC)
-
-
-def code(error: Exception) -> str:
-    """S3's name of an error."""
-    return str((getattr(error, "response", None) or {}).get("Error", {}).get("Code", ""))
-
-
-def one_line(error: object) -> str:
-    """An error's text on one line."""
-    return " ".join(str(error).split())[:300]

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.leases import birth
+from pipeline.leases import birth, lives
 
 KEEP_DAYS = 60
 Event = dict[str, Any]
@@ -96,7 +96,7 @@ class Spool:
 def alive(writer: str) -> bool:
     """Whether the process that a file is named after still runs."""
     process, _, born = writer.partition("-")
-    return birth(int(process)) == born
+    return lives(int(process), born)
 
 
 def renamed(event: Event, ids: Mapping[str, str]) -> Event:

@@ -1,12 +1,13 @@
 """Looks after the artifact store: python pipeline/store.py ls|show|verify|pin|unpin|gc [--json] [key=value …]
 
 `ls` lists artifacts and runs, `show KEY|URI` tells what one artifact is and how it came about, `verify [KEY|URI]`
-reads every listed file and compares sizes and checksums. `gc` lists what neither the last runs nor a pin needs, and
-deletes it with --apply; `pin KEY|URI` keeps an artifact and all it was made from, `unpin` lets it go.
+reads every listed file and compares sizes and checksums. `gc` lists what neither the last runs nor a pin needs nor a
+student registered in MLflow is, and deletes it with --apply; `pin KEY|URI` keeps an artifact and all it was made from,
+`unpin` lets it go. With a bucket `gc --apply` also deletes those of this machine's copies (PUMA_CACHE) that no run has
+asked for in a month.
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -19,10 +20,12 @@ if not __package__:  # run as a script: its own directory must not be searched f
 
 from pipeline import leases, sweep
 from pipeline.artifacts import Artifact, Store, open_store
+from pipeline.cache import expire_copies
 from pipeline.config import load_config
 from pipeline.manifests import MANIFEST
+from pipeline.objects import LocalObjects
 from pipeline.settings import nearest
-from pipeline.terminal import Parser, open_console, text_table
+from pipeline.terminal import Parser, json_command, open_console, text_table
 from stages.context import InputError, StageError
 
 
@@ -36,7 +39,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     add("--apply", action="store_true", help="gc: delete, instead of only listing")
     add("--keep", type=int, default=sweep.KEEP_RUNS, metavar="N", help="gc: runs whose artifacts stay (%(default)s)")
     add("--grace", type=float, default=sweep.GRACE_HOURS, metavar="HOURS", help="gc: age of leftovers (%(default)s)")
-    options = parser.parse_intermixed_args(arguments)
+    add("--registered", action="store_true", help="unpin: let go also of weights that registered versions refer to")
+    options = parser.parse_mixed(arguments)
     if options.command not in COMMANDS:
         near = nearest(options.command, COMMANDS)
         raise InputError(f"there is no command '{options.command}'{near}; the commands: {', '.join(COMMANDS)}")
@@ -49,35 +53,39 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code: 1 where `verify` found damage."""
-    try:
-        options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    answer: dict[str, Any] = {}
+
+    def action(options: argparse.Namespace, told: dict[str, Any]) -> None:
         config = load_config(overrides=options.overrides)
-        answer = COMMANDS[options.command](open_store(config.store, config.store_endpoint), options)
-    except (InputError, StageError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
-    if options.json:
-        print(json.dumps(answer, ensure_ascii=False))
-    else:
-        print_answer(options.command, answer)
-    return 1 if answer.get("damage") else 0
+        answer.update(COMMANDS[options.command](open_store(config.store, config.store_endpoint), options))
+        told |= answer
+        if not options.json:
+            print_answer(options.command, answer)
+
+    return json_command(lambda: parse_arguments(given), action) or int(bool(answer.get("damage")))
 
 
 def list_store(store: Store, options: argparse.Namespace) -> dict[str, Any]:
     """All keys, newest last, and all runs, newest first."""
-    manifests, pinned = store.manifests(), set(sweep.pins(store))
+    manifests, pins = store.manifests(), list(sweep.read_pins(store))
+    pinned, registered = (
+        {(pin["stage"], pin["key"]) for pin in pins if ("attempt" in pin) == named} for named in (0, 1)
+    )
     rows = []
     for stage, key in sweep.all_keys(store):
         manifest = manifests[stage].peek(key)
         state = "whole" if manifest else "damaged" if store.has(stage, key) else "unfinished"
         if leases.holder(store.objects, f"{stage}/{key}/{leases.LEASE}", store.lease_seconds):
             state = "running"
-        rows.append(row(store, stage, key, state, (stage, key) in pinned, manifest or {}))
-    runs = [{name: run.get(name) for name in ("id", "started", "status", "recipe")} for run in store.runs()]
+        marks = {"pinned": (stage, key) in pinned, "registered": (stage, key) in registered}
+        rows.append(row(store, stage, key, state, manifest or {}) | marks)
+    records = store.runs(lambda error: print(f"warning: {error}", file=sys.stderr))
+    runs = [{name: run.get(name) for name in ("id", "started", "status", "recipe")} for run in records]
     return {"store": store.uri, "artifacts": sorted(rows, key=lambda row: row["created"]), "runs": runs}
 
 
-def row(store: Store, stage: str, key: str, state: str, pinned: bool, manifest: dict[str, Any]) -> dict[str, Any]:
+def row(store: Store, stage: str, key: str, state: str, manifest: dict[str, Any]) -> dict[str, Any]:
     """One line of `ls`."""
     created, files = manifest.get("created", ""), manifest.get("files", [])
     age = datetime.now(UTC) - datetime.fromisoformat(created) if created else None
@@ -91,7 +99,6 @@ def row(store: Store, stage: str, key: str, state: str, pinned: bool, manifest: 
         "files": len(files),
         "bytes": sum(entry["size"] for entry in files),
         "run": manifest.get("run"),
-        "pinned": pinned,
         "uri": f"{store.uri}/{stage}/{key}",
     }
 
@@ -124,28 +131,37 @@ def collect(store: Store, options: argparse.Namespace) -> dict[str, Any]:
     """What is not needed any more; deleted with --apply."""
     garbage = sweep.find_garbage(store, options.keep, options.grace * 3600)
     if options.apply:
-        sweep.delete(store, garbage, options.keep, options.grace * 3600)
+        sweep.delete(store, garbage)
+    copies = expire_copies() if options.apply and not isinstance(store.objects, LocalObjects) else 0
     return {
         "applied": options.apply,
         "artifacts": [f"{stage}/{key}" for stage, key in garbage.artifacts],
         "leftovers": [path for paths in garbage.leftovers.values() for path in paths],
         "skipped": {f"{stage}/{key}": why for (stage, key), why in garbage.skipped.items()},
         "bytes": garbage.bytes,
+        "copies": copies,
     }
 
 
 def pin(store: Store, options: argparse.Namespace) -> dict[str, Any]:
-    """Pins one artifact."""
+    """Pins one artifact in the store that it lies in."""
     artifact = one_artifact(store, options)
-    sweep.pin(store, artifact.stage, artifact.key)
+    sweep.pin(Store(artifact.objects), artifact.stage, artifact.key)
     return {"pinned": artifact.uri}
 
 
 def unpin(store: Store, options: argparse.Namespace) -> dict[str, Any]:
-    """Unpins one artifact."""
+    """Unpins one artifact, and with --registered lets go of what MLflow's versions refer to."""
     artifact = one_artifact(store, options)
-    sweep.unpin(store, artifact.stage, artifact.key)
-    return {"unpinned": artifact.uri}
+    own, key = Store(artifact.objects), (artifact.stage, artifact.key)
+    sweep.unpin(own, *key)
+    if options.registered:
+        sweep.drop_registered(own, *key)
+    names = sorted(
+        {pin["name"] for pin in sweep.read_pins(own) if "name" in pin and (pin["stage"], pin["key"]) == key}
+    )
+    stays = {"still registered as": f"{', '.join(names)}; --registered lets go of that too"} if names else {}
+    return {"unpinned": artifact.uri, **stays}
 
 
 COMMANDS = {"ls": list_store, "show": show, "verify": verify, "gc": collect, "pin": pin, "unpin": unpin}
@@ -193,7 +209,8 @@ def print_list(console: Any, answer: dict[str, Any]) -> None:
     rows = []
     for row in answer["artifacts"]:
         told = {**row, "age": spell_age(row["age"]), "size": spell_size(row["bytes"]), "run": row["run"] or ""}
-        rows.append([str(told[name]) for name in head[:-1]] + ["pinned" if row["pinned"] else ""])
+        marks = [name for name in ("pinned", "registered") if row[name]]
+        rows.append([str(told[name]) for name in head[:-1]] + [", ".join(marks)])
     console.print(f"{answer['store']}: {len(rows)} artifacts", soft_wrap=True)
     console.print(text_table([head, *rows]))
     head = ["id", "started", "status", "recipe"]
@@ -207,6 +224,7 @@ def print_garbage(console: Any, answer: dict[str, Any]) -> None:
     lines += [f"{verb} {len(answer['leftovers'])} files of killed or replaced attempts"] if answer["leftovers"] else []
     lines += [f"left {name} alone: {why}" for name, why in answer["skipped"].items()]
     lines += [f"{spell_size(answer['bytes'])} in all{'' if answer['applied'] else '; --apply deletes them'}"]
+    lines += [f"{spell_size(answer['copies'])} of copies on this machine"] if answer["copies"] else []
     for line in lines:
         console.print(line, soft_wrap=True)
 

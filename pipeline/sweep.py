@@ -1,20 +1,28 @@
 """What may be deleted from a store: artifacts that nobody needs, and what killed attempts left.
 
-Marked, and kept, are the artifacts that the last runs name, those that are pinned, and all that these were made from.
-A key that somebody holds the lease of is left alone, and so is one whose manifest can't be read. To delete, the sweep
-takes the key's lease itself, looks at the runs again, deletes the manifest first and the files after it: no reader
-ever finds a manifest without its files. Files of no manifest go only when they are older than the grace, by the clock
-of the store: an attempt whose outcome is not known yet may still be committed.
+Marked, and kept, are the artifacts that the last runs name, those that are pinned, and all that these were made from;
+of a student that was registered the files of just that attempt, also where a later one took its place. Every
+registered version counts, with an alias or without: aliases move, they lie in MLflow, which a sweep may not be able to
+ask, and a version whose weights are gone is a broken promise. What a student was made from is not needed to load it.
+
+A key that somebody holds the lease of is left alone, so is one whose manifest can't be read, and so is what a killed
+run of a marked key left to be resumed. Where a marked manifest can't be read nothing at all is deleted, for nobody
+knows what that artifact was made from. To delete, the sweep takes the key's lease itself, looks at the runs again,
+deletes the manifest first, the files after it and the lease last: no reader ever finds a manifest without its files.
+Files of no manifest go only when they are older than the grace, by the clock of the store: an attempt whose outcome is
+not known yet may still be committed.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from pipeline import leases
 from pipeline.artifacts import Store
-from pipeline.manifests import MANIFEST, PINS, read_manifest, stage_names
+from pipeline.manifests import MANIFEST, PINS, RUNS, read_manifest, stage_names
+from pipeline.objects import Entry
 from stages.context import StageError
 
 KEEP_RUNS = 10
@@ -24,9 +32,58 @@ Key = tuple[str, str]
 
 
 @dataclass
+class Marks:
+    """What a sweep may not delete: `keys`, and below any key the `attempts` that registered students are."""
+
+    store: Store
+    keep: int
+    keys: set[Key] = field(default_factory=set)
+    attempts: set[tuple[str, str, str]] = field(default_factory=set)
+    seen: set[str] = field(default_factory=set)
+
+    def look(self) -> None:
+        """Marks what the newest `keep` runs, every run under way and the pins name, and what these were made from.
+
+        Asked again it reads only what is new: a run's record names all its keys from the first time it is written.
+        Raises StageError where a record, a pin or a marked manifest can't be read.
+        """
+        first = not self.seen
+        runs = sorted(self.store.read_runs(self._fresh(RUNS)), key=lambda run: run["started"], reverse=True)
+        if first:
+            runs = runs[: self.keep] + [run for run in runs[self.keep :] if run["status"] == "running"]
+        waiting = {(stage, facts["key"]) for run in runs for stage, facts in run["stages"].items()}
+        for pin in read_pins(self.store, self._fresh(PINS)):
+            if "attempt" in pin:
+                self.attempts.add((pin["stage"], pin["key"], pin["attempt"]))
+            else:
+                waiting.add((pin["stage"], pin["key"]))
+        self._follow(waiting)
+        self.keys |= {(stage, key) for stage, key, _ in self.attempts}
+
+    def _follow(self, waiting: set[Key]) -> None:
+        while waiting:
+            stage, key = waiting.pop()
+            try:
+                manifest = read_manifest(self.store.objects, stage, key)
+            except StageError as error:
+                raise StageError(f"nothing was deleted, for what runs or pins need can't be read: {error}") from error
+            self.keys.add((stage, key))
+            inputs = manifest["inputs"] if manifest else {}
+            waiting |= {(name, entry["key"]) for name, entry in inputs.items()} - self.keys
+
+    def _fresh(self, directory: str) -> list[str]:
+        found = [entry.path for entry in self.store.objects.files(directory) if entry.path.endswith(".json")]
+        fresh = [path for path in found if path not in self.seen]
+        self.seen |= set(found)
+        return fresh
+
+
+@dataclass
 class Sweep:
     """What a sweep deletes, or would: whole artifacts, and files of dead attempts below keys that stay."""
 
+    marks: Marks
+    grace: float
     artifacts: dict[Key, int] = field(default_factory=dict)
     leftovers: dict[Key, list[str]] = field(default_factory=dict)
     skipped: dict[Key, str] = field(default_factory=dict)
@@ -36,8 +93,8 @@ class Sweep:
 
 def find_garbage(store: Store, keep: int, grace: float) -> Sweep:
     """What is to be deleted: all but what the last `keep` runs and the pins need; `grace` in seconds."""
-    found = Sweep()
-    marked = marked_keys(store, keep)
+    found = Sweep(Marks(store, keep), grace)
+    found.marks.look()
     for stage, key in all_keys(store):
         holder = leases.holder(store.objects, f"{stage}/{key}/{leases.LEASE}", store.lease_seconds)
         if holder:
@@ -48,60 +105,75 @@ def find_garbage(store: Store, keep: int, grace: float) -> Sweep:
         except StageError as error:
             found.skipped[stage, key] = str(error)
             continue
-        entries = store.objects.files(f"{stage}/{key}")
-        if manifest and (stage, key) not in marked:
-            found.artifacts[stage, key] = sum(entry.size for entry in entries)
+        if manifest and (stage, key) not in found.marks.keys:
+            found.artifacts[stage, key] = sum(entry.size for entry in store.objects.files(f"{stage}/{key}"))
             found.bytes += found.artifacts[stage, key]
-            continue
-        own = (f"{stage}/{key}/{MANIFEST}", f"{stage}/{key}/{leases.LEASE}")
-        listed = f"{stage}/{key}/{manifest['attempt']}/" if manifest else " "
-        dead = [one for one in entries if one.age > grace and one.path not in own and not one.path.startswith(listed)]
-        if dead:
+        elif dead := dead_files(found, stage, key, manifest):
             found.leftovers[stage, key] = [entry.path for entry in dead]
             found.bytes += sum(entry.size for entry in dead)
     return found
 
 
-def delete(store: Store, garbage: Sweep, keep: int, grace: float) -> None:
+def dead_files(found: Sweep, stage: str, key: str, manifest: dict[str, Any] | None) -> list[Entry]:
+    """Files older than the grace that no manifest lists, no registered student needs and no later run resumes from."""
+    if manifest is None and (stage, key) in found.marks.keys:
+        return []
+    directory = f"{stage}/{key}"
+    alive = [attempt for *owner, attempt in found.marks.attempts if owner == [stage, key]]
+    alive += [manifest["attempt"]] if manifest else []
+    kept = tuple(f"{directory}/{attempt}/" for attempt in alive)
+    own = (f"{directory}/{MANIFEST}", f"{directory}/{leases.LEASE}")
+    entries = found.marks.store.objects.files(directory)
+    return [one for one in entries if one.age > found.grace and one.path not in own and not one.path.startswith(kept)]
+
+
+def delete(store: Store, garbage: Sweep) -> None:
     """Deletes what was found, as far as it still is nobody's; what became somebody's goes to `skipped`."""
     for key in [*garbage.artifacts, *garbage.leftovers]:
-        stage, name = key
-        lease = leases.take(store.objects, f"{stage}/{name}/{leases.LEASE}", store.lease_seconds)
-        if lease is None or (key in garbage.artifacts and key in marked_keys(store, keep)):
+        lease = leases.take(store.objects, "/".join((*key, leases.LEASE)), store.lease_seconds)
+        deleted = False
+        if lease:
+            with leases.kept(lease):
+                garbage.marks.look()
+                deleted = delete_artifact(store, garbage, key) if key in garbage.artifacts else True
+                if deleted and key in garbage.leftovers:
+                    delete_leftovers(store, garbage, key)
+                drop_empty(store, key, lease)
+        if not deleted:
             garbage.skipped[key] = "came into use"
             garbage.artifacts.pop(key, None)
             garbage.leftovers.pop(key, None)
-            if lease:
-                lease.release()
-            continue
-        if key in garbage.artifacts:
-            store.objects.remove([f"{stage}/{name}/{MANIFEST}"])
-            store.objects.remove_tree(f"{stage}/{name}")
-        else:
-            store.objects.remove(garbage.leftovers[key])
-            lease.release()
-            if [entry.path for entry in store.objects.files(f"{stage}/{name}")] == [lease.path]:
-                store.objects.remove_tree(f"{stage}/{name}")
-    garbage.unfinished = store.objects.sweep(grace)
+    garbage.unfinished = store.objects.sweep(garbage.grace, covered(store))
 
 
-def marked_keys(store: Store, keep: int) -> set[Key]:
-    """What the newest `keep` runs, every run that is under way, and the pins name, and what these were made from."""
-    runs = store.runs()
-    needed = runs[:keep] + [run for run in runs[keep:] if run["status"] == "running"]
-    waiting = {(stage, facts["key"]) for run in needed for stage, facts in run["stages"].items()} | set(pins(store))
-    manifests, marked = store.manifests(), set()
-    while waiting:
-        stage, key = waiting.pop()
-        marked.add((stage, key))
-        inputs: Mapping[str, Any] = {}
-        if key in manifests[stage]:
-            try:
-                inputs = manifests[stage][key]["inputs"]
-            except StageError:  # what can't be read is never deleted itself
-                continue
-        waiting |= {(name, entry["key"]) for name, entry in inputs.items()} - marked
-    return marked
+def delete_artifact(store: Store, garbage: Sweep, key: Key) -> bool:
+    """Deletes an artifact but for the lease, the manifest first; False where it came into use meanwhile."""
+    if key in garbage.marks.keys:
+        return False
+    directory = "/".join(key)
+    store.objects.remove([f"{directory}/{MANIFEST}"])
+    files = [entry.path for entry in store.objects.files(directory)]
+    store.objects.remove([path for path in files if path != f"{directory}/{leases.LEASE}"])
+    return True
+
+
+def delete_leftovers(store: Store, garbage: Sweep, key: Key) -> None:
+    """Deletes the files of dead attempts, as far as they still are dead."""
+    dead = {entry.path for entry in dead_files(garbage, *key, read_manifest(store.objects, *key))}
+    store.objects.remove([path for path in garbage.leftovers[key] if path in dead])
+
+
+def drop_empty(store: Store, key: Key, lease: leases.Lease) -> None:
+    """Deletes a directory that holds nothing but our lease, and the lease too: freed before, it might be another's."""
+    directory = "/".join(key)
+    if [entry.path for entry in store.objects.files(directory)] == [lease.path] and not lease.lost:
+        store.objects.remove_tree(directory)
+
+
+def covered(store: Store) -> Callable[[str], bool]:
+    """Tells of a path whether it lies below a key that somebody holds the lease of; each key is looked at once."""
+    held = cache(lambda key: leases.holder(store.objects, f"{key}/{leases.LEASE}", store.lease_seconds) is not None)
+    return lambda path: held("/".join(path.split("/")[:2]))
 
 
 def all_keys(store: Store) -> list[Key]:
@@ -109,18 +181,46 @@ def all_keys(store: Store) -> list[Key]:
     return [(stage, key) for stage in stage_names(store.objects) for key in store.objects.names(stage)]
 
 
-def pins(store: Store) -> list[Key]:
-    """What is pinned."""
-    found = [store.objects.read(entry.path) for entry in store.objects.files(PINS)]
-    return [(pin["stage"], pin["key"]) for pin in (json.loads(one.data) for one in found if one)]
+# ---------------------------------------------------------------------------------------- pins and registered students
+
+
+def read_pins(store: Store, paths: Sequence[str] | None = None) -> Iterator[dict[str, str]]:
+    """`stage` and `key` of what is pinned, with the `attempt` and the `name` where it is a registered student."""
+    if paths is None:
+        paths = [entry.path for entry in store.objects.files(PINS)]
+    for path in paths:
+        if found := store.objects.read(path):
+            try:
+                pin = json.loads(found.data)
+                yield {**pin, "stage": pin["stage"], "key": pin["key"]}
+            except (ValueError, KeyError, TypeError):
+                raise StageError(f"{store.uri}/{path} holds no pin; delete it and pin the artifact again") from None
 
 
 def pin(store: Store, stage: str, key: str) -> None:
     """Keeps an artifact, and what it was made from, whatever the sweep deletes."""
-    store.objects.prepare()
-    store.objects.put(f"{PINS}/{stage}-{key}.json", json.dumps({"stage": stage, "key": key}).encode())
+    write_pin(store, f"{stage}-{key}", {"stage": stage, "key": key})
 
 
 def unpin(store: Store, stage: str, key: str) -> None:
     """Lets go of a pinned artifact."""
     store.objects.remove([f"{PINS}/{stage}-{key}.json"])
+
+
+def keep_registered(store: Store, stage: str, key: str, attempt: str, name: str) -> None:
+    """Keeps the files of an attempt that the model `name` is about to refer to, unless they are kept already."""
+    place = f"{stage}-{key}.{attempt}"
+    if store.objects.size(f"{PINS}/{place}.json") is None:
+        write_pin(store, place, {"stage": stage, "key": key, "attempt": attempt, "name": name})
+
+
+def drop_registered(store: Store, stage: str, key: str) -> None:
+    """Lets go of all registered attempts at a key."""
+    found = [entry.path for entry in store.objects.files(PINS)]
+    store.objects.remove([path for path in found if path.startswith(f"{PINS}/{stage}-{key}.") and path.count(".") > 1])
+
+
+def write_pin(store: Store, place: str, facts: dict[str, str]) -> None:
+    """Writes one file below `pins/`."""
+    store.objects.prepare()
+    store.objects.put(f"{PINS}/{place}.json", json.dumps(facts).encode())

@@ -45,13 +45,13 @@ def exit_code(action: Callable[[], None]) -> int:
     return 0
 
 
-def json_command(parse: Callable[[], argparse.Namespace], action: Action, resumes: str) -> int:
+def json_command(parse: Callable[[], argparse.Namespace], action: Action, resumes: str = "") -> int:
     """A long command with `--json`: does it, complains in one line, prints one object on stdout; the exit code.
 
     Args:
         parse: reads the command line; its `json` tells whether the object is wanted.
         action: fills the object on the way, so that a failed command tells how far it came.
-        resumes: what to say after an interruption and after a stage that failed.
+        resumes: what to say after an interruption and after a stage that failed; nothing where nothing goes on.
     """
     out, answer = None, {}
     code, line = 0, ""
@@ -62,9 +62,9 @@ def json_command(parse: Callable[[], argparse.Namespace], action: Action, resume
     except InputError as error:
         code, line = 2, str(error)
     except StageError as error:
-        code, line = 1, f"{error}; {resumes}"
+        code, line = 1, "; ".join(filter(None, (str(error), resumes)))
     except KeyboardInterrupt:
-        code, line = 130, f"interrupted; {resumes}"
+        code, line = 130, "; ".join(filter(None, ("interrupted", resumes)))
     if line:
         print(f"error: {line}", file=sys.stderr)
     if out is not None:

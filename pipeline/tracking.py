@@ -24,14 +24,15 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from pipeline.spool import Spool
+from pipeline.spool import Spool, renamed
+from pipeline.values import flatten, is_number
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 EXPERIMENT = "puma"
 REGISTERED = "registered"  # the tag of a run that registered a student: what it registered
 KNOCK_SECONDS = 2
+OFFLINE = "offline-"  # how the ids of runs begin that no server knows yet
+REFUSED = "refuses something to track, which is lost, and of the next ones nothing is said"
 PARAMS_IN_BATCH, METRICS_IN_BATCH, TEXT_LENGTH, NOTE_LENGTH = 100, 1000, 500, 8000  # MLflow's limits, and a kind one
 
 Result = TypeVar("Result")
@@ -50,10 +53,13 @@ def resolve_uri(configured: str, home: Path = Path(".puma")) -> str:
 
 
 class Link:
-    """A connection to MLflow that fails at most once: it says so in one line, and all later events wait on disk."""
+    """A connection to MLflow that fails at most once: it says so in one line, and all later events wait on disk.
+
+    What the server refuses though it answers is no such failure: it would refuse that again, and take the rest.
+    """
 
     def __init__(self, uri: str, create: bool = False) -> None:
-        self.uri, self.create, self.broken = uri, create, False
+        self.uri, self.create, self.broken, self.refused = uri, create, False, False
         self.spool = Spool(uri)
         self._client: MlflowClient | None = None
 
@@ -74,18 +80,21 @@ class Link:
             self._client = self._client or connect(self.uri, self.create)
             return action(self._client)
         except Exception as error:  # whatever MLflow, SQLAlchemy or the network may raise
-            self.broken = True
+            self.broken = not refused(error)
             text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            print(
-                f"warning: {self.uri} can't be reached, what it would track is kept for the next run: {text}",
-                file=sys.stderr,
-            )
+            why = "can't be reached, what it would track is kept for the next run"
+            if self.broken or not self.refused:
+                print(f"warning: {self.uri} {why if self.broken else REFUSED}: {text}", file=sys.stderr)
+            self.refused = True
             return None
 
     def send(self, verb: str, run: str, **values: Any) -> Any:
         """Carries an event out, see ACTIONS; keeps it on disk where MLflow can't be reached. Never raises."""
         event = {"verb": verb, "run": run, "at": int(time.time() * 1000), **values}
+        if OFFLINE in json.dumps([run, values.get("tags")]):
+            event = renamed(event, self.spool.ids())
         done = self(lambda client: carry(client, event))
+        self.broken = self.broken or (verb == "create" and done is None)  # without it nothing else has a place
         if self.broken:
             self.spool.write(event)
         return done
@@ -125,6 +134,12 @@ def knock(uri: str) -> None:
     if address.scheme in ("http", "https") and address.hostname:
         port = address.port or (443 if address.scheme == "https" else 80)
         socket.create_connection((address.hostname, port), timeout=KNOCK_SECONDS).close()
+
+
+def refused(error: Exception) -> bool:
+    """Whether MLflow answered, and will answer likewise next time: it asks for something else, not for patience."""
+    status = getattr(error, "get_http_status_code", lambda: 500)()
+    return 400 <= status < 500 and status not in (401, 403, 408, 429)
 
 
 def reachable(client: "MlflowClient") -> bool:
@@ -214,9 +229,8 @@ class PipelineRun(StageRun):
 
         See `pipeline.registry.register_student`. A tag of this run tells later ones that it is done.
         """
-        known = self.link.spool.ids().get(run_id, run_id)
         values = {"name": name, "tags": dict(tags), "metrics": numbers(metrics), "alias": alias}
-        said = self.link.send("register", known, **values)
+        said = self.link.send("register", run_id, **values)
         self.tag(REGISTERED, registration(name, tags, alias))
         return said
 
@@ -230,7 +244,7 @@ class PipelineRun(StageRun):
         self.link.send("interrupt", run_id)
 
     def _create(self, name: str, tags: Mapping[str, str]) -> str:
-        made = f"offline-{uuid.uuid4().hex}"
+        made = f"{OFFLINE}{uuid.uuid4().hex}"
         return self.link.send("create", made, name=name, tags=dict(tags)) or made
 
 
@@ -373,24 +387,10 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(path, value) of a nested mapping, paths joined with `/`, by which MLflow groups its charts."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{name}/")
-        else:
-            yield f"{prefix}{name}", value
-
-
 def metric_name(name: str) -> str:
     """`hit@5[image→text]` as MLflow can store it: `hit_at_5/image-text`."""
     plain = name.replace("@", "_at_").replace("→", "-").replace("[", "/").replace("]", "")
     return re.sub(r"[^\w/.\- :]", "_", plain)[:250]
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value can be a metric."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def batches(items: list[Any], size: int) -> Iterable[list[Any]]:

@@ -1,6 +1,6 @@
-"""Sections opened up into dotted paths: of their fields, which have types and ranges, and of their values."""
+"""Sections opened up into dotted paths: their fields, which have types and ranges, and values; nested mappings."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -34,3 +34,17 @@ def knob_field(field: FieldInfo) -> bool:
 def is_section(field: FieldInfo) -> bool:
     """Whether the field is a section of its own."""
     return isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, value) of a nested mapping, paths joined with `/`, by which MLflow groups its charts."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value can be a metric."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

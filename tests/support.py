@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,3 +100,14 @@ def in_ranks(ranks: int, module: str, case: dict[str, Any], environment: Mapping
         for process in processes:
             process.kill()
     assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
+
+
+def with_own_stdout(main: Callable[..., int], arguments: Sequence[str]) -> int:
+    """Runs a command in this process, whose stdout it would leave turned to stderr."""
+    stdout = os.dup(1)
+    try:
+        return main(arguments)
+    finally:
+        sys.stdout.flush()
+        os.dup2(stdout, 1)
+        os.close(stdout)

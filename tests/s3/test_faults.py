@@ -1,19 +1,24 @@
 """What goes wrong between here and a bucket: answers that get lost, servers that are busy, refuse or ignore."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
 
-from pipeline import s3
+from pipeline import s3, s3_clients, sweep
 from pipeline import store as command
 from pipeline.artifacts import open_store
+from pipeline.cache import expire_copies
 from pipeline.manifests import MANIFEST
 from stages.context import InputError, StageError
 from tests.made_stages import go
 from tests.s3.test_contract import FACTS, contents, quiet, write
+from tests.support import with_own_stdout
 
 
 def is_commit(request) -> bool:
@@ -145,16 +150,14 @@ def call(*arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_a_bucket_that_is_not_there_and_a_server_that_does_not_answer(aws, moto, capsys):
-    assert command.main(["ls", "store=s3://nowhere/x", f"store_endpoint={moto}"]) == 2
-    assert f"there is no bucket 'nowhere' at {moto}; create it" in capsys.readouterr().err
-    assert command.main(["ls", "store=s3://bucket/x", "store_endpoint=http://127.0.0.1:9"]) == 1
-    assert "http://127.0.0.1:9 does not answer" in capsys.readouterr().err
+def test_a_bucket_that_is_not_there_and_a_server_that_does_not_answer(aws, moto, capfd):
+    assert with_own_stdout(command.main, ["ls", "store=s3://nowhere/x", f"store_endpoint={moto}"]) == 2
+    assert f"there is no bucket 'nowhere' at {moto}; create it" in capfd.readouterr().err
+    assert with_own_stdout(command.main, ["ls", "store=s3://bucket/x", "store_endpoint=http://127.0.0.1:9"]) == 1
+    assert "http://127.0.0.1:9 does not answer" in capfd.readouterr().err
 
 
 def test_no_credentials_are_told_with_where_to_put_them(moto, tmp_path):
-    import os
-
     env = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     env |= {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true", "AWS_ENDPOINT_URL_S3": moto}
     code, line = call("ls", "store=s3://bucket/x", env=env)
@@ -171,9 +174,9 @@ def test_no_credentials_are_told_with_where_to_put_them(moto, tmp_path):
         (["store=s3://b/p", "store_endpoint=http://"], "S3 cannot be reached as configured"),
     ],
 )
-def test_addresses_that_cannot_work_are_refused(aws, capsys, overrides, words):
-    assert command.main(["ls", *overrides]) == 2
-    assert words in capsys.readouterr().err
+def test_addresses_that_cannot_work_are_refused(aws, capfd, overrides, words):
+    assert with_own_stdout(command.main, ["ls", *overrides]) == 2
+    assert words in capfd.readouterr().err
 
 
 def test_a_whole_run_goes_through_a_flaky_server(hooks, behind, proxy, tmp_path):
@@ -191,14 +194,14 @@ def test_a_whole_run_goes_through_a_flaky_server(hooks, behind, proxy, tmp_path)
     assert {entry["action"] for entry in go(behind, tmp_path).stages.values()} == {"cached"}
 
 
-def test_the_command_line_works_on_a_bucket(hooks, bucket, tmp_path, capsys):
+def test_the_command_line_works_on_a_bucket(hooks, bucket, tmp_path, capfd):
     done = go(bucket, tmp_path)
     place = [f"store={bucket.uri}", f"store_endpoint={bucket.objects.endpoint}"]
     uri = done.stages["train"]["uri"]
 
     def answer(*arguments: str) -> dict:
-        assert command.main([*arguments, "--json", *place]) == 0
-        return json.loads(capsys.readouterr().out)
+        assert with_own_stdout(command.main, [*arguments, "--json", *place]) == 0
+        return json.loads(capfd.readouterr().out)
 
     assert {(row["stage"], row["state"]) for row in answer("ls")["artifacts"]} == {
         ("ingest", "whole"),
@@ -212,5 +215,89 @@ def test_the_command_line_works_on_a_bucket(hooks, bucket, tmp_path, capsys):
     assert len(answer("ls")["artifacts"]) == 2
     assert answer("unpin", uri) == {"unpinned": uri}
     for name in ("ls", "verify", "gc"):
-        assert command.main([name, *place]) == 0
-    assert "would delete" not in capsys.readouterr().out  # the last run still needs them
+        assert with_own_stdout(command.main, [name, *place]) == 0
+    assert "would delete" not in capfd.readouterr().out  # the last run still needs them
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_control_object_whose_body_breaks_off_is_read_again(behind, proxy, times):
+    written = write(behind)
+    left = ["truncate"] * times
+    proxy.rule = lambda request: left.pop() if left and request.path.endswith(MANIFEST) else None
+    assert behind.artifact("ingest", "k1").attempt == written.attempt
+    proxy.rule = lambda request: "truncate" if request.path.endswith(MANIFEST) else None
+    with pytest.raises(StageError) as caught:
+        behind.artifact("ingest", "k1")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checksum_is_taken_through_a_body_that_breaks_off(behind, proxy):
+    artifact = write(behind, "words " * 1000)
+    proxy.once("truncate", lambda request: request.method == "GET" and request.path.endswith("part.txt"))
+    assert artifact.damage() == []
+
+
+def test_only_unfinished_uploads_of_this_store_that_no_lease_covers_are_given_up(aws, moto, monkeypatch):
+    monkeypatch.setattr(s3, "QUICK_SECONDS", -60)
+    name = uuid.uuid4().hex
+    store, client = open_store(f"s3://bucket/{name}", moto), s3.client(moto, "us-east-1")
+    paths = [f"{name}/train/held/a/model", f"{name}/train/free/a/model", f"{name}2/train/free/a/model"]
+    for path in paths:
+        client.create_multipart_upload(Bucket="bucket", Key=path)
+    with store.locked("train", "held", quiet):
+        assert store.objects.sweep(-60, sweep.covered(store)) == 1
+    left = [upload["Key"] for upload in client.list_multipart_uploads(Bucket="bucket", Prefix=name)["Uploads"]]
+    assert sorted(left) == sorted(paths[::2])
+
+
+@pytest.fixture
+def fresh_clients():
+    """For tests that change the environment by which clients are made."""
+    s3_clients._client.cache_clear()
+    yield
+    s3_clients._client.cache_clear()
+
+
+def test_pins_go_to_the_store_of_the_artifact(fresh_clients, bucket, tmp_path, monkeypatch, capfd):
+    artifact, other = write(bucket), open_store(str(tmp_path / "other"))
+    place = [f"store={other.uri}"]
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", bucket.objects.endpoint)
+    assert with_own_stdout(command.main, ["pin", artifact.uri, *place]) == 0
+    assert [entry.path for entry in bucket.objects.files("pins")] == ["pins/ingest-k1.json"]
+    assert with_own_stdout(command.main, ["unpin", artifact.uri, *place]) == 0
+    assert bucket.objects.files("pins") == [] and not other.root.exists()
+
+
+def test_an_endpoint_that_was_given_is_kept_and_aws_itself_needs_none(fresh_clients, aws, monkeypatch):
+    private = "https://bucket.vpce-1a2b.s3.us-east-1.vpce.amazonaws.com"
+    assert open_store("s3://b/p", private).objects.endpoint == private
+    assert open_store("s3://b/p").objects.endpoint == ""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", private)
+    s3_clients._client.cache_clear()
+    assert open_store("s3://b/p").objects.endpoint == private
+
+
+@pytest.mark.parametrize("action", ["begin", "local"])
+def test_a_cache_that_can_only_be_read_is_one_line(bucket, monkeypatch, action):
+    artifact = write(bucket, f"unlike others: {action}")
+
+    def refuse(*given, **named):
+        raise OSError(errno.EROFS, "Read-only file system", "cache")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(InputError, match=r"the cache .* \(PUMA_CACHE\) may not be used"):
+        artifact.local("queries") if action == "local" else bucket.begin("ingest", "k9")
+
+
+def test_copies_that_nobody_asked_for_in_a_long_time_are_deleted(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("PUMA_CACHE", str(tmp_path / "cache"))
+    old, used = write(bucket, "old", key="k1"), write(bucket, "used", key="k2")
+    for artifact in (old, used):
+        place = artifact.local("queries/part.txt")
+        os.utime(place, (0, 0))
+    used.local("queries/part.txt")
+    assert expire_copies() == 3
+    assert not old.objects.work(f"ingest/k1/{old.attempt}/queries/part.txt").exists()
+    assert used.objects.work(f"ingest/k2/{used.attempt}/queries/part.txt").read_bytes() == b"used"
+    assert old.local("queries/part.txt").read_bytes() == b"old"

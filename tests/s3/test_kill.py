@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline import leases, runner, s3
+from pipeline import leases, runner, s3, s3_clients
 from pipeline.artifacts import Store, open_store
 from tests.made_stages import go
 from tests.s3.test_contract import FACTS, quiet
@@ -86,7 +86,7 @@ def test_after_a_kill_at_any_point_the_same_command_finishes_with_the_same_files
     hooks, light, tmp_path, place, request, monkeypatch
 ):
     address = request.getfixturevalue("moto") if place == "moto" else ""
-    monkeypatch.setattr(s3, "_client", lambda endpoint, region, once, process: once_made[once])
+    monkeypatch.setattr(s3_clients, "_client", lambda endpoint, region, once, process: once_made[once])
     monkeypatch.setattr(s3, "probe", lambda objects, process: None)
     if address:  # made here and first used in the children, which so share no connection
         once_made = {once: new_client(address, once) for once in (False, True)}
@@ -126,7 +126,7 @@ def new_client(address: str, once: bool):
 
     retries = {"total_max_attempts": 1 if once else 3}
     config = Config(retries=retries, s3={"addressing_style": "path"}, max_pool_connections=32)
-    return s3.session(os.getpid()).client("s3", endpoint_url=address, region_name="us-east-1", config=config)
+    return s3_clients.session(os.getpid()).client("s3", endpoint_url=address, region_name="us-east-1", config=config)
 
 
 @pytest.mark.parametrize("store", ["local", "moto"], indirect=True)
@@ -143,7 +143,7 @@ def test_of_eight_processes_one_computes_and_all_agree(hooks, light, tmp_path, s
 
     def spawn(number: int) -> int:
         def compute() -> None:
-            s3.session.cache_clear()
+            s3_clients.session.cache_clear()
             done = go(store, tmp_path)
             assert done.error is None
             facts = {name: entry["attempt"] for name, entry in done.stages.items()}

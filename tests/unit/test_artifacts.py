@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.artifacts import MANIFEST, Store, open_store
 from stages.context import InputError, StageError
+from tests.support import with_own_stdout
 
 FACTS = {"parts": {}, "inputs": {}, "metrics": {}, "created": "2026-01-01T00:00:00+00:00"}
 
@@ -186,13 +187,20 @@ def test_a_damaged_manifest_is_named(store):
         store.manifests()["ingest"]["k1"]
 
 
+def test_a_manifest_of_a_newer_format_is_told_as_such_whatever_it_holds(store):
+    write(store)
+    (store.root / "ingest" / "k1" / MANIFEST).write_text('{"format": 2, "parts": []}')
+    with pytest.raises(StageError, match=r"of format 2 and this Puma reads 1; update Puma"):
+        store.artifact("ingest", "k1")
+
+
 # The command that looks into a store.
 
 WHOLE = {**FACTS, "parts": {"params": {"train.steps": 7}}, "seconds": 1.5, "run": "r1", "git": {}}
 
 
 @pytest.fixture
-def command(store, capsys):
+def command(store, capfd):
     from pipeline import store as command
 
     attempt = store.begin("ingest", "0123456789abcdef")
@@ -200,8 +208,8 @@ def command(store, capsys):
     store.commit(attempt, WHOLE)
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        code = command.main([*arguments, f"store={store.root}"])
-        told = capsys.readouterr()
+        code = with_own_stdout(command.main, [*arguments, f"store={store.root}"])
+        told = capfd.readouterr()
         return code, told.out, told.err
 
     return call
@@ -244,7 +252,7 @@ def test_verify_finds_damage_and_fails(command, store):
         (["show"], "show takes one KEY or URI"),
         (["show", "ffff"], "there is no artifact 'ffff'"),
         ([], "the commands: ls, show, verify, gc, pin, unpin"),
-        (["ls", "--jsno"], "unrecognized arguments: --jsno"),
+        (["ls", "--jsno"], "unknown option '--jsno'; did you mean '--json'?"),
     ],
 )
 def test_wrong_words_exit_with_two_and_one_line(command, arguments, words):

@@ -11,7 +11,7 @@ from pipeline.config import Config
 from pipeline.dag import STAGES, Stage, descendants
 from pipeline.plan import Selection, Source, plan
 from pipeline.values import walk_values
-from stages.context import InputError
+from stages.context import InputError, StageError
 from stages.params import Section, knob
 
 SOURCES = {stage.name: Source(1, {f"{stage.module}.py": "aaaa"}) for stage in STAGES}
@@ -112,6 +112,45 @@ def test_other_code_can_be_ignored_and_nothing_else():
     changed = decide(config_with("train.steps", 7), store, sources, ignore_code=True)
     assert running(changed) == TRAIN_AND_BELOW
     assert f"PARAMS train.steps {Config().train.steps} → 7" in changed["train"].reasons
+
+
+def test_what_runs_although_other_code_is_ignored_is_stored_as_what_the_new_code_made():
+    sources = SOURCES | {"train": Source(1, {"stages/train.py": "cccc"})}
+    store, new = default_store(), decide(sources=sources)["train"]
+    forced = decide(manifests=store, sources=sources, ignore_code=True, force=("train",))["train"]
+    assert forced.key == new.key not in store["train"] and forced.parts["code"] == {"stages/train.py": "cccc"}
+    store = commit(decide(manifests=store, force=("distill",), until="distill").values(), store, attempt="second")
+    rewritten = decide(manifests=store, sources=sources, ignore_code=True)
+    assert rewritten["train"].key == new.key and rewritten["train"].action == "run"
+    assert rewritten["index"].parts["inputs"]["train"] == new.key
+
+
+class Damaged(dict):
+    """Manifests of which some can't be read."""
+
+    def __getitem__(self, key):
+        if super().__getitem__(key) is None:
+            raise StageError("damaged")
+        return super().__getitem__(key)
+
+    def get(self, key, default=None):
+        try:
+            return self[key]
+        except KeyError:
+            return default
+
+    def values(self):
+        return [value for value in super().values() if value]
+
+
+@pytest.mark.parametrize("stage", ["ingest", "distill"])
+def test_force_mends_a_manifest_that_cannot_be_read(stage):
+    store = {name: Damaged(known) for name, known in default_store().items()}
+    store[stage][decide()[stage].key] = None
+    with pytest.raises(StageError, match="damaged"):
+        decide(manifests=store)
+    decisions = decide(manifests=store, force=(stage,))
+    assert running(decisions) == {stage} | descendants(STAGES, stage)
 
 
 def test_a_stage_that_was_left_halfway_is_told_with_what_made_it_run():

@@ -85,6 +85,18 @@ def test_a_new_student_is_registered_and_a_cached_one_is_not(command):
     assert registered(command()) == [("student", "auto")]
 
 
+def test_the_store_keeps_what_was_registered_also_where_that_was_done_before(command, tmp_path):
+    done = command("--json")
+    key = json.loads(done.out)["stages"]["train"]["key"]
+    (kept,) = (tmp_path / "store" / "pins").iterdir()
+    facts = json.loads(kept.read_text())
+    assert (facts["stage"], facts["key"], facts["name"]) == ("train", key, "student")
+    assert (tmp_path / "store" / "train" / key / facts["attempt"] / "model").is_dir()
+    kept.unlink()
+    command()
+    assert kept.is_file()
+
+
 def test_a_cached_student_is_registered_as_newly_asked_for(command, monkeypatch):
     def asked(**train: str) -> list[tuple[str, str]]:
         config = Small(store="store", train=Words(**train))

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from pipeline import leases, manifests, objects
+from pipeline import leases, manifests, objects, runs, sweep
 from pipeline import store as command
 from pipeline.artifacts import Store, open_store
 from pipeline.leases import LeaseLost
@@ -16,7 +16,8 @@ from pipeline.manifests import encode
 from pipeline.plan import plan
 from pipeline.sources import read_sources
 from stages.context import InputError, StageError
-from tests.made_stages import DEFAULT, STAGES, go
+from tests.made_stages import DEFAULT, STAGES, fail, go
+from tests.support import with_own_stdout
 
 
 def refuse(code: int):
@@ -95,8 +96,8 @@ def test_a_holder_that_cannot_renew_stops_before_others_may_take_over(store, mon
     lost = threading.Event()
     lease = leases.take(store.objects, "train/k1/_lease.json", 0.2)
     monkeypatch.setattr(objects.LocalObjects, "swap", refuse(errno.EIO))
-    lease.keep(threading.Event(), lost.set)
-    assert lost.is_set()
+    with leases.kept(lease, lost.set):
+        assert lost.wait(10)
     with pytest.raises(LeaseLost):
         lease.renew()
 
@@ -118,6 +119,24 @@ def test_a_damaged_lease_counts_as_free(store):
 def test_processes_are_told_apart_by_their_birth():
     assert leases.birth(os.getpid()) == leases.birth(os.getpid()) != ""
     assert leases.birth(2**22 + 1) == ""
+
+
+def test_a_process_that_the_system_hides_counts_as_alive(store, monkeypatch):
+    """As under hidepid, where /proc shows no process of another user and only a signal tells that it is there."""
+    path, number = "train/k1/_lease.json", os.getpid()
+    assert leases.take(store.objects, path)
+    real = objects.Path.read_text
+
+    def read_text(place, *more):
+        return refuse(errno.ENOENT)() if str(place) == f"/proc/{number}/stat" else real(place, *more)
+
+    monkeypatch.setattr(objects.Path, "read_text", read_text)
+    monkeypatch.setattr(os, "kill", refuse(errno.EPERM))
+    assert leases.birth(number) == leases.UNKNOWN and leases.holder(store.objects, path)
+    record = {"host": {"machine": leases.machine(), "process": [number, "4711"]}, "stages": {}}
+    assert not runs.is_dead(store, record, 0)
+    monkeypatch.setattr(os, "kill", refuse(errno.ESRCH))
+    assert leases.birth(number) == "" and runs.is_dead(store, record, 0)
 
 
 def fill(store: Store, count: int) -> None:
@@ -153,13 +172,13 @@ def test_a_cached_plan_reads_only_its_own_artifacts(hooks, store, tmp_path, monk
     assert len(reads) == 3
 
 
-def test_ls_tells_the_state_of_each_key(hooks, store, tmp_path, capsys):
+def test_ls_tells_the_state_of_each_key(hooks, store, tmp_path, capfd):
     done = go(store, tmp_path)
     store.begin("train", "0" * 16)
     store.objects.put(f"evaluate/{done.stages['evaluate']['key']}/manifest.json", b"{")
     with store.locked("ingest", "1" * 16, print):
-        assert command.main(["ls", "--json", f"store={store.uri}"]) == 0
-    rows = json.loads(capsys.readouterr().out)["artifacts"]
+        assert with_own_stdout(command.main, ["ls", "--json", f"store={store.uri}"]) == 0
+    rows = json.loads(capfd.readouterr().out)["artifacts"]
     assert sorted((row["stage"], row["state"]) for row in rows) == [
         ("evaluate", "damaged"),
         ("ingest", "running"),
@@ -169,22 +188,109 @@ def test_ls_tells_the_state_of_each_key(hooks, store, tmp_path, capsys):
     ]
     whole = next(row for row in rows if row["stage"] == "train" and row["state"] == "whole")
     assert whole["run"] == done.run.id and 0 <= whole["age"] < 600 and whole["pinned"] is False
-    assert command.main(["verify", f"store={store.uri}"]) == 1
-    assert "holds no whole manifest" in capsys.readouterr().out
+    assert with_own_stdout(command.main, ["verify", f"store={store.uri}"]) == 1
+    assert "holds no whole manifest" in capfd.readouterr().out
 
 
-def test_gc_shows_first_and_deletes_when_told(hooks, store, tmp_path, capsys):
+def test_gc_shows_first_and_deletes_when_told(hooks, store, tmp_path, capfd):
     done = go(store, tmp_path)
     place = f"store={store.uri}"
-    assert command.main(["pin", done.stages["ingest"]["key"], place]) == 0
-    assert command.main(["gc", "--keep", "0", place]) == 0
-    told = capsys.readouterr().out
+    assert with_own_stdout(command.main, ["pin", done.stages["ingest"]["key"], place]) == 0
+    assert with_own_stdout(command.main, ["gc", "--keep", "0", place]) == 0
+    told = capfd.readouterr().out
     assert f"would delete train/{done.stages['train']['key']}" in told and "--apply deletes them" in told
     assert store.has("train", done.stages["train"]["key"])
-    assert command.main(["gc", "--keep", "0", "--apply", place]) == 0
-    assert f"deleted train/{done.stages['train']['key']}" in capsys.readouterr().out
+    assert with_own_stdout(command.main, ["gc", "--keep", "0", "--apply", place]) == 0
+    assert f"deleted train/{done.stages['train']['key']}" in capfd.readouterr().out
     assert list(store.manifests()) == ["ingest"]
-    assert command.main(["gc", "--keep", "-1", place]) == 2
+    assert with_own_stdout(command.main, ["gc", "--keep", "-1", place]) == 2
+
+
+def test_the_sweep_leaves_files_that_are_being_written_alone(store):
+    store.objects.prepare()
+    for key in ("held", "free"):
+        place = store.root / objects.UNFINISHED / f"train~{key}~1"
+        place.write_bytes(b"half")
+        os.utime(place, (0, 0))
+    (store.root / objects.UNFINISHED / "train~free~2").write_bytes(b"just now")
+    with store.locked("train", "held"):
+        assert store.objects.sweep(0, sweep.covered(store)) == 1
+    left = sorted(path.name for path in (store.root / objects.UNFINISHED).iterdir())
+    assert [name for name in left if "lock" not in name] == ["train~free~2", "train~held~1"]
+
+
+def test_an_unfinished_file_tells_what_it_is_written_for(store):
+    with store.objects.open("train/k1/a/model/weights"):
+        (unfinished,) = store.objects.files(objects.UNFINISHED)
+    assert objects.bound_for(unfinished.path).startswith("train/k1/")
+
+
+def test_a_pinned_uri_is_pinned_in_its_own_store(hooks, store, tmp_path, capfd):
+    uri = go(store, tmp_path).stages["train"]["uri"]
+    elsewhere = f"store={tmp_path / 'elsewhere'}"
+    assert with_own_stdout(command.main, ["pin", uri, elsewhere]) == 0
+    assert [key for _, key in pinned(store)] == [uri.rpartition("/")[2]]
+    assert with_own_stdout(command.main, ["unpin", uri, elsewhere]) == 0
+    assert pinned(store) == [] and not (tmp_path / "elsewhere").exists()
+
+
+def pinned(store: Store) -> list[tuple[str, str]]:
+    return [(pin["stage"], pin["key"]) for pin in sweep.read_pins(store)]
+
+
+def test_what_is_registered_is_told_and_let_go_of_when_asked(hooks, store, tmp_path, capfd):
+    train = go(store, tmp_path).run.artifacts["train"]
+    sweep.keep_registered(store, "train", train.key, train.attempt, "puma")
+    place = f"store={store.uri}"
+    assert with_own_stdout(command.main, ["ls", place]) == 0
+    assert "registered" in capfd.readouterr().out
+    assert with_own_stdout(command.main, ["unpin", train.key, place]) == 0
+    assert "still registered as puma; --registered lets go" in capfd.readouterr().out
+    assert with_own_stdout(command.main, ["unpin", train.key, "--registered", place]) == 0
+    assert "still" not in capfd.readouterr().out and pinned(store) == []
+
+
+def test_a_broken_record_of_a_run_is_named_and_stops_nobody(hooks, store, tmp_path, capfd):
+    go(store, tmp_path)
+    store.objects.put("runs/29990101-broken.json", b"{")
+    assert go(store, tmp_path).error is None
+    assert with_own_stdout(command.main, ["ls", "--json", f"store={store.uri}"]) == 0
+    told = capfd.readouterr()
+    assert len(json.loads(told.out)["runs"]) == 2
+    assert told.err.count("\n") == 1 and "runs/29990101-broken.json is damaged" in told.err
+
+
+def test_interrupted_and_wrong_commands_are_one_line_and_one_object(hooks, store, tmp_path, monkeypatch, capfd):
+    go(store, tmp_path)
+    monkeypatch.setattr("pipeline.artifacts.Artifact.damage", fail(KeyboardInterrupt()))
+    assert with_own_stdout(command.main, ["verify", "--json", f"store={store.uri}"]) == 130
+    told = capfd.readouterr()
+    assert json.loads(told.out) == {"error": "interrupted"} and told.err == "error: interrupted\n"
+    assert with_own_stdout(command.main, ["show", "nothing", "--json", f"store={store.uri}"]) == 2
+    assert "there is no artifact 'nothing'" in json.loads(capfd.readouterr().out)["error"]
+
+
+@pytest.mark.parametrize("call", ["stat", "iterdir", "open"])
+def test_a_store_that_may_not_be_read_is_one_line(store, monkeypatch, call):
+    store.objects.put("ingest/k1/manifest.json", b"{}")
+    monkeypatch.setattr(objects.Path, call, refuse(errno.EACCES))
+    asks = {
+        "stat": lambda: store.objects.size("ingest/k1/manifest.json"),
+        "iterdir": lambda: store.objects.names("ingest"),
+        "open": lambda: store.objects.checksum("ingest/k1/manifest.json"),
+    }
+    with pytest.raises(InputError, match="may not be used"):
+        asks[call]()
+
+
+def test_a_directory_that_may_not_be_read_is_not_taken_for_an_empty_one(store, monkeypatch):
+    store.objects.put("ingest/k1/a/file", b"")
+    monkeypatch.setattr(os, "scandir", refuse(errno.EACCES))
+    with pytest.raises(InputError, match="may not be used"):
+        store.objects.files("ingest")
+    with pytest.raises(InputError, match="may not be used"), monkeypatch.context() as patch:
+        patch.setattr(objects.Path, "exists", refuse(errno.EACCES))
+        open_store("somewhere")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,77 @@
+"""Connections to S3, one of each kind in a process, and what their answers tell."""
+
+import logging
+import os
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from stages.context import InputError
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+THREADS = 16
+
+
+@cache
+def session(process: int) -> Any:
+    """boto3's credentials and settings, of this process."""
+    import boto3
+
+    logging.getLogger("botocore.credentials").setLevel(logging.WARNING)  # it tells every process where it found them
+    return boto3.session.Session()
+
+
+def client(endpoint: str, region: str, once: bool = False) -> Any:
+    """The connections of this process; `once` gives up after one try."""
+    return _client(endpoint, region, once, os.getpid())
+
+
+@cache
+def _client(endpoint: str, region: str, once: bool, process: int) -> Any:
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
+
+    retries = {"total_max_attempts": 1} if once else {"mode": "standard", "total_max_attempts": 5}
+    options: dict[str, Any] = {"s3": {"addressing_style": "path"}} if endpoint else {}
+    config = Config(retries=retries, connect_timeout=10, read_timeout=30, max_pool_connections=2 * THREADS, **options)
+    try:
+        return session(process).client("s3", endpoint_url=endpoint or None, region_name=region or None, config=config)
+    except (BotoCoreError, ValueError) as error:
+        raise InputError(f"S3 cannot be reached as configured: {one_line(error)}") from error
+
+
+@cache
+def arrow_filesystem(endpoint: str, region: str) -> "FileSystem":
+    """The file system for streams, one for each process."""
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+
+    scheme, _, host = endpoint.rpartition("://")
+    options = {"endpoint_override": host.rstrip("/"), "scheme": scheme} if endpoint else {}
+    return S3FileSystem(
+        region=region,
+        connect_timeout=10,
+        request_timeout=60,
+        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=5),
+        **options,
+    )
+
+
+def server_time(answer: dict[str, Any]) -> datetime:
+    """The time by the clock of the server, which also gave the objects theirs; ours where it does not tell."""
+    try:
+        return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).astimezone(UTC)
+    except (KeyError, ValueError):
+        return datetime.now(UTC)
+
+
+def code(error: Exception) -> str:
+    """S3's name of an error."""
+    return str((getattr(error, "response", None) or {}).get("Error", {}).get("Code", ""))
+
+
+def one_line(error: object) -> str:
+    """An error's text on one line."""
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,67 @@
+"""What MLflow refuses is told and lost; only where it can't be reached does tracking wait on disk."""
+
+import pytest
+
+from pipeline import tracking
+from pipeline.spool import write_json
+from pipeline.tracking import Link
+
+
+class Refusal(Exception):
+    def __init__(self, status: int) -> None:
+        super().__init__(f"answered {status}")
+        self.status = status
+
+    def get_http_status_code(self) -> int:
+        return self.status
+
+
+@pytest.fixture
+def link(tmp_path, monkeypatch) -> Link:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tracking, "connect", lambda uri, create: "client")
+    return Link("http://server", create=True)
+
+
+def refusing(status: int, taken: list):
+    def carry(client, event):
+        if event["verb"] in ("interrupt", "create"):
+            raise Refusal(status)
+        taken.append(event)
+        return "made"
+
+    return carry
+
+
+def test_what_the_server_refuses_is_told_once_and_the_rest_arrives(link, monkeypatch, capsys):
+    taken: list = []
+    monkeypatch.setattr(tracking, "carry", refusing(404, taken))
+    for _ in range(2):
+        link.send("interrupt", "gone")
+    assert link.send("end", "m-1", status="FINISHED") == "made" and len(taken) == 1
+    assert capsys.readouterr().err.count("\n") == 1 and not link.spool.path.exists()
+
+
+@pytest.mark.parametrize("status", [401, 403, 429, 500, 503])
+def test_a_server_that_may_take_it_later_is_told_later(link, monkeypatch, capsys, status):
+    monkeypatch.setattr(tracking, "carry", refusing(status, []))
+    link.send("interrupt", "m-1")
+    link.send("end", "m-1", status="FINISHED")
+    assert capsys.readouterr().err.count("kept for the next run") == 1
+    assert len(link.spool.path.read_text().splitlines()) == 2
+
+
+def test_a_run_that_cannot_be_made_keeps_all_of_its_events(link, monkeypatch, capsys):
+    monkeypatch.setattr(tracking, "carry", refusing(400, []))
+    assert link.send("create", "offline-1", name="run", tags={}) is None
+    link.send("end", "offline-1", status="FINISHED")
+    assert len(link.spool.path.read_text().splitlines()) == 2
+
+
+def test_runs_that_were_made_without_a_server_are_called_as_it_knows_them(link, monkeypatch):
+    taken: list = []
+    monkeypatch.setattr(tracking, "carry", refusing(404, taken))
+    link.spool.directory.mkdir(parents=True)
+    write_json(link.spool.directory / "ids.json", {"offline-1": "m-1"})
+    link.send("tags", "offline-1", tags={"mlflow.parentRunId": "offline-1", "cache": "hit"})
+    assert taken[0]["run"] == "m-1" and taken[0]["tags"] == {"mlflow.parentRunId": "m-1", "cache": "hit"}
