@@ -100,11 +100,24 @@ def held(
             told.add(holder["token"])
             say(f"{what}: waiting for {holder['holder']}, who computes it since {holder['since']}")
         time.sleep(POLL)
-    main = threading.current_thread() is threading.main_thread()
-    thread = threading.get_ident()
-    stop = (lambda: signal.pthread_kill(thread, signal.SIGINT)) if main else (lambda: None)
-    with kept(lease, stop):
+    with stoppable() as stop, kept(lease, stop):
         yield lease
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], None]]:
+    """Gives what ends the block from another thread, by KeyboardInterrupt; it does nothing outside the main thread.
+
+    By SIGUSR1 and not by SIGINT: scripts start background jobs that ignore that one, and Ray Train takes it over.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    thread, before = threading.get_ident(), signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    try:
+        yield lambda: signal.pthread_kill(thread, signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before or signal.SIG_DFL)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import threading
 import time
 
@@ -85,8 +86,12 @@ def test_a_run_that_loses_its_lease_stops_and_commits_nothing(hooks, store, tmp_
         threading.Event().wait(30)  # ended by the keeper of the lease
 
     hooks.actions["train"] = stolen
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a script's background job
     start = time.monotonic()
-    done = go(store, tmp_path)
+    try:
+        done = go(store, tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - start < 25
     assert isinstance(done.error, StageError) and "another run took over train" in str(done.error)
     assert not store.manifests()["train"] and done.stages["train"]["action"] == "failed"
