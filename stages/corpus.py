@@ -14,12 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.context import Attempt, Context, InputError, StageError
+from stages.context import Attempt, Context, StageError
 from stages.index import Params
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import ray.data
+
+    from stages.data.remote import Place
 
 VERSION = 1
 MOST_COLUMNS = 64
@@ -84,7 +86,7 @@ def read(context: Context) -> "ray.data.Dataset":
     from stages.data.images import Limits
     from stages.data.schemas import REJECTS
 
-    output, path = context.output, Path(context.params.index.corpus).expanduser()
+    output, path = context.output, place(context.params.index)
     laid = records.lay_out(path, records.find(path, "index.corpus", pictures=True), output.work / "records")
     rows = flow.read_chunks(flow.cut(laid.root, laid.sources), partial(corpus_rows.read_rows, laid))
     none = ray.data.from_arrow(corpus_rows.NO_QUERIES)
@@ -197,16 +199,19 @@ def check(params: Params) -> None:
     """Raises InputError where the corpus can't be read; cheap enough for every plan."""
     from stages.data import records
 
-    if "://" in params.corpus:
-        raise InputError(
-            f"index.corpus={params.corpus} is not supported yet: copy it to a directory that all nodes see"
-        )
-    records.find(Path(params.corpus).expanduser(), "index.corpus", pictures=True)
+    records.find(place(params), "index.corpus", pictures=True)
+
+
+def place(params: Params) -> "Place":
+    """Where the corpus lies. Raises InputError for an address that nothing can read."""
+    from stages.data import remote
+
+    return remote.source(params.corpus, "index.corpus")
 
 
 def fingerprint(params: Params, student: Any) -> list[str]:
-    """What identifies the corpus (names, sizes and times of its files) and the student (samples of its weights)."""
+    """What identifies the corpus (names, sizes and times or ETags) and the student (samples of its weights)."""
     from stages.data import records
     from stages.model.identity import identify
 
-    return [records.fingerprint(Path(params.corpus).expanduser()), identify(Path(student.model))]
+    return [records.fingerprint(place(params)), identify(Path(student.model))]

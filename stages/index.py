@@ -28,7 +28,9 @@ class Params(Section):
         "auto", description="what answers searches; auto is exact below 100,000 candidates and lance above"
     )
     corpus: str = Field(
-        "", description="own corpus to index instead, with student.model: a folder of pictures, a JSONL, CSV or TSV"
+        "",
+        description="own corpus to index instead, with student.model: a folder of pictures, a JSONL, CSV or TSV, on"
+        " disk or below s3://bucket/",
     )
     split: Literal["val", "test"] = Field("test", description="the pools of this split are embedded")
     rows_per_shard: int = Field(ROWS, ge=1, description=ROWS_TOLD)

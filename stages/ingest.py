@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
     from stages.data.mbeir import Source
-    from stages.data.remote import RemotePath
+    from stages.data.remote import Place
     from stages.data.report import Report
 
 VERSION = 1
@@ -55,7 +55,7 @@ class Params(Section):
     """The section `data`."""
 
     kind: Literal["scenes", "mbeir", "pairs"] = "scenes"
-    path: str = Field("", description="directory, file or s3:// prefix of the source")
+    path: str = Field("", description="source: a directory, a file of pairs, or s3://bucket/prefix of either")
     max_reject_share: float = Field(0.05, ge=0, le=1)
     max_pixels: int = Field(1_048_576, ge=1024, description="larger pictures are scaled down to this many pixels")
     refuse_pixels: int = Field(100_000_000, ge=1024, description="larger pictures are rejected before decoding")
@@ -80,7 +80,7 @@ def run(context: Context) -> dict[str, float | dict]:
 class Reading:
     """A source as read: rows that nobody has judged yet, and what else its format tells."""
 
-    root: Path
+    root: "Place"
     candidates: "Dataset"
     queries: "Dataset"
     pools: list[str]
@@ -89,7 +89,7 @@ class Reading:
     """Files whose queries share one pool; where there are none, each row names its own."""
 
 
-def _read_mbeir(root: Path) -> Reading:
+def _read_mbeir(root: "Place") -> Reading:
     from stages.data import flow, mbeir
 
     mbeir.require(root)
@@ -101,7 +101,7 @@ def _read_mbeir(root: Path) -> Reading:
     return Reading(root, candidates, queries, pools, lambda _: instructions, query_files)
 
 
-def _read_pairs(context: Context, path: Path) -> Reading:
+def _read_pairs(context: Context, path: "Place") -> Reading:
     from functools import partial
 
     from stages.data import flow, pairs, records
@@ -196,11 +196,9 @@ def fingerprint(params: Params) -> str | None:
     return hashlib.sha256(repr(sorted(_files(root))).encode()).hexdigest()[:16]
 
 
-def _root(params: Params) -> "Path | RemotePath":
+def _root(params: Params) -> "Place":
     from stages.data import remote
 
-    if params.kind == "pairs" and params.path.startswith(remote.SCHEME):
-        raise InputError(f"data.path={params.path}: pairs are read from a file or directory; copy them to one")
     return remote.source(params.path)
 
 

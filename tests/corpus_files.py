@@ -20,6 +20,7 @@ def write_records(path: Path, rows: list[Any]) -> Path:
 
 def write_csv(path: Path, rows: list[list[str]]) -> Path:
     """A table; the first row is its header."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
     return path

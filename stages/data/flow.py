@@ -22,6 +22,7 @@ from stages.context import Attempt
 from stages.data import judge, mbeir, mbeir_rows, pictures, survey
 from stages.data.images import Limits
 from stages.data.mbeir import Source
+from stages.data.remote import Place
 from stages.data.report import CANDIDATE_COLUMNS, QUERY_COLUMNS, Report
 from stages.data.schemas import IMAGES
 
@@ -79,9 +80,9 @@ def read(
     return read_chunks(chunks[:split], reader), read_chunks(chunks[split:], reader)
 
 
-def cut(root: Path, sources: Sequence[Source]) -> list[tuple[int, mbeir.Chunk]]:
+def cut(root: Place, sources: Sequence[Source]) -> list[tuple[int, mbeir.Chunk]]:
     """The numbered chunks of files, small enough that every core gets a few."""
-    total = sum((root / source.path).stat().st_size for source in sources)
+    total = sum(source.below(root).stat().st_size for source in sources)
     size = min(mbeir.CHUNK_BYTES, max(SMALLEST_CHUNK, total // (TASKS_PER_CPU * _cpus())))
     return list(enumerate(chunk for source in sources for chunk in mbeir.chunks(root, source, size)))
 
@@ -127,7 +128,7 @@ def take_numbers(candidates: ray.data.Dataset, queries: ray.data.Dataset, pools:
 
 
 def write_images(
-    output: Attempt, root: Path, rows: tuple[ray.data.Dataset, ...], numbers: Numbers, limits: Limits, most: int
+    output: Attempt, root: Place, rows: tuple[ray.data.Dataset, ...], numbers: Numbers, limits: Limits, most: int
 ) -> Images:
     """Checks each distinct picture and writes the good ones to `images/`, at most `most` pictures in one task.
 

@@ -24,6 +24,8 @@ PLAIN_MODES = {"RGB", "L", "1", "P"}
 """Modes that every decoder turns into the same RGB, so that the original bytes may stay."""
 NARROWEST = 200
 """Qwen2-VL refuses pictures whose sides differ by more than this factor (`smart_resize`)."""
+LONGEST_KEY = 1024
+"""Bytes of the name of an object, at most; a server does not answer when asked for more."""
 
 
 class ImageRejected(Exception):
@@ -88,6 +90,8 @@ def load(root: Path | RemotePath, reference: str, limits: Limits) -> Checked:
 
 def _fetched(path: RemotePath, reference: str, limits: Limits) -> bytes:
     """The bytes of a remote picture. A network that fails is no fault of the picture and raises OSError."""
+    if len(path.path.partition("/")[2].encode()) > LONGEST_KEY:
+        raise ImageRejected("missing image", f"no object has a name as long as {reference[:80]!r}…")
     try:
         _refuse_bytes(path.stat().st_size, limits)
         return path.read_bytes()

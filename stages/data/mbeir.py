@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.context import InputError
+from stages.data.remote import Place
 
 INSTRUCTIONS_FILE = "instructions/query_instructions.tsv"
 INSTRUCTIONS_HEADER = "query_modality\tcand_modality\tdataset_name\tdataset_id\tprompt_1"
@@ -49,7 +50,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Source:
-    """One JSONL file. `path` is relative to the root; `pool` is set for candidates, the rest for queries."""
+    """One JSONL file. `path` is relative to the root or `home`; `pool` is set for candidates, the rest for queries."""
 
     path: str
     pool: str | None = None
@@ -59,6 +60,12 @@ class Source:
     qrels: str | None = None
     pools: tuple[str, ...] = ()
     """Pools that may be this query file's own, the likeliest first, the union last; `ingest` chooses."""
+    home: Place | None = None
+    """Where the file lies if not below the root, as what was written out on the way does; pictures are never there."""
+
+    def below(self, root: Place) -> Place:
+        """The file itself."""
+        return (self.home or root) / self.path
 
 
 @dataclass(frozen=True)
@@ -141,10 +148,10 @@ def implied_unions(pools: list[str]) -> dict[str, set[str]]:
     }
 
 
-def chunks(root: Path, source: Source, size: int = CHUNK_BYTES) -> Iterator[Chunk]:
+def chunks(root: Place, source: Source, size: int = CHUNK_BYTES) -> Iterator[Chunk]:
     """Cuts a file into chunks of about `size` bytes, at line ends. Reads the file once to count its lines."""
     offset, line = 0, 1
-    with (root / source.path).open("rb") as file:
+    with source.below(root).open("rb") as file:
         while block := file.read(size):
             if not block.endswith(b"\n"):
                 block += file.readline()
@@ -153,9 +160,9 @@ def chunks(root: Path, source: Source, size: int = CHUNK_BYTES) -> Iterator[Chun
             line += block.count(b"\n")
 
 
-def lines(root: Path, chunk: Chunk) -> Iterator[tuple[int, bytes]]:
+def lines(root: Place, chunk: Chunk) -> Iterator[tuple[int, bytes]]:
     """(line number, line) of the lines of a chunk that are not blank."""
-    with (root / chunk.source.path).open("rb") as file:
+    with chunk.source.below(root).open("rb") as file:
         file.seek(chunk.offset)
         block = file.read(chunk.nbytes)
     for number, line in enumerate(block.split(b"\n"), start=chunk.first_line):

@@ -1,7 +1,8 @@
 """Records in files of one's own: JSONL, CSV, TSV, or simply a folder of pictures, all read as chunks of JSON lines.
 
-JSONL is read where it lies. A table or a folder is first written out as JSON lines, row by row, so that everything
-behind this module knows one format, can cut it into chunks, and can name the file and the line of a bad record.
+JSONL is read where it lies, be it in a bucket. A table or the list of a folder is first written out as JSON lines, row
+by row, so that everything behind this module knows one format, can cut it into chunks, and can name the file and the
+line of a bad record.
 """
 
 import csv
@@ -16,6 +17,7 @@ from typing import Any
 
 from stages.context import InputError
 from stages.data.mbeir import Source
+from stages.data.remote import MEND, Place, RemotePath, listing, walk
 
 LINES = (".jsonl", ".ndjson")
 TABLES = {".csv": ",", ".tsv": "\t"}
@@ -27,9 +29,9 @@ LONGEST = 10_000_000  # characters of one cell
 
 @dataclass(frozen=True)
 class Records:
-    """Where records are read from: JSON lines on disk, and the directory that their pictures may not leave."""
+    """Where records are read from: JSON lines, each file with its `home`, and the root that pictures may not leave."""
 
-    root: Path
+    root: Place
     sources: tuple[Source, ...]
     names: tuple[str, ...]
     """What a person calls each source, in the same order."""
@@ -39,7 +41,7 @@ class Records:
         return self.names[self.sources.index(source)]
 
 
-def find(path: Path, setting: str, pictures: bool) -> list[Path]:
+def find(path: Place, setting: str, pictures: bool) -> list[Place]:
     """The files of records at `path`, a file or a directory of them; none where it is a folder of pictures.
 
     Args:
@@ -56,32 +58,54 @@ def find(path: Path, setting: str, pictures: bool) -> list[Path]:
             raise InputError(f"{setting}={path} is not read by its name; give a file that ends in {' '.join(kinds)}")
         return [path]
     if not path.is_dir():
-        raise InputError(f"{setting}={path} is not there; give a file or a directory")
-    files = sorted(one for one in path.iterdir() if one.suffix.lower() in kinds and one.is_file())
+        mend = MEND if isinstance(path, RemotePath) else "give a file or a directory"
+        raise InputError(f"{setting}={path} is not there; {mend}")
+    files = sorted(one for one in path.glob("*") if one.suffix.lower() in kinds and _is_file(one))
     if not files and not (pictures and next(list_pictures(path), None)):
         wanted = "a file of records" + (" and no picture" if pictures else "")
         raise InputError(f"{setting}={path} holds no {wanted.removeprefix('a ')}; give files in {' '.join(kinds)}")
     return files
 
 
-def lay_out(path: Path, files: list[Path], work: Path) -> Records:
+def lay_out(path: Place, files: list[Place], work: Path) -> Records:
     """Records ready to be cut into chunks; what is no JSON yet is written below `work`."""
     root = path if path.is_dir() else path.parent
     work.mkdir(parents=True, exist_ok=True)
     if not files:
-        return Records(root, (Source(str(write_folder(root, work / "pictures.jsonl"))),), (path.name,))
+        return Records(root, (_source(write_folder(root, work / "pictures.jsonl")),), (path.name,))
     laid = [
         write_table(file, work / f"{number:04d}.jsonl") if file.suffix.lower() in TABLES else file
         for number, file in enumerate(files)
     ]
-    return Records(root, tuple(Source(str(one.resolve())) for one in laid), tuple(file.name for file in files))
+    return Records(root, tuple(_source(one) for one in laid), tuple(file.name for file in files))
 
 
-def list_pictures(root: Path) -> Iterator[str]:
+def _is_file(found: Place) -> bool:
+    """Whether what was found in a folder is a file; a bucket lists nothing else, and asking takes a request."""
+    return isinstance(found, RemotePath) or found.is_file()
+
+
+def _source(file: Place) -> Source:
+    """A file of JSON lines by where it lies, whatever the root of the pictures is."""
+    return Source(file.name, home=file.parent if isinstance(file, RemotePath) else file.parent.resolve())
+
+
+def list_pictures(root: Place) -> Iterator[str]:
     """Paths below `root` of files named like pictures, sorted; linked and hidden folders are not entered.
 
+    A bucket's own order is kept, in which it lists page by page: to know of one picture takes one page.
     Hidden files are left out too: macOS puts `._photo.jpg` beside each picture that it copies.
     """
+    return list_local(root) if isinstance(root, Path) else (name for name, *_ in walk(root) if _is_picture(name))
+
+
+def _is_picture(path: str) -> bool:
+    """Whether an object is named like a picture and neither it nor a folder above is hidden."""
+    return path.lower().endswith(PICTURES) and not any(part.startswith(".") for part in path.split("/"))
+
+
+def list_local(root: Path) -> Iterator[str]:
+    """`list_pictures` of a directory."""
     for folder, inner, names in os.walk(root):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         for name in sorted(names):
@@ -89,11 +113,13 @@ def list_pictures(root: Path) -> Iterator[str]:
                 yield os.path.relpath(os.path.join(folder, name), root)
 
 
-def fingerprint(path: Path) -> str:
-    """A digest of (name, size, time of change) of the files of records at `path` and of the pictures beside them.
+def fingerprint(path: Place) -> str:
+    """A digest of (name, size, time of change or ETag) of the files of records at `path` and the pictures beside them.
 
     Only files named like pictures count, and no hidden folder is entered: a file of records may lie beside anything.
     """
+    if isinstance(path, RemotePath):
+        return _remote_fingerprint(path)
     root = path if path.is_dir() else path.parent
     files = [path] if path.is_file() else [one for one in path.iterdir() if one.suffix.lower() in (*LINES, *TABLES)]
     digest = hashlib.sha256()
@@ -103,7 +129,19 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def write_folder(root: Path, target: Path) -> Path:
+def _remote_fingerprint(path: RemotePath) -> str:
+    """The same by one listing."""
+    alone = path.is_file()
+
+    def counts(name: str) -> bool:
+        records = name == path.name if alone else "/" not in name and name.lower().endswith((*LINES, *TABLES))
+        return records or _is_picture(name)
+
+    found = sorted(one for one in listing(path.parent if alone else path) if counts(one[0]))
+    return hashlib.sha256(repr(found).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def write_folder(root: Place, target: Path) -> Path:
     """One record for each picture, its path being its id."""
     with target.open("w", encoding="utf-8") as file:
         for number, path in enumerate(list_pictures(root), start=1):
@@ -111,7 +149,7 @@ def write_folder(root: Path, target: Path) -> Path:
     return target
 
 
-def write_table(source: Path, target: Path) -> Path:
+def write_table(source: Place, target: Path) -> Path:
     """One record for each row of a CSV or TSV with a header; empty cells are left out, numbers and truths are read.
 
     Raises:

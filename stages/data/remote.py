@@ -4,10 +4,11 @@ Credentials, region and endpoint come from the standard AWS variables and files.
 """
 
 import io
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any, BinaryIO
@@ -16,28 +17,26 @@ from stages.context import InputError
 
 SCHEME = "s3://"
 MEND = "check the bucket and the AWS_* variables"
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
 @dataclass(frozen=True)
 class RemotePath:
-    """A file or folder `s3://bucket/prefix`; `path` is without the scheme."""
+    """A file or folder `s3://bucket/prefix`; `path` is without the scheme, `setting` is what named it, for errors."""
 
     path: str
+    setting: str = field(default="data.path", compare=False)
 
-    @cached_property
+    @property
     def filesystem(self) -> Any:
-        from pyarrow.fs import FileSystem
-
-        return FileSystem.from_uri(str(self))[0]
+        """The `pyarrow.fs.FileSystem` that `path` is in; one for all files of a bucket."""
+        return _open_bucket(self.path.partition("/")[0], *(os.environ.get(name) for name in ENDPOINTS))
 
     def __str__(self) -> str:
         return f"{SCHEME}{self.path}"
 
-    def __getstate__(self) -> dict[str, str]:
-        return {"path": self.path}
-
     def __truediv__(self, below: object) -> "RemotePath":
-        return RemotePath(f"{self.path}/{below}")
+        return replace(self, path=f"{self.path}/{below}")
 
     @property
     def name(self) -> str:
@@ -50,9 +49,14 @@ class RemotePath:
         return PurePosixPath(self.path).stem
 
     @property
+    def suffix(self) -> str:
+        """The ending, with its dot."""
+        return PurePosixPath(self.path).suffix
+
+    @property
     def parent(self) -> "RemotePath":
         """The folder that holds it."""
-        return RemotePath(str(PurePosixPath(self.path).parent))
+        return replace(self, path=str(PurePosixPath(self.path).parent))
 
     def __lt__(self, other: "RemotePath") -> bool:
         return self.path < other.path
@@ -66,18 +70,18 @@ class RemotePath:
         from pyarrow.fs import FileSelector
 
         folder, _, names = pattern.rpartition("/")
-        place = (self / folder if folder else self).path
-        for info in self.filesystem.get_file_info(FileSelector(place, allow_not_found=True)):
+        place = self / folder if folder else self
+        for info in place._look(FileSelector(place.path, allow_not_found=True)):
             if info.is_file and fnmatchcase(info.base_name, names):
-                yield RemotePath(info.path)
+                yield replace(self, path=info.path)
 
     def is_dir(self) -> bool:
         """Whether anything lies below."""
-        return self._type() == "Directory"
+        return self._look(self.path).type.name == "Directory"
 
     def is_file(self) -> bool:
         """Whether it is an object."""
-        return self._type() == "File"
+        return self._look(self.path).is_file
 
     def stat(self) -> SimpleNamespace:
         """`st_size`. Raises FileNotFoundError."""
@@ -86,10 +90,12 @@ class RemotePath:
             raise FileNotFoundError(str(self))
         return SimpleNamespace(st_size=info.size)
 
-    def open(self, mode: str = "r", encoding: str | None = None, errors: str | None = None) -> Any:
+    def open(
+        self, mode: str = "r", encoding: str | None = None, errors: str | None = None, newline: str | None = None
+    ) -> Any:
         """The content as a stream, of bytes for `rb`, else of text."""
         stream: BinaryIO = io.BufferedReader(self.filesystem.open_input_file(self.path), 2**20)
-        return stream if mode == "rb" else io.TextIOWrapper(stream, encoding or "utf-8", errors)
+        return stream if mode == "rb" else io.TextIOWrapper(stream, encoding or "utf-8", errors, newline)
 
     def read_bytes(self) -> bytes:
         """The whole content."""
@@ -100,25 +106,48 @@ class RemotePath:
         """The whole content as text."""
         return self.read_bytes().decode(encoding)
 
-    def _type(self) -> str:
+    def _look(self, wanted: Any) -> Any:
+        """What the bucket tells of a path, or of a folder's content. Raises InputError where it does not answer."""
         try:
-            return self.filesystem.get_file_info(self.path).type.name
-        except OSError as error:
+            return self.filesystem.get_file_info(wanted)
+        except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise InputError(f"data.path={self} can't be read: {reason}; {MEND}") from None
+            raise InputError(f"{self.setting}={self} can't be read: {reason}; {MEND}") from None
 
 
-def source(path: str) -> Path | RemotePath:
-    """The place that `data.path` names. Raises InputError for an address that nothing here can read."""
+Place = Path | RemotePath
+
+
+def source(path: str, setting: str = "data.path") -> Place:
+    """The place that `setting` names. Raises InputError for an address that nothing here can read."""
     if path.startswith(SCHEME):
-        return RemotePath(path.removeprefix(SCHEME).strip("/"))
+        below = path.removeprefix(SCHEME).rstrip("/")
+        if not all(below.split("/")):
+            raise InputError(f"{setting}={path} lacks a bucket or a folder's name; give s3://bucket/prefix")
+        return RemotePath(below, setting)
     if "://" in path:
-        raise InputError(f"data.path={path} can't be read; give a directory or s3://bucket/prefix")
+        raise InputError(f"{setting}={path} can't be read; give a directory or s3://bucket/prefix")
     return Path(path).expanduser()
+
+
+@lru_cache
+def _open_bucket(bucket: str, *_endpoints: str | None) -> Any:
+    """Its file system, opened from the bucket's name alone: a file's name may hold what no address can.
+
+    Kept, since opening takes as long as reading a picture does; anew where the environment names another server.
+    """
+    from pyarrow.fs import FileSystem
+
+    return FileSystem.from_uri(f"{SCHEME}{bucket}")[0]
 
 
 def listing(root: RemotePath) -> list[tuple[str, int, str]]:
     """(path below the root, bytes, ETag) of all objects, by listing alone."""
+    return list(walk(root))
+
+
+def walk(root: RemotePath) -> Iterator[tuple[str, int, str]]:
+    """The same one by one, a page being asked for only when it is wanted."""
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -126,7 +155,8 @@ def listing(root: RemotePath) -> list[tuple[str, int, str]]:
     start = f"{prefix}/" if prefix else ""
     try:
         pages = boto3.client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=start)
-        found = [(entry["Key"], entry["Size"], entry["ETag"]) for page in pages for entry in page.get("Contents", ())]
+        for page in pages:
+            for entry in page.get("Contents", ()):
+                yield entry["Key"].removeprefix(start), entry["Size"], entry["ETag"]
     except (BotoCoreError, ClientError) as error:
-        raise InputError(f"data.path={root} can't be listed: {error}; {MEND}") from None
-    return [(key.removeprefix(start), size, tag) for key, size, tag in found]
+        raise InputError(f"{root.setting}={root} can't be listed: {error}; {MEND}") from None

@@ -1,14 +1,31 @@
 """One cluster for the files that need one: a start takes seconds. `test_cluster` makes its own, before any of them."""
 
+import logging
 from collections.abc import Iterator
 
 import pytest
 
+from tests.s3.servers import moto_server
 from tests.support import ray_cluster
 
 
 @pytest.fixture(scope="package")
-def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def bucket_server() -> Iterator[str]:
+    """The address of an S3 server; it is in the environment before the cluster starts, which hands it on to tasks."""
+    from pipeline import s3
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
+    with pytest.MonkeyPatch.context() as patch, moto_server() as address:
+        for name, value in (("ACCESS_KEY_ID", "test"), ("SECRET_ACCESS_KEY", "test"), ("DEFAULT_REGION", "us-east-1")):
+            patch.setenv(f"AWS_{name}", value)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("AWS_ENDPOINT_URL", address)
+        s3.client(address, "us-east-1").create_bucket(Bucket="bucket")
+        yield address
+
+
+@pytest.fixture(scope="package")
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory, bucket_server: str) -> Iterator[None]:
     """Three CPUs, and a cache directory that processes started from here share."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))

@@ -10,11 +10,13 @@ from pipeline.retriever import Retriever
 from pipeline.search import find_keys, open_retriever
 from stages import corpus, index, ingest
 from stages.context import InputError, StageError
+from stages.data.images import Limits, check
 from stages.distill import Student
 from stages.search.exact import ExactIndex
 from stages.search.retriever import row_of
-from tests.corpus_files import COLOURS, pair, write_pictures, write_records
+from tests.corpus_files import COLOURS, pair, write_csv, write_pictures, write_records
 from tests.mbeir_files import png, write_bytes
+from tests.s3.servers import upload
 from tests.search_world import make_world, picture, write_run
 from tests.support import begin, commit, rows
 
@@ -47,7 +49,7 @@ def world(home: Path) -> dict:
     return {"store": store, "index": artifact, "metrics": metrics, "model": model, "home": home}
 
 
-def run_corpus(home: Path, path: Path, model: Path, **params: object) -> tuple[Artifact, dict]:
+def run_corpus(home: Path, path: Path | str, model: Path, **params: object) -> tuple[Artifact, dict]:
     """Runs the stage and commits what it wrote."""
     sections = {"index": index.Params(corpus=str(path), batch_size=8, **params), "student": Student(model=str(model))}
     context = begin(home / "store", "index", **sections)
@@ -148,3 +150,42 @@ def test_pairs_become_queries_candidates_and_rejects(tmp_path: Path) -> None:
     assert metrics["rejects"]["by_reason"] == {"bad split": 1, "dangling positives": 1, "path outside root": 1}
     told = rows(artifact, "instructions")
     assert [(row["query_modality"], row["target_modality"]) for row in told] == [("text", "image")]
+
+
+def test_a_table_with_pictures_in_a_bucket_is_indexed_and_shown(
+    world: dict, bucket_server: str, tmp_path: Path
+) -> None:
+    good = [[colour, f"{colour}.png", str(number)] for number, colour in enumerate(COLOURS)]
+    good += [[f"m{number}", "red.png", "9"] for number in range(40)]
+    table = write_csv(tmp_path / "shop" / "goods.csv", [["id", "image", "price"], *good, ["away", "../red.png", "5"]])
+    for colour in COLOURS:
+        write_bytes(tmp_path / "shop", f"{colour}.png", picture(colour).bytes)
+    upload(bucket_server, tmp_path / "shop", "own/shop")
+    upload(bucket_server, tmp_path / "shop" / "red.png", "own/red.png")
+    (tmp_path / "store").mkdir()
+    artifact, metrics = run_corpus(tmp_path, f"s3://bucket/own/shop/{table.name}", world["model"])
+    assert (metrics["rows"], metrics["rejects"]["by_reason"]) == (44, {"path outside root": 1})
+    assert [row["source"] for row in rows(artifact, "rejects") if row["id"]] == ["goods.csv:46"]
+    retriever = Retriever.load(artifact.uri)
+    found = retriever.search(text="green", k=10, where={"price": {"<": 4}})
+    assert {one.id: retriever.picture(one.image)[0] for one in found} == {
+        colour: picture(colour).bytes for colour in COLOURS
+    }
+
+
+def test_pairs_in_a_bucket_are_read_in_place(bucket_server: str, tmp_path: Path) -> None:
+    for colour in COLOURS:
+        write_bytes(tmp_path, f"own/{colour}.png", png(colour, (40, 40)))
+    good = [pair(number, ("train", "val", "test")[number % 3], id=f"q{number}") for number in range(30)]
+    write_records(tmp_path / "own" / "pairs.jsonl", [*good, pair(1, id="bad", split="dev")])
+    upload(bucket_server, tmp_path / "own", "own/pairs")
+    context = begin(tmp_path, "ingest", data=ingest.Params(kind="pairs", path="s3://bucket/own/pairs"), seed=0)
+    metrics = ingest.run(context)
+    artifact = commit(tmp_path, context)
+    assert context.tracker.datasets[0][:2] == ("pairs pairs", "s3://bucket/own/pairs")
+    assert [row["qid"] for row in rows(artifact, "queries")] == [f"q{number}" for number in range(30)]
+    assert {row["did"]: row["image_id"] for row in rows(artifact, "candidates")} == {
+        f"p{number}": check(png(colour, (40, 40)), Limits()).image_id for number, colour in enumerate(COLOURS)
+    }
+    assert metrics["rejects"]["by_reason"] == {"bad split": 1}
+    assert [row["source"] for row in rows(artifact, "rejects")] == ["pairs.jsonl:31"]

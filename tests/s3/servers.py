@@ -28,6 +28,17 @@ def moto_server() -> Iterator[str]:
         server.stop()
 
 
+def upload(address: str, place: Path, key: str) -> None:
+    """Puts a file, or all files of a folder, into `bucket`."""
+    from pipeline import s3
+
+    client = s3.client(address, "us-east-1")
+    for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+        if path.is_file():
+            below = f"/{path.relative_to(place)}" if path != place else ""
+            client.put_object(Bucket="bucket", Key=f"{key}{below}", Body=path.read_bytes())
+
+
 @contextmanager
 def ministack_server(directory: Path) -> Iterator[str]:
     """A server in a process of its own whose objects lie in `directory` and outlive it."""

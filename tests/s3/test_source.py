@@ -1,17 +1,19 @@
-"""A source in a bucket is read as the same one in a directory; what is wrong with it is one line."""
+"""A source or corpus in a bucket is read as the same one in a directory; what is wrong with it is one line."""
 
 import pickle
 from pathlib import Path
 
 import pytest
 
-from pipeline import s3
-from stages import ingest
+from stages import corpus, index, ingest
 from stages.context import InputError
-from stages.data import mbeir, mbeir_rows
+from stages.data import mbeir, mbeir_rows, pairs, records
+from stages.data.corpus_rows import read_rows
 from stages.data.images import ImageRejected, Limits, load
 from stages.data.remote import RemotePath, source
+from tests.corpus_files import pair, write_csv, write_pictures, write_records
 from tests.mbeir_files import image_candidate, png, write_bytes, write_lines, write_minimal
+from tests.s3.servers import upload
 
 POOL = "cand_pool/local/mbeir_toy_task1_cand_pool.jsonl"
 
@@ -25,14 +27,8 @@ def both(moto, tmp_path, monkeypatch) -> tuple[Path, RemotePath]:
     write_lines(
         local, "cand_pool/local/mbeir_toy_task0_cand_pool.jsonl", [image_candidate("7:9", "mbeir_images/red.png")]
     )
-    for path in local.rglob("*"):
-        if path.is_file():
-            upload(moto, path, f"{tmp_path.name}/data/{path.relative_to(local)}")
+    upload(moto, local, f"{tmp_path.name}/data")
     return local, pickle.loads(pickle.dumps(source(f"s3://bucket/{tmp_path.name}/data/")))
-
-
-def upload(address: str, path: Path, key: str) -> None:
-    s3.client(address, "us-east-1").put_object(Bucket="bucket", Key=key, Body=path.read_bytes())
 
 
 def test_files_rows_and_instructions_are_the_same(both):
@@ -74,3 +70,87 @@ def test_a_bucket_or_prefix_that_is_not_there_is_one_line(both, path):
     with pytest.raises(InputError) as caught:
         ingest.check(ingest.Params(kind="mbeir", path=path))
     assert path in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def shop(moto, tmp_path, monkeypatch) -> tuple[Path, RemotePath]:
+    """A folder of pictures, with records in three formats below it, as a directory and in a bucket."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto)
+    write_pictures(tmp_path / "shop")
+    write_csv(tmp_path / "shop/lists/a.csv", [["id", "text", "price"], ["1", "two\nlines", "9.5"], ["2", "", "1"]])
+    write_records(tmp_path / "shop/lists/b.jsonl", [{"text": "milk"}, b"{broken", pair(0)])
+    (tmp_path / "shop/lists/c.TSV").write_bytes(b"text\tsize\nM\xfcsli\t1\nbread\t2\t3\n")
+    upload(moto, tmp_path / "shop", f"{tmp_path.name}/shop")
+    return tmp_path / "shop", source(f"s3://bucket/{tmp_path.name}/shop", "index.corpus")
+
+
+def read(path: Path | RemotePath, work: Path, reader=read_rows) -> list[dict]:
+    """All rows of a place by a reader of chunks that knows nothing but what a task is sent."""
+    laid = records.lay_out(path, records.find(path, "index.corpus", pictures=True), work)
+    pieces = [piece for one in laid.sources for piece in mbeir.chunks(laid.root, one, 50)]
+    laid, pieces = pickle.loads(pickle.dumps((laid, pieces)))
+    return [row for number, piece in enumerate(pieces) for row in reader(laid, number, piece).to_pylist()]
+
+
+@pytest.mark.parametrize("below", ["lists", "lists/a.csv", "lists/b.jsonl"])
+def test_records_in_a_bucket_are_the_same_rows_with_the_same_places(shop, below, tmp_path):
+    local, remote = (place / below for place in shop)
+    for reader in (read_rows, pairs.read_queries, pairs.read_candidates):
+        assert read(remote, tmp_path / "far", reader) == read(local, tmp_path / "near", reader)
+    rejects = {row["source"] for row in read(remote, tmp_path / "far") if row["reason"]}
+    wanted = {"a.csv:4", "b.jsonl:2", "b.jsonl:3", "c.TSV:3"}
+    assert rejects >= {place for place in wanted if below == "lists" or place.startswith(remote.name)}
+    assert not list((tmp_path / "far").rglob("*.png"))
+
+
+def test_a_folder_of_pictures_in_a_bucket_is_listed_and_read_in_place(shop, moto, tmp_path):
+    local, remote = shop
+    write_bytes(tmp_path, "more/100% é #1?.png", png("red"))
+    for place in (local, tmp_path / "more"):
+        upload(moto, place, remote.path.partition("/")[2])
+    paths = [row["image_path"] for row in read(remote, tmp_path / "work")]
+    assert sorted(paths) == sorted(["100% é #1?.png", *records.list_pictures(local)])
+    assert {load(remote, path, Limits()).width for path in paths} == {32, 56}
+    with pytest.raises(ImageRejected, match="missing image"):
+        load(remote, "x" * 1100, Limits())
+
+
+def test_the_fingerprint_of_a_corpus_follows_its_records_and_pictures_alone(shop, moto, tmp_path):
+    local, remote = shop
+    params = index.Params(corpus=str(remote))
+    corpus.check(params)
+    table, seen = remote / "lists/a.csv", []
+    key = remote.path.partition("/")[2]
+    for name, kept in (("red square.png", False), ("notes.txt", True), (".hidden/x.png", True)):
+        seen.append(records.fingerprint(remote))
+        write_bytes(local, name, png("blue", (9, 9)))
+        upload(moto, local / name, f"{key}/{name}")
+        assert (records.fingerprint(remote) == seen[-1]) == kept
+    before = records.fingerprint(table)
+    upload(moto, local / "notes.txt", f"{key}/lists/other.csv")
+    assert records.fingerprint(table) == before
+    upload(moto, local / "notes.txt", f"{key}/lists/a.csv")
+    assert records.fingerprint(table) != before
+
+
+@pytest.mark.parametrize(
+    "path", ["s3://nowhere/data", "s3://bucket/nothing", "s3://bucket/a//b", "s3://", "s3://b b/c"]
+)
+def test_a_corpus_that_is_not_there_is_one_line_with_the_settings_name(shop, path):
+    for params in (index.Params(corpus=path), ingest.Params(kind="pairs", path=path)):
+        stage, setting = (corpus, "index.corpus") if isinstance(params, index.Params) else (ingest, "data.path")
+        with pytest.raises(InputError, match=f"^{setting}={path}") as caught:
+            stage.check(params)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_bucket_without_credentials_is_one_line(shop, monkeypatch, tmp_path):
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)  # it would remember them
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    with pytest.raises(
+        InputError, match=r"^index\.corpus=s3://.* can't be listed: Unable to locate credentials; check"
+    ):
+        corpus.check(index.Params(corpus=str(shop[1])))

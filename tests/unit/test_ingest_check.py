@@ -26,7 +26,7 @@ def test_a_good_source_passes_and_so_do_scenes(tmp_path):
         ({"path": "/nowhere"}, "is not a directory"),
         ({"path": "gs://bucket/data"}, "give a directory or s3://bucket/prefix"),
         ({"kind": "pairs"}, "holds no file of records"),
-        ({"kind": "pairs", "path": "s3://bucket/x"}, "copy them to one"),
+        ({"kind": "pairs", "path": "s3:///x"}, "give s3://bucket/prefix"),
         ({"max_pixels": 2000, "refuse_pixels": 1500}, "max_pixels"),
     ],
 )

@@ -66,7 +66,7 @@ def test_its_key_follows_corpus_and_weights_wherever_they_lie(tmp_path: Path) ->
             ["index.corpus={corpus}", "student=models:/p@c", "tracking_uri=sqlite:///{home}/no.db"],
             "there is no registry",
         ),
-        (["index.corpus=s3://b/p", "student={model}"], "copy it to a directory"),
+        (["index.corpus=gs://b/p", "student={model}"], "index.corpus=gs://b/p can't be read; give a directory or s3:"),
     ],
 )
 def test_what_cannot_be_indexed_is_refused(given: list[str], message: str, tmp_path: Path) -> None:
