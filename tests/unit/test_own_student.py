@@ -136,7 +136,7 @@ def test_the_run_of_a_student_is_found_by_its_name_and_after_it_was_moved(tmp_pa
         return find_keys(store, "here", read_overrides(settings(tmp_path, f"student={place}"))[1])["index"]
 
     assert found(moved) == index.key
-    with pytest.raises(InputError, match=rf"student.model={other}` first"):
+    with pytest.raises(InputError, match=rf"student.model={other} "):
         found(other)
 
 
