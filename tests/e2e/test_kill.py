@@ -82,7 +82,9 @@ class Pipeline:
         return json.loads(self.text(key))
 
     def has_shards(self, count: int) -> bool:
-        return sum("/features/queries/" in key for key in self.keys("features/")) >= count
+        """Whether so many shards are there; a resumed attempt lists those of killed ones under its own name too."""
+        names = {Path(key).name for key in self.keys("features/") if "/features/queries/" in key}
+        return len(names) >= count
 
     def arrived(self) -> int:
         """The step of the newest checkpoint of the training that is in the bucket; 0 where there is none."""
