@@ -12,13 +12,14 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from torch import distributed, nn
+from torch import nn
 
 from stages.learn import gradcache
 from stages.learn.collectives import gather, rank
 from stages.learn.engine import Optimisation, full_weights, start_engine
 from stages.learn.losses import softmax_loss
 from stages.model.encoder import Encoder, Row
+from tests.support import joined_ranks
 from tests.tiny_models import picture
 
 LIMIT = 2
@@ -106,30 +107,28 @@ TAU = "temperature.log_tau"
 
 def main(case: dict) -> None:
     """Every comparison; the reference is the whole batch in unlimited chunks on ZeRO-1."""
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="gloo")
-    directory = Path(case["model"])
-    results = {}
-    whole = update(directory, stage=1, cached=False, limit=0)
-    for stage in (0, 1, 2, 3):
-        results[f"zero {stage}"] = apart(update(directory, stage=stage, cached=True), whole)
-    results["naive"] = apart(update(directory, stage=1, cached=True, naive=True), whole)
-    results["whole, zero 3"] = apart(update(directory, stage=3, cached=False), whole)
-    noisy = update(directory, stage=1, cached=False, dropout=0.3)
-    results["dropout matters"] = apart(noisy, whole)
-    results["dropout"] = apart(update(directory, stage=1, cached=True, dropout=0.3), noisy)
-    seeing = update(directory, stage=1, cached=False, limit=0, train_vision=True)
-    for stage in (2, 3):
-        trained = update(directory, stage=stage, cached=True, train_vision=True)
-        results[f"trained vision, zero {stage}"] = apart(trained, seeing)
-    coarse = update(directory, stage=1, cached=False, bf16=True)
-    for stage in (1, 3):
-        results[f"bf16, zero {stage}"] = apart(update(directory, stage=stage, cached=True, limit=1, bf16=True), coarse)
-    if rank() == 0:
-        Path(case["result"]).write_text(json.dumps(results, indent=1))
-    distributed.barrier()
+    with joined_ranks():
+        directory = Path(case["model"])
+        results = {}
+        whole = update(directory, stage=1, cached=False, limit=0)
+        for stage in (0, 1, 2, 3):
+            results[f"zero {stage}"] = apart(update(directory, stage=stage, cached=True), whole)
+        results["naive"] = apart(update(directory, stage=1, cached=True, naive=True), whole)
+        results["whole, zero 3"] = apart(update(directory, stage=3, cached=False), whole)
+        noisy = update(directory, stage=1, cached=False, dropout=0.3)
+        results["dropout matters"] = apart(noisy, whole)
+        results["dropout"] = apart(update(directory, stage=1, cached=True, dropout=0.3), noisy)
+        seeing = update(directory, stage=1, cached=False, limit=0, train_vision=True)
+        for stage in (2, 3):
+            trained = update(directory, stage=stage, cached=True, train_vision=True)
+            results[f"trained vision, zero {stage}"] = apart(trained, seeing)
+        coarse = update(directory, stage=1, cached=False, bf16=True)
+        for stage in (1, 3):
+            results[f"bf16, zero {stage}"] = apart(
+                update(directory, stage=stage, cached=True, limit=1, bf16=True), coarse
+            )
+        if rank() == 0:
+            Path(case["result"]).write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

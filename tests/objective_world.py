@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import distributed
 
+from tests.support import joined_ranks
 from tests.training_world import PAIRS
 
 DIM = 64
@@ -136,14 +137,10 @@ def trained(case: dict, job: dict) -> dict:
 
 def main(case: dict) -> None:
     """All trainings of a case, one after the other."""
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="gloo")
-    results = {name: trained(case, job) for name, job in case["jobs"].items()}
-    if distributed.get_rank() == 0:
-        Path(case["result"]).write_text(json.dumps(results))
-    distributed.barrier()
+    with joined_ranks():
+        results = {name: trained(case, job) for name, job in case["jobs"].items()}
+        if distributed.get_rank() == 0:
+            Path(case["result"]).write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -102,6 +102,24 @@ def in_ranks(ranks: int, module: str, case: dict[str, Any], environment: Mapping
     assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
 
 
+@contextmanager
+def joined_ranks() -> Iterator[None]:
+    """Inside a process of `in_ranks`: the process group of all of them, over gloo.
+
+    The group ends before the process does: gloo's threads do not survive the interpreter, and now and then a process
+    that leaves them behind dies of it, its work done (torch issue 190489). After an error it is left: the others may
+    be waiting in a collective, and to end the group would wait for them.
+    """
+    import deepspeed
+    from torch import distributed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="gloo")
+    yield
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
 def with_own_stdout(main: Callable[..., int], arguments: Sequence[str]) -> int:
     """Runs a command in this process, whose stdout it would leave turned to stderr."""
     stdout = os.dup(1)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.data.schemas import CANDIDATES, IMAGES, INSTRUCTIONS, QUERIES
-from tests.support import begin, commit
+from tests.support import begin, commit, joined_ranks
 from tests.tiny_models import picture
 
 PAIRS = 24
@@ -158,15 +158,12 @@ def trained(world: Path, job: dict) -> dict:
 
 def main(case: dict) -> None:
     """All trainings of a case, one after the other."""
-    import deepspeed
     from torch import distributed
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="gloo")
-    results = {name: trained(Path(case["world"]), job) for name, job in case["jobs"].items()}
-    if distributed.get_rank() == 0:
-        Path(case["result"]).write_text(json.dumps(results))
-    distributed.barrier()
+    with joined_ranks():
+        results = {name: trained(Path(case["world"]), job) for name, job in case["jobs"].items()}
+        if distributed.get_rank() == 0:
+            Path(case["result"]).write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

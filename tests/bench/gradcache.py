@@ -94,7 +94,6 @@ def rows_of(batch: int, longest: bool = False) -> list[Any]:
 
 def main(case: dict[str, Any]) -> None:
     """One process: two steps, the second one measured."""
-    import deepspeed
     import torch
 
     from stages.learn.engine import Optimisation, start_engine
@@ -102,8 +101,6 @@ def main(case: dict[str, Any]) -> None:
     from stages.learn.losses import softmax_loss
     from stages.model.encoder import Encoder
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="gloo")
     torch.set_num_threads(1)
     batch, chunk = case["batch"], case["chunk"]
     encoder = Encoder.load(Path(case["model"])).train()
@@ -151,4 +148,7 @@ def _memory(name: str) -> int:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    from tests.support import joined_ranks
+
+    with joined_ranks():
+        main(json.loads(sys.argv[1]))
