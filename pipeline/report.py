@@ -42,8 +42,15 @@ def closing_lines(artifacts: Mapping[str, Artifact], overrides: Sequence[str]) -
         lines.append(f"depths: {artifacts['features'].local('depth_curve.png')}")
     if "index" in artifacts:
         store = [override for override in overrides if override.startswith("store=")]
-        lines.append(f"next: {' '.join(['python pipeline/search.py --text', repr('a red circle'), *store])}")
+        lines.append(f"next: {' '.join(['python pipeline/search.py --text', _example(artifacts['index']), *store])}")
     return lines
+
+
+def _example(index: Artifact) -> str:
+    """A query that the indexed corpus may answer; what a source of the user's own holds is not known here."""
+    config = index.manifest["config"]
+    made = config["data"]["kind"] == "scenes" and not config["index"]["corpus"]
+    return "'a red circle'" if made else "'WHAT YOU LOOK FOR'"
 
 
 def rejected(ingest: Artifact) -> str:

@@ -10,7 +10,7 @@ from stages.data import schemas
 from stages.data.judge import JUDGED_CANDIDATES
 from stages.data.mbeir import Chunk, lines
 from stages.data.mbeir_rows import POSITION_BITS, RAW_CANDIDATES, RAW_QUERIES, BadField
-from stages.data.records import Records, content_of, own_id, read_line
+from stages.data.records import Records, content_of, own_id, read_line, told_line
 
 METADATA = pa.field("metadata", pa.string())  # JSON of all other columns, as the source has them
 RAW = pa.schema([*RAW_CANDIDATES, METADATA])
@@ -28,14 +28,14 @@ def read_rows(records: Records, number: int, chunk: Chunk) -> pa.Table:
     rows = []
     for line_number, line in lines(records.root, chunk):
         row: dict[str, Any] = {"position": (number << POSITION_BITS) + line_number - chunk.first_line, "pool": POOL}
+        source = f"{records.name(chunk.source)}:{told_line(line, line_number)}"
         try:
-            fields, line_number = read_line(line, line_number)
-            source = f"{records.name(chunk.source)}:{line_number}"
+            fields = read_line(line)
             row["did"] = own_id(fields, "a row") or source
             row |= candidate(fields)
         except BadField as error:
             row |= {"reason": error.reason, "detail": error.detail}
-        rows.append(row | {"source": f"{records.name(chunk.source)}:{line_number}"})
+        rows.append(row | {"source": source})
     return pa.Table.from_pylist(rows, RAW)
 
 

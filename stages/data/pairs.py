@@ -19,7 +19,7 @@ import pyarrow as pa
 from stages.data.keys import hash64
 from stages.data.mbeir import Chunk, lines
 from stages.data.mbeir_rows import POSITION_BITS, RAW_CANDIDATES, RAW_QUERIES, BadField
-from stages.data.records import Records, content_of, read_line
+from stages.data.records import Records, content_of, read_line, told_line
 from stages.data.records import own_id as any_id
 from stages.data.schemas import MODALITIES, SPLITS
 
@@ -47,7 +47,7 @@ def read_queries(records: Records, number: int, chunk: Chunk) -> pa.Table:
     for place, line_number, line in _placed(records, number, chunk):
         row: dict[str, Any] = {"position": place}
         try:
-            fields, line_number = read_line(line, line_number)
+            fields = read_line(line)
             row["qid"] = fields["id"] if isinstance(fields.get("id"), str) else None
             row |= query(fields, f"{records.name(chunk.source)}:{line_number}")
         except BadField as error:
@@ -61,7 +61,7 @@ def read_candidates(records: Records, number: int, chunk: Chunk) -> pa.Table:
     rows: list[dict[str, Any]] = []
     for _, line_number, line in _placed(records, number, chunk):
         try:
-            fields, line_number = read_line(line, line_number)
+            fields = read_line(line)
             asked, given = query(fields, ""), nested(fields)
         except BadField:  # told with the query
             continue
@@ -163,9 +163,9 @@ def own_id(fields: dict[str, Any], what: str) -> str | None:
 
 
 def _placed(records: Records, number: int, chunk: Chunk) -> Iterator[tuple[int, int, bytes]]:
-    """(position, line number, line) of the lines of a chunk."""
+    """(position, the line number for a person, line) of the lines of a chunk."""
     for line_number, line in lines(records.root, chunk):
-        yield (number << POSITION_BITS) + line_number - chunk.first_line, line_number, line
+        yield (number << POSITION_BITS) + line_number - chunk.first_line, told_line(line, line_number), line
 
 
 def _candidates(fields: dict[str, Any], name: str) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ LINES = (".jsonl", ".ndjson")
 TABLES = {".csv": ",", ".tsv": "\t"}
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 LINE = "\0line"  # where a record of a table stood; no column can be called so
+TABLE_LINE = re.compile(rb'"\\u0000line": (\d{1,18})\}\s*$')  # as json writes it, always last
 NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
 LONGEST = 10_000_000  # characters of one cell
 
@@ -181,13 +182,19 @@ def cell(name: str, text: str) -> Any:
     return json.loads(text) if NUMBER.fullmatch(text) else text
 
 
-def read_line(line: bytes, number: int) -> tuple[dict[str, Any], int]:
-    """(the record of one line, the line on which a person finds it). Raises BadField."""
+def read_line(line: bytes) -> dict[str, Any]:
+    """The record of one line. Raises BadField."""
     from stages.data.mbeir_rows import parse
 
     fields = parse(line)
-    number = fields.pop(LINE, number)
-    return fields, number if isinstance(number, int) else 0
+    fields.pop(LINE, None)
+    return fields
+
+
+def told_line(line: bytes, number: int) -> int:
+    """The line on which a person finds the record: of its table, else `number`; of lines that are no JSON too."""
+    told = TABLE_LINE.search(line)
+    return int(told[1]) if told else number
 
 
 def content_of(fields: Any, what: str) -> tuple[str, str | None, str | None]:

@@ -76,6 +76,16 @@ def test_a_row_with_more_cells_than_the_header_is_rejected(tmp_path: Path) -> No
     assert [row["reason"] for row in rows] == ["too many cells", None]
 
 
+def test_a_row_that_is_no_utf8_is_named_by_its_line_in_the_table(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes('id,text\n1,"two\nlines"\n2,k\xe4se\n3,milk\n'.encode("latin-1"))
+    rows = read(tmp_path / "a.csv", tmp_path / "work")
+    assert [(row["source"], row["reason"]) for row in rows] == [
+        ("a.csv:3", None),
+        ("a.csv:4", "broken JSON"),
+        ("a.csv:5", None),
+    ]
+
+
 @pytest.mark.parametrize(
     "name, content, message",
     [
