@@ -28,7 +28,7 @@ def run_replicas(options: argparse.Namespace, source: "Source", token: str | Non
 
     resources = {"num_gpus": 1} if torch.cuda.is_available() else {"num_cpus": 1}
     with connected(Cluster(workers=options.replicas)):
-        serve.start(http_options={"host": options.host, "port": port})
+        serve.start(http_options={"host": options.host, "port": port}, logging_config=QUIET)
         replica = serve.deployment(
             name=NAME,
             num_replicas=options.replicas,
