@@ -34,6 +34,9 @@ class Tiny(Section):
     steps: int = Field(600, ge=1)
     batch_size: int = Field(64, ge=2)
     smallest_task: int = Field(0, ge=0, description="repeat the queries of small tasks until an epoch has this many")
+    least_crop: float = Field(
+        1.0, gt=0, le=1, description="random crops of training images keep this share of the area; 1 shows all whole"
+    )
     learning_rate: float = Field(1e-3, gt=0)
     temperature: float = Field(0.05, gt=0)
     warmup: float = Field(0.05, ge=0, le=1)
@@ -165,6 +168,7 @@ def _train_tiny(context: Context) -> dict[str, Any]:
         seed=context.params.seed,
         vary_instructions=True,
         smallest_task=tiny.smallest_task,
+        least_crop=tiny.least_crop,
         train_vision=True,
         precision=context.cluster.chosen_precision(),
         threads=context.cluster.threads_each(context.cluster.workers),

@@ -56,6 +56,7 @@ def student_stage(
         vary_instructions=features is None,
         smallest_task=params.smallest_task,
         sub_batch=getattr(params, "sub_batch", 0),
+        least_crop=getattr(params, "least_crop", 1.0),
         train_vision=False,
         precision=context.cluster.chosen_precision(),
         threads=context.cluster.threads_each(context.cluster.workers),

@@ -33,6 +33,9 @@ class Params(Section):
     sub_batch: int = Field(
         0, ge=0, description="so many neighbours in a batch are of one task, for harder negatives; 0 mixes freely"
     )
+    least_crop: float = Field(
+        1.0, gt=0, le=1, description="random crops of training images keep this share of the area; 1 shows all whole"
+    )
     learning_rate: float = Field(1e-3, gt=0)
     temperature: float = Field(
         0.03, gt=0, description="τ_norm of MAC-Loss, τ of InfoNCE and MAMCL, where the learnable τ starts"

@@ -58,6 +58,7 @@ class TrainingJob:
         mined: the table of mined hard negatives (`stages.mine.Mined`), where there is one.
         live: the teacher, where it is run and not looked up.
         hard_negatives: hard negatives of a query in each of its steps.
+        least_crop: share of an image's area that its random crops keep at least; 1 shows all whole.
         lora: the adapters to train in the place of the whole decoder.
     """
 
@@ -81,6 +82,7 @@ class TrainingJob:
     live: LiveTeacher | None = None
     hard_negatives: int = 0
     sub_batch: int = 0
+    least_crop: float = 1.0
     lora: Any = None
 
 
@@ -185,6 +187,7 @@ def train_worker(config: dict[str, Any]) -> None:
         sub_batch=job.sub_batch,
         mined=job.mined,
         hard_negatives=job.hard_negatives,
+        least_crop=job.least_crop,
     )
     if len(sampler) < job.settings.batch_size:
         raise ValueError(

@@ -16,6 +16,7 @@ from stages.data.keys import NOTHING, hash_ids
 from stages.data.order import batch_at, epoch_order, in_blocks, picks, upsampled
 from stages.data.schemas import MODALITIES
 from stages.data.tables import MappedTable
+from stages.learn.crops import random_box
 from stages.model.inputs import Row
 
 CONTENTS = 1 << 16  # content ids that are remembered: a popular positive is looked up once
@@ -62,6 +63,7 @@ class PairSampler:
         sub_batch: so many neighbours in a batch are of one task of a data set; 0 mixes all freely.
         mined: a table of mined hard negatives by qid, beside those that the data gives.
         hard_negatives: so many of a query's hard negatives are drawn for each use, or all where there are fewer.
+        least_crop: share of an image's area that a random crop of it keeps at least; 1 always shows the whole.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class PairSampler:
         sub_batch: int = 0,
         mined: Any = None,
         hard_negatives: int = 0,
+        least_crop: float = 1.0,
     ):
         self.queries = MappedTable.open(ingest, "queries", "qid", where={"split": "train"})
         self.candidates = MappedTable.open(ingest, "candidates", "did")
@@ -84,6 +87,7 @@ class PairSampler:
         self.instructions = Instructions.load(ingest)
         self.batch, self.world, self.rank, self.seed = batch, world, rank, seed
         self.vary_instructions, self.hard_negatives = vary_instructions, hard_negatives
+        self.least_crop = least_crop
         self.known = lru_cache(CONTENTS)(self._known)
         datasets, tasks = (self.queries.column(name).to_numpy() for name in ("dataset_id", "task_id"))
         self.mined = None if mined is None else MappedTable.open(mined, "negatives", "qid")
@@ -111,9 +115,9 @@ class PairSampler:
         places = candidates + negatives
         empty = len(queries) * (1 + self.hard_negatives) - len(places)
         return Pairs(
-            query_rows=[self._query(*args) for args in zip(queries, targets, wording, strict=True)],
-            candidate_rows=[self._row(candidate["text"], candidate["image_id"]) for candidate in candidates],
-            negative_rows=[self._row(negative["text"], negative["image_id"]) for negative in negatives],
+            query_rows=[self._query(*args, step) for args in zip(queries, targets, wording, strict=True)],
+            candidate_rows=[self._candidate(candidate, step) for candidate in candidates],
+            negative_rows=[self._candidate(negative, step) for negative in negatives],
             query_ids=[query["qid"] for query in queries],
             candidate_ids=[candidate["did"] for candidate in candidates],
             candidate_hash=np.pad(_hashes(row["did"] for row in places), (0, empty), constant_values=NOTHING),
@@ -152,13 +156,20 @@ class PairSampler:
         mined = self.mined.row(self.mined.find(query["qid"]))["negatives"]
         return given + [did for did in mined if did not in given]
 
-    def _query(self, query: dict, target: str, pick: int) -> Row:
+    def _query(self, query: dict, target: str, pick: int, step: int) -> Row:
         instruction = self.instructions.choose(query["dataset_id"], query["modality"], target, int(pick))
-        return self._row(with_instruction(instruction, query["text"]), query["image_id"])
+        return self._row(query["qid"], with_instruction(instruction, query["text"]), query["image_id"], step)
 
-    def _row(self, text: str | None, image_id: str | None) -> Row:
-        image = None if image_id is None else self.images.row(self.images.find(image_id))["bytes"]
-        return Row(text, image)
+    def _candidate(self, candidate: dict, step: int) -> Row:
+        return self._row(candidate["did"], candidate["text"], candidate["image_id"], step)
+
+    def _row(self, identity: str, text: str | None, image_id: str | None, step: int) -> Row:
+        """A crop depends on the query or candidate and on the step, not on who else is in the batch."""
+        if image_id is None:
+            return Row(text)
+        image = self.images.row(self.images.find(image_id))["bytes"]
+        draw = picks(step, hash_ids([identity]), seed=self.seed, stream=3)[0]
+        return Row(text, image, random_box(int(draw), self.least_crop))
 
 
 def _hashes(ids: Iterable[str]) -> np.ndarray:

@@ -24,6 +24,9 @@ from PIL import Image
 
 from stages.model.prompt import IMAGE_PAD, RETRIEVAL_TOKEN, render
 
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom edge of a part of an image, in shares of its width and height."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -31,6 +34,8 @@ class Row:
 
     text: str | None = None
     image: bytes | None = None
+    box: Box | None = None
+    """The part of the image that is seen; None is the whole."""
 
 
 SPREAD = 1.25
@@ -133,7 +138,7 @@ class Collator:
 
     def _sequences(self, rows: Sequence[Row]) -> list[Sequenced]:
         """For each row its tokens, and its image's patches and grid."""
-        images = [None if row.image is None else self.patches(row.image) for row in rows]
+        images = [None if row.image is None else self.patches(row.image, row.box) for row in rows]
         prompts = [render(self.cut(row.text), row.image is not None) for row in rows]
         tokens_B = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
         return [
@@ -166,9 +171,12 @@ class Collator:
         offsets = encoding["offset_mapping"]
         return text if len(offsets) <= self.max_text_tokens else text[: offsets[self.max_text_tokens - 1][1]]
 
-    def patches(self, encoded: bytes) -> tuple[np.ndarray, np.ndarray]:
-        """Vision patches float32 [P, C] and the (t, h, w) grid [3] of one encoded image."""
-        features = self.image_processor(images=[Image.open(io.BytesIO(encoded)).convert("RGB")], return_tensors="np")
+    def patches(self, encoded: bytes, box: Box | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Vision patches float32 [P, C] and the (t, h, w) grid [3] of one encoded image, or of a part of it."""
+        image = Image.open(io.BytesIO(encoded)).convert("RGB")
+        if box is not None:
+            image = image.crop(pixels(box, image.size))
+        features = self.image_processor(images=[image], return_tensors="np")
         return features["pixel_values"], features["image_grid_thw"][0]
 
     def expand(self, tokens: list[int], grid: np.ndarray | None) -> list[int]:
@@ -200,6 +208,13 @@ class Collator:
         image = np.indices((frames, height, width)).reshape(3, -1) + start
         after = start + max(height, width) + np.arange(len(tokens) - start - image.shape[1])
         return np.concatenate([np.tile(np.arange(start), (3, 1)), image, np.tile(after, (3, 1))], axis=1)
+
+
+def pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The pixels of a part of an image of `size` (width, height); at least one in each direction."""
+    (width, height), (left, top, right, bottom) = size, box
+    left, top = min(int(left * width), width - 1), min(int(top * height), height - 1)
+    return left, top, max(round(right * width), left + 1), max(round(bottom * height), top + 1)
 
 
 def like_lengths(lengths: Sequence[int], limit: int = 0) -> list[list[int]]:
