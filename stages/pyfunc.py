@@ -5,16 +5,13 @@ are named by `model_config["weights"]`, a directory or an `s3://` prefix, and ar
 would be stored twice. `load_model(uri, model_config={"weights": …})` points to a store that has moved.
 """
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 import mlflow
-
-# It would take type hints for a schema, beside the signature that says more, and warns where there are none.
-warnings.filterwarnings("ignore", ".*Add type hints to the `predict` method", UserWarning)
 
 
 class Student(mlflow.pyfunc.PythonModel):
@@ -34,7 +31,7 @@ class Student(mlflow.pyfunc.PythonModel):
             )
         self.encoder = Encoder.load(Path(download_artifacts(weights) if "://" in weights else weights))
 
-    def predict(self, context, model_input, params=None) -> np.ndarray:
+    def predict(self, context, model_input: pd.DataFrame, params=None) -> np.ndarray:
         """Vectors float32 [N, D] in the order of the rows. A query's text starts with its instruction and a new line.
 
         Raises ValueError for a row of neither text nor image, and for bytes that are no safe picture.
