@@ -9,10 +9,12 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import open_store
+from pipeline.checks import check_made
 from pipeline.comparison import Outcome, as_json, markdown
 from pipeline.dag import STAGES
 from pipeline.grid import Cell, Grid
@@ -132,6 +134,7 @@ class Ablation:
         command = shlex.join(["python", "pipeline/run.py", "--recipe", self.recipe, *cell.overrides])
         tracker = PipelineRun(self.tracker.ids()["tracking_uri"], cell.label, {**self.tags(cell), "command": command})
         run = Run(cell.config, self.store, tracker, connect, self.say, command, self.recipe, self.name)
+        run.check = partial(check_made, cell.config)
         outcome, start = Outcome(decisions[-1].key), time.monotonic()
         try:
             run_pipeline(STAGES, decisions, run)

@@ -123,6 +123,17 @@ def test_a_failed_cell_is_told_in_its_row_and_the_rest_goes_on(ablate, hooks, tm
     assert hooks.calls.count("train") == 7
 
 
+def test_a_depth_that_a_made_backbone_does_not_have_stops_its_cells_before_later_stages(ablate, hooks, monkeypatch):
+    def too_deep(config, stage, manifest):
+        if stage == "ingest" and config.train.word == "b":
+            raise InputError("student.layers=9 is too many: the backbone has 4 layers")
+
+    monkeypatch.setattr(pipeline.ablation, "check_made", too_deep)
+    done = ablate()
+    assert done.code == 1 and done.out.count("failed: student.layers=9 is too many") == 2
+    assert hooks.calls.count("train") == 3  # full, and a with two seeds
+
+
 def test_a_failure_that_cells_share_is_met_once(ablate, hooks):
     hooks.actions["ingest"] = fail(InputError("no such directory"))
     done = ablate()
