@@ -31,9 +31,15 @@ class Tiny(Section):
     vision_layers: int = Field(2, ge=1)
     vision_hidden: int = Field(128, ge=32, multiple_of=32)
     patch: int = Field(14, ge=4)
+    mimetic: bool = Field(
+        False, description="the vision tower's attention starts like that of trained towers, for data of few images"
+    )
     steps: int = Field(600, ge=1)
     batch_size: int = Field(64, ge=2)
     smallest_task: int = Field(0, ge=0, description="repeat the queries of small tasks until an epoch has this many")
+    repeat_positives: int = Field(
+        1, ge=1, description="a query of several positives comes so often in an epoch at most, once for each"
+    )
     least_crop: float = Field(
         1.0, gt=0, le=1, description="random crops of training images keep this share of the area; 1 shows all whole"
     )
@@ -168,6 +174,7 @@ def _train_tiny(context: Context) -> dict[str, Any]:
         seed=context.params.seed,
         vary_instructions=True,
         smallest_task=tiny.smallest_task,
+        repeat_positives=tiny.repeat_positives,
         least_crop=tiny.least_crop,
         train_vision=True,
         precision=context.cluster.chosen_precision(),
@@ -195,7 +202,9 @@ def _draw(context: Context, target: Path) -> None:
     }
     limits = {name: getattr(params, name) for name in ("min_pixels", "max_pixels", "max_text_tokens")}
     target.mkdir(parents=True, exist_ok=True)
-    write_tiny(target, tokenizer, tiny_config(tokenizer, **sizes), **limits, seed=context.params.seed)
+    write_tiny(
+        target, tokenizer, tiny_config(tokenizer, **sizes), **limits, seed=context.params.seed, mimetic=tiny.mimetic
+    )
 
 
 def _texts(ingest: Artifact) -> Iterator[str]:

@@ -55,6 +55,7 @@ def student_stage(
         seed=(context.params.seed if params.seed == -1 else params.seed) + STREAMS[context.output.stage],
         vary_instructions=features is None,
         smallest_task=params.smallest_task,
+        repeat_positives=params.repeat_positives,
         sub_batch=getattr(params, "sub_batch", 0),
         least_crop=getattr(params, "least_crop", 1.0),
         train_vision=False,

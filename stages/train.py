@@ -30,6 +30,9 @@ class Params(Section):
     steps: int = Field(300, ge=0, description="0 leaves the student as it was distilled")
     batch_size: int = Field(64, ge=2)
     smallest_task: int = Field(0, ge=0, description="repeat the queries of small tasks until an epoch has this many")
+    repeat_positives: int = Field(
+        1, ge=1, description="a query of several positives comes so often in an epoch at most, once for each"
+    )
     sub_batch: int = Field(
         0, ge=0, description="so many neighbours in a batch are of one task, for harder negatives; 0 mixes freely"
     )

@@ -47,6 +47,7 @@ class TrainingJob:
         seed: order of the samples.
         vary_instructions: draw an instruction for each use.
         smallest_task: samples of an epoch that every task of a data set has at least, by repetition.
+        repeat_positives: times that a query comes in an epoch at most, once for each of its positives.
         sub_batch: queries of one task that stand together in a batch; 0 mixes them freely.
         train_vision: train the vision tower too.
         precision: fp32 or bf16.
@@ -71,6 +72,7 @@ class TrainingJob:
     seed: int
     vary_instructions: bool
     smallest_task: int
+    repeat_positives: int
     train_vision: bool
     precision: str
     threads: int
@@ -184,6 +186,7 @@ def train_worker(config: dict[str, Any]) -> None:
         seed=job.seed,
         vary_instructions=job.vary_instructions,
         smallest_task=job.smallest_task,
+        repeat_positives=job.repeat_positives,
         sub_batch=job.sub_batch,
         mined=job.mined,
         hard_negatives=job.hard_negatives,

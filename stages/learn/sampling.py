@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from stages.data.instructions import Instructions, with_instruction
 from stages.data.keys import NOTHING, hash_ids
@@ -60,6 +61,8 @@ class PairSampler:
         seed: decides everything that is random.
         vary_instructions: draw an instruction for each use; False always takes the first, as evaluation does.
         smallest_task: queries of a task of a data set are repeated until an epoch has this many; 0 repeats none.
+        repeat_positives: a query comes as often in an epoch as it has positives, but no more often than this. 1 counts
+            queries, as published; more counts pairs, and a name with thirty photos is no rarer than each photo.
         sub_batch: so many neighbours in a batch are of one task of a data set; 0 mixes all freely.
         mined: a table of mined hard negatives by qid, beside those that the data gives.
         hard_negatives: so many of a query's hard negatives are drawn for each use, or all where there are fewer.
@@ -76,6 +79,7 @@ class PairSampler:
         seed: int,
         vary_instructions: bool,
         smallest_task: int = 0,
+        repeat_positives: int = 1,
         sub_batch: int = 0,
         mined: Any = None,
         hard_negatives: int = 0,
@@ -92,11 +96,19 @@ class PairSampler:
         datasets, tasks = (self.queries.column(name).to_numpy() for name in ("dataset_id", "task_id"))
         self.mined = None if mined is None else MappedTable.open(mined, "negatives", "qid")
         group = datasets.astype(np.int64) << 32 | tasks
-        self.epoch = upsampled(group, smallest_task)
+        self.epoch = self._samples(repeat_positives)
+        self.epoch = self.epoch[upsampled(group[self.epoch], smallest_task)]
         self.order_of = epoch_order
         if sub_batch:
             group = group[self.epoch]
             self.order_of = lru_cache(2)(lambda *of: in_blocks(epoch_order(*of), group, sub_batch))
+
+    def _samples(self, repeat_positives: int) -> np.ndarray:
+        """Rows of queries, each as often as an epoch shows it before small tasks are repeated."""
+        if repeat_positives == 1:
+            return np.arange(len(self.queries))
+        positives = self.queries.column("positives", pc.list_value_length).to_numpy()
+        return np.repeat(np.arange(len(self.queries)), np.minimum(positives, repeat_positives))
 
     def __len__(self) -> int:
         """Samples of an epoch; a query that is repeated counts each time."""

@@ -7,6 +7,7 @@ The tokenizer is byte-level BPE trained on the ingested texts and the read-out p
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -94,10 +95,17 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, *, layers: int, hidden: int,
 
 
 def write_tiny(directory: Path, tokenizer: PreTrainedTokenizerFast, config: Qwen2VLConfig, *, min_pixels: int,
-               max_pixels: int, max_text_tokens: int, seed: int) -> None:  # fmt: skip
-    """Writes an untrained checkpoint in the stock layout, its weights drawn with `seed`."""
+               max_pixels: int, max_text_tokens: int, seed: int, mimetic: bool = False) -> None:  # fmt: skip
+    """Writes an untrained checkpoint in the stock layout, its weights drawn with `seed`.
+
+    Args:
+        mimetic: the vision tower starts with attention as `mimic_trained` draws it.
+    """
     torch.manual_seed(seed)
     model = Qwen2VLForConditionalGeneration(config)
+    if mimetic:
+        for block in model.model.visual.blocks:
+            mimic_trained(block.attn)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     processor = Qwen2VLImageProcessorPil(
@@ -108,3 +116,32 @@ def write_tiny(directory: Path, tokenizer: PreTrainedTokenizerFast, config: Qwen
     )
     processor.save_pretrained(directory)
     (directory / SETTINGS).write_text(json.dumps({"max_text_tokens": max_text_tokens, "read_out": RETRIEVAL_TOKEN}))
+
+
+@torch.no_grad()
+def mimic_trained(attention: Any) -> None:
+    """Draws a vision block's attention as large trained towers have it, which a few thousand photos do not teach.
+
+    Mimetic initialisation (Trockman and Kolter 2023, arXiv 2305.09828): in trained towers a patch looks at patches
+    like itself and takes away what they share, so with Z of entries N(0, 1/width) each head starts at
+    W_qᵀ W_k ≈ 0.7 Z + 0.7 I, and all heads together at W_o W_v = 0.4 Z - 0.4 I.
+
+    Args:
+        attention: of a Qwen2-VL vision block: `qkv` of three times the width, `proj` of the width.
+    """
+    width, size = attention.dim, attention.head_dim
+    query, key, value = attention.qkv.weight.split(width)
+    for head in range(attention.num_heads):
+        left, right = _factors(0.7, 0.7, width)
+        rows = slice(head * size, (head + 1) * size)
+        query[rows], key[rows] = left.T[:size], right[:size]
+    left, right = _factors(0.4, -0.4, width)
+    attention.proj.weight.copy_(left)
+    value.copy_(right)
+
+
+def _factors(noise: float, identity: float, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two matrices [width, width] whose product is noise · Z + identity · I, by its singular values, largest first."""
+    product = noise * torch.randn(width, width) / width**0.5 + identity * torch.eye(width)
+    left, values, right = torch.linalg.svd(product)
+    return left * values.sqrt(), values.sqrt()[:, None] * right

@@ -1,5 +1,6 @@
 """A step's samples, and what is known about them: hard negatives, teacher states."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from stages.learn.loop import cached_teacher, live_teacher
 from stages.learn.sampling import PairSampler
 from stages.mine import Mined
 from stages.model.encoder import Encoder
+from tests import training_world
 from tests.tiny_models import write_checkpoint
 from tests.training_world import PAIRS, write_ingest
 
@@ -116,3 +118,29 @@ def test_a_live_teacher_says_what_the_cached_one_does(tmp_path, monkeypatch, lay
     torch.testing.assert_close(chunked, live, rtol=1e-5, atol=5e-6)
     assert not live.requires_grad and not live.is_inference()
     torch.testing.assert_close(live, cached_teacher(*tables)(pairs), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("most", [1, 2, 50])
+def test_a_query_comes_as_often_as_it_has_positives_up_to_a_limit(tmp_path, monkeypatch, most):
+    count = sampler_of_counts(tmp_path, monkeypatch, repeat_positives=most)
+    assert count == {f"9:{number}": min(1 + number % 3, most) for number in range(PAIRS)}
+
+
+def test_small_tasks_are_counted_after_their_queries_are_repeated(tmp_path, monkeypatch):
+    count = sampler_of_counts(tmp_path, monkeypatch, repeat_positives=50, smallest_task=PAIRS)
+    # Task k holds the queries of k + 1 positives, a third of all: one and two thirds are filled up to three.
+    tasks = [sum(count[f"9:{number}"] for number in range(PAIRS) if number % 3 == task) for task in range(3)]
+    assert tasks == [PAIRS, PAIRS, PAIRS]
+
+
+def sampler_of_counts(tmp_path, monkeypatch, **arguments) -> dict[str, int]:
+    """How often each query is in an epoch, where query k has 1 + k mod 3 positives."""
+    made = training_world._query
+
+    def query(index: int) -> dict:
+        positives = [f"9:{(index + step) % PAIRS}" for step in range(0, 3 * (1 + index % 3), 3)]
+        return made(index) | {"positives": positives}
+
+    monkeypatch.setattr(training_world, "_query", query)
+    sampler = sampler_of(tmp_path, monkeypatch, **arguments)
+    return Counter(sampler.queries.row(row)["qid"] for row in sampler.epoch)
