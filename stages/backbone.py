@@ -40,11 +40,15 @@ class Tiny(Section):
     repeat_positives: int = Field(
         1, ge=1, description="a query of several positives comes so often in an epoch at most, once for each"
     )
+    sub_batch: int = Field(0, ge=0, description="so many neighbours in a batch are of one task; 0 mixes freely")
     least_crop: float = Field(
         1.0, gt=0, le=1, description="random crops of training images keep this share of the area; 1 shows all whole"
     )
     learning_rate: float = Field(1e-3, gt=0)
     temperature: float = Field(0.05, gt=0)
+    symmetric: bool = Field(
+        False, description="in-batch candidates are to find their queries as well, as CLIP trains; else queries alone"
+    )
     warmup: float = Field(0.05, ge=0, le=1)
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, ge=0)
@@ -169,12 +173,13 @@ def _train_tiny(context: Context) -> dict[str, Any]:
         layers=None,
         ingest=context.inputs["ingest"],
         features=None,
-        objective=Objective(loss="infonce", temperature=tiny.temperature),
+        objective=Objective(loss="infonce", temperature=tiny.temperature, symmetric=tiny.symmetric),
         settings=optimisation(tiny, context.cluster),
         seed=context.params.seed,
         vary_instructions=True,
         smallest_task=tiny.smallest_task,
         repeat_positives=tiny.repeat_positives,
+        sub_batch=tiny.sub_batch,
         least_crop=tiny.least_crop,
         train_vision=True,
         precision=context.cluster.chosen_precision(),

@@ -53,6 +53,9 @@ class Params(Section):
     )
     learning_rate: float = Field(1e-3, gt=0)
     temperature: float = Field(0.05, gt=0)
+    symmetric: bool = Field(
+        False, description="in-batch candidates are to find their queries as well, as CLIP trains; else queries alone"
+    )
     contrastive_weight: float = Field(0.9, ge=0)
     feature_weight: float = Field(0.1, ge=0)
     feature_loss: Literal["mse", "cosine", "relational"] = Field(
@@ -104,6 +107,7 @@ def objective(params: Params) -> "Objective":
         temperature=params.temperature,
         contrastive_weight=params.contrastive_weight,
         feature_weights=feature_weights(params),
+        symmetric=params.symmetric,
     )
 
 

@@ -43,6 +43,9 @@ class Params(Section):
     temperature: float = Field(
         0.03, gt=0, description="τ_norm of MAC-Loss, τ of InfoNCE and MAMCL, where the learnable τ starts"
     )
+    symmetric: bool = Field(
+        False, description="in-batch candidates are to find their queries as well, as CLIP trains; else queries alone"
+    )
     hard_temperature: float = Field(0, ge=0, description="where τ_hard starts; 0 is `temperature`, as published")
     hard_decay: float = Field(0.5, ge=0, description="r of τ_hard(t) = round(start · exp(-2 r min(until, t)), digits)")
     hard_until: float = Field(0.5, ge=0, le=1, description="share of the training after which τ_hard stays")
@@ -98,4 +101,5 @@ def objective(params: Params) -> "Objective":
         hard_until=params.hard_until,
         hard_digits=params.hard_digits,
         dims=tuple(sorted(set(params.matryoshka))),
+        symmetric=params.symmetric,
     )

@@ -1,7 +1,7 @@
 """One rank of a training with everything at once: `python -m tests.objective_world CASE_JSON`.
 
-Learnable τ, LoRA, hard negatives in uneven numbers, leading dimensions, two feature losses. A case lists trainings,
-which share one start of the process; rank 0 writes for each its losses, its last τ and its trained weights.
+Learnable τ in both directions, LoRA, hard negatives in uneven numbers, leading dimensions, two feature losses. A case
+lists trainings, which share one start of the process; rank 0 writes for each its losses, its last τ and its trained weights.
 """
 
 import json
@@ -37,7 +37,7 @@ def everything():
     from stages.learn.objective import Objective
 
     weights = {"mse": 0.1, "relational": 1.0}
-    return Objective("learnable", 0.07, contrastive_weight=0.9, feature_weights=weights, dims=(16, 32))
+    return Objective("learnable", 0.07, contrastive_weight=0.9, feature_weights=weights, dims=(16, 32), symmetric=True)
 
 
 def recipe(name: str, section: str):

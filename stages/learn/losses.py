@@ -2,7 +2,8 @@
 
 Shapes: Q queries of this rank, C candidates of all ranks, R rows of this rank, A rows of all ranks, D values.
 
-The direction is query → candidate. Between a query and a candidate stand a cosine, a temperature and a mask:
+The direction is query → candidate, and where asked for candidate → query beside it. Between a query and a candidate
+stand a cosine, a temperature and a mask:
 
     InfoNCE    one τ for every pair (van den Oord et al. 2018, arXiv 1807.03748)
     MAC-Loss   τ_hard where the query's target modality is the candidate's, τ_norm elsewhere (PUMA, arXiv 2507.08064)
@@ -17,10 +18,15 @@ from torch import nn
 from torch.nn import functional
 
 from stages.data.keys import NOTHING
+from stages.learn.collectives import gather, rank
 
 
 def softmax_loss(
-    similarity_QC: torch.Tensor, tau_QC: torch.Tensor, positive_Q: torch.Tensor, masked_QC: torch.Tensor
+    similarity_QC: torch.Tensor,
+    tau_QC: torch.Tensor,
+    positive_Q: torch.Tensor,
+    masked_QC: torch.Tensor,
+    symmetric: bool = False,
 ) -> torch.Tensor:
     """Mean over queries of -log softmax of the positive's cosine over its temperature; a scalar.
 
@@ -29,9 +35,17 @@ def softmax_loss(
         tau_QC: temperature of each pair, or a scalar tensor.
         positive_Q: the column of each query's positive.
         masked_QC: true where a candidate is no negative of the query; the positive is never masked.
+        symmetric: the mean of this and of the other direction, in which a positive is to find its query among the
+            queries of all ranks (CLIP, Radford et al. 2021, arXiv 2103.00020). Temperatures and masks stay the pairs'.
     """
     logits_QC = (similarity_QC / tau_QC).masked_fill(masked_QC, -math.inf)
-    return functional.cross_entropy(logits_QC, positive_Q)
+    loss = functional.cross_entropy(logits_QC, positive_Q)
+    if not symmetric:
+        return loss
+    # Candidates of this rank meet the queries of every rank.
+    logits_QQ = gather(logits_QC)[:, positive_Q].T
+    own_Q = torch.arange(len(positive_Q), device=positive_Q.device) + rank() * len(positive_Q)
+    return (loss + functional.cross_entropy(logits_QQ, own_Q)) / 2
 
 
 def same_modality(positive_Q: torch.Tensor, modality_C: torch.Tensor) -> torch.Tensor:

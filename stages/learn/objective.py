@@ -48,6 +48,7 @@ class Objective:
         feature_weights: weight of each feature loss: `mse`, `cosine`, `relational`; none needs no teacher.
         dims: leading values of a vector that must also serve as a vector, besides all of them (Matryoshka
             representation learning, Kusupati et al. 2022, arXiv 2205.13147). The softmax is the mean over them.
+        symmetric: candidates are to find their queries too.
     """
 
     loss: str
@@ -59,6 +60,7 @@ class Objective:
     contrastive_weight: float = 1.0
     feature_weights: dict[str, float] = field(default_factory=dict)
     dims: tuple[int, ...] = ()
+    symmetric: bool = False
 
     def tau_hard(self, progress: float) -> float:
         """τ_hard after a share `progress` of training."""
@@ -160,7 +162,7 @@ def _contrastive(
     values = []
     for dim in (*objective.dims, states_RD.shape[1]):
         similarity_QC = cosines(query_BD[:, :dim], candidate_CD[:, :dim])
-        values.append(softmax_loss(similarity_QC, tau_QC, positive_Q, masked_QC))
+        values.append(softmax_loss(similarity_QC, tau_QC, positive_Q, masked_QC, objective.symmetric))
         if objective.dims:
             parts[f"contrastive {dim}d"] = values[-1].item()
     correct = similarity_QC.masked_fill(masked_QC, -2).argmax(1) == positive_Q

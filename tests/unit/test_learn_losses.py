@@ -85,6 +85,20 @@ def reference(of: SimpleNamespace, loss: str, tau_norm: float, tau_hard: float, 
     return total / QUERIES
 
 
+def reference_back(of: SimpleNamespace, loss: str, tau_norm: float, tau_hard: float) -> float:
+    """The same from positives to queries: a query is left out that the positive answers as well."""
+    states, total = of.states_RD.astype(np.float64), 0.0
+    for place in range(QUERIES):
+        terms = {}
+        for query in range(QUERIES):
+            if not is_left_out(of.pairs, query, place, loss):
+                intra = of.pairs.modality[place] == of.pairs.modality[query]
+                tau = tau_hard if loss == "mac" and intra else tau_norm
+                terms[query] = math.exp(cosine(states[query], states[QUERIES + place]) / tau)
+        total -= math.log(terms[place] / sum(terms.values()))
+    return total / QUERIES
+
+
 def measured(of: SimpleNamespace, objective: Objective, progress: float = 0.0, temperature=None):
     step = SimpleNamespace(pairs=of.pairs, teacher_RD=torch.tensor(of.teacher, dtype=torch.float32))
     return losses(torch.tensor(of.states_RD), step, objective, progress, temperature)
@@ -99,6 +113,15 @@ def test_the_contrastive_losses_equal_their_formulas(seed, loss, progress):
     value, parts = measured(of, Objective(loss, 0.05), progress)
     assert value.item() == pytest.approx(reference(of, loss, 0.05, tau_hard), rel=1e-5, abs=1e-5)
     assert parts.get("tau_hard", tau_hard) == tau_hard
+
+
+@several
+@given(st.integers(0, 10_000), st.sampled_from(["mac", "infonce", "mamcl"]))
+def test_the_symmetric_loss_is_the_mean_of_both_directions(seed, loss):
+    of = case(seed)
+    expected = (reference(of, loss, 0.05, 0.05) + reference_back(of, loss, 0.05, 0.05)) / 2
+    value, _ = measured(of, Objective(loss, 0.05, symmetric=True))
+    assert value.item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
 @several
