@@ -1,7 +1,8 @@
 """One rank of a training with everything at once: `python -m tests.objective_world CASE_JSON`.
 
 Learnable τ in both directions, LoRA, hard negatives in uneven numbers, leading dimensions, two feature losses. A case
-lists trainings, which share one start of the process; rank 0 writes for each its losses, its last τ and its trained weights.
+lists trainings, which share one start of the process; rank 0 writes for each its losses, its last τ and its trained
+weights.
 """
 
 import json
