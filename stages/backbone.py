@@ -31,6 +31,9 @@ class Tiny(Section):
     vision_layers: int = Field(2, ge=1)
     vision_hidden: int = Field(128, ge=32, multiple_of=32)
     patch: int = Field(14, ge=4)
+    unit_scale: bool = Field(
+        False, description="weights start by the model's width, and not with the 0.02 of models of thousands"
+    )
     mimetic: bool = Field(
         False, description="the vision tower's attention starts like that of trained towers, for data of few images"
     )
@@ -207,9 +210,8 @@ def _draw(context: Context, target: Path) -> None:
     }
     limits = {name: getattr(params, name) for name in ("min_pixels", "max_pixels", "max_text_tokens")}
     target.mkdir(parents=True, exist_ok=True)
-    write_tiny(
-        target, tokenizer, tiny_config(tokenizer, **sizes), **limits, seed=context.params.seed, mimetic=tiny.mimetic
-    )
+    start = {"seed": context.params.seed, "unit_scale": tiny.unit_scale, "mimetic": tiny.mimetic}
+    write_tiny(target, tokenizer, tiny_config(tokenizer, **sizes), **limits, **start)
 
 
 def _texts(ingest: Artifact) -> Iterator[str]:

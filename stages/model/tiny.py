@@ -95,14 +95,19 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, *, layers: int, hidden: int,
 
 
 def write_tiny(directory: Path, tokenizer: PreTrainedTokenizerFast, config: Qwen2VLConfig, *, min_pixels: int,
-               max_pixels: int, max_text_tokens: int, seed: int, mimetic: bool = False) -> None:  # fmt: skip
+               max_pixels: int, max_text_tokens: int, seed: int, unit_scale: bool = False,
+               mimetic: bool = False) -> None:  # fmt: skip
     """Writes an untrained checkpoint in the stock layout, its weights drawn with `seed`.
 
     Args:
+        unit_scale: embeddings, decoder and merger start as `keep_lengths` draws them.
         mimetic: the vision tower starts with attention as `mimic_trained` draws it.
     """
     torch.manual_seed(seed)
     model = Qwen2VLForConditionalGeneration(config)
+    if unit_scale:
+        keep_lengths(model.model.language_model)
+        keep_lengths(model.model.visual.merger)
     if mimetic:
         for block in model.model.visual.blocks:
             mimic_trained(block.attn)
@@ -116,6 +121,20 @@ def write_tiny(directory: Path, tokenizer: PreTrainedTokenizerFast, config: Qwen
     )
     processor.save_pretrained(directory)
     (directory / SETTINGS).write_text(json.dumps({"max_text_tokens": max_text_tokens, "read_out": RETRIEVAL_TOKEN}))
+
+
+@torch.no_grad()
+def keep_lengths(module: torch.nn.Module) -> None:
+    """Draws embeddings from N(0, 1) and every linear map from N(0, 1/inputs), so that states of unit values stay so.
+
+    The stock start, N(0, 0.02²) throughout, is made for widths of thousands. At a width of 128 it has each layer add
+    next to nothing, and Adam's steps, whose size does not depend on the weights', are a twentieth of them and more.
+    """
+    for part in module.modules():
+        if isinstance(part, torch.nn.Embedding):
+            torch.nn.init.normal_(part.weight)
+        elif isinstance(part, torch.nn.Linear):
+            torch.nn.init.normal_(part.weight, std=part.in_features**-0.5)
 
 
 @torch.no_grad()
