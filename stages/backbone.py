@@ -47,6 +47,9 @@ class Tiny(Section):
     least_crop: float = Field(
         1.0, gt=0, le=1, description="random crops of training images keep this share of the area; 1 shows all whole"
     )
+    drop_words: float = Field(
+        0.0, ge=0, lt=1, description="a step leaves out this share of the words of queries of text alone"
+    )
     learning_rate: float = Field(1e-3, gt=0)
     temperature: float = Field(0.05, gt=0)
     symmetric: bool = Field(
@@ -184,6 +187,7 @@ def _train_tiny(context: Context) -> dict[str, Any]:
         repeat_positives=tiny.repeat_positives,
         sub_batch=tiny.sub_batch,
         least_crop=tiny.least_crop,
+        drop_words=tiny.drop_words,
         train_vision=True,
         precision=context.cluster.chosen_precision(),
         threads=context.cluster.threads_each(context.cluster.workers),

@@ -39,6 +39,9 @@ class Params(Section):
     least_crop: float = Field(
         1.0, gt=0, le=1, description="random crops of training images keep this share of the area; 1 shows all whole"
     )
+    drop_words: float = Field(
+        0.0, ge=0, lt=1, description="a step leaves out this share of the words of queries of text alone"
+    )
     learning_rate: float = Field(1e-3, gt=0)
     temperature: float = Field(
         0.03, gt=0, description="τ_norm of MAC-Loss, τ of InfoNCE and MAMCL, where the learnable τ starts"

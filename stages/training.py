@@ -60,6 +60,7 @@ class TrainingJob:
         live: the teacher, where it is run and not looked up.
         hard_negatives: hard negatives of a query in each of its steps.
         least_crop: share of an image's area that its random crops keep at least; 1 shows all whole.
+        drop_words: share of the words of a query of text alone that a step leaves out.
         lora: the adapters to train in the place of the whole decoder.
     """
 
@@ -85,6 +86,7 @@ class TrainingJob:
     hard_negatives: int = 0
     sub_batch: int = 0
     least_crop: float = 1.0
+    drop_words: float = 0.0
     lora: Any = None
 
 
@@ -191,6 +193,7 @@ def train_worker(config: dict[str, Any]) -> None:
         mined=job.mined,
         hard_negatives=job.hard_negatives,
         least_crop=job.least_crop,
+        drop_words=job.drop_words,
     )
     if len(sampler) < job.settings.batch_size:
         raise ValueError(

@@ -14,7 +14,7 @@ from pipeline.artifacts import open_store
 from stages.data.keys import NOTHING, hash_ids
 from stages.data.schemas import NEGATIVES
 from stages.learn.loop import cached_teacher, live_teacher
-from stages.learn.sampling import PairSampler
+from stages.learn.sampling import PairSampler, some_words
 from stages.mine import Mined
 from stages.model.encoder import Encoder
 from tests import training_world
@@ -80,6 +80,31 @@ def test_sub_batches_are_of_one_task(tmp_path, monkeypatch):
     mixed = sampler_of(tmp_path, monkeypatch)
     kinds = [[int(qid.split(":")[1]) % 3 for qid in one.pairs(0).query_ids] for one in (sampler, mixed)]
     assert len(set(kinds[0][:4])) == len(set(kinds[0][4:])) == 1 < len(set(kinds[1][:4]))
+
+
+def test_some_words_of_a_text_are_left_out_by_its_own_draw_alone(tmp_path, monkeypatch):
+    whole = sampler_of(tmp_path, monkeypatch)
+    sampler = sampler_of(tmp_path, monkeypatch, drop_words=0.5)
+    halves = [sampler_of(tmp_path, monkeypatch, drop_words=0.5, world=2, rank=rank) for rank in (0, 1)]
+    changed = 0
+    for step in range(9):
+        rows = sampler.pairs(step).query_rows
+        assert rows == sampler.pairs(step).query_rows
+        assert rows == [row for half in halves for row in half.pairs(step).query_rows]
+        for row, full in zip(rows, whole.pairs(step).query_rows, strict=True):
+            instruction, *words = (row.text or "").split("\n")
+            assert instruction == (full.text or "").split("\n")[0] and row.image == full.image
+            changed += row.text != full.text
+            assert bool(words) == (row.image is None)
+    assert changed > 20  # of 72, a third of them pictures
+
+
+def test_words_are_left_out_as_often_as_asked_and_one_always_stays():
+    texts = [some_words("One two three four five.", draw, 0.3) for draw in range(2000)]
+    # One word is kept in any case: 5 · 0.7 + 0.3 of 5 on average; three standard errors are 0.07.
+    assert np.mean([len(text.split()) for text in texts]) == pytest.approx(3.8, abs=0.07)
+    assert all(text.endswith(".") for text in texts)
+    assert {some_words("One two.", draw, 0.99) for draw in range(50)} <= {"One.", "Two.", "One two."}
 
 
 def test_only_positives_of_the_target_s_modality_are_drawn(tmp_path, monkeypatch):
