@@ -43,7 +43,6 @@ class Tiny(Section):
     repeat_positives: int = Field(
         1, ge=1, description="a query of several positives comes so often in an epoch at most, once for each"
     )
-    sub_batch: int = Field(0, ge=0, description="so many neighbours in a batch are of one task; 0 mixes freely")
     least_crop: float = Field(
         1.0, gt=0, le=1, description="random crops of training images keep this share of the area; 1 shows all whole"
     )
@@ -185,7 +184,6 @@ def _train_tiny(context: Context) -> dict[str, Any]:
         vary_instructions=True,
         smallest_task=tiny.smallest_task,
         repeat_positives=tiny.repeat_positives,
-        sub_batch=tiny.sub_batch,
         least_crop=tiny.least_crop,
         drop_words=tiny.drop_words,
         train_vision=True,
