@@ -205,7 +205,8 @@ def some_words(text: str, draw: int, dropped: float) -> str:
     random, words = np.random.default_rng(draw), text.split()
     stays = random.random(len(words)) >= dropped
     stays[random.integers(len(words))] = True
-    return normalise(" ".join(word for word, one in zip(words, stays, strict=True) if one))
+    kept = normalise(" ".join(word for word, one in zip(words, stays, strict=True) if one))
+    return kept or text  # a lone quotation mark is no text
 
 
 def _hashes(ids: Iterable[str]) -> np.ndarray:

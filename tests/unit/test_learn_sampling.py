@@ -104,6 +104,8 @@ def test_words_are_left_out_as_often_as_asked_and_one_always_stays():
     # One word is kept in any case: 5 · 0.7 + 0.3 of 5 on average; three standard errors are 0.07.
     assert np.mean([len(text.split()) for text in texts]) == pytest.approx(3.8, abs=0.07)
     assert all(text.endswith(".") for text in texts)
+    assert {some_words('Nails 2 ".', draw, 0.99) for draw in range(50)} >= {"Nails.", "2."}
+    assert all(some_words('" x.', draw, 0.99) for draw in range(50))
     assert {some_words("One two.", draw, 0.99) for draw in range(50)} <= {"One.", "Two.", "One two."}
 
 
