@@ -28,6 +28,7 @@ def check_combinations(config: "Config", settings: Settings) -> None:
     check_tiny(config)
     check_layers(config, settings)
     check_batches(config)
+    check_muon(config)
     check_mining(config, settings)
     check_alike(config.features.normed, config.distill)
     check_matryoshka(config, settings)
@@ -86,7 +87,7 @@ def check_backbone(config: "Config") -> None:
 
 
 def check_tiny(config: "Config") -> None:
-    """Heads must share the width evenly, and rotary positions turn pairs."""
+    """Heads must share the width evenly, rotary positions turn pairs, and small images are smaller than others."""
     tiny = config.backbone.tiny
     if tiny.hidden % (2 * tiny.heads):
         raise InputError(
@@ -95,6 +96,22 @@ def check_tiny(config: "Config") -> None:
         )
     if tiny.heads > 1 and tiny.heads % (tiny.heads // 2):
         raise InputError(f"backbone.tiny.heads={tiny.heads} can't be grouped in twos; choose an even number")
+    if tiny.small_images >= config.backbone.max_pixels:
+        raise InputError(
+            f"backbone.tiny.small_images={tiny.small_images} is no smaller than"
+            f" backbone.max_pixels={config.backbone.max_pixels}; lower it, or set it to 0"
+        )
+
+
+def check_muon(config: "Config") -> None:
+    """Muon's steps have their length by themselves; some ZeRO stages would clip that, others the gradient's."""
+    for path, section in (
+        ("backbone.tiny", config.backbone.tiny),
+        ("distill", config.distill),
+        ("train", config.train),
+    ):
+        if section.muon_rate and section.clip:
+            raise InputError(f"{path}.muon_rate works without clipping, and {path}.clip={section.clip:g}; set it to 0")
 
 
 def check_layers(config: "Config", settings: Settings) -> None:

@@ -49,6 +49,10 @@ class Tiny(Section):
     drop_words: float = Field(
         0.0, ge=0, lt=1, description="a step leaves out this share of the words of queries of text alone"
     )
+    small_images: int = Field(
+        0, ge=0, description="images of the first steps have so many pixels at most, which costs less; 0 shows all full"
+    )
+    small_until: float = Field(0.6, ge=0, le=1, description="share of the steps that see them small")
     learning_rate: float = Field(1e-3, gt=0)
     temperature: float = Field(0.05, gt=0)
     symmetric: bool = Field(
@@ -57,6 +61,9 @@ class Tiny(Section):
     warmup: float = Field(0.05, ge=0, le=1)
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, ge=0)
+    muon_rate: float = Field(
+        0.0, ge=0, description="Muon trains the layers' matrices at this rate (0.02 is usual, with clip=0); 0 is AdamW"
+    )
     chunk: int = knob(0, ge=0, description="rows embedded at a time, by GradCache; 0 is the whole batch")
 
 
@@ -186,6 +193,8 @@ def _train_tiny(context: Context) -> dict[str, Any]:
         repeat_positives=tiny.repeat_positives,
         least_crop=tiny.least_crop,
         drop_words=tiny.drop_words,
+        small_images=tiny.small_images,
+        small_steps=round(tiny.small_until * tiny.steps),
         train_vision=True,
         precision=context.cluster.chosen_precision(),
         threads=context.cluster.threads_each(context.cluster.workers),

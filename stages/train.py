@@ -65,6 +65,9 @@ class Params(Section):
     warmup: float = Field(0.03, ge=0, le=1)
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, ge=0)
+    muon_rate: float = Field(
+        0.0, ge=0, description="Muon trains the layers' matrices at this rate (0.02 is usual, with clip=0); 0 is AdamW"
+    )
     seed: int = Field(-1, ge=-1, description="of this stage's random choices; -1 takes the run's `seed`")
     mine: Mine = Mine()
     check_loaders: bool = Field(

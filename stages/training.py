@@ -21,6 +21,10 @@ from stages.context import Artifact, Context, StageError
 from stages.params import Cluster
 
 WEIGHTS = "weights"
+CPU_ONLY = {
+    "DS_ACCELERATOR": "cpu",
+    "TORCHDYNAMO_DISABLE": "1",  # DeepSpeed compiles Muon at every first step, which takes longer than it ever saves
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class TrainingJob:
         hard_negatives: hard negatives of a query in each of its steps.
         least_crop: share of an image's area that its random crops keep at least; 1 shows all whole.
         drop_words: share of the words of a query of text alone that a step leaves out.
+        small_images: pixels of an image at most in the first `small_steps` steps; 0 is no such limit.
+        small_steps: steps that see images small.
         lora: the adapters to train in the place of the whole decoder.
     """
 
@@ -87,6 +93,8 @@ class TrainingJob:
     sub_batch: int = 0
     least_crop: float = 1.0
     drop_words: float = 0.0
+    small_images: int = 0
+    small_steps: int = 0
     lora: Any = None
 
 
@@ -116,7 +124,7 @@ def run_training(context: Context, job: TrainingJob) -> tuple[Path, dict[str, fl
             storage_filesystem=context.output.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),  # the last may not have arrived whole
-            worker_runtime_env={"env_vars": {} if gpus else {"DS_ACCELERATOR": "cpu"}},
+            worker_runtime_env={"env_vars": {} if gpus else CPU_ONLY},
         ),
     )
     try:
@@ -194,6 +202,8 @@ def train_worker(config: dict[str, Any]) -> None:
         hard_negatives=job.hard_negatives,
         least_crop=job.least_crop,
         drop_words=job.drop_words,
+        small_images=job.small_images,
+        small_steps=job.small_steps,
     )
     if len(sampler) < job.settings.batch_size:
         raise ValueError(
@@ -312,7 +322,7 @@ def optimisation(params: Any, cluster: Cluster) -> Any:
     """The `Optimisation` of a section with steps, batch_size and the optimizer's fields."""
     from stages.learn.engine import Optimisation
 
-    fields = ("steps", "batch_size", "learning_rate", "warmup", "weight_decay", "clip", "chunk")
+    fields = ("steps", "batch_size", "learning_rate", "warmup", "weight_decay", "clip", "muon_rate", "chunk")
     chosen = {name: getattr(params, name) for name in fields}
     chosen["first_layer_rate"] = getattr(params, "first_layer_rate", 1.0)
     return Optimisation(**chosen, zero_stage=cluster.zero_stage, bf16=cluster.chosen_precision() == "bf16")

@@ -125,6 +125,7 @@ def trained(world: Path, job: dict) -> dict:
     states = torch.nn.functional.normalize(torch.randn(PAIRS, encoder.dim, generator=torch.manual_seed(1)), dim=1)
     table = {f"9:{index}": state for index, state in enumerate(states)}
     steps, stage, chunk = job.get("steps", 6), job.get("zero_stage", 1), job.get("chunk", 0)
+    muon = job.get("muon_rate", 0.0)
     try:
         engine = loop.fit(
             encoder,
@@ -135,7 +136,7 @@ def trained(world: Path, job: dict) -> dict:
                 feature_weights={"cosine": weight} if weight else {},
                 contrastive_weight=0.0 if weight else 1.0,
             ),
-            Optimisation(steps, 8, 3e-3, 0.1, 0.01, 1.0, stage, bf16=False, chunk=chunk),
+            Optimisation(steps, 8, 3e-3, 0.1, 0.01, 0.0 if muon else 1.0, stage, False, chunk, muon_rate=muon),
             teacher=loop.cached_teacher(table, table) if weight else None,
             resume=Path(job["resume"]) if "resume" in job else None,
             log_every=1,
@@ -151,8 +152,8 @@ def trained(world: Path, job: dict) -> dict:
         "losses": log.losses,
         "features": log.features,
         "weights": torch.cat([tensor.flatten()[:200] for tensor in weights.values()]).tolist(),
-        "vision_change": max(value for name, value in change.items() if ".visual." in name),
-        "decoder_change": max(value for name, value in change.items() if ".layers." in name),
+        "vision_change": max((value for name, value in change.items() if ".visual." in name), default=0.0),
+        "decoder_change": max((value for name, value in change.items() if ".layers." in name), default=0.0),
     }
 
 

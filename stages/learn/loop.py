@@ -110,16 +110,25 @@ def train_step(engine: Any, encoder: Encoder, rows: Batch, loss_of: Loss, *, cac
     DeepSpeed averages gradients over ranks, so the update is that of the mean over the global batch.
     """
     loss, parts = backward(engine, encoder, rows, loss_of, cached=cached)
-    learning_rate = max(engine.get_lr())  # the first decoder layer may have a lower one
+    rates = learning_rates(engine.optimizer)
     engine.step()
-    return {"loss": loss, "learning_rate": learning_rate, **parts}
+    return {"loss": loss, **rates, **parts}
+
+
+def learning_rates(optimizer: Any) -> dict[str, float]:
+    """AdamW's highest rate (the first decoder layer may have a lower one), and Muon's where it trains matrices."""
+    rates: dict[str, float] = {}
+    for group in optimizer.param_groups:
+        name = "muon_rate" if group.get("use_muon") else "learning_rate"
+        rates[name] = max(rates.get(name, 0.0), group["lr"])
+    return rates
 
 
 def pace(engine: Any, pairs_per_second: float) -> dict[str, float]:
     """Speed, gradient norm and peak memory since the process started."""
     norm = engine.get_global_grad_norm()
     measures = {"pairs_per_second": pairs_per_second}
-    if norm is not None:
+    if norm is not None and not any(group.get("use_muon") for group in engine.optimizer.param_groups):
         measures["gradient_norm"] = float(norm)
     if torch.cuda.is_available():
         measures["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30

@@ -160,6 +160,7 @@ def test_wrong_overrides_are_told_in_one_line(override, words):
         (["backbone.tiny.heads=5", "backbone.tiny.hidden=320"], "choose an even number"),
         (["backbone.tiny.hidden=50"], "a whole number ≥ 32 and a multiple of 32, not 50"),
         (["backbone.min_pixels=9000", "backbone.max_pixels=8000"], "backbone.min_pixels=9000 is above"),
+        (["backbone.tiny.small_images=9000", "backbone.max_pixels=9000"], "small_images=9000 is no smaller than"),
         (["features.layer=0"], "features.layer=0 is no layer"),
         (["features.layer=99"], "choose -1 for the last, or 1 to"),
         (["features.layer=-99"], "choose -1 for the last, or 1 to"),
@@ -169,6 +170,7 @@ def test_wrong_overrides_are_told_in_one_line(override, words):
         (["train.matryoshka=[0]"], "train.matryoshka=[0] are no leading dimensions in override"),
         (["train.matryoshka=[a]"], "train.matryoshka must be a list, each a whole number, not 'a'"),
         (["cluster.workers=3", "train.batch_size=64"], "can't be shared by cluster.workers=3"),
+        (["train.muon_rate=0.02"], "train.muon_rate works without clipping, and train.clip=1; set it to 0"),
     ],
 )
 def test_impossible_combinations_are_refused(overrides, words):

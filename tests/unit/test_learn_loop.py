@@ -16,6 +16,9 @@ from tests.tiny_models import write_checkpoint
 from tests.training_world import write_ingest
 
 
+MUON = {"muon_rate": 0.02, "steps": 5}
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("world")
@@ -34,6 +37,7 @@ def run(world: Path, ranks: int, jobs: dict) -> dict:
 @pytest.fixture(scope="module")
 def one_rank(world) -> dict:
     killed, noisy = {"save": str(world / "killed"), "save_at": 3}, {"save": str(world / "noisy"), "save_at": 2}
+    stopped = {"save": str(world / "stopped"), "save_at": 3}
     chunks = {"chunk": 3, "dropout": 0.2, "zero_stage": 2, "steps": 4}
     return run(world, 1, {
         "through": {},
@@ -42,12 +46,16 @@ def one_rank(world) -> dict:
         "through in chunks": {**noisy, **chunks},
         "resumed in chunks": {"resume": noisy["save"], **chunks},
         "distilled": {"feature_weight": 1.0, "steps": 12},
+        "muon": MUON,
+        "interrupted with muon": {**MUON, **stopped, "stop": True},
+        "resumed with muon": {**MUON, "resume": stopped["save"]},
     })  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def two_ranks(world) -> dict:
-    return run(world, 2, {"zero 1": {}, "zero 2, chunks": {"zero_stage": 2, "chunk": 3}})
+    muon = {f"muon, zero {stage}": {**MUON, "zero_stage": stage, "chunk": 3 * (stage % 2)} for stage in range(4)}
+    return run(world, 2, {"zero 1": {}, "zero 2, chunks": {"zero_stage": 2, "chunk": 3}, **muon})
 
 
 def apart(one: dict, other: dict) -> float:
@@ -68,6 +76,20 @@ def test_two_ranks_make_the_update_of_one(one_rank, two_ranks, name):
 def test_a_resumed_run_continues_the_uninterrupted_one(one_rank, name, step):
     through, resumed = one_rank[f"through{name}"], one_rank[f"resumed{name}"]
     assert resumed["losses"] == pytest.approx(through["losses"][step:], rel=1e-6)
+    assert apart(resumed, through) < 1e-6
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_two_ranks_make_muon_s_update_of_one_at_every_zero_stage(one_rank, two_ranks, stage):
+    """Newton-Schulz enlarges the rounding of a gradient's small singular values a hundredfold."""
+    two = two_ranks[f"muon, zero {stage}"]
+    assert two["losses"] == pytest.approx(one_rank["muon"]["losses"], rel=2e-5)
+    assert apart(two, one_rank["muon"]) < 1e-4
+
+
+def test_a_resumed_run_has_muon_s_momentum(one_rank):
+    through, resumed = one_rank["muon"], one_rank["resumed with muon"]
+    assert resumed["losses"] == pytest.approx(through["losses"][3:], rel=1e-6)
     assert apart(resumed, through) < 1e-6
 
 
