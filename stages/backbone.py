@@ -50,7 +50,7 @@ class Tiny(Section):
         0.0, ge=0, lt=1, description="a step leaves out this share of the words of queries of text alone"
     )
     small_images: int = Field(
-        0, ge=0, description="images of the first steps have so many pixels at most, which costs less; 0 shows all full"
+        0, ge=0, description="images of the first steps have so many pixels at most, to save time; 0 shows all full"
     )
     small_until: float = Field(0.6, ge=0, le=1, description="share of the steps that see them small")
     learning_rate: float = Field(1e-3, gt=0)

@@ -20,8 +20,8 @@ class Optimisation:
         learning_rate: peak.
         warmup: share of the steps that the warm-up takes.
         weight_decay: on matrices only.
-        clip: gradient norm at which to clip; 0 is off, as it must be with Muon. Always passed on, DeepSpeed 0.19.8 clips
-            at 1.0 by default.
+        clip: gradient norm at which to clip; 0 is off, as it must be with Muon. Always passed on, DeepSpeed 0.19.8
+            clips at 1.0 by default.
         zero_stage: DeepSpeed ZeRO stage.
         bf16: compute in bfloat16.
         chunk: rows that are embedded at a time, by GradCache; 0 embeds the whole batch in one pass. It decides the

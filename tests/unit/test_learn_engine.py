@@ -17,9 +17,7 @@ def encoder(tmp_path_factory) -> Encoder:
 
 def groups_by_name(encoder: Encoder, settings: Optimisation) -> dict[str, dict]:
     names = {parameter: name for name, parameter in encoder.named_parameters()}
-    return {
-        names[parameter]: group for group in parameter_groups(encoder, settings) for parameter in group["params"]
-    }
+    return {names[parameter]: group for group in parameter_groups(encoder, settings) for parameter in group["params"]}
 
 
 def test_muon_trains_the_matrices_of_layers_and_adamw_the_rest(encoder):
