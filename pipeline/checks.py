@@ -87,7 +87,7 @@ def check_backbone(config: "Config") -> None:
 
 
 def check_tiny(config: "Config") -> None:
-    """Heads must share the width evenly, rotary positions turn pairs, and small images are smaller than others."""
+    """Heads must share the width evenly, and rotary positions turn pairs."""
     tiny = config.backbone.tiny
     if tiny.hidden % (2 * tiny.heads):
         raise InputError(
@@ -96,11 +96,6 @@ def check_tiny(config: "Config") -> None:
         )
     if tiny.heads > 1 and tiny.heads % (tiny.heads // 2):
         raise InputError(f"backbone.tiny.heads={tiny.heads} can't be grouped in twos; choose an even number")
-    if tiny.small_images >= config.backbone.max_pixels:
-        raise InputError(
-            f"backbone.tiny.small_images={tiny.small_images} is no smaller than"
-            f" backbone.max_pixels={config.backbone.max_pixels}; lower it, or set it to 0"
-        )
 
 
 def check_muon(config: "Config") -> None:

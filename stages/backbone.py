@@ -49,10 +49,6 @@ class Tiny(Section):
     drop_words: float = Field(
         0.0, ge=0, lt=1, description="a step leaves out this share of the words of queries of text alone"
     )
-    small_images: int = Field(
-        0, ge=0, description="images of the first steps have so many pixels at most, to save time; 0 shows all full"
-    )
-    small_until: float = Field(0.6, ge=0, le=1, description="share of the steps that see them small")
     learning_rate: float = Field(1e-3, gt=0)
     temperature: float = Field(0.05, gt=0)
     symmetric: bool = Field(
@@ -193,8 +189,6 @@ def _train_tiny(context: Context) -> dict[str, Any]:
         repeat_positives=tiny.repeat_positives,
         least_crop=tiny.least_crop,
         drop_words=tiny.drop_words,
-        small_images=tiny.small_images,
-        small_steps=round(tiny.small_until * tiny.steps),
         train_vision=True,
         precision=context.cluster.chosen_precision(),
         threads=context.cluster.threads_each(context.cluster.workers),

@@ -65,8 +65,6 @@ class TrainingJob:
         hard_negatives: hard negatives of a query in each of its steps.
         least_crop: share of an image's area that its random crops keep at least; 1 shows all whole.
         drop_words: share of the words of a query of text alone that a step leaves out.
-        small_images: pixels of an image at most in the first `small_steps` steps; 0 is no such limit.
-        small_steps: steps that see images small.
         lora: the adapters to train in the place of the whole decoder.
     """
 
@@ -93,8 +91,6 @@ class TrainingJob:
     sub_batch: int = 0
     least_crop: float = 1.0
     drop_words: float = 0.0
-    small_images: int = 0
-    small_steps: int = 0
     lora: Any = None
 
 
@@ -202,8 +198,6 @@ def train_worker(config: dict[str, Any]) -> None:
         hard_negatives=job.hard_negatives,
         least_crop=job.least_crop,
         drop_words=job.drop_words,
-        small_images=job.small_images,
-        small_steps=job.small_steps,
     )
     if len(sampler) < job.settings.batch_size:
         raise ValueError(

@@ -69,9 +69,6 @@ class PairSampler:
         hard_negatives: so many of a query's hard negatives are drawn for each use, or all where there are fewer.
         least_crop: share of an image's area that a random crop of it keeps at least; 1 always shows the whole.
         drop_words: share of the words of a query of text alone that a step leaves out.
-        small_images: pixels of an image at most in the first `small_steps` steps; 0 is no such limit.
-        small_steps: a model that first sees images small sees several for the price of one, and needs only the last
-            steps to get used to their full size (RECLIP, Li et al. 2023, arXiv 2304.06028).
     """
 
     def __init__(
@@ -90,8 +87,6 @@ class PairSampler:
         hard_negatives: int = 0,
         least_crop: float = 1.0,
         drop_words: float = 0.0,
-        small_images: int = 0,
-        small_steps: int = 0,
     ):
         self.queries = MappedTable.open(ingest, "queries", "qid", where={"split": "train"})
         self.candidates = MappedTable.open(ingest, "candidates", "did")
@@ -100,7 +95,6 @@ class PairSampler:
         self.batch, self.world, self.rank, self.seed = batch, world, rank, seed
         self.vary_instructions, self.hard_negatives = vary_instructions, hard_negatives
         self.least_crop, self.drop_words = least_crop, drop_words
-        self.small_images, self.small_steps = small_images, small_steps
         self.known = lru_cache(CONTENTS)(self._known)
         datasets, tasks = (self.queries.column(name).to_numpy() for name in ("dataset_id", "task_id"))
         self.mined = None if mined is None else MappedTable.open(mined, "negatives", "qid")
@@ -195,8 +189,7 @@ class PairSampler:
             return Row(text)
         image = self.images.row(self.images.find(image_id))["bytes"]
         draw = picks(step, hash_ids([identity]), seed=self.seed, stream=3)[0]
-        max_pixels = self.small_images if step < self.small_steps else 0
-        return Row(text, image, random_box(int(draw), self.least_crop), max_pixels)
+        return Row(text, image, random_box(int(draw), self.least_crop))
 
 
 def some_words(text: str, draw: int, dropped: float) -> str:

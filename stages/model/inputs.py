@@ -36,8 +36,6 @@ class Row:
     image: bytes | None = None
     box: Box | None = None
     """The part of the image that is seen; None is the whole."""
-    max_pixels: int = 0
-    """The image is made so small at most; 0 leaves it to the image processor."""
 
 
 SPREAD = 1.25
@@ -140,7 +138,7 @@ class Collator:
 
     def _sequences(self, rows: Sequence[Row]) -> list[Sequenced]:
         """For each row its tokens, and its image's patches and grid."""
-        images = [None if row.image is None else self.patches(row) for row in rows]
+        images = [None if row.image is None else self.patches(row.image, row.box) for row in rows]
         prompts = [render(self.cut(row.text), row.image is not None) for row in rows]
         tokens_B = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
         return [
@@ -173,19 +171,13 @@ class Collator:
         offsets = encoding["offset_mapping"]
         return text if len(offsets) <= self.max_text_tokens else text[: offsets[self.max_text_tokens - 1][1]]
 
-    def patches(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
-        """Vision patches float32 [P, C] and the (t, h, w) grid [3] of a row's image, or of the part that is seen."""
-        image = Image.open(io.BytesIO(row.image)).convert("RGB")
-        if row.box is not None:
-            image = image.crop(pixels(row.box, image.size))
-        features = self.image_processor(images=[image], size=self.limits(row.max_pixels), return_tensors="np")
+    def patches(self, encoded: bytes, box: Box | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Vision patches float32 [P, C] and the (t, h, w) grid [3] of one encoded image, or of a part of it."""
+        image = Image.open(io.BytesIO(encoded)).convert("RGB")
+        if box is not None:
+            image = image.crop(pixels(box, image.size))
+        features = self.image_processor(images=[image], return_tensors="np")
         return features["pixel_values"], features["image_grid_thw"][0]
-
-    def limits(self, max_pixels: int) -> dict[str, int]:
-        """The image processor's limits in pixels, the upper one at most `max_pixels` where that is not 0."""
-        least, most = self.image_processor.size.shortest_edge, self.image_processor.size.longest_edge
-        most = min(most, max_pixels or most)
-        return {"shortest_edge": min(least, most), "longest_edge": most}
 
     def expand(self, tokens: list[int], grid: np.ndarray | None) -> list[int]:
         """Repeats the single image token once for each merged patch."""

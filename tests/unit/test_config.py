@@ -160,7 +160,6 @@ def test_wrong_overrides_are_told_in_one_line(override, words):
         (["backbone.tiny.heads=5", "backbone.tiny.hidden=320"], "choose an even number"),
         (["backbone.tiny.hidden=50"], "a whole number ≥ 32 and a multiple of 32, not 50"),
         (["backbone.min_pixels=9000", "backbone.max_pixels=8000"], "backbone.min_pixels=9000 is above"),
-        (["backbone.tiny.small_images=9000", "backbone.max_pixels=9000"], "small_images=9000 is no smaller than"),
         (["features.layer=0"], "features.layer=0 is no layer"),
         (["features.layer=99"], "choose -1 for the last, or 1 to"),
         (["features.layer=-99"], "choose -1 for the last, or 1 to"),

@@ -1,4 +1,4 @@
-"""Random crops and small images: what they keep, what they depend on, and that the model sees just that."""
+"""Random crops: what they keep, what they depend on, and that the model sees just that part."""
 
 import io
 from pathlib import Path
@@ -13,7 +13,7 @@ from stages.learn.crops import random_box
 from stages.learn.sampling import PairSampler
 from stages.model.encoder import Encoder, Row
 from stages.model.inputs import pixels
-from tests.tiny_models import picture, write_checkpoint
+from tests.tiny_models import write_checkpoint
 from tests.training_world import write_ingest
 
 
@@ -75,23 +75,3 @@ def test_the_model_sees_the_part_alone(tmp_path):
     expected = collator([Row(None, part.getvalue())]).chunks[0]
     assert seen.pixels_PC.equal(expected.pixels_PC)
     assert seen.grid_I3.equal(expected.grid_I3)
-
-
-def test_images_are_small_in_the_first_steps_alone(sampler_of):
-    sampler = sampler_of(small_images=1600, small_steps=3)
-    for step, limit in ((2, 1600), (3, 0)):
-        pairs = sampler.pairs(step)
-        rows = pairs.query_rows + pairs.candidate_rows
-        assert {row.max_pixels for row in rows if row.image} == {limit}
-        assert {row.max_pixels for row in rows if not row.image} == {0}
-
-
-def test_the_model_sees_an_image_no_larger_than_its_row_says(tmp_path):
-    encoder = Encoder.load(write_checkpoint(tmp_path / "model", "qwen2_vl", layers=1))
-    large = encoder.collator.patches(Row(image=picture(112, 112, "red")))[1]
-    processor = encoder.collator.image_processor
-    for limit in (56 * 56, 28 * 28, 10**9):
-        pixels, grid = encoder.collator.patches(Row(image=picture(112, 112, "red"), max_pixels=limit))
-        assert len(pixels) == grid.prod()
-        assert grid.prod() * processor.patch_size**2 <= limit
-        assert (grid == large).all() == (limit == 10**9)
