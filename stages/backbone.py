@@ -46,6 +46,9 @@ class Tiny(Section):
     least_crop: float = Field(
         1.0, gt=0, le=1, description="random crops of training images keep this share of the area; 1 shows all whole"
     )
+    mirror: bool = Field(
+        False, description="every other training image is mirrored; only where left and right mean nothing"
+    )
     drop_words: float = Field(
         0.0, ge=0, lt=1, description="a step leaves out this share of the words of queries of text alone"
     )
@@ -188,6 +191,7 @@ def _train_tiny(context: Context) -> dict[str, Any]:
         smallest_task=tiny.smallest_task,
         repeat_positives=tiny.repeat_positives,
         least_crop=tiny.least_crop,
+        mirror=tiny.mirror,
         drop_words=tiny.drop_words,
         train_vision=True,
         precision=context.cluster.chosen_precision(),

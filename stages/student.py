@@ -58,6 +58,7 @@ def student_stage(
         repeat_positives=params.repeat_positives,
         sub_batch=getattr(params, "sub_batch", 0),
         least_crop=getattr(params, "least_crop", 1.0),
+        mirror=getattr(params, "mirror", False),
         drop_words=getattr(params, "drop_words", 0.0),
         train_vision=False,
         precision=context.cluster.chosen_precision(),

@@ -39,6 +39,9 @@ class Params(Section):
     least_crop: float = Field(
         1.0, gt=0, le=1, description="random crops of training images keep this share of the area; 1 shows all whole"
     )
+    mirror: bool = Field(
+        False, description="every other training image is mirrored; only where left and right mean nothing"
+    )
     drop_words: float = Field(
         0.0, ge=0, lt=1, description="a step leaves out this share of the words of queries of text alone"
     )

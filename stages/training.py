@@ -65,6 +65,7 @@ class TrainingJob:
         hard_negatives: hard negatives of a query in each of its steps.
         least_crop: share of an image's area that its random crops keep at least; 1 shows all whole.
         drop_words: share of the words of a query of text alone that a step leaves out.
+        mirror: show every other image mirrored.
         lora: the adapters to train in the place of the whole decoder.
     """
 
@@ -91,6 +92,7 @@ class TrainingJob:
     sub_batch: int = 0
     least_crop: float = 1.0
     drop_words: float = 0.0
+    mirror: bool = False
     lora: Any = None
 
 
@@ -198,6 +200,7 @@ def train_worker(config: dict[str, Any]) -> None:
         hard_negatives=job.hard_negatives,
         least_crop=job.least_crop,
         drop_words=job.drop_words,
+        mirror=job.mirror,
     )
     if len(sampler) < job.settings.batch_size:
         raise ValueError(

@@ -69,6 +69,7 @@ class PairSampler:
         hard_negatives: so many of a query's hard negatives are drawn for each use, or all where there are fewer.
         least_crop: share of an image's area that a random crop of it keeps at least; 1 always shows the whole.
         drop_words: share of the words of a query of text alone that a step leaves out.
+        mirror: show every other image mirrored, evenly drawn.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class PairSampler:
         hard_negatives: int = 0,
         least_crop: float = 1.0,
         drop_words: float = 0.0,
+        mirror: bool = False,
     ):
         self.queries = MappedTable.open(ingest, "queries", "qid", where={"split": "train"})
         self.candidates = MappedTable.open(ingest, "candidates", "did")
@@ -94,7 +96,7 @@ class PairSampler:
         self.instructions = Instructions.load(ingest)
         self.batch, self.world, self.rank, self.seed = batch, world, rank, seed
         self.vary_instructions, self.hard_negatives = vary_instructions, hard_negatives
-        self.least_crop, self.drop_words = least_crop, drop_words
+        self.least_crop, self.drop_words, self.mirror = least_crop, drop_words, mirror
         self.known = lru_cache(CONTENTS)(self._known)
         datasets, tasks = (self.queries.column(name).to_numpy() for name in ("dataset_id", "task_id"))
         self.mined = None if mined is None else MappedTable.open(mined, "negatives", "qid")
@@ -184,12 +186,12 @@ class PairSampler:
         return self._row(candidate["did"], candidate["text"], candidate["image_id"], step)
 
     def _row(self, identity: str, text: str | None, image_id: str | None, step: int) -> Row:
-        """A crop depends on the query or candidate and on the step, not on who else is in the batch."""
+        """What is seen depends on the query or candidate and on the step, not on who else is in the batch."""
         if image_id is None:
             return Row(text)
         image = self.images.row(self.images.find(image_id))["bytes"]
-        draw = picks(step, hash_ids([identity]), seed=self.seed, stream=3)[0]
-        return Row(text, image, random_box(int(draw), self.least_crop))
+        draw, side = (int(picks(step, hash_ids([identity]), seed=self.seed, stream=stream)[0]) for stream in (3, 5))
+        return Row(text, image, random_box(draw, self.least_crop), self.mirror and side % 2 == 1)
 
 
 def some_words(text: str, draw: int, dropped: float) -> str:

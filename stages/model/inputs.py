@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from stages.model.prompt import IMAGE_PAD, RETRIEVAL_TOKEN, render
 
@@ -36,6 +36,8 @@ class Row:
     image: bytes | None = None
     box: Box | None = None
     """The part of the image that is seen; None is the whole."""
+    mirrored: bool = False
+    """Whether the image is seen with left and right exchanged."""
 
 
 SPREAD = 1.25
@@ -138,7 +140,7 @@ class Collator:
 
     def _sequences(self, rows: Sequence[Row]) -> list[Sequenced]:
         """For each row its tokens, and its image's patches and grid."""
-        images = [None if row.image is None else self.patches(row.image, row.box) for row in rows]
+        images = [None if row.image is None else self.patches(row) for row in rows]
         prompts = [render(self.cut(row.text), row.image is not None) for row in rows]
         tokens_B = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
         return [
@@ -171,11 +173,13 @@ class Collator:
         offsets = encoding["offset_mapping"]
         return text if len(offsets) <= self.max_text_tokens else text[: offsets[self.max_text_tokens - 1][1]]
 
-    def patches(self, encoded: bytes, box: Box | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Vision patches float32 [P, C] and the (t, h, w) grid [3] of one encoded image, or of a part of it."""
-        image = Image.open(io.BytesIO(encoded)).convert("RGB")
-        if box is not None:
-            image = image.crop(pixels(box, image.size))
+    def patches(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
+        """Vision patches float32 [P, C] and the (t, h, w) grid [3] of a row's image, as the row says it is seen."""
+        image = Image.open(io.BytesIO(row.image)).convert("RGB")
+        if row.box is not None:
+            image = image.crop(pixels(row.box, image.size))
+        if row.mirrored:
+            image = ImageOps.mirror(image)
         features = self.image_processor(images=[image], return_tensors="np")
         return features["pixel_values"], features["image_grid_thw"][0]
 

@@ -118,7 +118,7 @@ def stock_vectors(directory: Path, collator: Collator, rows: list[Row]) -> np.nd
     vectors = []
     for row in rows:
         prompt = tokenizer.apply_chat_template([_message(row)], tokenize=False)
-        pixels, grid = collator.patches(row.image) if row.image else (None, None)
+        pixels, grid = collator.patches(row) if row.image else (None, None)
         ids = torch.tensor([collator.expand(tokenizer(prompt, add_special_tokens=False)["input_ids"], grid)])
         vision = {}
         if pixels is not None:
