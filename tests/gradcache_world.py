@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from stages.learn import gradcache
-from stages.learn.collectives import gather, rank
+from stages.learn.collectives import gather, rank, world_size
 from stages.learn.engine import Optimisation, full_weights, start_engine
 from stages.learn.losses import softmax_loss
 from stages.model.encoder import Encoder, Row
@@ -58,32 +58,36 @@ def rows_of(rank: int) -> list[Row]:
 
 
 def update(directory: Path, *, stage: int, cached: bool, limit: int = LIMIT, train_vision: bool = False,
-           dropout: float = 0.0, naive: bool = False, bf16: bool = False) -> dict[str, torch.Tensor]:  # fmt: skip
+           dropout: float = 0.0, naive: bool = False, bf16: bool = False,
+           device: str = "cpu") -> dict[str, torch.Tensor]:  # fmt: skip
     """What one step adds to the weights, by name, on rank 0."""
-    encoder = Encoder.load(directory, precision="bf16" if bf16 else "fp32").train()
+    encoder = Encoder.load(directory, precision="bf16" if bf16 else "fp32", device=device).train()
     for layer in encoder.backbone.language_model.layers:
         layer.self_attn.attention_dropout = dropout
     if not train_vision:
         encoder.freeze_vision()
-    module = Trained(encoder).to(torch.bfloat16 if bf16 else torch.float32)
-    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    module = Trained(encoder).to(device, torch.bfloat16 if bf16 else torch.float32)
+    before = {name: tensor.to("cpu", copy=True) for name, tensor in module.state_dict().items()}
     settings = Optimisation(1, 12, 1.0, 0.0, 0.0, 0.0, stage, bf16=bf16)
     with patch("torch.optim.AdamW", lambda groups, lr, **_: torch.optim.SGD(groups, lr=lr)):
-        engine = start_engine(module, settings, 2)
+        engine = start_engine(module, settings, world_size())
 
     def loss_of(states_RD: torch.Tensor) -> tuple[torch.Tensor, dict]:
         query_BD, candidate_BD = nn.functional.normalize(states_RD.float(), dim=-1).chunk(2)
         logits_QC = module.temperature(query_BD @ gather(candidate_BD).T)
-        positive_Q = torch.arange(6) + 6 * rank()
-        return softmax_loss(logits_QC, torch.tensor(1.0), positive_Q, torch.zeros_like(logits_QC, dtype=bool)), {}
+        positive_Q = torch.arange(6, device=device) + 6 * rank()
+        tau = torch.tensor(1.0, device=device)
+        return softmax_loss(logits_QC, tau, positive_Q, torch.zeros_like(logits_QC, dtype=bool)), {}
 
-    batch = encoder.collator(rows_of(rank()), limit, sighted=gradcache.needs_images(encoder))
+    # A single rank has rows of both kinds.
+    rows = rows_of(rank()) if world_size() > 1 else rows_of(0)[:6] + rows_of(1)[6:]
+    batch = encoder.collator(rows, limit, sighted=gradcache.needs_images(encoder))
     torch.manual_seed(rank())
     with patch.object(gradcache, "one_reduction", lambda _: nullcontext()) if naive else nullcontext():
         gradcache.backward(engine, encoder, batch, loss_of, cached=cached)
     engine.step()
     after = full_weights(engine)
-    return {name: tensor - before[name] for name, tensor in after.items()}
+    return {name: tensor.cpu() - before[name] for name, tensor in after.items()}
 
 
 def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> dict[str, float]:

@@ -74,7 +74,7 @@ def ray_cluster(cpus: int = 2) -> Iterator[None]:
 
 
 def in_ranks(ranks: int, module: str, case: dict[str, Any], environment: Mapping[str, str] | None = None) -> None:
-    """Runs `python -m MODULE CASE_JSON` in `ranks` processes that find each other by gloo; all must end well in time.
+    """Runs `python -m MODULE CASE_JSON` in `ranks` processes that can find each other; all must end well in time.
 
     Processes of their own, because DeepSpeed keeps one process group for a process's life.
     """
@@ -103,8 +103,8 @@ def in_ranks(ranks: int, module: str, case: dict[str, Any], environment: Mapping
 
 
 @contextmanager
-def joined_ranks() -> Iterator[None]:
-    """Inside a process of `in_ranks`: the process group of all of them, over gloo.
+def joined_ranks(backend: str = "gloo") -> Iterator[None]:
+    """Inside a process of `in_ranks`: the process group of all of them.
 
     The group ends before the process does: gloo's threads do not survive the interpreter, and now and then a process
     that leaves them behind dies of it, its work done (torch issue 190489). After an error it is left: the others may
@@ -114,7 +114,7 @@ def joined_ranks() -> Iterator[None]:
     from torch import distributed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="gloo")
+    deepspeed.init_distributed(dist_backend=backend)
     yield
     distributed.barrier()
     distributed.destroy_process_group()
