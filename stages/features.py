@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import ray.data
 
+    from stages.model.inputs import Batch
+
 VERSION = 1
 FP16_LARGEST = 65504.0
 
@@ -171,19 +173,18 @@ class Teacher:
         rows = [self.reader.read(row) for row in table.to_pylist()]
         depth = self.encoder.layers if self.layers is None else len(self.layers)
         states_NKD = np.zeros((len(rows), depth, self.encoder.dim), np.float32)
-        for start in range(0, len(rows), self.batch_size):
-            states_NKD[start : start + self.batch_size] = self._states(rows[start : start + self.batch_size])
+        for start, batch in self.encoder.batches(rows, self.batch_size):
+            states_NKD[start : start + self.batch_size] = self._states(batch)
         if not np.isfinite(states_NKD).all() or np.abs(states_NKD).max(initial=0) > FP16_LARGEST:
             raise StageError("the teacher's states do not fit fp16; set features.normed=true")
         values = pa.array(states_NKD.astype(np.float16).reshape(-1))
         return table.append_column("vector", pa.FixedSizeListArray.from_arrays(values, depth * self.encoder.dim))
 
-    def _states(self, rows: list[Any]) -> "np.ndarray":
+    def _states(self, batch: "Batch") -> "np.ndarray":
         """States [B, K, D] of the wanted layers."""
         import torch
 
         with torch.inference_mode():
-            batch = self.encoder.collator(rows).to(self.encoder.device)
             states_KBD = self.encoder.states_by_layer(batch, self.normed, self.before_mlp)
         if self.layers is not None:
             states_KBD = states_KBD[[layer - 1 for layer in self.layers]]

@@ -2,14 +2,13 @@
 
 Shapes: B pairs of this rank, R rows of this rank (queries and candidates), D values of a vector.
 
-It knows neither Ray nor MLflow: what happens at log and checkpoint steps is handed in. The next step's images are
-decoded by one thread while the current step computes.
+It knows neither Ray nor MLflow: what happens at log and checkpoint steps is handed in. The next step is sampled and
+collated while the current one computes.
 """
 
 import resource
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from stages.learn.gradcache import Loss, backward, needs_images
 from stages.learn.objective import Objective, Step, learner, losses
 from stages.learn.sampling import Pairs, PairSampler
 from stages.model.encoder import Encoder
-from stages.model.inputs import Batch
+from stages.model.inputs import Batch, ahead
 
 Teacher = Callable[[Pairs], torch.Tensor]
 """The teacher's states of a step's queries and their positives, [2B, D]: looked up or computed."""
@@ -63,27 +62,23 @@ def fit(
         _, client_state = engine.load_checkpoint(str(resume))
         start = client_state["step"]
     clock, seen = time.perf_counter(), 0
-    with ThreadPoolExecutor(1) as reader:
-        read = partial(reader.submit, prepare, encoder, sampler, teacher, settings.chunk)
-        upcoming = read(start) if start < settings.steps else None
-        for step in range(start, settings.steps):
-            current = upcoming.result()
-            if step + 1 < settings.steps:
-                upcoming = read(step + 1)
-            seed_step(sampler.seed, step)
-            cached = settings.chunk > 0
-            loss_of = partial(
-                losses, step=current, objective=objective, progress=step / settings.steps, temperature=temperature
-            )
-            measures = train_step(engine, encoder, current.rows, loss_of, cached=cached)
-            seen += settings.batch_size
-            done = step + 1
-            if done % log_every == 0 or done == settings.steps:
-                measures |= pace(engine, seen / (time.perf_counter() - clock))
-                clock, seen = time.perf_counter(), 0
-                on_log(done, measures)
-            if done % checkpoint_every == 0 or done == settings.steps:
-                on_checkpoint(done, engine)
+    steps = range(start, settings.steps)
+    upcoming = ahead(partial(prepare, encoder, sampler, teacher, settings.chunk), steps)
+    for step, current in zip(steps, upcoming, strict=True):
+        seed_step(sampler.seed, step)
+        cached = settings.chunk > 0
+        loss_of = partial(
+            losses, step=current, objective=objective, progress=step / settings.steps, temperature=temperature
+        )
+        measures = train_step(engine, encoder, current.rows, loss_of, cached=cached)
+        seen += settings.batch_size
+        done = step + 1
+        if done % log_every == 0 or done == settings.steps:
+            measures |= pace(engine, seen / (time.perf_counter() - clock))
+            clock, seen = time.perf_counter(), 0
+            on_log(done, measures)
+        if done % checkpoint_every == 0 or done == settings.steps:
+            on_checkpoint(done, engine)
     return engine
 
 

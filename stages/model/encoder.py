@@ -6,7 +6,7 @@ It calls the stock forward of the checkpoint's own class, so what is trained is 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,17 @@ from torch import nn
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from stages.model.inputs import Batch, Chunk, Collator, Row
+from stages.model.inputs import Batch, Chunk, Collator, Row, ahead
 from stages.model.prompt import RETRIEVAL_TOKEN
 from stages.model.prune import load_backbone
+from stages.params import cores
 
 __all__ = ["Batch", "Encoder", "Row"]
 
 SETTINGS = "puma.json"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+READERS = 8
+"""Threads that decode images for a GPU, which a single one would keep waiting; a model on the CPU has one."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ class Encoder(nn.Module):
         """
         directory = Path(directory)
         backbone = load_backbone(directory, layers, PRECISIONS[precision]).to(device)
-        return cls(backbone, load_collator(directory, backbone.config.text_config.vocab_size)).eval()
+        readers = 1 if device == "cpu" else min(READERS, cores())
+        return cls(backbone, load_collator(directory, backbone.config.text_config.vocab_size, readers)).eval()
 
     @property
     def dim(self) -> int:
@@ -191,14 +195,24 @@ class Encoder(nn.Module):
 
         Args:
             rows: texts, images, or both.
-            batch_size: rows that are in memory at once.
+            batch_size: rows of a forward pass.
         """
         vectors_ND = np.zeros((len(rows), self.dim), np.float32)
-        for start in range(0, len(rows), batch_size):
-            batch = self.collator(rows[start : start + batch_size]).to(self.device)
+        for start, batch in self.batches(rows, batch_size):
             vectors_BD = nn.functional.normalize(self.states(batch).float(), dim=-1)
             vectors_ND[start : start + batch_size] = vectors_BD.cpu().numpy()
         return vectors_ND
+
+    def batches(self, rows: Sequence[Row], batch_size: int) -> Iterator[tuple[int, Batch]]:
+        """The rows in batches on the model's device, each with the number of its first row.
+
+        While a GPU computes a batch, the next is collated. A model on the CPU has all cores already.
+        """
+        starts = range(0, len(rows), batch_size)
+        side_by_side = map if self.device.type == "cpu" else ahead
+        collated = side_by_side(lambda start: self.collator(rows[start : start + batch_size]), starts)
+        for start, batch in zip(starts, collated, strict=True):
+            yield start, batch.to(self.device)
 
 
 def _read_out(states_RLD: torch.Tensor, chunk: Chunk) -> torch.Tensor:
@@ -206,7 +220,7 @@ def _read_out(states_RLD: torch.Tensor, chunk: Chunk) -> torch.Tensor:
     return states_RLD[torch.arange(len(chunk.last_R), device=states_RLD.device), chunk.last_R]
 
 
-def load_collator(directory: Path, vocabulary: int) -> Collator:
+def load_collator(directory: Path, vocabulary: int, readers: int = 1) -> Collator:
     """The collator of a model directory; `[RET]` is added to tokenizers that lack it, on an unused embedding row.
 
     Raises:
@@ -223,4 +237,4 @@ def load_collator(directory: Path, vocabulary: int) -> Collator:
         )
     image_processor = Qwen2VLImageProcessorPil.from_pretrained(directory, local_files_only=True)
     settings = json.loads((directory / SETTINGS).read_text())
-    return Collator(tokenizer, image_processor, settings["max_text_tokens"])
+    return Collator(tokenizer, image_processor, settings["max_text_tokens"], readers)

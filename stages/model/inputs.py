@@ -13,7 +13,8 @@ every pass, chunks without a picture get a blank one in a row of no meaning (`si
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -99,14 +100,16 @@ class Collator:
         tokenizer: knows `[RET]` and the vision tokens.
         image_processor: a `Qwen2VLImageProcessorPil`; its size limits bound the tokens of an image.
         max_text_tokens: longer texts are cut.
+        readers: threads that decode and resize images; Pillow and numpy let them work side by side.
     """
 
-    def __init__(self, tokenizer: Any, image_processor: Any, max_text_tokens: int):
+    def __init__(self, tokenizer: Any, image_processor: Any, max_text_tokens: int, readers: int = 1):
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.max_text_tokens = max_text_tokens
         self.image_token = tokenizer.convert_tokens_to_ids(IMAGE_PAD)
         self.retrieval_token = tokenizer.convert_tokens_to_ids(RETRIEVAL_TOKEN)
+        self._map = map if readers == 1 else ThreadPoolExecutor(readers, "images").map
 
     def __call__(self, rows: Sequence[Row], limit: int = 0, sighted: bool = False) -> Batch:
         """Collates rows; every row ends in `[RET]`, at index `last_R` of its chunk.
@@ -140,7 +143,7 @@ class Collator:
 
     def _sequences(self, rows: Sequence[Row]) -> list[Sequenced]:
         """For each row its tokens, and its image's patches and grid."""
-        images = [None if row.image is None else self.patches(row) for row in rows]
+        images = self._map(lambda row: None if row.image is None else self.patches(row), rows)
         prompts = [render(self.cut(row.text), row.image is not None) for row in rows]
         tokens_B = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
         return [
@@ -212,6 +215,19 @@ class Collator:
         image = np.indices((frames, height, width)).reshape(3, -1) + start
         after = start + max(height, width) + np.arange(len(tokens) - start - image.shape[1])
         return np.concatenate([np.tile(np.arange(start), (3, 1)), image, np.tile(after, (3, 1))], axis=1)
+
+
+def ahead(make: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """`make(item)` of each item in turn; while one is used, a thread makes the next."""
+    if len(items) <= 1:  # a thread costs more than a short query
+        yield from map(make, items)
+        return
+    with ThreadPoolExecutor(1, "ahead") as reader:
+        upcoming = reader.submit(make, items[0])
+        for item in items[1:]:
+            made, upcoming = upcoming.result(), reader.submit(make, item)
+            yield made
+        yield upcoming.result()
 
 
 def pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -1,6 +1,7 @@
 """The encoder, for each family: neighbours don't matter, pruning is exact, positions are stock, loaders agree."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -9,9 +10,9 @@ import transformers
 
 from stages.context import StageError
 from stages.model.adapters import ADAPTERS
-from stages.model.encoder import Encoder, Row
+from stages.model.encoder import Encoder, Row, load_collator
 from stages.model.export import export_student, save_backbone
-from stages.model.inputs import Batch, like_lengths
+from stages.model.inputs import Batch, ahead, like_lengths
 from stages.model.parity import check_parity, stock_vectors
 from stages.model.prompt import render, without_special_tokens
 from stages.model.prune import pruned_config
@@ -35,6 +36,35 @@ def test_a_vector_does_not_depend_on_its_neighbours(encoder):
     # fp32 sums in another order for another batch shape; leaks measure above 1e-2.
     assert np.abs(together - alone).max() < 2e-6
     assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
+
+
+def test_batches_and_threads_that_read_images_change_no_vector(checkpoint, encoder):
+    rows = ragged_rows() * 2
+    expected = encoder.encode(rows, batch_size=3)
+    collator = load_collator(checkpoint, encoder.backbone.config.text_config.vocab_size, readers=4)
+    assert np.array_equal(Encoder(encoder.backbone, collator).encode(rows, batch_size=3), expected)
+    assert np.abs(encoder.encode(rows) - expected).max() < 2e-6
+
+
+def test_the_next_item_is_made_while_one_is_used():
+    begun = [threading.Event() for _ in range(3)]
+
+    def make(item: int) -> int:
+        begun[item].set()
+        return item
+
+    made = ahead(make, range(3))
+    assert next(made) == 0 and begun[1].wait(5) and not begun[2].is_set()
+    assert list(made) == [1, 2]
+
+
+@pytest.mark.parametrize("readers", [1, 4])
+def test_an_image_that_is_none_stops_at_its_batch(checkpoint, encoder, readers):
+    collator = load_collator(checkpoint, encoder.backbone.config.text_config.vocab_size, readers)
+    batches = Encoder(encoder.backbone, collator).batches([Row("a star"), Row(None, b"none"), Row("a star")], 1)
+    assert next(batches)[0] == 0
+    with pytest.raises(OSError, match="cannot identify image"):
+        next(batches)
 
 
 def test_different_rows_have_different_vectors(encoder):
