@@ -123,7 +123,7 @@ def map_shards(
             "columns": columns, "keep": keep, "finish": finish, "actor": actor, "arguments": shared | arguments,
         }  # fmt: skip
         places = ray.data.range(len(todo), override_num_blocks=len(todo))
-        written = places.map_batches(Worker, fn_constructor_kwargs=work, batch_size=None, **pool_of(context.cluster))
+        written = places.map_batches(Worker, fn_constructor_kwargs=work, batch_size=1, **pool_of(context.cluster))
         watch(written.iter_batches(batch_size=None, prefetch_batches=0), len(todo), f"{label}: {prefix}")
     return count_rows(context.output, prefix, len(shards))
 

@@ -62,11 +62,11 @@ def rows(artifact: Artifact, prefix: str) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def ray_cluster(cpus: int = 2) -> Iterator[None]:
-    """A cluster of this test's own."""
+def ray_cluster(cpus: int = 2, gpus: int = 0) -> Iterator[None]:
+    """A cluster of this test's own; it believes in GPUs that are not there."""
     import ray
 
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=True)
+    ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, log_to_driver=True)
     try:
         yield
     finally:

@@ -163,8 +163,13 @@ def print_table(lines: dict[Any, dict[str, Any]]) -> None:
     names = [name for name, value in next(iter(lines.values())).items() if not isinstance(value, list)]
     print(f"| {' | '.join(names)} |\n|{' ---: |' * len(names)}")
     for line in lines.values():
-        cells = [line.get(name) for name in names]
-        print(f"| {' | '.join(f'{cell:,.3g}' if isinstance(cell, float) else str(cell) for cell in cells)} |")
+        print(f"| {' | '.join(_shown(line.get(name)) for name in names)} |")
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    return f"{value:,.3g}" if isinstance(value, float) else f"{value:,}"
 
 
 def _measured(directory: Path, case: dict[str, Any]) -> dict[str, Any]:

@@ -26,8 +26,8 @@ def bucket_server() -> Iterator[str]:
 
 @pytest.fixture(scope="package")
 def shared_cluster(tmp_path_factory: pytest.TempPathFactory, bucket_server: str) -> Iterator[None]:
-    """Three CPUs, and a cache directory that processes started from here share."""
+    """Three CPUs, a GPU in name only, and a cache directory that processes started from here share."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        with ray_cluster(3):
+        with ray_cluster(3, gpus=1):
             yield
