@@ -113,6 +113,7 @@ def connect(uri: str, create: bool) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # as with Ray: a run tells nobody of itself
     knock(uri)
     database = sqlite_file(uri)
     if database and not create and not database.exists():
