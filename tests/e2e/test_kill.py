@@ -1,6 +1,7 @@
 """A run on object storage, killed without notice on its way: the same command goes on, and what comes out is the same.
 
-Two kills by default, in features and in train; `PUMA_KILLS=all` makes them ten, in every stage that computes.
+Two kills by default, in features and in train, and a second training to compare with; `PUMA_KILLS=all` kills ten times,
+in every stage that computes, and computes features again too. (That resumed shards are the same is in `test_shards`.)
 """
 
 import json
@@ -147,9 +148,10 @@ def test_a_killed_run_goes_on_and_gives_what_an_uninterrupted_one_gives(pipeline
 
     assert {stage["action"] for stage in pipeline.finished("plan.log", "--plan")["stages"].values()} == {"cached"}
     features, train = pipeline.manifest("features"), pipeline.manifest("train")
-    pipeline.finished("whole.log", "--force", "features", "--until", "train")
+    pipeline.finished("whole.log", "--force", "features" if ALL else "train", "--until", "train")
     assert "were there" not in pipeline.said("whole.log") and f"train 1/{STEPS}" in pipeline.said("whole.log")
-    assert sums(pipeline.manifest("features"), "features/") == sums(features, "features/")
+    if ALL:
+        assert sums(pipeline.manifest("features"), "features/") == sums(features, "features/")
     assert pipeline.manifest("train")["attempt"] != train["attempt"]
     card = "model/README.md"  # tells measured speeds
     assert sums(pipeline.manifest("train"), "model/", card) == sums(train, "model/", card)
