@@ -1,7 +1,7 @@
 """A run on object storage, killed without notice on its way: the same command goes on, and what comes out is the same.
 
-Two kills by default, in features and in train, and a second training to compare with; `PUMA_KILLS=all` kills ten times,
-in every stage that computes, and computes features again too. (That resumed shards are the same is in `test_shards`.)
+Two kills by default, in features and in train, and a second training to compare with; `PUMA_KILLS=all` kills ten
+times, in every stage that computes, and computes features again too (`test_shards` has it that taken-over ones agree).
 """
 
 import json
