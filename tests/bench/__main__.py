@@ -1,7 +1,7 @@
 """Measurements side by side in one process, as ratios: `python -m tests.bench NAME|all [--json]`.
 
 Each benchmark alternates ours and the rival for several rounds, so that a busy machine slows both; the ratio above 1
-means that ours is better. Nothing here is a test: no time is asserted anywhere.
+means that ours is better. Nothing here is a test: no time is asserted anywhere. `all` is all that need no GPU.
 """
 
 import argparse

@@ -130,17 +130,13 @@ def embedding(encoder: Any, layers: int) -> dict[str, Any]:
         latency[f"{name} ms"] = 1e3 * median(timed(lambda row=row: depth.encode(row, 1), SINGLES))
     return {
         "layers": layers,
-        "parameters": sum(one.numel() for one in encoder.backbone.parameters()) - _dropped(encoder, layers),
+        "parameters": depth.parameters_count,
         "rows/s": median(rates),
         "rows/s from end to end": ROWS / median(whole),
         **latency,
         "GiB": peak / GIB,
         "all rates": rates,
     }
-
-
-def _dropped(encoder: Any, layers: int) -> int:
-    return sum(one.numel() for layer in encoder.backbone.language_model.layers[layers:] for one in layer.parameters())
 
 
 def encoder_bytes(encoder: Any) -> int:

@@ -59,7 +59,7 @@ def test_a_run_trains_embeds_and_evaluates_there(finished):
     assert trained["metrics"]["gpu_memory_gib"] > 0
 
 
-def test_the_run_is_another_than_that_on_the_cpu_for_its_precision(command, finished):
+def test_another_precision_is_another_backbone_on_the_same_data(command, finished):
     arguments = ("--recipe", "smoke", "cluster.gpus_per_worker=1", "cluster.zero_stage=2", *METHOD, "--plan")
     assert {stage["action"] for stage in command("run.py", *arguments)["stages"].values()} == {"cached"}
     plan = command("run.py", *arguments, "cluster.precision=fp32")["stages"]
