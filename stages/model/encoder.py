@@ -73,8 +73,8 @@ class Encoder(nn.Module):
         """
         directory = Path(directory)
         backbone = load_backbone(directory, layers, PRECISIONS[precision]).to(device)
-        readers = 1 if device == "cpu" else min(READERS, cores())
-        return cls(backbone, load_collator(directory, backbone.config.text_config.vocab_size, readers)).eval()
+        collator = load_collator(directory, backbone.config.text_config.vocab_size, readers_for(device))
+        return cls(backbone, collator).eval()
 
     @property
     def dim(self) -> int:
@@ -218,6 +218,11 @@ class Encoder(nn.Module):
 def _read_out(states_RLD: torch.Tensor, chunk: Chunk) -> torch.Tensor:
     """The states [R, D] at `[RET]`, each row's last token."""
     return states_RLD[torch.arange(len(chunk.last_R), device=states_RLD.device), chunk.last_R]
+
+
+def readers_for(device: str) -> int:
+    """Threads that decode images beside a model on `device`."""
+    return 1 if device == "cpu" else min(READERS, cores())
 
 
 def load_collator(directory: Path, vocabulary: int, readers: int = 1) -> Collator:

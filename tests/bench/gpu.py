@@ -55,7 +55,7 @@ def gpu(directory: Path) -> dict[str, Any]:
 
 def make_collator(directory: Path) -> Any:
     """The tokenizer and the image processor of a tiny model, with pictures of SIDE × SIDE."""
-    from stages.model.encoder import load_collator
+    from stages.model.encoder import load_collator, readers_for
     from stages.model.tiny import tiny_config, train_tokenizer, write_tiny
     from tests.tiny_models import TEXTS
 
@@ -63,7 +63,7 @@ def make_collator(directory: Path) -> Any:
         tokenizer = train_tokenizer(TEXTS * 20, 400)
         config = tiny_config(tokenizer, layers=1, hidden=64, heads=2, vision_layers=1, vision_hidden=32, patch=14)
         write_tiny(directory, tokenizer, config, min_pixels=784, max_pixels=SIDE**2, max_text_tokens=512, seed=0)
-    return load_collator(directory, 151_936)
+    return load_collator(directory, 151_936, readers_for("cuda"))
 
 
 def make_backbone(directory: Path, layers: int) -> Any:
