@@ -21,13 +21,13 @@ from typing import Any
 if not __package__:  # run as a script: its own directory must not be searched for modules, the root must
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipeline.ablation import Ablation
-from pipeline.comparison import collect, quality_rows, reference_quality
-from pipeline.grid import find_cells, read_grid
-from pipeline.machine import describe_machine
+from pipeline.ablation.cells import Ablation
+from pipeline.ablation.grid import find_cells, read_grid
+from pipeline.ablation.machine import describe_machine
+from pipeline.ablation.tables import collect, quality_rows, reference_quality
 from pipeline.terminal import Parser, json_command, open_console, text_table
-from pipeline.tracking import resolve_uri
-from stages.context import InputError, StageError
+from pipeline.tracking.client import resolve_uri
+from stages.contract.context import InputError, StageError
 
 HIDDEN = ("store", "tracking_uri")
 """Overrides that say where and not what: they don't belong in a document."""

@@ -7,9 +7,9 @@ The address is the `uri` that `run.py --json` and `store.py ls` tell. What the i
 same store, so a store may be moved as a whole.
 """
 
-from pipeline.artifacts import open_store
-from pipeline.students import student_of
-from stages.context import InputError
+from pipeline.artifacts.store import open_store
+from pipeline.tracking.students import student_of
+from stages.contract.context import InputError
 from stages.search import retriever
 from stages.search.backends import read_card
 

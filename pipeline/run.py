@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # run as a script: its own directory must not be searched for modules, the root must
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipeline.artifacts import Store, open_store
-from pipeline.checks import check_made
-from pipeline.config import Config, load_config
-from pipeline.dag import stages_of
-from pipeline.plan import Decision, Selection, plan
-from pipeline.report import closing_lines, plan_rows, run_note
-from pipeline.sources import read_sources
-from pipeline.students import with_student
-from pipeline.sweep import keep_registered
+from pipeline.artifacts.garbage import keep_registered
+from pipeline.artifacts.store import Store, open_store
+from pipeline.config.checks import check_made
+from pipeline.config.sections import Config, load_config
+from pipeline.config.values import walk_values
+from pipeline.execution.summary import closing_lines, plan_rows, run_note
+from pipeline.planning.dag import stages_of
+from pipeline.planning.plan import Decision, Selection, plan
+from pipeline.planning.sources import read_sources
 from pipeline.terminal import Parser, json_command, open_console, text_table
-from pipeline.values import walk_values
+from pipeline.tracking.students import with_student
 
 if TYPE_CHECKING:
-    from pipeline.runner import Run
+    from pipeline.execution.runner import Run
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -77,7 +77,7 @@ def run_command(options: argparse.Namespace, answer: dict[str, Any]) -> None:
 
 def planned(decisions: Sequence[Decision], store: Store) -> dict[str, Any]:
     """The plan as JSON; an artifact that isn't there yet has no URI."""
-    from pipeline.runner import describe
+    from pipeline.execution.runner import describe
 
     return {
         decision.stage: {
@@ -92,9 +92,9 @@ def execute(
     config: Config, store: Store, decisions: list[Decision], command: str, options: Any, console: Any, answer: dict
 ) -> None:
     """Runs the plan with tracking and shows what came of it."""
-    from pipeline.cluster import connected, inside_job
-    from pipeline.runner import Run, run_pipeline
-    from pipeline.tracking import PipelineRun, resolve_uri
+    from pipeline.execution.cluster import connected, inside_job
+    from pipeline.execution.runner import Run, run_pipeline
+    from pipeline.tracking.client import PipelineRun, resolve_uri
 
     tags = {"recipe": options.recipe, "command": command, "mlflow.source.name": "pipeline/run.py"}
     tracker = PipelineRun(resolve_uri(config.tracking_uri), Path(options.recipe).stem, tags)

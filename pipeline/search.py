@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 if __package__ in (None, ""):  # started by its path: the repository, not this directory, holds the packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipeline.artifacts import Store, open_store
-from pipeline.config import Config, check_values, get_value, spell_out
+from pipeline.artifacts.store import Store, open_store
+from pipeline.config.recipes import read_settings
+from pipeline.config.sections import Config, check_values, get_value, spell_out
+from pipeline.config.values import walk_fields
 from pipeline.pictures import drawn, protocol
-from pipeline.settings import read_settings
 from pipeline.terminal import Parser, exit_code
-from pipeline.values import walk_fields
-from stages.context import InputError
+from stages.contract.context import InputError
 
 if TYPE_CHECKING:
     from stages.data.images import Checked
@@ -161,7 +161,7 @@ def open_retriever(
     store: Store, keys: dict[str, str], backend: str = "", student: str = ""
 ) -> "tuple[Retriever, str]":
     """The retriever over a run's index, and the index's key; `keys` are of `find_keys`, `student` is a directory."""
-    from pipeline.students import student_of
+    from pipeline.tracking.students import student_of
     from stages.search.backends import read_card
     from stages.search.retriever import Retriever
 
@@ -231,7 +231,7 @@ def read_overrides(overrides: Sequence[str]) -> tuple[str, dict[str, Any]]:
     set_here = [path for path, origin in settings.origins.items() if origin.startswith("override ")]
     wanted = {path: get_value(settings.values, path) for path in set_here if path != "tracking_uri"}
     if wanted.get("student.model"):
-        from pipeline.students import find_student
+        from pipeline.tracking.students import find_student
 
         uri = settings.values.get("tracking_uri", Config().tracking_uri)
         found = find_student(wanted["student.model"], uri, wanted.get("store_endpoint", ""))

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 if __package__ in (None, ""):  # started by its path: the repository, not this directory, holds the packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipeline.artifacts import Artifact, Store, open_store
+from pipeline.artifacts.store import Artifact, Store, open_store
 from pipeline.search import find_keys, open_retriever, read_overrides
 from pipeline.terminal import Parser, exit_code
-from stages.context import InputError
+from stages.contract.context import InputError
 
 if TYPE_CHECKING:
     import uvicorn
@@ -77,8 +77,8 @@ class Source:
         import torch
 
         from stages import backbone
-        from stages.embed import load_encoder
-        from stages.params import Cluster
+        from stages.contract.params import Cluster
+        from stages.distributed.embedding import load_encoder
         from stages.search.exact import ExactIndex
         from stages.search.retriever import Retriever
 
@@ -117,7 +117,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def serve(options: argparse.Namespace) -> None:
     """Finds the index, then serves it."""
-    from pipeline.cluster import inside_cluster
+    from pipeline.execution.cluster import inside_cluster
 
     token = read_token(options.token_file)
     place, wanted = read_overrides(options.overrides)

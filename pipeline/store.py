@@ -18,15 +18,16 @@ from typing import Any
 if not __package__:  # run as a script: its own directory must not be searched for modules, the root must
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipeline import leases, sweep
-from pipeline.artifacts import Artifact, Store, open_store
-from pipeline.cache import expire_copies
-from pipeline.config import load_config
-from pipeline.manifests import MANIFEST
-from pipeline.objects import LocalObjects
-from pipeline.settings import nearest
+from pipeline.artifacts import garbage as sweep
+from pipeline.artifacts import leases
+from pipeline.artifacts.copies import expire_copies
+from pipeline.artifacts.manifests import MANIFEST
+from pipeline.artifacts.objects import LocalObjects
+from pipeline.artifacts.store import Artifact, Store, open_store
+from pipeline.config.recipes import nearest
+from pipeline.config.sections import load_config
 from pipeline.terminal import Parser, json_command, open_console, text_table
-from stages.context import InputError, StageError
+from stages.contract.context import InputError, StageError
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from stages.cache import cache_root
-from stages.context import Artifact, Context, StageError
-from stages.params import Section, knob
+from stages.contract.cache import cache_root
+from stages.contract.context import Artifact, Context, StageError
+from stages.contract.params import Section, knob
 
 VERSION = 1
 
@@ -170,9 +170,9 @@ def _point(context: Context) -> dict[str, Any]:
 
 
 def _train_tiny(context: Context) -> dict[str, Any]:
+    from stages.distributed.training import TrainingJob, optimisation, quiet_libraries, run_training
+    from stages.export.checkpoint import export_student
     from stages.learn.objective import Objective
-    from stages.model.export import export_student
-    from stages.training import TrainingJob, optimisation, quiet_libraries, run_training
 
     quiet_libraries()
     params, tiny = context.params.backbone, context.params.backbone.tiny

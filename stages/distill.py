@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from stages.context import Context, InputError, StageError
-from stages.params import Adapter, Section, knob
+from stages.contract.context import Context, InputError, StageError
+from stages.contract.params import Adapter, Section, knob
 
 if TYPE_CHECKING:
     from stages.learn.objective import Objective
@@ -86,8 +86,8 @@ class Params(Section):
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
     from stages import backbone
-    from stages.student import student_stage
-    from stages.training import LiveTeacher
+    from stages.distributed.student import student_stage
+    from stages.distributed.training import LiveTeacher
 
     params, source = context.params.distill, backbone.directory(context.inputs["backbone"])
     depth, layers = _choose_layers(context, source)
@@ -141,9 +141,9 @@ def _choose_layers(context: Context, source: Path) -> tuple[int, int]:
     `auto` stands in the key as the word that it is: the plan is known before the curve is. Raises StageError where
     the backbone can't be cut to as many layers.
     """
-    from stages.model.adapters import adapter_for
+    from stages.evaluation.depth import shallowest
+    from stages.model.families import adapter_for
     from stages.model.prune import pruned_config
-    from stages.search.depth import shallowest
 
     student = context.params.student
     try:

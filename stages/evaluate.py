@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from stages.context import Artifact, Context
-from stages.params import Cluster, Section, knob
-from stages.shards import ROWS, ROWS_TOLD
+from stages.contract.context import Artifact, Context
+from stages.contract.params import Cluster, Section, knob
+from stages.distributed.shards import ROWS, ROWS_TOLD
 
 if TYPE_CHECKING:
     from ray import ObjectRef
 
+    from stages.evaluation.rank import Pools, Tally
+    from stages.evaluation.sets import EvaluationSet
     from stages.search.exact import ExactIndex
-    from stages.search.rank import Pools, Tally
-    from stages.search.sets import EvaluationSet
 
 VERSION = 1
 SCOPES = ("local", "union")
@@ -49,11 +49,11 @@ class Params(Section):
 def run(context: Context) -> dict[str, float | dict]:
     """Runs the stage; see the module header."""
     from stages import backbone
+    from stages.evaluation.page import write_page
+    from stages.evaluation.rank import Pools
+    from stages.evaluation.report import write_report
+    from stages.evaluation.sets import find_sets
     from stages.search.exact import ExactIndex
-    from stages.search.page import write_page
-    from stages.search.rank import Pools
-    from stages.search.report import write_report
-    from stages.search.sets import find_sets
 
     params, index = context.params.evaluate, context.inputs["index"]
     card = index.read_json("retriever.json")
@@ -89,7 +89,7 @@ def put_queries(context: Context, split: str, sets: "list[EvaluationSet]") -> li
     """The asked queries in the object store, block by block, so that the driver holds one block at a time."""
     import ray
 
-    from stages.search.sets import query_blocks
+    from stages.evaluation.sets import query_blocks
 
     return [ray.put(block) for block in query_blocks(context.inputs["ingest"], split, sets)]
 
@@ -98,7 +98,7 @@ def embed_queries(context: Context, queries: list["ObjectRef"], model: Path) -> 
     """The same blocks with vectors. All are done before ranking starts, which would compete for the same cores."""
     import ray.data
 
-    from stages.embed import embed_rows
+    from stages.distributed.embedding import embed_rows
 
     batch_size = context.params.evaluate.batch_size
     stored = ray.data.from_arrow_refs(queries)
@@ -118,7 +118,7 @@ def rank_queries(
     """Ranks all blocks as Ray tasks: a tally for each (set, scope), and the run files."""
     import ray
 
-    from stages.search.rank import Tally, rank_block
+    from stages.evaluation.rank import Tally, rank_block
 
     rank = ray.remote(num_cpus=1)(rank_block)
     depth, runs = context.params.evaluate.depth, context.output.work / "runs"
@@ -148,8 +148,8 @@ def rank_dimensions(
     """What the student finds by the leading dimensions that it was trained for: means over sets, by dimension."""
     import ray
 
+    from stages.evaluation.measures import mean
     from stages.search.leading import Leading, cut, trained_dimensions
-    from stages.search.measures import mean
 
     shorten, rows = ray.remote(num_cpus=1)(cut), []
     for dim in trained_dimensions(model):
@@ -178,7 +178,7 @@ def time_models(context: Context, queries: list["ObjectRef"], models: Mapping[st
     """Size, latency and throughput of each model, in a process of its own while nothing else of this run works."""
     import ray
 
-    from stages.embed import pool_size
+    from stages.distributed.embedding import pool_size
 
     _, resources = pool_size(context.cluster)
     params, ingest = context.params.evaluate, context.inputs["ingest"]
@@ -196,9 +196,9 @@ def _time_models(
 ) -> dict[str, dict]:
     import ray
 
-    from stages.embed import RowReader, load_encoder
-    from stages.search.cost import measure_cost
-    from stages.search.sets import spaced_rows
+    from stages.distributed.embedding import RowReader, load_encoder
+    from stages.evaluation.cost import measure_cost
+    from stages.evaluation.sets import spaced_rows
 
     reader = RowReader(ingest, "query")
     stored = [ray.get(block).drop_columns(["positives"]) for block in queries]
@@ -210,7 +210,7 @@ def find_examples(
     context: Context, split: str, sets: "list[EvaluationSet]", models: Iterable[str]
 ) -> dict[str, list[dict[str, Any]]]:
     """Good and bad retrievals to look at, from the run files of this attempt."""
-    from stages.search.examples import collect
+    from stages.evaluation.examples import collect
 
     runs = {name: context.output.work / "runs" / f"{name}.local" for name in models}
     return collect(context.inputs["ingest"], split, sets, runs)
@@ -223,7 +223,7 @@ def summarise(
     costs: Mapping[str, dict],
 ) -> dict[str, Any]:
     """The content of metrics.json. The mean over sets weighs each set the same, as M-BEIR's headline does."""
-    from stages.search.measures import mean
+    from stages.evaluation.measures import mean
 
     metrics: dict[str, Any] = {}
     for name in tallies:

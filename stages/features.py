@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from stages.context import Context, StageError
-from stages.params import Section, knob
-from stages.shards import ROWS, ROWS_TOLD
+from stages.contract.context import Context, StageError
+from stages.contract.params import Section, knob
+from stages.distributed.shards import ROWS, ROWS_TOLD
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,8 +52,8 @@ class Params(Section):
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
     from stages import backbone
+    from stages.evaluation.depth import curve_table, plot_curve, png
     from stages.model.prune import pruned_config
-    from stages.search.depth import curve_table, plot_curve, png
 
     params = context.params.features
     model = backbone.directory(context.inputs["backbone"])
@@ -87,7 +87,7 @@ def _write_features(context: Context, model: Path, layer: int) -> int:
 
     import ray
 
-    from stages.shards import cut, map_shards
+    from stages.distributed.shards import cut, map_shards
 
     params, ingest = context.params.features, context.inputs["ingest"]
     positives = ray.put(_positive_hashes(ingest, "train"))
@@ -159,7 +159,7 @@ class Teacher:
 
     def __init__(self, ingest: Any, model: Path, side: str, layers: tuple[int, ...] | None, normed: bool,
                  before_mlp: bool, batch_size: int, cluster: Any):  # fmt: skip
-        from stages.embed import RowReader, load_encoder
+        from stages.distributed.embedding import RowReader, load_encoder
 
         self.reader = RowReader(ingest, side)
         self.encoder = load_encoder(model, cluster)
@@ -194,7 +194,7 @@ class Teacher:
 def _teacher(context: Context, dataset: "ray.data.Dataset", model: Path, side: str,
              layers: tuple[int, ...] | None) -> "ray.data.Dataset":  # fmt: skip
     """Adds `vector`, the states of `layers` one after the other (None: of every layer), fp16."""
-    from stages.embed import map_with_models
+    from stages.distributed.embedding import map_with_models
 
     params = context.params.features
     # A student of any depth reads its last layer through the final norm, whatever distillation compares.
@@ -208,13 +208,13 @@ def _teacher(context: Context, dataset: "ray.data.Dataset", model: Path, side: s
 
 
 def _depth_curve(context: Context, model: Path, dim: int) -> dict[str, Any]:
-    """hit@5 of every depth on the validation sample, and what each costs; see `stages.search.depth` and `cost`."""
+    """hit@5 of every depth on the validation sample, and what each costs; see `stages.evaluation.depth` and `cost`."""
     import pyarrow as pa
     import ray
     import ray.data
 
-    from stages.embed import pool_size
-    from stages.search.depth import curve_of, evenly, validation_sample
+    from stages.distributed.embedding import pool_size
+    from stages.evaluation.depth import curve_of, evenly, validation_sample
 
     params, ingest = context.params.features, context.inputs["ingest"]
     sample = validation_sample(ingest, params.curve_queries, params.curve_candidates)
@@ -233,8 +233,8 @@ def _depth_curve(context: Context, model: Path, dim: int) -> dict[str, Any]:
 
 def _time_depths(rows: list[dict], ingest: Any, cluster: Any, model: Path, batch_size: int) -> list[dict[str, Any]]:
     """The cost of every depth, in a process of its own while nothing else of this run works."""
-    from stages.embed import RowReader, load_encoder
-    from stages.search.cost import measure_depths
+    from stages.distributed.embedding import RowReader, load_encoder
+    from stages.evaluation.cost import measure_depths
 
     reader = RowReader(ingest, "query")
     return measure_depths(load_encoder(model, cluster), [reader.read(row) for row in rows], batch_size)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from stages.context import Artifact, Attempt, Context, StageError
-from stages.params import Section, knob
-from stages.shards import ROWS, ROWS_TOLD
+from stages.contract.context import Artifact, Attempt, Context, StageError
+from stages.contract.params import Section, knob
+from stages.distributed.shards import ROWS, ROWS_TOLD
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,7 +65,7 @@ def summarise_pools(ingest: Artifact, split: str) -> dict[str, Any]:
     """
     import pyarrow.dataset
 
-    from stages.search.sets import pools_of, union_pool
+    from stages.evaluation.sets import pools_of, union_pool
 
     named = pools_of(ingest, split)
     sizes, modalities = dict.fromkeys(sorted(named), 0), {}
@@ -95,8 +95,8 @@ def embed_pools(context: Context, name: str, summary: dict[str, Any], model: Pat
     """
     from functools import partial
 
-    from stages.embed import Embedder
-    from stages.shards import cut, map_shards
+    from stages.distributed.embedding import Embedder
+    from stages.distributed.shards import cut, map_shards
 
     ingest = context.inputs["ingest"]
     map_shards(
@@ -129,7 +129,7 @@ def written(output: Attempt, name: str, expected: int) -> dict[str, Any]:
     """
     import pyarrow.parquet as pq
 
-    from stages.shards import files
+    from stages.distributed.shards import files
 
     paths = files(output, name)
     rows = sum(pq.read_metadata(path, filesystem=output.filesystem).num_rows for path in paths)
@@ -143,8 +143,8 @@ def written(output: Attempt, name: str, expected: int) -> dict[str, Any]:
 def describe(context: Context, summary: dict[str, Any], dim: int) -> dict[str, Any]:
     """The content of `retriever.json`: all that a searcher needs to know."""
     from stages.data.instructions import Instructions
+    from stages.evaluation.sets import union_pool
     from stages.search.backends import FORMAT
-    from stages.search.sets import union_pool
 
     params, ingest, train = context.params.index, context.inputs["ingest"], context.inputs["train"]
     union = union_pool(params.split)

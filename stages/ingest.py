@@ -8,8 +8,8 @@
     what fails on the way, with a reason and file:line ──────────────────────► rejects/
 
 Every arrow is Ray Data over blocks of rows, so that a corpus of any size passes through; the driver sees only counts.
-What must be known about all rows at once is kept as a few bytes for each (`stages.data.survey`), which takes the place
-of shuffles.
+What must be known about all rows at once is kept as a few bytes for each (`stages.data.ingest.survey`), which takes
+the place of shuffles.
 """
 
 from dataclasses import dataclass, field
@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from stages.context import Context, InputError
-from stages.params import Section, knob
+from stages.contract.context import Context, InputError
+from stages.contract.params import Section, knob
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ray.data import Dataset
 
-    from stages.data.mbeir import Source
-    from stages.data.remote import Place
-    from stages.data.report import Report
+    from stages.data.ingest.outcome import Report
+    from stages.data.sources.mbeir import Source
+    from stages.data.sources.remote import Place
 
 VERSION = 1
 MOST_POOLS = 1000
@@ -90,7 +90,8 @@ class Reading:
 
 
 def _read_mbeir(root: "Place") -> Reading:
-    from stages.data import flow, mbeir
+    from stages.data.ingest import flow
+    from stages.data.sources import mbeir
 
     mbeir.require(root)
     instructions = mbeir.instructions(root)
@@ -104,7 +105,8 @@ def _read_mbeir(root: "Place") -> Reading:
 def _read_pairs(context: Context, path: "Place") -> Reading:
     from functools import partial
 
-    from stages.data import flow, pairs, records
+    from stages.data.ingest import flow
+    from stages.data.sources import pairs, records
 
     found = records.lay_out(path, records.find(path, "data.path", pictures=False), context.output.work / "records")
     chunks = flow.cut(found.root, found.sources)
@@ -120,9 +122,10 @@ def _ingest(context: Context, source: Reading) -> "Report":
     """Judges and writes everything that was read."""
     import pyarrow as pa
 
-    from stages.data import flow, mbeir
     from stages.data.images import Limits
+    from stages.data.ingest import flow
     from stages.data.schemas import CANDIDATES, INSTRUCTIONS, QUERIES, REJECTS
+    from stages.data.sources import mbeir
 
     data, output = context.params.data, context.output
     root, candidates, queries, pools = source.root, source.candidates, source.queries, source.pools
@@ -151,7 +154,8 @@ def _ingest(context: Context, source: Reading) -> "Report":
 
 def _made(context: Context) -> Path:
     """Draws the scenes as an M-BEIR directory; from there on they are read like any other."""
-    from stages.data import flow, scenes
+    from stages.data.ingest import flow
+    from stages.data.scenes import dataset as scenes
 
     return scenes.make(context.output.work / "scenes", context.params.data.scenes, context.params.seed, flow.each)
 
@@ -161,11 +165,11 @@ def check(params: Params) -> None:
     if params.kind == "scenes":
         return
     if params.kind == "pairs":
-        from stages.data import records
+        from stages.data.sources import records
 
         records.find(_root(params), "data.path", pictures=False)
     else:
-        from stages.data import mbeir
+        from stages.data.sources import mbeir
 
         mbeir.require(_root(params))
         mbeir.instructions(_root(params))
@@ -182,11 +186,11 @@ def fingerprint(params: Params) -> str | None:
         return None
     import hashlib
 
-    from stages.data import remote
+    from stages.data.sources import remote
 
     root = _root(params)
     if params.kind == "pairs":
-        from stages.data import records
+        from stages.data.sources import records
 
         return records.fingerprint(root)
     if isinstance(root, remote.RemotePath):
@@ -197,7 +201,7 @@ def fingerprint(params: Params) -> str | None:
 
 
 def _root(params: Params) -> "Place":
-    from stages.data import remote
+    from stages.data.sources import remote
 
     return remote.source(params.path)
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from stages.context import Context
-from stages.mine import Mine
-from stages.params import Adapter, Section, knob
+from stages.contract.context import Context
+from stages.contract.params import Adapter, Section, knob
+from stages.mining.mine import Mine
 
 if TYPE_CHECKING:
     from stages.learn.objective import Objective
@@ -87,8 +87,8 @@ class Params(Section):
 
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
-    from stages.mine import mine
-    from stages.student import student_stage
+    from stages.distributed.student import student_stage
+    from stages.mining.mine import mine
 
     params = context.params.train
     model = context.inputs["distill"].local("model")

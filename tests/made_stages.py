@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifacts import Store, open_store
-from pipeline.dag import Stage
-from pipeline.plan import Selection, plan
-from pipeline.runner import Run, run_pipeline
-from pipeline.sources import read_sources
-from stages.context import InputError, StageError
-from stages.params import Cluster, Section
+from pipeline.artifacts.store import Store, open_store
+from pipeline.execution.runner import Run, run_pipeline
+from pipeline.planning.dag import Stage
+from pipeline.planning.plan import Selection, plan
+from pipeline.planning.sources import read_sources
+from stages.contract.context import InputError, StageError
+from stages.contract.params import Cluster, Section
 
 MODULE = """
-from stages.params import Section
+from stages.contract.params import Section
 
 VERSION = 1
 

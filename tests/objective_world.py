@@ -43,10 +43,10 @@ def everything():
 
 def recipe(name: str, section: str):
     """(objective, optimisation, adapters, depth) of a recipe's stage; batch, chunk and precision shrunk."""
-    from pipeline.config import load_config
+    from pipeline.config.sections import load_config
     from stages import distill, train
+    from stages.distributed.training import optimisation
     from stages.model.lora import Lora
-    from stages.training import optimisation
 
     shrunk = ["data.kind=scenes", "backbone.revision=x", "cluster.precision=fp32", f"{section}.chunk=3"]
     config = load_config(name, [*shrunk, "distill.batch_size=8", "train.batch_size=8"])
@@ -59,15 +59,15 @@ def trained(case: dict, job: dict) -> dict:
     """Runs one training and tells what came of it."""
     from pyarrow.fs import LocalFileSystem
 
-    from pipeline.artifacts import open_store
+    from pipeline.artifacts.store import open_store
+    from stages.distributed.training import backbone_weights
     from stages.learn import loop
     from stages.learn.collectives import rank, world_size
     from stages.learn.engine import Optimisation, full_weights
     from stages.learn.sampling import PairSampler
-    from stages.mine import Mined
+    from stages.mining.mine import Mined
     from stages.model.encoder import Encoder
     from stages.model.lora import Lora, add_adapters, merged
-    from stages.training import backbone_weights
 
     world = Path(case["world"])
     steps, stage, chunk = job.get("steps", 4), job.get("zero_stage", 1), job.get("chunk", 0)

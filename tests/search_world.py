@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.artifacts import Artifact, Attempt, Store, open_store
-from pipeline.config import Config
+from pipeline.artifacts.store import Artifact, Attempt, Store, open_store
+from pipeline.config.sections import Config
 from stages import index
-from stages.context import Context
+from stages.contract.context import Context
+from stages.contract.params import Cluster
 from stages.data import images, schemas
-from stages.params import Cluster
 from tests.support import Recorder
 
 COLOURS = ("red", "green", "blue", "yellow", "cyan", "magenta", "black", "white", "orange", "purple", "brown", "pink")
@@ -134,7 +134,7 @@ def run_stage(store: Store, inputs: dict[str, Artifact], stage: str, params: Any
 
 def write_index(store: Store, inputs: dict[str, Artifact], key: str = "e" * 16) -> Artifact:
     """Commits an index as the stage writes it, made without Ray by the student's own encoder."""
-    from stages.embed import vector_column
+    from stages.distributed.embedding import vector_column
     from stages.index import describe, summarise_pools
     from stages.model.encoder import Encoder, Row
 

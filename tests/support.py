@@ -15,9 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import Artifact, Store
-from stages.context import Context
-from stages.params import Cluster
+from pipeline.artifacts.store import Artifact, Store
+from stages.contract.context import Context
+from stages.contract.params import Cluster
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -89,7 +89,7 @@ def trained(world: Path, job: dict) -> dict:
     """Runs one training and tells what came of it."""
     import torch
 
-    from pipeline.artifacts import open_store
+    from pipeline.artifacts.store import open_store
     from stages.learn import loop
     from stages.learn.collectives import rank, world_size
     from stages.learn.engine import Optimisation, full_weights

@@ -13,18 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import open_store
-from pipeline.checks import check_made
-from pipeline.comparison import Outcome, as_json, markdown
-from pipeline.dag import STAGES
-from pipeline.grid import Cell, Grid
-from pipeline.plan import Decision, differences, plan
-from pipeline.sources import read_sources
-from stages.context import InputError, StageError
-from stages.params import Cluster
+from pipeline.ablation.grid import Cell, Grid
+from pipeline.ablation.tables import Outcome, as_json, markdown
+from pipeline.artifacts.store import open_store
+from pipeline.config.checks import check_made
+from pipeline.planning.dag import STAGES
+from pipeline.planning.plan import Decision, differences, plan
+from pipeline.planning.sources import read_sources
+from stages.contract.context import InputError, StageError
+from stages.contract.params import Cluster
 
 if TYPE_CHECKING:
-    from pipeline.tracking import PipelineRun
+    from pipeline.tracking.client import PipelineRun
 
 Connect = Callable[[Cluster], AbstractContextManager[None]]
 
@@ -79,7 +79,7 @@ class Ablation:
 
     def run(self, tracking_uri: str, command: str) -> None:
         """Runs the cells in order, in one cluster that the first one that needs it starts."""
-        from pipeline.tracking import PipelineRun
+        from pipeline.tracking.client import PipelineRun
 
         tags = {"grid": self.name, "recipe": self.recipe, "command": command}
         self.tracker = PipelineRun(tracking_uri, f"{self.name} of {Path(self.recipe).stem}", tags)
@@ -128,8 +128,8 @@ class Ablation:
 
     def compute(self, cell: Cell, decisions: list[Decision], connect: Connect) -> Outcome:
         """Runs a cell through the pipeline. Its student is not registered: a grid would bury the champion."""
-        from pipeline.runner import Run, run_pipeline
-        from pipeline.tracking import PipelineRun
+        from pipeline.execution.runner import Run, run_pipeline
+        from pipeline.tracking.client import PipelineRun
 
         command = shlex.join(["python", "pipeline/run.py", "--recipe", self.recipe, *cell.overrides])
         tracker = PipelineRun(self.tracker.ids()["tracking_uri"], cell.label, {**self.tags(cell), "command": command})
@@ -202,7 +202,7 @@ class Ablation:
 
 def shared_cluster(stack: ExitStack) -> Connect:
     """What `run_pipeline` connects with: the first call starts Ray for as long as `stack` lives, others find it."""
-    from pipeline import cluster
+    from pipeline.execution import cluster
 
     started = False
 

@@ -26,15 +26,15 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from pipeline.checks import backbone_shape
-from pipeline.config import Config, load_config
-from pipeline.plan import spell
-from pipeline.settings import nearest, one_line, read_yaml
-from stages.context import InputError
-from stages.model.adapters import ADAPTERS
-from stages.params import Section
+from pipeline.config.checks import backbone_shape
+from pipeline.config.recipes import nearest, one_line, read_yaml
+from pipeline.config.sections import Config, load_config
+from pipeline.planning.plan import spell
+from stages.contract.context import InputError
+from stages.contract.params import Section
+from stages.model.families import ADAPTERS
 
-GRIDS = Path(__file__).parent / "grids"
+GRIDS = Path(__file__).parents[1] / "grids"
 SHARED = ("store", "tracking_uri", "cluster")
 """What all cells have in common: they lie in one store, in one tracked run, and were made on one Ray cluster."""
 

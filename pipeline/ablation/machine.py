@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from stages.params import cores
+from stages.contract.params import cores
 
 
 def describe_machine() -> str:

@@ -4,8 +4,8 @@ import time
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
-from pipeline.objects import told
-from stages.cache import cache_root
+from pipeline.artifacts.objects import told
+from stages.contract.cache import cache_root
 
 COPY_DAYS = 30  # since a copy was last asked for
 

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from pipeline import leases
-from pipeline.artifacts import Store
-from pipeline.manifests import MANIFEST, PINS, RUNS, read_manifest, stage_names
-from pipeline.objects import Entry
-from stages.context import StageError
+from pipeline.artifacts import leases
+from pipeline.artifacts.manifests import MANIFEST, PINS, RUNS, read_manifest, stage_names
+from pipeline.artifacts.objects import Entry
+from pipeline.artifacts.store import Store
+from stages.contract.context import StageError
 
 KEEP_RUNS = 10
 GRACE_HOURS = 24.0

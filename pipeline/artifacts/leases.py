@@ -23,8 +23,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.objects import Objects
-from stages.context import InputError, StageError
+from pipeline.artifacts.objects import Objects
+from stages.contract.context import InputError, StageError
 
 SECONDS = 60.0
 POLL = 0.5

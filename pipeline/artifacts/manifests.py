@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.objects import LocalObjects, Objects
-from stages.context import StageError
+from pipeline.artifacts.objects import LocalObjects, Objects
+from stages.contract.context import StageError
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-from stages.context import InputError, StageError
+from stages.contract.context import InputError, StageError
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem

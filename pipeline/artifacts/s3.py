@@ -22,11 +22,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pipeline.cache import made, told_locally
-from pipeline.objects import PIECE, QUICK_SECONDS, Entry, Found, checksum
-from pipeline.s3_clients import THREADS, arrow_filesystem, client, code, one_line, server_time
-from stages.cache import cache_root
-from stages.context import InputError, StageError
+from pipeline.artifacts.copies import made, told_locally
+from pipeline.artifacts.objects import PIECE, QUICK_SECONDS, Entry, Found, checksum
+from pipeline.artifacts.s3_clients import THREADS, arrow_filesystem, client, code, one_line, server_time
+from stages.contract.cache import cache_root
+from stages.contract.context import InputError, StageError
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem

@@ -7,7 +7,7 @@ from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from stages.context import InputError
+from stages.contract.context import InputError
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem

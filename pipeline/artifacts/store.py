@@ -27,11 +27,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pipeline import leases
-from pipeline.cache import made, told_locally
-from pipeline.manifests import FORMAT, MANIFEST, RUNS, Manifests, decode_run, encode, read_manifest
-from pipeline.objects import LocalObjects, Objects, told
-from stages.context import InputError, StageError
+from pipeline.artifacts import leases
+from pipeline.artifacts.copies import made, told_locally
+from pipeline.artifacts.manifests import FORMAT, MANIFEST, RUNS, Manifests, decode_run, encode, read_manifest
+from pipeline.artifacts.objects import LocalObjects, Objects, told
+from stages.contract.context import InputError, StageError
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -41,7 +41,7 @@ THREADS = 16
 
 @dataclass(frozen=True)
 class Artifact:
-    """A committed artifact; see `stages.context.Artifact`. `uri` opens with `python pipeline/store.py show`."""
+    """A committed artifact; see `stages.contract.context`. `uri` opens with `python pipeline/store.py show`."""
 
     stage: str
     key: str
@@ -158,7 +158,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Attempt:
-    """The place that a running stage writes to; see `stages.context.Attempt`."""
+    """The place that a running stage writes to; see `stages.contract.context.Attempt`."""
 
     stage: str
     key: str
@@ -364,7 +364,7 @@ class Store:
 def open_store(uri: str, endpoint: str = "") -> Store:
     """The store at a directory or at `s3://bucket/prefix`. Raises InputError for a place that can't hold one."""
     if uri.startswith("s3://"):
-        from pipeline.s3 import open_s3
+        from pipeline.artifacts.s3 import open_s3
 
         return Store(open_s3(uri, endpoint))
     if "://" in uri and not uri.startswith("file://"):

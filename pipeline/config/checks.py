@@ -10,14 +10,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.settings import Settings
-from stages.context import InputError
+from pipeline.config.recipes import Settings
+from stages.contract.context import InputError
 from stages.distill import check_alike
 from stages.learn.schedules import tau_hard_at
-from stages.model.adapters import ADAPTERS
+from stages.model.families import ADAPTERS
 
 if TYPE_CHECKING:
-    from pipeline.config import Config
+    from pipeline.config.sections import Config
 
 
 def check_combinations(config: "Config", settings: Settings) -> None:
@@ -49,7 +49,7 @@ def check_corpus(config: "Config") -> None:
     if student and not corpus:
         raise InputError("student.model only indexes a corpus of one's own; add index.corpus=DIRECTORY")
     if corpus:
-        import_module("stages.corpus").check(config.index)
+        import_module("stages.distributed.corpus").check(config.index)
 
 
 def check_data(config: "Config") -> None:

@@ -14,11 +14,11 @@ from typing import Any
 
 import yaml
 
-from stages.context import InputError
+from stages.contract.context import InputError
 
 NO_YAML = (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError)
 """What PyYAML raises: of its own, of the types that `!!int x` calls, and on brackets a thousand deep."""
-RECIPES = Path(__file__).parent / "recipes"
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 class Loader(yaml.SafeLoader):

@@ -13,18 +13,18 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from pipeline.checks import check_combinations
-from pipeline.settings import Settings, nearest, one_line, read_settings
-from pipeline.values import is_section, walk_fields
+from pipeline.config.checks import check_combinations
+from pipeline.config.recipes import Settings, nearest, one_line, read_settings
+from pipeline.config.values import is_section, walk_fields
 from stages.backbone import Params as Backbone
-from stages.context import InputError
+from stages.contract.context import InputError
+from stages.contract.params import Cluster, Section, knob
 from stages.distill import Params as Distill
 from stages.distill import Student
 from stages.evaluate import Params as Evaluate
 from stages.features import Params as Features
 from stages.index import Params as Index
 from stages.ingest import Params as Data
-from stages.params import Cluster, Section, knob
 from stages.train import Params as Train
 
 

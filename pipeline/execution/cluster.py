@@ -15,11 +15,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipeline.causes import explain
-from stages.context import StageError
-from stages.params import Cluster, cores
+from pipeline.execution.errors import explain
+from stages.contract.context import StageError
+from stages.contract.params import Cluster, cores
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MACHINERY = ("TrainController", "PlacementGroupCleaner")
 BOOKKEEPING = re.compile(
     r"\.cc:\d+: |^USDT:|^Setting up process group|^Checkpoint successfully created|^Reporting training result"

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from pipeline import leases
-from pipeline.artifacts import Store
-from pipeline.manifests import RUNS, decode_run
-from stages.context import StageError
+from pipeline.artifacts import leases
+from pipeline.artifacts.manifests import RUNS, decode_run
+from pipeline.artifacts.store import Store
+from stages.contract.context import StageError
 
 RECENT = 30  # records that are looked at, the newest; each is a request to the store
 QUIET_SECONDS = 600

@@ -16,16 +16,16 @@ from importlib import metadata
 from types import SimpleNamespace
 from typing import Any
 
-from pipeline.artifacts import Artifact, Attempt, Store
-from pipeline.causes import explain
-from pipeline.dag import Stage
-from pipeline.leases import Lease, LeaseLost
-from pipeline.plan import Decision
-from pipeline.runs import mark_killed, process
-from pipeline.tracking import PipelineRun, StageRun
-from pipeline.values import walk_values
-from stages.context import Context, InputError, StageError
-from stages.params import Cluster, Section
+from pipeline.artifacts.leases import Lease, LeaseLost
+from pipeline.artifacts.store import Artifact, Attempt, Store
+from pipeline.config.values import walk_values
+from pipeline.execution.errors import explain
+from pipeline.execution.records import mark_killed, process
+from pipeline.planning.dag import Stage
+from pipeline.planning.plan import Decision
+from pipeline.tracking.client import PipelineRun, StageRun
+from stages.contract.context import Context, InputError, StageError
+from stages.contract.params import Cluster, Section
 
 HEADLINE = ("seed", "data.kind", "backbone.source", "backbone.tiny.layers", "student.layers", "train.loss")
 PACKAGES = ("torch", "transformers", "deepspeed", "ray", "pyarrow", "mlflow", "numpy", "pillow", "tokenizers")

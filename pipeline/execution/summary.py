@@ -5,8 +5,8 @@ The numbers and their tables are made by the stage `evaluate`; here they are onl
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.artifacts import Artifact
-from pipeline.plan import Decision
+from pipeline.artifacts.store import Artifact
+from pipeline.planning.plan import Decision
 
 REASONS_SHOWN = 4
 
@@ -55,7 +55,7 @@ def _example(index: Artifact) -> str:
 
 def rejected(ingest: Artifact) -> str:
     """How many rows of the source were left out, and why; the rows themselves lie in `rejects/` of the artifact."""
-    from stages.data.report import rejects_line
+    from stages.data.ingest.outcome import rejects_line
 
     return rejects_line(ingest.read_json("stats.json")["rejects"])
 

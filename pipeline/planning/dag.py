@@ -64,7 +64,7 @@ STAGES = (
 )
 
 
-CORPUS = (Stage("index", "stages.corpus", (), ("index", "student"), ("index", "student"), always),)
+CORPUS = (Stage("index", "stages.distributed.corpus", (), ("index", "student"), ("index", "student"), always),)
 """The index of a corpus of one's own by a student that is there: nothing to ingest, to train or to evaluate."""
 
 

@@ -23,11 +23,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.dag import Stage, descendants
-from pipeline.settings import nearest
-from pipeline.values import walk_values
-from stages.context import InputError
-from stages.params import Section
+from pipeline.config.recipes import nearest
+from pipeline.config.values import walk_values
+from pipeline.planning.dag import Stage, descendants
+from stages.contract.context import InputError
+from stages.contract.params import Section
 
 LOCATIONS = ("data.path", "index.corpus", "student.model")
 """Where outside data lies that a stage copies. Left out of a key with its fingerprint: moved data is the same data."""

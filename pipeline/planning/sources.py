@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from pipeline.dag import Stage
-from pipeline.plan import Source
-from stages.params import Section
+from pipeline.planning.dag import Stage
+from pipeline.planning.plan import Source
+from stages.contract.params import Section
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def read_sources(stages: tuple[Stage, ...], config: Section, root: Path = ROOT) -> dict[str, Source]:

@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from pipeline.spool import Spool, renamed
-from pipeline.values import flatten, is_number
+from pipeline.config.values import flatten, is_number
+from pipeline.tracking.spool import Spool, renamed
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -158,7 +158,7 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 class StageRun:
-    """The MLflow run of one stage; see `stages.context.Tracker`. Picklable, and it never raises."""
+    """The MLflow run of one stage; see `stages.contract.context.Tracker`. Picklable, and it never raises."""
 
     def __init__(self, link: Link, run_id: str) -> None:
         self.link, self.run_id = link, run_id
@@ -228,7 +228,7 @@ class PipelineRun(StageRun):
     ) -> str | None:
         """Registers the student that `tags` points to; says which version it is and whether it is the champion.
 
-        See `pipeline.registry.register_student`. A tag of this run tells later ones that it is done.
+        See `pipeline.tracking.registry.register_student`. A tag of this run tells later ones that it is done.
         """
         values = {"name": name, "tags": dict(tags), "metrics": numbers(metrics), "alias": alias}
         said = self.link.send("register", run_id, **values)
@@ -343,8 +343,8 @@ def register(
     metrics: dict[str, float],
     alias: str,
 ) -> str:
-    """Registers a student; see `pipeline.registry`. Its run is left out where it was tracked elsewhere."""
-    from pipeline.registry import register_student
+    """Registers a student; see `pipeline.tracking.registry`. Its run is left out where it was tracked elsewhere."""
+    from pipeline.tracking.registry import register_student
 
     source = run_id if knows(client, run_id) else None
     return register_student(client, ensure_experiment(client), name, tags, metrics, source, alias)

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.tracking import metric_name
-from pipeline.values import flatten, is_number
+from pipeline.config.values import flatten, is_number
+from pipeline.tracking.client import metric_name
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -83,7 +83,7 @@ def create_version(
     from mlflow.entities import LoggedModelOutput
     from mlflow.tracking import set_tracking_uri
 
-    from stages.reference import save_reference
+    from stages.export.mlflow_model import save_reference
 
     model = client.create_logged_model(experiment_id, name=name, source_run_id=run_id, tags=dict(tags))
     with tempfile.TemporaryDirectory() as directory:

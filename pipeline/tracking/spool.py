@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.leases import birth, lives
+from pipeline.artifacts.leases import birth, lives
 
 KEEP_DAYS = 60
 Event = dict[str, Any]

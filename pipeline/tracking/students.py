@@ -11,11 +11,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.context import InputError, StageError
+from stages.contract.context import InputError, StageError
 
 if TYPE_CHECKING:
-    from pipeline.artifacts import Store
-    from pipeline.config import Config
+    from pipeline.artifacts.store import Store
+    from pipeline.config.sections import Config
 
 REGISTERED = re.compile(r"models:/(?P<name>[^@/]+)(@(?P<alias>[^@/]+)|/(?P<version>\d+))")
 
@@ -43,7 +43,7 @@ def find_student(reference: str, tracking_uri: str, endpoint: str = "") -> Path:
         raise InputError(f"student.model={reference} is not there; give models:/NAME@ALIAS or a student's directory")
     if not (path / "manifest.json").is_file():
         return path.resolve()
-    from pipeline.artifacts import open_store
+    from pipeline.artifacts.store import open_store
 
     stage, key = path.resolve().parts[-2:]
     try:
@@ -62,7 +62,7 @@ def registered(reference: str, tracking_uri: str, endpoint: str = "") -> Path:
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
-    from pipeline.tracking import resolve_uri
+    from pipeline.tracking.client import resolve_uri
 
     place = resolve_uri(tracking_uri)
     if place.startswith("sqlite:///") and not Path(place.removeprefix("sqlite:///")).is_file():
@@ -78,7 +78,7 @@ def registered(reference: str, tracking_uri: str, endpoint: str = "") -> Path:
         raise InputError(f"student.model={reference} is not in the registry at {place}: {reason}") from None
     told = version.tags.get("weights", "")
     if told.startswith("s3://"):
-        from pipeline.artifacts import open_store
+        from pipeline.artifacts.store import open_store
 
         root, stage, key, attempt, _model = told.rsplit("/", 4)
         artifact = open_store(root, endpoint).artifact(stage, key)

@@ -24,7 +24,7 @@ from pipeline.web.engine import Engine
 from pipeline.web.guard import Access, Guard, busy, error
 from pipeline.web.limits import Limits
 from pipeline.web.meters import Meters
-from stages.context import InputError, StageError
+from stages.contract.context import InputError, StageError
 
 API_VERSION = "1"
 FOREVER = "max-age=31536000, immutable"

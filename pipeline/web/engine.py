@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.web.batching import Batcher
 from pipeline.web.limits import MAX_RESULTS, Limits
 from pipeline.web.meters import Meters
-from stages.context import InputError
+from stages.contract.context import InputError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -23,8 +23,8 @@ def run_replicas(options: argparse.Namespace, source: "Source", token: str | Non
     import torch
     from ray import serve
 
-    from pipeline.cluster import connected
-    from stages.params import Cluster
+    from pipeline.execution.cluster import connected
+    from stages.contract.params import Cluster
 
     resources = {"num_gpus": 1} if torch.cuda.is_available() else {"num_cpus": 1}
     with connected(Cluster(workers=options.replicas)):

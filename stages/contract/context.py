@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from stages.params import Cluster
+from stages.contract.params import Cluster
 
 
 class StageError(Exception):

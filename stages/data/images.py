@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageOps
 
-from stages.data.remote import RemotePath
+from stages.data.sources.remote import RemotePath
 
 ORIENTATION = 0x0112
 """The EXIF tag that tells how the camera was held."""

@@ -8,7 +8,7 @@ instruction, candidates never do.
 from collections.abc import Iterable
 from typing import Any
 
-from stages.context import Artifact
+from stages.contract.context import Artifact
 
 
 class Instructions:

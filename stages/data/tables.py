@@ -24,8 +24,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from stages.cache import cache_root
-from stages.context import Artifact, StageError
+from stages.contract.cache import cache_root
+from stages.contract.context import Artifact, StageError
 from stages.data.keys import hash64, hash_ids
 
 ROWS_PER_BATCH = 1024

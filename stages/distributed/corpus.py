@@ -3,9 +3,9 @@
     corpus ── read ──► rows ── check pictures ──► candidates/, images/ ── embed ──► embeddings/ ── build ──► lance/
     what fails on the way, with a reason and file:line ──► rejects/
 
-Takes the place of the stage `index` where `index.corpus` is set (`pipeline.dag.stages_of`); what it writes is an index
-like any other, and holds its candidates itself. Columns of the records beside id, text and image are metadata: they
-are shown with a result, and searches can be filtered by them.
+Takes the place of the stage `index` where `index.corpus` is set (`pipeline.planning.dag.stages_of`); what it writes
+is an index like any other, and holds its candidates itself. Columns of the records beside id, text and image are
+metadata: they are shown with a result, and searches can be filtered by them.
 """
 
 import time
@@ -14,14 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.context import Attempt, Context, StageError
+from stages.contract.context import Attempt, Context, StageError
 from stages.index import Params
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import ray.data
 
-    from stages.data.remote import Place
+    from stages.data.sources.remote import Place
 
 VERSION = 1
 MOST_COLUMNS = 64
@@ -53,7 +53,7 @@ class Unfinished:
 
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; see the module header."""
-    from stages.data import corpus_rows
+    from stages.data.sources import corpus_rows
     from stages.search.backends import build, choose
 
     params, model = context.params.index, Path(context.params.student.model)
@@ -82,9 +82,11 @@ def read(context: Context) -> "ray.data.Dataset":
     """
     import ray.data
 
-    from stages.data import corpus_rows, flow, judge, records
     from stages.data.images import Limits
+    from stages.data.ingest import flow
+    from stages.data.ingest import validate as judge
     from stages.data.schemas import REJECTS
+    from stages.data.sources import corpus_rows, records
 
     output, path = context.output, place(context.params.index)
     laid = records.lay_out(path, records.find(path, "index.corpus", pictures=True), output.work / "records")
@@ -111,7 +113,8 @@ def tally(context: Context, judged: "ray.data.Dataset") -> dict[str, Any]:
     """
     import ray
 
-    from stages.data import corpus_rows, judge
+    from stages.data.ingest import validate as judge
+    from stages.data.sources import corpus_rows
 
     place, columns = context.params.index.corpus, ["modality", "reason"]
     counted = judged.map_batches(judge.tally, fn_args=(columns,), batch_size=None, batch_format="pyarrow")
@@ -143,10 +146,10 @@ def tally(context: Context, judged: "ray.data.Dataset") -> dict[str, Any]:
 
 def embed(context: Context, told: dict[str, Any], model: Path) -> dict[str, Any]:
     """Writes vectors and typed metadata columns of the candidates to `embeddings/`; see `stages.index.written`."""
-    from stages.data import corpus_rows
-    from stages.embed import Embedder
+    from stages.data.sources import corpus_rows
+    from stages.distributed.embedding import Embedder
+    from stages.distributed.shards import cut, map_shards
     from stages.index import written
-    from stages.shards import cut, map_shards
 
     own, params = Unfinished.of(context.output), context.params.index
     map_shards(
@@ -164,7 +167,7 @@ def whole(table: "pa.Table") -> "pa.Table":
 
 def describe(context: Context, told: dict[str, Any], dim: int, model: Path) -> dict[str, Any]:
     """The content of `retriever.json`."""
-    from stages.data.corpus_rows import POOL
+    from stages.data.sources.corpus_rows import POOL
     from stages.model.identity import identify, instructions_of
     from stages.search.backends import FORMAT
 
@@ -197,21 +200,21 @@ def place_in_store(output: Attempt, model: Path) -> dict[str, str]:
 
 def check(params: Params) -> None:
     """Raises InputError where the corpus can't be read; cheap enough for every plan."""
-    from stages.data import records
+    from stages.data.sources import records
 
     records.find(place(params), "index.corpus", pictures=True)
 
 
 def place(params: Params) -> "Place":
     """Where the corpus lies. Raises InputError for an address that nothing can read."""
-    from stages.data import remote
+    from stages.data.sources import remote
 
     return remote.source(params.corpus, "index.corpus")
 
 
 def fingerprint(params: Params, student: Any) -> list[str]:
     """What identifies the corpus (names, sizes and times or ETags) and the student (samples of its weights)."""
-    from stages.data import records
+    from stages.data.sources import records
     from stages.model.identity import identify
 
     return [records.fingerprint(place(params)), identify(Path(student.model))]

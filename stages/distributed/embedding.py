@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stages.context import Artifact, Context, StageError
-from stages.params import Cluster
+from stages.contract.context import Artifact, Context, StageError
+from stages.contract.params import Cluster
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stages.context import Artifact, Attempt, Context, StageError
+from stages.contract.context import Artifact, Attempt, Context, StageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -101,7 +101,7 @@ def map_shards(
     Args:
         shards: of `cut`.
         source: the artifact whose rows they are.
-        actor: as for `stages.embed.map_with_models`: loads a model, is called with tables.
+        actor: as for `stages.distributed.embedding.map_with_models`: loads a model, is called with tables.
         columns: of the stored rows; None is all.
         keep: chooses among the stored rows, before the actor sees them.
         finish: turns the actor's table into the one that is written.
@@ -109,7 +109,7 @@ def map_shards(
     """
     import ray.data
 
-    from stages.embed import pool_of
+    from stages.distributed.embedding import pool_of
 
     done = set(context.output.adopt(prefix))
     todo = [shard for shard in shards if shard.name not in done]

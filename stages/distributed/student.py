@@ -1,14 +1,15 @@
 """A student from start to end, for `distill` and `train`: train it with frozen vision, export it, check the export.
 
-How the training runs is told in `stages.training`; what the exported directory holds, in `stages.model.export`.
+How the training runs is told in `stages.distributed.training`; what the exported directory holds, in
+`stages.export.checkpoint`.
 """
 
 import shutil
 from pathlib import Path
 from typing import Any
 
-from stages.context import Artifact, Context, StageError
-from stages.training import WEIGHTS, LiveTeacher, TrainingJob, optimisation, quiet_libraries, run_training
+from stages.contract.context import Artifact, Context, StageError
+from stages.distributed.training import WEIGHTS, LiveTeacher, TrainingJob, optimisation, quiet_libraries, run_training
 
 PREFERRED = ("image", "image,text", "text")  # what a bare text looks for, as in search
 STREAMS = {"distill": 1, "train": 2}
@@ -92,8 +93,8 @@ def check_dims(source: Path, dims: tuple[int, ...]) -> None:
 
 def cut_only(context: Context, source: Path, layers: int | None) -> Path:
     """The weights of the first `layers` layers as they are, for a stage of no steps."""
+    from stages.export.checkpoint import save_backbone
     from stages.model.encoder import Encoder
-    from stages.model.export import save_backbone
 
     backbone = Encoder.load(source, layers, context.cluster.chosen_precision()).backbone
     directory = context.output.work / WEIGHTS
@@ -106,10 +107,10 @@ def export_stage(
 ) -> dict[str, Any]:
     """Builds the model directory, writes the card and the parity report, uploads; returns the student's size."""
     from stages.data.instructions import Instructions
-    from stages.model.card import write_card
-    from stages.model.export import export_student
-    from stages.model.parity import check_parity
-    from stages.reference import pyfunc_vectors
+    from stages.export.card import write_card
+    from stages.export.checkpoint import export_student
+    from stages.export.mlflow_model import pyfunc_vectors
+    from stages.export.parity import check_parity
 
     directory = context.output.work / "model"
     shutil.rmtree(directory, ignore_errors=True)  # a refused export must not mix with the next one

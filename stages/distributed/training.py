@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.context import Artifact, Context, StageError
-from stages.params import Cluster
+from stages.contract.context import Artifact, Context, StageError
+from stages.contract.params import Cluster
 
 WEIGHTS = "weights"
 CPU_ONLY = {
@@ -60,7 +60,7 @@ class TrainingJob:
         checkpoint_every: steps between checkpoints.
         run: the tracker's picklable handle.
         label: what log lines call the job.
-        mined: the table of mined hard negatives (`stages.mine.Mined`), where there is one.
+        mined: the table of mined hard negatives (`stages.mining.mine.Mined`), where there is one.
         live: the teacher, where it is run and not looked up.
         hard_negatives: hard negatives of a query in each of its steps.
         least_crop: share of an image's area that its random crops keep at least; 1 shows all whole.
@@ -278,7 +278,7 @@ def save_weights(encoder: Any, weights: Any, lora: Any, directory: Path) -> None
         lora: the adapters to merge, None where there are none.
         directory: where to write.
     """
-    from stages.model.export import save_backbone
+    from stages.export.checkpoint import save_backbone
     from stages.model.lora import merged
 
     backbone = backbone_weights(encoder, weights)

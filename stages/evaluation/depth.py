@@ -14,10 +14,10 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from stages.context import Artifact
+from stages.contract.context import Artifact
 from stages.data.schemas import CANDIDATES, QUERIES
 from stages.data.tables import MappedTable
-from stages.search.measures import chance_of_hit
+from stages.evaluation.measures import chance_of_hit
 
 POSITIVES = 5
 """Positives of a query that enter the sample: popular products have dozens, and a sample must stay one."""

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from stages.context import Artifact
+from stages.contract.context import Artifact
 from stages.data.keys import hash64
 from stages.data.tables import MappedTable
-from stages.search.sets import EvaluationSet, query_blocks, set_name
+from stages.evaluation.sets import EvaluationSet, query_blocks, set_name
 
 SHOWN, RESULTS, POSITIVES = 10, 5, 2
 SIDE = 168  # pixels of a thumbnail's longer side

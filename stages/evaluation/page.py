@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.context import Artifact, Context
-from stages.data.report import rejects_line
-from stages.search.plots import draw_cost, draw_depths
-from stages.search.report import HEADLINE, NOTES, labels, measured, model_rows
+from stages.contract.context import Artifact, Context
+from stages.data.ingest.outcome import rejects_line
+from stages.evaluation.plots import draw_cost, draw_depths
+from stages.evaluation.report import HEADLINE, NOTES, labels, measured, model_rows
 
 TEMPLATE = "report.html.jinja"
 SETTINGS = ("seed", "data.kind", "backbone.source", "student.layers", "train.loss", "train.steps", "train.batch_size")
@@ -41,7 +41,7 @@ def render(
 
     Args:
         metrics: the content of metrics.json.
-        examples: good and bad retrievals by `stages.search.examples.collect`.
+        examples: good and bad retrievals by `stages.evaluation.examples.collect`.
         curve: the content of depth_curve.json, where there is one.
         facts: what identifies the run, in the order shown.
         parity: the student's parity report, where there is one.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stages.search.report import HEADLINE, labels, measured
+from stages.evaluation.report import HEADLINE, labels, measured
 
 COLOURS = {"teacher": "#8a8f98", "student": "#d1495b", "chance": "#222222"}
 

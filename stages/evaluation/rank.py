@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stages.evaluation.measures import HITS, chance_of_hit, cutoff, measure_queries, trec_lines
+from stages.evaluation.sets import EvaluationSet, set_name
 from stages.search.exact import ExactIndex, search_batches, vectors
 from stages.search.filters import Filter
-from stages.search.measures import HITS, chance_of_hit, cutoff, measure_queries, trec_lines
-from stages.search.sets import EvaluationSet, set_name
 
 
 @dataclass

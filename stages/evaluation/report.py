@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from stages.context import Context
+from stages.contract.context import Context
 
 WIDTH = 100  # columns of the terminal table
 HEADLINE = "hit@5"
@@ -23,8 +23,8 @@ MODELS = ("teacher", "student")
 
 def write_report(context: Context, metrics: Mapping[str, Any]) -> None:
     """Writes all views into the artifact and shows them in the tracker."""
-    from stages.search.measures import MEASURES
-    from stages.search.plots import draw_cost, draw_quality
+    from stages.evaluation.measures import MEASURES
+    from stages.evaluation.plots import draw_cost, draw_quality
 
     texts = {
         "table.txt": terminal_table(metrics),

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stages.context import Artifact, StageError
+from stages.contract.context import Artifact, StageError
 
 BLOCK = 1024  # queries that travel and are ranked together
 ASKED = ("qid", "dataset", "dataset_id", "task_id", "modality", "target_modality", "text", "image_id", "positives")

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from stages.model.adapters import adapter_for
 from stages.model.encoder import SETTINGS, load_collator
+from stages.model.families import adapter_for
 from stages.model.prompt import CHAT_TEMPLATE
 
 # Pooling and Normalize go by their older names: vLLM knew no others before #54533 (August 2026) and fell back

@@ -1,4 +1,4 @@
-"""Stock loaders of an exported student: `python -m stages.model.loaders MODEL SAMPLES OUTPUT`, a process apart.
+"""Stock loaders of an exported student: `python -m stages.export.loaders MODEL SAMPLES OUTPUT`, a process apart.
 
 Apart, because transformers' combined processor wants torchvision, which Puma itself does without: there is
 no CPU build of it for this torch. The CUDA build beside it works for what the processor needs once the two operators
@@ -49,7 +49,7 @@ def run_stock_loaders(model: Path, samples: Sequence[Sample]) -> tuple[dict[str,
     with tempfile.TemporaryDirectory() as directory:
         given, output = Path(directory, "samples.json"), Path(directory, "vectors.npz")
         given.write_text(json.dumps([_packed(sample) for sample in samples]))
-        command = [sys.executable, "-m", "stages.model.loaders", str(Path(model).resolve()), str(given), str(output)]
+        command = [sys.executable, "-m", "stages.export.loaders", str(Path(model).resolve()), str(given), str(output)]
         # On the CPU like the trained weights it is compared with; nothing here may wait for a hub.
         environment = os.environ | {
             "CUDA_VISIBLE_DEVICES": "",

@@ -1,4 +1,4 @@
-"""An MLflow model that refers to a student's weights: written here, run by `stages/pyfunc.py` when it is loaded."""
+"""An MLflow model that refers to a student's weights: written here, run by `pyfunc.py` when it is loaded."""
 
 import tempfile
 import warnings
@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("mlflow", "torch", "transformers", "pillow", "numpy", "safetensors")
 
 
@@ -29,7 +29,7 @@ def save_reference(directory: Path, weights: str) -> None:
         warnings.simplefilter("ignore", UserWarning)  # it wants an input example beside the signature
         mlflow.pyfunc.save_model(
             directory,
-            python_model=str(ROOT / "pyfunc.py"),
+            python_model=str(ROOT / "export" / "pyfunc.py"),
             code_paths=[str(ROOT)],
             model_config={"weights": weights},
             signature=ModelSignature(Schema(columns), Schema([vectors])),
@@ -44,7 +44,7 @@ def _float32() -> Any:
 
 
 def pyfunc_vectors(model: Path, samples: Sequence[Any]) -> Any:
-    """Vectors [N, D] of samples (`stages.model.loaders.Sample`) by MLflow's own reading of `model`."""
+    """Vectors [N, D] of samples (`stages.export.loaders.Sample`) by MLflow's own reading of `model`."""
     import pandas as pd
 
     import mlflow

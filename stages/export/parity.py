@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from stages.context import StageError
+from stages.contract.context import StageError
+from stages.export.loaders import Sample, run_stock_loaders
 from stages.model.encoder import Encoder, Row, load_collator
 from stages.model.inputs import Collator
-from stages.model.loaders import Sample, run_stock_loaders
 
 MINIMUM_COSINE = 0.9999
 INSTRUCTION = "Find it."

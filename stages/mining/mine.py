@@ -2,7 +2,7 @@
 
 Inputs: ingest, and the student as distillation left it, which is the previous student that the training starts from.
 Steps: embed the training candidates with it and keep them as Parquet in the stage's work directory; stream the train
-queries through the same model and, block by block, past the stored candidates (`stages.search.negatives`). Outputs in
+queries through the same model and, block by block, past the stored candidates (`stages.mining.negatives`). Outputs in
 train's artifact: `negatives/`, which says for each query what was chosen, with scores, and what was left out and why,
 `mining.json` with sums and `mining.txt` with examples.
 
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from stages.context import Artifact, Context, StageError
-from stages.params import Section, knob
+from stages.contract.context import Artifact, Context, StageError
+from stages.contract.params import Section, knob
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -104,7 +104,7 @@ def _write_candidates(context: Context, model: Path, path: Path) -> None:
     """
     import ray.data
 
-    from stages.embed import embed_rows
+    from stages.distributed.embedding import embed_rows
 
     ingest, batch_size = context.inputs["ingest"], context.params.train.mine.batch_size
     stored = ray.data.read_parquet(ingest.files("candidates"), filesystem=ingest.filesystem)
@@ -129,11 +129,11 @@ def _trains(pools: list[str]) -> bool:
 
 
 def with_hashes(table: "pa.Table") -> "pa.Table":
-    """The columns that `stages.search.negatives` reads."""
+    """The columns that `stages.mining.negatives` reads."""
     import pyarrow as pa
 
     from stages.data.keys import hash_ids
-    from stages.search.negatives import COLUMNS
+    from stages.mining.negatives import COLUMNS
 
     hashed = {
         "did_hash": hash_ids(table["did"].to_pylist()),
@@ -148,8 +148,8 @@ def _write_negatives(context: Context, model: Path, candidates: Path, path: Path
     """The train queries past the candidates: embedded by actors, mined by tasks that each stream the whole pool."""
     import ray.data
 
-    from stages.embed import embed_rows
-    from stages.search.sets import ASKED
+    from stages.distributed.embedding import embed_rows
+    from stages.evaluation.sets import ASKED
 
     ingest = context.inputs["ingest"]
     stored = ray.data.read_parquet(ingest.files("queries"), filesystem=ingest.filesystem)
@@ -170,8 +170,8 @@ def _train_queries(table: "pa.Table", columns: list[str]) -> "pa.Table":
 def _mine(table: "pa.Table", files: tuple[str, ...], per_query: int, margin: float) -> "pa.Table":
     from pyarrow.fs import LocalFileSystem
 
+    from stages.mining.negatives import COLUMNS, Rule, mine_block
     from stages.search.exact import ExactIndex
-    from stages.search.negatives import COLUMNS, Rule, mine_block
 
     index = ExactIndex(files, LocalFileSystem())
     return mine_block(table, lambda: index.batches(COLUMNS), Rule(per_query, margin))
@@ -197,7 +197,7 @@ def _summarise(mined: Mined) -> dict[str, float]:
 def _examples(ingest: Artifact, mined: Mined) -> str:
     """A few evenly spaced rows of the audit table, with the words that they stand for."""
     from stages.data.tables import MappedTable
-    from stages.search.sets import is_asked
+    from stages.evaluation.sets import is_asked
 
     table = MappedTable.open(mined, "negatives", "qid")
     queries = MappedTable.open(ingest, "queries", "qid", where={"split": "train"})

@@ -17,10 +17,10 @@ from torch import nn
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from stages.contract.params import cores
 from stages.model.inputs import Batch, Chunk, Collator, Row, ahead
 from stages.model.prompt import RETRIEVAL_TOKEN
 from stages.model.prune import load_backbone
-from stages.params import cores
 
 __all__ = ["Batch", "Encoder", "Row"]
 

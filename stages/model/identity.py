@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from stages.context import InputError
+from stages.contract.context import InputError
 
 BLOCK = 65_536
 SAMPLES = 32
@@ -45,7 +45,7 @@ def identify(directory: Path) -> str:
 def instructions_of(directory: Path) -> list[dict[str, Any]]:
     """The instructions that the student was trained with, in the columns of schemas.INSTRUCTIONS, as its export keeps
     them for sentence-transformers; plain ones where it has none."""
-    from stages.data.pairs import dataset_number, default_instructions
+    from stages.data.sources.pairs import dataset_number, default_instructions
 
     path = directory / "config_sentence_transformers.json"
     prompts = json.loads(path.read_text(encoding="utf-8")).get("prompts", {}) if path.is_file() else {}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from stages.model.adapters import adapter_for
+from stages.model.families import adapter_for
 
 
 def pruned_config(directory: Path, layers: int | None) -> Any:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from stages.context import Artifact, Attempt, InputError
+from stages.contract.context import Artifact, Attempt, InputError
 from stages.search.exact import ExactIndex, Ranking
 from stages.search.filters import Filter
 

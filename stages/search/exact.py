@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.context import InputError
+from stages.contract.context import InputError
 from stages.search.filters import Filter
 
 TILE = 8192
@@ -45,7 +45,7 @@ class ExactIndex:
 
     @classmethod
     def open(cls, artifact: Any, prefix: str = "embeddings") -> "ExactIndex":
-        """The index over the listed files of a committed artifact (stages.context.Artifact)."""
+        """The index over the listed files of a committed artifact (stages.contract.context.Artifact)."""
         return cls(tuple(artifact.files(prefix)), artifact.filesystem)
 
     def batches(self, columns: Sequence[str] = COLUMNS) -> Iterator[pa.RecordBatch]:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.context import InputError
+from stages.contract.context import InputError
 
 SIGNS: dict[str, Callable[[Any, Any], Any]] = {
     "=": pc.equal,

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from stages.context import Artifact, InputError
+from stages.contract.context import Artifact, InputError
+from stages.contract.params import Cluster
 from stages.data.images import Checked, ImageRejected, Limits, check
 from stages.data.instructions import Instructions, with_instruction
 from stages.data.tables import MappedTable
 from stages.index import keep_pools
-from stages.params import Cluster
 from stages.search.backends import Index, open_index, read_card
 from stages.search.filters import Filter, filter_of
 
@@ -77,7 +77,7 @@ def modality_of(text: Any, image: Any) -> str:
 
 def check_query(text: str | None, want: str | None, k: int, has_image: bool) -> str | None:
     """The text as ingest would store it, without loading anything. Raises InputError with one line that mends."""
-    from stages.data.mbeir_rows import normalise
+    from stages.data.sources.mbeir_rows import normalise
     from stages.model.prompt import without_special_tokens
 
     if k < 1:
@@ -181,7 +181,7 @@ class Retriever:
         """
         import torch
 
-        from stages.embed import load_encoder
+        from stages.distributed.embedding import load_encoder
 
         card = read_card(index)
         if "student" in card:

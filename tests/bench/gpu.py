@@ -106,7 +106,7 @@ def embedding(encoder: Any, layers: int) -> dict[str, Any]:
     """Rows per second of the first `layers` layers, of batches on the GPU and from end to end, and latencies."""
     import torch
 
-    from stages.search.cost import Depth
+    from stages.evaluation.cost import Depth
 
     depth, rows = Depth(encoder, layers), rows_of(ROWS)
     batches = [encoder.collator(rows[start : start + BATCH]).to("cuda") for start in range(0, ROWS, BATCH)]

@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from stages.params import cores
+from stages.contract.params import cores
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "performance.md"
@@ -136,7 +136,7 @@ async def metrics(session: Any) -> dict[str, float]:
 
 def find_store(directory: Path) -> str:
     """The demo's store, or one made in `directory`."""
-    from pipeline.artifacts import open_store
+    from pipeline.artifacts.store import open_store
     from tests.search_world import make_world, write_index, write_run
 
     place = os.environ.get("PUMA_STORE", str(ROOT / ".puma" / "store"))

@@ -33,7 +33,7 @@ class Pipeline:
     """run.py on a small store of its own in a bucket; distillation only cuts, and nothing is compared, for time."""
 
     def __init__(self, home: Path, address: str) -> None:
-        from pipeline import s3
+        from pipeline.artifacts import s3
 
         self.home, self.client = home, s3.client(address, "us-east-1")
         self.client.create_bucket(Bucket="bucket")

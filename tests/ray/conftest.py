@@ -12,7 +12,7 @@ from tests.support import ray_cluster
 @pytest.fixture(scope="package")
 def bucket_server() -> Iterator[str]:
     """The address of an S3 server; it is in the environment before the cluster starts, which hands it on to tasks."""
-    from pipeline import s3
+    from pipeline.artifacts import s3
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     with pytest.MonkeyPatch.context() as patch, moto_server() as address:

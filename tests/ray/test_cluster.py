@@ -10,11 +10,11 @@ import pytest
 import ray
 import ray.data
 
-from pipeline.causes import explain
-from pipeline.cluster import connected, logical_cpus
-from stages.context import StageError
-from stages.params import Cluster
-from stages.training import interrupts_kept
+from pipeline.execution.cluster import connected, logical_cpus
+from pipeline.execution.errors import explain
+from stages.contract.context import StageError
+from stages.contract.params import Cluster
+from stages.distributed.training import interrupts_kept
 
 pytestmark = pytest.mark.ray
 
@@ -43,9 +43,9 @@ def test_workers_know_the_code_and_that_there_is_no_gpu(cluster, tmp_path, monke
 
     @ray.remote
     def look() -> tuple:
-        import pipeline.dag
+        import pipeline.planning.dag
 
-        return os.environ["DS_ACCELERATOR"], os.environ["OMP_NUM_THREADS"], len(pipeline.dag.STAGES)
+        return os.environ["DS_ACCELERATOR"], os.environ["OMP_NUM_THREADS"], len(pipeline.planning.dag.STAGES)
 
     assert ray.get(look.remote()) == ("cpu", "3", 7)
 

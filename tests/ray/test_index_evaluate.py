@@ -7,15 +7,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.artifacts import Artifact, Store
+from pipeline.artifacts.store import Artifact, Store
 from stages import evaluate, index, train
-from stages.context import Context
+from stages.contract.context import Context
+from stages.contract.params import Cluster
 from stages.data import schemas
 from stages.data.instructions import with_instruction
-from stages.mine import Mine, mine
-from stages.params import Cluster
+from stages.evaluation.measures import chance_of_hit
+from stages.mining.mine import Mine, mine
 from stages.search.exact import ExactIndex
-from stages.search.measures import chance_of_hit
 from tests.search_world import COLOURS, TRAINED, Witness, ingest_rows, make_world, picture, run_stage
 from tests.support import rows
 

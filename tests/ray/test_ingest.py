@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages import ingest
-from stages.context import StageError
+from stages.contract.context import StageError
 from stages.data.images import decode
 from stages.data.schemas import CANDIDATES, IMAGES, INSTRUCTIONS, QUERIES, REJECTS
 from tests.mbeir_files import (

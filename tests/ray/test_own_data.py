@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.artifacts import Artifact
+from pipeline.artifacts.store import Artifact
 from pipeline.retriever import Retriever
 from pipeline.search import find_keys, open_retriever
-from stages import corpus, index, ingest
-from stages.context import InputError, StageError
+from stages import index, ingest
+from stages.contract.context import InputError, StageError
 from stages.data.images import Limits, check
 from stages.distill import Student
+from stages.distributed import corpus
 from stages.search.exact import ExactIndex
 from stages.search.retriever import row_of
 from tests.corpus_files import COLOURS, pair, write_csv, write_pictures, write_records

@@ -9,9 +9,9 @@ import pytest
 import ray
 from pyarrow.fs import LocalFileSystem
 
-from stages.embed import map_with_models
-from stages.params import Cluster
-from stages.shards import cut, files, map_shards
+from stages.contract.params import Cluster
+from stages.distributed.embedding import map_with_models
+from stages.distributed.shards import cut, files, map_shards
 from tests.support import begin
 
 pytestmark = pytest.mark.ray

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.tracking import EXPERIMENT, Link, PipelineRun, StageRun, carry, metric_name, resolve_uri
+from pipeline.tracking.client import EXPERIMENT, Link, PipelineRun, StageRun, carry, metric_name, resolve_uri
 
 STUDENT = {"key": "k1", "attempt": "a1", "weights": "/somewhere/model", "test": "data/test/all"}
 
@@ -192,7 +192,7 @@ def test_a_server_that_is_not_there_costs_one_line_and_nothing_is_lost(uri, pare
     assert capsys.readouterr().err.count("\n") == 1
     spool, found = run.link.spool, client(uri)
     assert spool.deliver(partial(carry, found), lambda: True) == 0  # its writer lives
-    monkeypatch.setattr("pipeline.spool.alive", lambda writer: False)
+    monkeypatch.setattr("pipeline.tracking.spool.alive", lambda writer: False)
     assert spool.deliver(partial(carry, found), lambda: True) == 9
     sent = found.get_run(spool.ids()[child.run_id])
     assert sent.data.tags["mlflow.parentRunId"] == spool.ids()[run.run_id]
@@ -205,7 +205,7 @@ def test_a_server_that_is_not_there_costs_one_line_and_nothing_is_lost(uri, pare
 
 def test_a_delivery_that_breaks_off_goes_on_where_it_was(uri, parent, monkeypatch):
     run, _ = offline_run("http://127.0.0.1:10")
-    monkeypatch.setattr("pipeline.spool.alive", lambda writer: False)
+    monkeypatch.setattr("pipeline.tracking.spool.alive", lambda writer: False)
     taken = []
 
     def carry_three(event):
@@ -221,7 +221,7 @@ def test_a_delivery_that_breaks_off_goes_on_where_it_was(uri, parent, monkeypatc
 
 def test_what_the_server_never_takes_holds_nothing_up(monkeypatch):
     run, _ = offline_run("http://127.0.0.1:11")
-    monkeypatch.setattr("pipeline.spool.alive", lambda writer: False)
+    monkeypatch.setattr("pipeline.tracking.spool.alive", lambda writer: False)
 
     def refuse_params(event):
         if event["verb"] == "params":

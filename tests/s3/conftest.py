@@ -9,8 +9,8 @@ import uuid
 
 import pytest
 
-from pipeline import s3
-from pipeline.artifacts import Store, open_store
+from pipeline.artifacts import s3
+from pipeline.artifacts.store import Store, open_store
 from tests.made_stages import hooks
 from tests.s3.servers import Proxy, ministack_server, moto_server
 

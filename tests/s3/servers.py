@@ -30,7 +30,7 @@ def moto_server() -> Iterator[str]:
 
 def upload(address: str, place: Path, key: str) -> None:
     """Puts a file, or all files of a folder, into `bucket`."""
-    from pipeline import s3
+    from pipeline.artifacts import s3
 
     client = s3.client(address, "us-east-1")
     for path in sorted(place.rglob("*")) if place.is_dir() else [place]:

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import leases
-from pipeline.artifacts import Store
-from pipeline.leases import LeaseLost
-from pipeline.manifests import MANIFEST, encode
-from stages.context import InputError, StageError
+from pipeline.artifacts import leases
+from pipeline.artifacts.leases import LeaseLost
+from pipeline.artifacts.manifests import MANIFEST, encode
+from pipeline.artifacts.store import Store
+from stages.contract.context import InputError, StageError
 
 FACTS = {"parts": {}, "inputs": {}, "metrics": {}, "created": "2026-01-01T00:00:00+00:00", "seconds": 1.0, "run": "r"}
 

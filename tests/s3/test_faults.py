@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import s3, s3_clients, sweep
 from pipeline import store as command
-from pipeline.artifacts import open_store
-from pipeline.cache import expire_copies
-from pipeline.manifests import MANIFEST
-from stages.context import InputError, StageError
+from pipeline.artifacts import garbage as sweep
+from pipeline.artifacts import s3, s3_clients
+from pipeline.artifacts.copies import expire_copies
+from pipeline.artifacts.manifests import MANIFEST
+from pipeline.artifacts.store import open_store
+from stages.contract.context import InputError, StageError
 from tests.made_stages import go
 from tests.s3.test_contract import FACTS, contents, quiet, write
 from tests.support import with_own_stdout

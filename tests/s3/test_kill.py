@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline import leases, runner, s3, s3_clients
-from pipeline.artifacts import Store, open_store
+from pipeline.artifacts import leases, s3, s3_clients
+from pipeline.artifacts.store import Store, open_store
+from pipeline.execution import runner
 from tests.made_stages import go
 from tests.s3.test_contract import FACTS, quiet
 

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.shards import count_rows, cut, files, read
+from stages.distributed.shards import count_rows, cut, files, read
 from tests.unit.test_shards import work
 
 

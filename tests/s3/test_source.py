@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from stages import corpus, index, ingest
-from stages.context import InputError
-from stages.data import mbeir, mbeir_rows, pairs, records
-from stages.data.corpus_rows import read_rows
+from stages import index, ingest
+from stages.contract.context import InputError
 from stages.data.images import ImageRejected, Limits, load
-from stages.data.remote import RemotePath, source
+from stages.data.sources import mbeir, mbeir_rows, pairs, records
+from stages.data.sources.corpus_rows import read_rows
+from stages.data.sources.remote import RemotePath, source
+from stages.distributed import corpus
 from tests.corpus_files import pair, write_csv, write_pictures, write_records
 from tests.mbeir_files import image_candidate, png, write_bytes, write_lines, write_minimal
 from tests.s3.servers import upload

@@ -2,10 +2,11 @@
 
 import pytest
 
-from pipeline import leases, sweep
-from pipeline.artifacts import Store
-from pipeline.manifests import MANIFEST
-from stages.context import StageError
+from pipeline.artifacts import garbage as sweep
+from pipeline.artifacts import leases
+from pipeline.artifacts.manifests import MANIFEST
+from pipeline.artifacts.store import Store
+from stages.contract.context import StageError
 from tests.s3.test_contract import FACTS, contents, quiet, write
 
 

@@ -12,7 +12,7 @@ import pytest
 import requests
 import uvicorn
 
-from pipeline.artifacts import Artifact, Store
+from pipeline.artifacts.store import Artifact, Store
 from pipeline.serve import Source, bind, server_settings
 from pipeline.web.app import build_app
 from pipeline.web.engine import Engine
@@ -69,7 +69,7 @@ def write_teacher(store: Store, artifacts: dict[str, Artifact]) -> Artifact:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from stages.embed import vector_column
+    from stages.distributed.embedding import vector_column
     from stages.model.encoder import Encoder, Row
     from tests.search_world import COLOURS
 

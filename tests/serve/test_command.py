@@ -55,7 +55,7 @@ def test_a_port_in_use_is_told(world, capsys):
 def test_ray_serve_refuses_what_it_cannot_queue(world, monkeypatch):
     """Without a cluster: only what the deployment is told."""
     serve = pytest.importorskip("ray.serve")
-    from pipeline import cluster
+    from pipeline.execution import cluster
     from pipeline.web import replicas
 
     deployed = {}

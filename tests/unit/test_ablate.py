@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 import pipeline.ablate
-import pipeline.ablation
-import pipeline.cluster
-import pipeline.grid
-from pipeline.sources import read_sources
-from stages.context import InputError, StageError
+import pipeline.ablation.cells
+import pipeline.ablation.grid
+import pipeline.execution.cluster
+from pipeline.planning.sources import read_sources
+from stages.contract.context import InputError, StageError
 from tests.made_stages import STAGES, Small, Tracked, fail
 
 GRID = {
@@ -48,12 +48,12 @@ def ablate(hooks, tmp_path, monkeypatch, capfd):
             starts.append("stop")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipeline.ablation, "STAGES", STAGES)
-    monkeypatch.setattr(pipeline.grid, "load_config", load_small)
-    monkeypatch.setattr(pipeline.grid, "known_depths", lambda config: [1, 2])
-    monkeypatch.setattr(pipeline.ablation, "read_sources", lambda *given: read_sources(*given, tmp_path / "code"))
-    monkeypatch.setattr(pipeline.cluster, "connected", cluster)
-    monkeypatch.setattr("pipeline.tracking.PipelineRun", lambda uri, name, tags: Tracked(log, name))
+    monkeypatch.setattr(pipeline.ablation.cells, "STAGES", STAGES)
+    monkeypatch.setattr(pipeline.ablation.grid, "load_config", load_small)
+    monkeypatch.setattr(pipeline.ablation.grid, "known_depths", lambda config: [1, 2])
+    monkeypatch.setattr(pipeline.ablation.cells, "read_sources", lambda *of: read_sources(*of, tmp_path / "code"))
+    monkeypatch.setattr(pipeline.execution.cluster, "connected", cluster)
+    monkeypatch.setattr("pipeline.tracking.client.PipelineRun", lambda uri, name, tags: Tracked(log, name))
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(GRID, sort_keys=False))
     hooks.quality |= {"full": 0.8, "a": 0.6, "b": 0.4}
     stdout = os.dup(1)
@@ -128,7 +128,7 @@ def test_a_depth_that_a_made_backbone_does_not_have_stops_its_cells_before_later
         if stage == "ingest" and config.train.word == "b":
             raise InputError("student.layers=9 is too many: the backbone has 4 layers")
 
-    monkeypatch.setattr(pipeline.ablation, "check_made", too_deep)
+    monkeypatch.setattr(pipeline.ablation.cells, "check_made", too_deep)
     done = ablate()
     assert done.code == 1 and done.out.count("failed: student.layers=9 is too many") == 2
     assert hooks.calls.count("train") == 3  # full, and a with two seeds
@@ -228,7 +228,7 @@ def test_wrong_options_exit_with_two_and_write_nothing(ablate, tmp_path, argumen
 
 def test_a_search_prefers_runs_that_stand_for_themselves(store):
     from pipeline.search import find_keys
-    from stages.context import InputError
+    from stages.contract.context import InputError
 
     attempt = store.begin("index", "k" * 16)
     store.commit(attempt, {})

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts import MANIFEST, Store, open_store
-from stages.context import InputError, StageError
+from pipeline.artifacts.store import MANIFEST, Store, open_store
+from stages.contract.context import InputError, StageError
 from tests.support import with_own_stdout
 
 FACTS = {"parts": {}, "inputs": {}, "metrics": {}, "created": "2026-01-01T00:00:00+00:00"}

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.report import closing_lines
+from pipeline.execution.summary import closing_lines
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Config
-from pipeline.dag import STAGES
-from pipeline.sources import code_parts, read_sources
+from pipeline.config.sections import Config
+from pipeline.planning.dag import STAGES
+from pipeline.planning.sources import code_parts, read_sources
 
 FILES = {
     "work/__init__.py": '"""Only a docstring."""\n',

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.comparison import Outcome, Row, milliseconds, quality_rows, spell_mean, task_rows
-from pipeline.machine import describe_machine
+from pipeline.ablation.machine import describe_machine
+from pipeline.ablation.tables import Outcome, Row, milliseconds, quality_rows, spell_mean, task_rows
 
 
 def row(variant: str, layers: int, hits: list[float], unfinished: int = 0, labels: tuple = ("a→b", "b→a")) -> Row:

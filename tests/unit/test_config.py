@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checks import check_made
-from pipeline.config import Config, load_config
-from pipeline.settings import RECIPES
-from stages.context import InputError
+from pipeline.config.checks import check_made
+from pipeline.config.recipes import RECIPES
+from pipeline.config.sections import Config, load_config
+from stages.contract.context import InputError
 from stages.distill import feature_weights
 from stages.train import objective
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.context import InputError
-from stages.data import mbeir
-from stages.data.mbeir import Chunk, Source
-from stages.data.mbeir_rows import BadField, dids, modality, normalise, read_chunk
+from stages.contract.context import InputError
+from stages.data.sources import mbeir
+from stages.data.sources.mbeir import Chunk, Source
+from stages.data.sources.mbeir_rows import BadField, dids, modality, normalise, read_chunk
 from tests.mbeir_files import (
     image_candidate,
     text_candidate,

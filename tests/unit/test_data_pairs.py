@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from stages.data import pairs, records
-from stages.data.mbeir import chunks
-from stages.data.mbeir_rows import BadField
+from stages.data.sources import pairs, records
+from stages.data.sources.mbeir import chunks
+from stages.data.sources.mbeir_rows import BadField
 from tests.corpus_files import pair, write_csv, write_records
 
 

@@ -5,11 +5,11 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from pipeline.artifacts import Store
+from pipeline.artifacts.store import Store
 from stages.data.images import Limits
+from stages.data.ingest.pictures import PATHS, Ledger, new_paths, write_pictures
+from stages.data.ingest.survey import Firsts
 from stages.data.keys import NOTHING, hash64, hash_ids
-from stages.data.pictures import PATHS, Ledger, new_paths, write_pictures
-from stages.data.survey import Firsts
 from tests.mbeir_files import png, write_bytes
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from stages.context import InputError
-from stages.data import records
-from stages.data.corpus_rows import candidate, kinds, name_columns, read_rows, with_columns
-from stages.data.mbeir import chunks
-from stages.data.mbeir_rows import BadField
+from stages.contract.context import InputError
+from stages.data.sources import records
+from stages.data.sources.corpus_rows import candidate, kinds, name_columns, read_rows, with_columns
+from stages.data.sources.mbeir import chunks
+from stages.data.sources.mbeir_rows import BadField
 from tests.corpus_files import write_csv, write_pictures, write_records
 
 

@@ -12,10 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.data import mbeir, scene_drawing, scene_families, scene_language, scene_world, scenes
 from stages.data.images import Limits, check
-from stages.data.scene_families import Difficulty
-from stages.data.scene_world import CELLS, SHAPES, Thing, change, facts
+from stages.data.scenes import dataset as scenes
+from stages.data.scenes import drawing as scene_drawing
+from stages.data.scenes import language as scene_language
+from stages.data.scenes import tasks as scene_families
+from stages.data.scenes import world as scene_world
+from stages.data.scenes.tasks import Difficulty
+from stages.data.scenes.world import CELLS, SHAPES, Thing, change, facts
+from stages.data.sources import mbeir
 from stages.ingest import Scenes
 
 COUNTS = Scenes(train=24, val=40, test=60, size=32)

@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.data import judge, survey
+from stages.data.ingest import survey
+from stages.data.ingest import validate as judge
+from stages.data.ingest.pictures import Ledger
+from stages.data.ingest.survey import NUMBERS, Firsts, ImageVerdicts
 from stages.data.keys import hash64, hash_ids, locate
-from stages.data.mbeir import Source
-from stages.data.mbeir_rows import RAW_CANDIDATES, RAW_QUERIES
-from stages.data.pictures import Ledger
 from stages.data.schemas import CANDIDATES, QUERIES, REJECTS
-from stages.data.survey import NUMBERS, Firsts, ImageVerdicts
+from stages.data.sources.mbeir import Source
+from stages.data.sources.mbeir_rows import RAW_CANDIDATES, RAW_QUERIES
 
 POOLS = [f"pool{number}" for number in range(70)]
 IMAGE = "ab" * 16

@@ -13,7 +13,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
-from stages.context import StageError
+from stages.contract.context import StageError
 from stages.data import tables
 from stages.data.schemas import CANDIDATES, FEATURES
 from stages.data.tables import MappedTable

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from stages import distill
-from stages.context import StageError
+from stages.contract.context import StageError
+from stages.evaluation.cost import Depth, measure_depths
+from stages.evaluation.depth import curve_table, plot_curve, shallowest
 from stages.model.encoder import Encoder
 from stages.model.prune import first_layers
-from stages.search.cost import Depth, measure_depths
-from stages.search.depth import curve_table, plot_curve, shallowest
 from tests.tiny_models import ragged_rows, write_checkpoint
 
 
@@ -59,7 +59,7 @@ def test_every_layer_adds_its_weights_to_the_memory(encoder, costs):
 def test_memory_counts_what_is_alive_at_one_time(encoder):
     import torch
 
-    from stages.search.cost import peak_bytes
+    from stages.evaluation.cost import peak_bytes
 
     def encode(rows, batch_size):
         first = torch.ones(1000, 1000)

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from stages.search import cost
-from stages.search.cost import measure_cost, time_single
+from stages.evaluation import cost
+from stages.evaluation.cost import measure_cost, time_single
 
 
 def encoder(name: str, log: list) -> SimpleNamespace:

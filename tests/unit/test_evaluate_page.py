@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts import open_store
-from stages.data.report import rejects_line
-from stages.search import examples
-from stages.search.measures import trec_lines
-from stages.search.page import render
-from stages.search.sets import find_sets
+from pipeline.artifacts.store import open_store
+from stages.data.ingest.outcome import rejects_line
+from stages.evaluation import examples
+from stages.evaluation.measures import trec_lines
+from stages.evaluation.page import render
+from stages.evaluation.sets import find_sets
 from tests.search_world import COLOURS, ingest_rows, write_ingest
 from tests.unit.test_evaluate_report import NAMES, metrics
 

@@ -5,9 +5,9 @@ import io
 
 import pytest
 
-from stages.search.measures import MEASURES
-from stages.search.plots import draw_cost, draw_quality
-from stages.search.report import WIDTH, labels, markdown_report, quality_rows, terminal_table, to_csv
+from stages.evaluation.measures import MEASURES
+from stages.evaluation.plots import draw_cost, draw_quality
+from stages.evaluation.report import WIDTH, labels, markdown_report, quality_rows, terminal_table, to_csv
 
 NAMES = [f"{dataset}_task{task}" for dataset in ("visualnews", "fashion200k") for task in (0, 3, 6, 7, 8)]
 

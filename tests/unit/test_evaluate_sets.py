@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow.fs import LocalFileSystem
 
-from stages.context import Artifact, StageError
+from stages.contract.context import Artifact, StageError
 from stages.data import schemas
-from stages.embed import vector_column
+from stages.distributed.embedding import vector_column
+from stages.evaluation import sets
+from stages.evaluation.rank import Pools, Tally, rank_block
+from stages.evaluation.sets import find_sets, is_asked, query_blocks, spaced_rows
 from stages.index import summarise_pools
-from stages.search import sets
 from stages.search.exact import ExactIndex
-from stages.search.rank import Pools, Tally, rank_block
-from stages.search.sets import find_sets, is_asked, query_blocks, spaced_rows
 from tests.search_world import open_store, write_ingest, write_rows
 
 

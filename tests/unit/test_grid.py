@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from pipeline.grid import GRIDS, find_cells, read_grid
+from pipeline.ablation.grid import GRIDS, find_cells, read_grid
 from pipeline.run import main as run_pipeline
-from stages.context import InputError
+from stages.contract.context import InputError
 
 
 def cells_of(tmp_path, recipe="smoke", overrides=(), **content):

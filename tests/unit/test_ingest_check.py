@@ -6,8 +6,8 @@ import time
 import pytest
 
 from stages import ingest
-from stages.context import InputError
-from stages.data import mbeir
+from stages.contract.context import InputError
+from stages.data.sources import mbeir
 from tests.mbeir_files import write_bytes, write_minimal
 
 

@@ -5,7 +5,7 @@ from math import log2
 import numpy as np
 import pytest
 
-from stages.search.measures import MEASURES, chance_of_hit, mean, measure_queries, trec_lines
+from stages.evaluation.measures import MEASURES, chance_of_hit, mean, measure_queries, trec_lines
 
 
 def test_values_of_a_worked_example() -> None:

@@ -8,12 +8,12 @@ import pytest
 import torch
 import transformers
 
-from stages.context import StageError
-from stages.model.adapters import ADAPTERS
+from stages.contract.context import StageError
+from stages.export.checkpoint import export_student, save_backbone
+from stages.export.parity import check_parity, stock_vectors
 from stages.model.encoder import Encoder, Row, load_collator
-from stages.model.export import export_student, save_backbone
+from stages.model.families import ADAPTERS
 from stages.model.inputs import Batch, ahead, like_lengths
-from stages.model.parity import check_parity, stock_vectors
 from stages.model.prompt import render, without_special_tokens
 from stages.model.prune import pruned_config
 from tests.tiny_models import picture, ragged_rows, write_checkpoint

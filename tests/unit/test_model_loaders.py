@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.context import StageError
+from stages.contract.context import StageError
+from stages.export.checkpoint import export_student, save_backbone
+from stages.export.loaders import LOADERS
+from stages.export.mlflow_model import pyfunc_vectors, save_reference
+from stages.export.parity import MINIMUM_COSINE, check_parity, compare, samples
 from stages.model.encoder import Encoder, Row
-from stages.model.export import export_student, save_backbone
-from stages.model.loaders import LOADERS
-from stages.model.parity import MINIMUM_COSINE, check_parity, compare, samples
-from stages.reference import pyfunc_vectors, save_reference
 from tests.tiny_models import picture, write_checkpoint
 
 

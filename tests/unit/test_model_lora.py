@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from stages.model.adapters import ADAPTERS
+from stages.distributed.training import save_weights
+from stages.export.checkpoint import export_student
+from stages.export.parity import stock_vectors
 from stages.model.encoder import Encoder
-from stages.model.export import export_student
+from stages.model.families import ADAPTERS
 from stages.model.lora import Lora, add_adapters, merged
-from stages.model.parity import stock_vectors
-from stages.training import save_weights
 from tests.tiny_models import ragged_rows, write_checkpoint
 
 LORA = Lora(rank=4, alpha=8, dropout=0.1)

@@ -4,12 +4,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages import mine
-from stages.data.judge import content_id
+from stages.data.ingest.validate import content_id
 from stages.data.keys import hash_ids
 from stages.data.schemas import NEGATIVES
+from stages.mining import mine
+from stages.mining.negatives import LEFT_OUT, Pairs, Rule, mine_block
 from stages.search import exact
-from stages.search.negatives import LEFT_OUT, Pairs, Rule, mine_block
 
 DIM = 8
 

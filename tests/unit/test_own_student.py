@@ -6,15 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.artifacts import Artifact, Store, open_store
-from pipeline.config import load_config
-from pipeline.dag import CORPUS, STAGES, stages_of
-from pipeline.plan import plan
+from pipeline.artifacts.store import Artifact, Store, open_store
+from pipeline.config.sections import load_config
+from pipeline.planning.dag import CORPUS, STAGES, stages_of
+from pipeline.planning.plan import plan
+from pipeline.planning.sources import read_sources
 from pipeline.search import find_keys, read_overrides
-from pipeline.sources import read_sources
-from pipeline.students import find_student, student_of, with_student
-from stages.context import InputError
-from stages.corpus import place_in_store
+from pipeline.tracking.students import find_student, student_of, with_student
+from stages.contract.context import InputError
+from stages.distributed.corpus import place_in_store
 from stages.model.identity import identify, instructions_of
 from tests.corpus_files import write_records
 
@@ -112,7 +112,9 @@ def test_a_registered_student_whose_artifact_was_made_again_is_refused(
     for attempt in ("old", "new"):
         client.create_model_version("puma", model.as_uri(), tags={"weights": f"s3://b/p/train/k/{attempt}/model"})
     artifact = SimpleNamespace(attempt="new", local=lambda name: model)
-    monkeypatch.setattr("pipeline.artifacts.open_store", lambda *_: SimpleNamespace(artifact=lambda *_: artifact))
+    monkeypatch.setattr(
+        "pipeline.artifacts.store.open_store", lambda *_: SimpleNamespace(artifact=lambda *_: artifact)
+    )
     assert find_student("models:/puma/2", uri) == model
     with pytest.raises(InputError, match="train/k was made again since this version was registered"):
         find_student("models:/puma/1", uri)

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import Config
-from pipeline.dag import STAGES, Stage, descendants
-from pipeline.plan import Selection, Source, plan
-from pipeline.values import walk_values
-from stages.context import InputError, StageError
-from stages.params import Section, knob
+from pipeline.config.sections import Config
+from pipeline.config.values import walk_values
+from pipeline.planning.dag import STAGES, Stage, descendants
+from pipeline.planning.plan import Selection, Source, plan
+from stages.contract.context import InputError, StageError
+from stages.contract.params import Section, knob
 
 SOURCES = {stage.name: Source(1, {f"{stage.module}.py": "aaaa"}) for stage in STAGES}
 TRAIN_AND_BELOW = {"train", "index", "evaluate"}

@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeline import tracking
-from pipeline.spool import write_json
-from pipeline.tracking import Link
+from pipeline.tracking import client as tracking
+from pipeline.tracking.client import Link
+from pipeline.tracking.spool import write_json
 
 
 class Refusal(Exception):

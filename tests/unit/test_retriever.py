@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from stages.context import InputError
+from stages.contract.context import InputError
 from stages.search.retriever import Retriever, check_query
 from tests.search_world import COLOURS, make_world, picture, write_index
 

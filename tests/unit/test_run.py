@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-import pipeline.cluster
+import pipeline.execution.cluster
 import pipeline.run
-from pipeline.sources import read_sources
-from stages.context import InputError, StageError
+from pipeline.planning.sources import read_sources
+from stages.contract.context import InputError, StageError
 from tests.made_stages import STAGES, Small, Tracked, Words, fail, no_cluster
 
 # The command line, in this process, on the same small graph.
@@ -26,8 +26,8 @@ def command(hooks, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(pipeline.run, "with_student", lambda config: config)
     monkeypatch.setattr(pipeline.run, "load_config", lambda recipe, overrides: Small(store="store"))
     monkeypatch.setattr(pipeline.run, "read_sources", lambda *given: read_sources(*given, root=tmp_path / "code"))
-    monkeypatch.setattr(pipeline.cluster, "connected", no_cluster)
-    monkeypatch.setattr("pipeline.tracking.PipelineRun", lambda uri, name, tags: Tracked(log))
+    monkeypatch.setattr(pipeline.execution.cluster, "connected", no_cluster)
+    monkeypatch.setattr("pipeline.tracking.client.PipelineRun", lambda uri, name, tags: Tracked(log))
     stdout = os.dup(1)
 
     def call(*arguments: str) -> SimpleNamespace:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.causes import explain
-from pipeline.plan import plan
-from pipeline.runner import Run, run_pipeline
-from pipeline.sources import read_sources
-from pipeline.tracking import PipelineRun
-from stages.context import InputError, StageError
+from pipeline.execution.errors import explain
+from pipeline.execution.runner import Run, run_pipeline
+from pipeline.planning.plan import plan
+from pipeline.planning.sources import read_sources
+from pipeline.tracking.client import PipelineRun
+from stages.contract.context import InputError, StageError
 from tests.made_stages import DEFAULT, STAGES, Small, Tracked, Words, fail, go, no_cluster
 
 

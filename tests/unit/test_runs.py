@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import leases, runs
-from pipeline.artifacts import Store
+from pipeline.artifacts import leases
+from pipeline.artifacts.store import Store
+from pipeline.execution import records as runs
 
 
 def record(store: Store, name: str, host: dict, status: str = "running") -> None:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow.fs import LocalFileSystem
 
-from stages.context import InputError
+from stages.contract.context import InputError
 from stages.search import backends, exact
 from stages.search.exact import ExactIndex, HeldIndex
 from stages.search.filters import Condition, Filter, filter_of, parse_where

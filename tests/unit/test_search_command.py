@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.search import find_keys, main, print_table, read_overrides
-from stages.context import InputError
+from stages.contract.context import InputError
 from tests.search_world import make_world, picture, write_index, write_run
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow.fs import LocalFileSystem
 
-from pipeline.artifacts import Store
-from stages.context import StageError
-from stages.shards import Worker, count_rows, cut, files, read
+from pipeline.artifacts.store import Store
+from stages.contract.context import StageError
+from stages.distributed.shards import Worker, count_rows, cut, files, read
 
 SCHEMA = pa.schema([("id", pa.int64())])
 

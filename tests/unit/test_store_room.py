@@ -9,14 +9,16 @@ import time
 
 import pytest
 
-from pipeline import leases, manifests, objects, runs, sweep
 from pipeline import store as command
-from pipeline.artifacts import Store, open_store
-from pipeline.leases import LeaseLost
-from pipeline.manifests import encode
-from pipeline.plan import plan
-from pipeline.sources import read_sources
-from stages.context import InputError, StageError
+from pipeline.artifacts import garbage as sweep
+from pipeline.artifacts import leases, manifests, objects
+from pipeline.artifacts.leases import LeaseLost
+from pipeline.artifacts.manifests import encode
+from pipeline.artifacts.store import Store, open_store
+from pipeline.execution import records as runs
+from pipeline.planning.plan import plan
+from pipeline.planning.sources import read_sources
+from stages.contract.context import InputError, StageError
 from tests.made_stages import DEFAULT, STAGES, fail, go
 from tests.support import with_own_stdout
 
@@ -267,7 +269,7 @@ def test_a_broken_record_of_a_run_is_named_and_stops_nobody(hooks, store, tmp_pa
 
 def test_interrupted_and_wrong_commands_are_one_line_and_one_object(hooks, store, tmp_path, monkeypatch, capfd):
     go(store, tmp_path)
-    monkeypatch.setattr("pipeline.artifacts.Artifact.damage", fail(KeyboardInterrupt()))
+    monkeypatch.setattr("pipeline.artifacts.store.Artifact.damage", fail(KeyboardInterrupt()))
     assert with_own_stdout(command.main, ["verify", "--json", f"store={store.uri}"]) == 130
     told = capfd.readouterr()
     assert json.loads(told.out) == {"error": "interrupted"} and told.err == "error: interrupted\n"

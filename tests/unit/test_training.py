@@ -1,7 +1,7 @@
 """What a person sees of a training: one line for each log step."""
 
+from stages.distributed.training import progress_line
 from stages.learn.engine import Optimisation
-from stages.training import progress_line
 
 
 def test_a_progress_line_tells_the_measures_and_the_time_left():

@@ -18,13 +18,15 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from stages.context import Attempt
-from stages.data import judge, mbeir, mbeir_rows, pictures, survey
+from stages.contract.context import Attempt
 from stages.data.images import Limits
-from stages.data.mbeir import Source
-from stages.data.remote import Place
-from stages.data.report import CANDIDATE_COLUMNS, QUERY_COLUMNS, Report
+from stages.data.ingest import pictures, survey
+from stages.data.ingest import validate as judge
+from stages.data.ingest.outcome import CANDIDATE_COLUMNS, QUERY_COLUMNS, Report
 from stages.data.schemas import IMAGES
+from stages.data.sources import mbeir, mbeir_rows
+from stages.data.sources.mbeir import Source
+from stages.data.sources.remote import Place
 
 TASKS_PER_CPU = 4
 SMALLEST_CHUNK = 2**18
@@ -132,7 +134,7 @@ def write_images(
 ) -> Images:
     """Checks each distinct picture and writes the good ones to `images/`, at most `most` pictures in one task.
 
-    Pictures that a killed run has written already are taken over; see `stages.data.pictures`.
+    Pictures that a killed run has written already are taken over; see `stages.data.ingest.pictures`.
     """
     ledger = ray.remote(num_cpus=0)(pictures.Ledger).remote()
     files = [f"{output.base}/images/{name}" for name in output.adopt("images")]

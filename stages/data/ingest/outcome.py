@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.context import StageError
+from stages.contract.context import StageError
 from stages.data.schemas import SPLITS
 
 if TYPE_CHECKING:

@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.context import Attempt
+from stages.contract.context import Attempt
 from stages.data.images import Checked, ImageRejected, Limits, load
+from stages.data.ingest.survey import Firsts, ImageVerdicts
 from stages.data.keys import hash64, hash_ids, locate
-from stages.data.remote import Place
 from stages.data.schemas import IMAGES, REJECTS
-from stages.data.survey import Firsts, ImageVerdicts
+from stages.data.sources.remote import Place
 
 TOLD = b"paths"
 PATHS = pa.schema([("path", pa.string())])

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stages.data.ingest.survey import Candidates, Firsts, ImageVerdicts, content_hashes, query_keys
 from stages.data.keys import hash_ids, locate
-from stages.data.mbeir import Source
 from stages.data.schemas import CANDIDATES, MODALITIES, QUERIES, REJECTS
-from stages.data.survey import Candidates, Firsts, ImageVerdicts, content_hashes, query_keys
+from stages.data.sources.mbeir import Source
 
 _VERDICT = [pa.field("source", pa.string()), pa.field("reason", pa.string()), pa.field("detail", pa.string())]
 JUDGED_CANDIDATES = pa.schema([*CANDIDATES, *_VERDICT])

@@ -13,9 +13,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from stages.data import scene_drawing
-from stages.data.mbeir import INSTRUCTIONS_FILE
-from stages.data.scene_families import (
+from stages.data.scenes import drawing as scene_drawing
+from stages.data.scenes.tasks import (
     DATASET,
     DATASET_ID,
     TASKS,
@@ -28,6 +27,7 @@ from stages.data.scene_families import (
     query_rows,
 )
 from stages.data.schemas import SPLITS
+from stages.data.sources.mbeir import INSTRUCTIONS_FILE
 
 FAMILIES_PER_PART = 64
 INSTRUCTIONS = {

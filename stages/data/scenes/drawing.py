@@ -11,7 +11,7 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from stages.data.scene_world import Scene, Thing
+from stages.data.scenes.world import Scene, Thing
 
 PAINT = {
     "red": (214, 39, 40),

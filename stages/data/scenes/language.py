@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
 
-from stages.data.scene_world import CELLS, Fact, Scene, Thing, relations
+from stages.data.scenes.world import CELLS, Fact, Scene, Thing, relations
 
 OTHER_WORDS = {
     "circle": "disc",

@@ -21,9 +21,9 @@ from functools import lru_cache
 from random import Random
 from typing import Any
 
-from stages.data import scene_language
-from stages.data.scene_language import ROOMS, Outline
-from stages.data.scene_world import Fact, Scene, change, facts, sample
+from stages.data.scenes import language as scene_language
+from stages.data.scenes.language import ROOMS, Outline
+from stages.data.scenes.world import Fact, Scene, change, facts, sample
 from stages.data.schemas import SPLITS
 
 DATASET, DATASET_ID = "scenes", 30

@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow as pa
 
 from stages.data import schemas
-from stages.data.judge import JUDGED_CANDIDATES
-from stages.data.mbeir import Chunk, lines
-from stages.data.mbeir_rows import POSITION_BITS, RAW_CANDIDATES, RAW_QUERIES, BadField
-from stages.data.records import Records, content_of, own_id, read_line, told_line
+from stages.data.ingest.validate import JUDGED_CANDIDATES
+from stages.data.sources.mbeir import Chunk, lines
+from stages.data.sources.mbeir_rows import POSITION_BITS, RAW_CANDIDATES, RAW_QUERIES, BadField
+from stages.data.sources.records import Records, content_of, own_id, read_line, told_line
 
 METADATA = pa.field("metadata", pa.string())  # JSON of all other columns, as the source has them
 RAW = pa.schema([*RAW_CANDIDATES, METADATA])

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.context import InputError
-from stages.data.remote import Place
+from stages.contract.context import InputError
+from stages.data.sources.remote import Place
 
 INSTRUCTIONS_FILE = "instructions/query_instructions.tsv"
 INSTRUCTIONS_HEADER = "query_modality\tcand_modality\tdataset_name\tdataset_id\tprompt_1"
@@ -194,7 +194,7 @@ def instructions(root: Path) -> list[dict]:
     Columns are read by position, as published loaders do: 0 query modality, 1 target modality, 2 name of the data
     set, 3 its id, 4 and on the wordings, of which empty ones are skipped. Raises InputError naming a broken line.
     """
-    from stages.data.mbeir_rows import BadField, modality
+    from stages.data.sources.mbeir_rows import BadField, modality
 
     rows = []
     try:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from stages.data.mbeir import Chunk, lines, relevant
 from stages.data.schemas import MODALITIES
+from stages.data.sources.mbeir import Chunk, lines, relevant
 
 TASKS = range(9)
 POSITION_BITS = 32

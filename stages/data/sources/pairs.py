@@ -17,11 +17,11 @@ from typing import Any
 import pyarrow as pa
 
 from stages.data.keys import hash64
-from stages.data.mbeir import Chunk, lines
-from stages.data.mbeir_rows import POSITION_BITS, RAW_CANDIDATES, RAW_QUERIES, BadField
-from stages.data.records import Records, content_of, read_line, told_line
-from stages.data.records import own_id as any_id
 from stages.data.schemas import MODALITIES, SPLITS
+from stages.data.sources.mbeir import Chunk, lines
+from stages.data.sources.mbeir_rows import POSITION_BITS, RAW_CANDIDATES, RAW_QUERIES, BadField
+from stages.data.sources.records import Records, content_of, read_line, told_line
+from stages.data.sources.records import own_id as any_id
 
 DATASET = "pairs"  # of rows that name no task
 TASK_NAME = re.compile(r"\w[\w.-]{0,63}")

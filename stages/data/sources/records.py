@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.context import InputError
-from stages.data.mbeir import Source
-from stages.data.remote import MEND, Place, RemotePath, listing, walk
+from stages.contract.context import InputError
+from stages.data.sources.mbeir import Source
+from stages.data.sources.remote import MEND, Place, RemotePath, listing, walk
 
 LINES = (".jsonl", ".ndjson")
 TABLES = {".csv": ",", ".tsv": "\t"}
@@ -184,7 +184,7 @@ def cell(name: str, text: str) -> Any:
 
 def read_line(line: bytes) -> dict[str, Any]:
     """The record of one line. Raises BadField."""
-    from stages.data.mbeir_rows import parse
+    from stages.data.sources.mbeir_rows import parse
 
     fields = parse(line)
     fields.pop(LINE, None)
@@ -199,7 +199,7 @@ def told_line(line: bytes, number: int) -> int:
 
 def content_of(fields: Any, what: str) -> tuple[str, str | None, str | None]:
     """(modality, normalised text, image path) of a record with `text`, `image` or both. Raises BadField."""
-    from stages.data.mbeir_rows import BadField, normalise
+    from stages.data.sources.mbeir_rows import BadField, normalise
 
     if not isinstance(fields, dict):
         raise BadField("bad field", f"{what} must be an object with text or image, this is {type(fields).__name__}")
@@ -214,7 +214,7 @@ def content_of(fields: Any, what: str) -> tuple[str, str | None, str | None]:
 
 def own_id(fields: dict[str, Any], what: str) -> str | None:
     """The `id` of a record as text; None where it has none. Raises BadField."""
-    from stages.data.mbeir_rows import BadField
+    from stages.data.sources.mbeir_rows import BadField
 
     value = fields.get("id")
     if value is None or value == "":

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
-from stages.context import InputError
+from stages.contract.context import InputError
 
 SCHEME = "s3://"
 MEND = "check the bucket and the AWS_* variables"

@@ -1,0 +1,1 @@
+"""Grids of variants: their cells, one run each, and the tables that compare them."""

@@ -1,0 +1,1 @@
+"""What a student finds and what it costs: sets, ranking, measures, the depth curve, reports."""
