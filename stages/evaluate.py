@@ -1,36 +1,43 @@
-"""evaluate: retrieval quality and cost of the student beside its teacher.
+"""evaluate: retrieval quality and cost of the student beside its teacher, and beside the same layers without training.
 
 Inputs: ingest (queries, qrels as positives), backbone (the teacher), features (the depth curve, for the page), train
-(the student), index (the student's candidate vectors). Steps: choose the queries; embed the candidates with the
-teacher, which also stays in the artifact because it is the dearest part; embed the queries with both; rank block by
-block as Ray tasks that stream the corpus; time both models in one process; write metrics, TREC runs,
-tables, plots and `report.html`.
+(the student), index (the student's candidate vectors). Steps: choose the queries; one pool of actors embeds them with
+the student, reads the teacher over queries and candidates, at its last layer and at the student's depth (which is what
+cutting alone gives), and times both models; rank block by block as Ray tasks that stream the corpus; write metrics,
+TREC runs, tables, plots and `report.html`.
 
-Teacher and student meet the same queries, pools and instructions. Memory is flat in the corpus: workers hold a tile of
-it, the driver holds sums. A grid of many students of one teacher leaves the teacher out, whose numbers would be the
-same in every cell (`evaluate.teacher=false`).
+All models meet the same queries, pools and instructions. Memory is flat in the corpus: workers hold a tile of it, the
+driver holds sums. The teacher's vectors are shared by all students of one backbone (`stages.distributed.teacher`); a
+grid that compares students leaves the teacher out (`evaluate.teacher=false`).
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from stages.contract.context import Artifact, Context
-from stages.contract.params import Cluster, Section, knob
+from stages.contract.context import Context
+from stages.contract.params import Section, knob
 from stages.distributed.shards import ROWS, ROWS_TOLD
 
 if TYPE_CHECKING:
     from ray import ObjectRef
 
+    from stages.distributed.pool import Models
     from stages.evaluation.rank import Pools, Tally
     from stages.evaluation.sets import EvaluationSet
     from stages.search.exact import ExactIndex
+    from stages.search.leading import Leading
 
 VERSION = 1
 SCOPES = ("local", "union")
+STUDENT, TEACHER, CUT = "student", "teacher", "cut"
+"""The models: CUT is the teacher's first layers, as many as the student has, before any training."""
 
 
 class Params(Section):
@@ -48,116 +55,138 @@ class Params(Section):
 
 def run(context: Context) -> dict[str, float | dict]:
     """Runs the stage; see the module header."""
-    from stages import backbone
     from stages.evaluation.page import write_page
     from stages.evaluation.rank import Pools
     from stages.evaluation.report import write_report
     from stages.evaluation.sets import find_sets
-    from stages.search.exact import ExactIndex
 
-    params, index = context.params.evaluate, context.inputs["index"]
-    card = index.read_json("retriever.json")
-    sets = find_sets(context.inputs["ingest"], card["split"], params.queries_per_task)
-    pools = Pools(card["union"], card["pools"], card["rows"])
-    models, corpora = {"student": context.inputs["train"].local("model")}, {"student": ExactIndex.open(index)}
-    if params.teacher:
-        models["teacher"] = backbone.directory(context.inputs["backbone"])
-        corpora["teacher"] = embed_teacher(context, card, models["teacher"])
-    queries = put_queries(context, card["split"], sets)
-    asked = {name: embed_queries(context, queries, model) for name, model in models.items()}
-    tallies = {name: rank_queries(context, name, asked[name], sets, pools, corpora[name]) for name in models}
-    costs = time_models(context, queries, models)
-    metrics = summarise(sets, pools, tallies, costs)
-    student = (models["student"], asked["student"], sets, pools, corpora["student"])
-    metrics["student"] |= rank_dimensions(context, *student)
+    card = context.inputs["index"].read_json("retriever.json")
+    sets = find_sets(context.inputs["ingest"], card["split"], context.params.evaluate.queries_per_task)
+    models = find_models(context)
+    indexes, costs = embed(context, card, sets, models)
+    ranking = Ranking(context, sets, Pools(card["union"], card["pools"], card["rows"]))
+    tallies = {name: ranking.tallies(name, index) for name, index in indexes.items()}
+    metrics = summarise(ranking, tallies, costs)
+    metrics[STUDENT] |= ranking.dimensions(models[STUDENT], indexes[STUDENT])
     context.output.write_json("metrics.json", metrics)
     write_report(context, metrics)
     write_page(context, metrics, find_examples(context, card["split"], sets, models))
     return metrics
 
 
-def embed_teacher(context: Context, card: Mapping[str, Any], model: Path) -> "ExactIndex":
-    """The index's candidates embedded by the teacher, as an index over `teacher/` of this artifact."""
-    from stages.index import embed_pools
+def find_models(context: Context) -> dict[str, Path]:
+    """The directories of the student and, where it is measured, of its teacher."""
+    from stages import backbone
+
+    models = {STUDENT: context.inputs["train"].local("model")}
+    return models | (
+        {TEACHER: backbone.directory(context.inputs["backbone"])} if context.params.evaluate.teacher else {}
+    )
+
+
+def read_layers(models: Mapping[str, Path]) -> dict[str, int]:
+    """The teacher's layers that are read: its last, and the student's depth where that is another."""
+    from stages.model.prune import pruned_config
+
+    if TEACHER not in models:
+        return {}
+    depth, kept = (pruned_config(models[name], None).text_config.num_hidden_layers for name in (TEACHER, STUDENT))
+    return {TEACHER: depth} | ({CUT: kept} if kept < depth else {})
+
+
+def embed(
+    context: Context, card: Mapping[str, Any], sets: "Sequence[EvaluationSet]", models: Mapping[str, Path]
+) -> "tuple[dict[str, ExactIndex], dict[str, dict[str, Any]]]":
+    """All that models do, in one pool: query vectors to this artifact, the teacher's candidates to theirs, costs."""
+    from stages.distributed.pool import carry_out
+    from stages.distributed.queries import put_blocks, query_work
+    from stages.distributed.teacher import PoolVectors
     from stages.search.exact import ExactIndex
 
-    written = embed_pools(context, "teacher", card, model, context.params.evaluate)
-    return ExactIndex(tuple(written["files"]), context.output.filesystem)
+    params, layers = context.params.evaluate, read_layers(models)
+    blocks = put_blocks(context, card["split"], sets)
+    indexes = {STUDENT: ExactIndex.open(context.inputs["index"])}
+    with ExitStack() as stack:
+        teacher = PoolVectors.open(context, stack, card, list(layers.values()))
+        work = [*teacher.work, *query_work(context, blocks, layers, params.batch_size)]
+        timing = partial(
+            time_models, blocks=blocks, names=list(models), count=params.latency_queries, batch_size=params.batch_size
+        )
+        *_, costs = carry_out(context, models, work, alone=[timing], label="evaluate")
+        vectors = teacher.artifacts(card["rows"])
+    context.output.write_json("teacher.json", {name: vectors[layer].key for name, layer in layers.items()})
+    return indexes | {name: ExactIndex.open(vectors[layer]) for name, layer in layers.items()}, costs
 
 
-def put_queries(context: Context, split: str, sets: "list[EvaluationSet]") -> list["ObjectRef"]:
-    """The asked queries in the object store, block by block, so that the driver holds one block at a time."""
+def time_models(
+    models: "Models", *, blocks: Sequence["ObjectRef"], names: Sequence[str], count: int, batch_size: int
+) -> dict[str, dict[str, Any]]:
+    """Size, latency and throughput of each model, in one process while nothing else of this run works."""
     import ray
 
-    from stages.evaluation.sets import query_blocks
+    from stages.evaluation.cost import measure_cost
+    from stages.evaluation.sets import spaced_rows
 
-    return [ray.put(block) for block in query_blocks(context.inputs["ingest"], split, sets)]
-
-
-def embed_queries(context: Context, queries: list["ObjectRef"], model: Path) -> list["ObjectRef"]:
-    """The same blocks with vectors. All are done before ranking starts, which would compete for the same cores."""
-    import ray.data
-
-    from stages.distributed.embedding import embed_rows
-
-    batch_size = context.params.evaluate.batch_size
-    stored = ray.data.from_arrow_refs(queries)
-    stored.context.execution_options.preserve_order = True  # else run files depend on which actor is faster
-    embedded = embed_rows(context, stored, model=model, side="query", batch_size=batch_size)
-    return embedded.materialize().to_arrow_refs()
+    stored = [ray.get(block).drop_columns(["positives"]) for block in blocks]
+    rows = [models.reader("query").read(row) for row in spaced_rows(stored, count)]
+    return measure_cost({name: models.encoder(name) for name in names}, rows, batch_size)
 
 
-def rank_queries(
-    context: Context,
-    model: str,
-    blocks: list["ObjectRef"],
-    sets: "list[EvaluationSet]",
-    pools: "Pools",
-    index: "ExactIndex",
-) -> "dict[tuple[str, str], Tally]":
-    """Ranks all blocks as Ray tasks: a tally for each (set, scope), and the run files."""
-    import ray
+@dataclass(frozen=True)
+class Ranking:
+    """The asked sets and their pools, ranked by any model's vectors."""
 
-    from stages.evaluation.rank import Tally, rank_block
+    context: Context
+    sets: "Sequence[EvaluationSet]"
+    pools: "Pools"
 
-    rank = ray.remote(num_cpus=1)(rank_block)
-    depth, runs = context.params.evaluate.depth, context.output.work / "runs"
-    runs.mkdir(parents=True, exist_ok=True)
-    total = {(one.name, scope): Tally() for one in sets for scope in SCOPES}
-    files = {(name, scope): runs / f"{model}.{scope}.{name}.trec" for name, scope in total}
-    for path in files.values():
-        path.write_text("")  # a killed attempt may have left half a run here
-    for tallies in in_order(rank.remote(block, sets, pools, index, depth, f"puma-{model}") for block in blocks):
-        for key, tally in tallies.items():
-            total[key].add(tally)
-            with files[key].open("a", encoding="utf-8") as run_file:
-                run_file.writelines(tally.trec)
-    for path in files.values():
-        context.output.upload(path, f"runs/{path.name}")
-    return total
+    def tallies(
+        self, model: str, index: "ExactIndex | Leading", queries: str = "", dim: int | None = None
+    ) -> "dict[tuple[str, str], Tally]":
+        """Ranks all blocks as Ray tasks: a tally for each (set, scope), and the run files, named after `model`.
 
+        Args:
+            model: what the run is called.
+            index: the candidates' vectors.
+            queries: whose query vectors are asked; those of `model` where none is named.
+            dim: leading values of the query vectors that are read; None is all.
+        """
+        import ray
 
-def rank_dimensions(
-    context: Context,
-    model: Path,
-    blocks: list["ObjectRef"],
-    sets: "list[EvaluationSet]",
-    pools: "Pools",
-    index: "ExactIndex",
-) -> dict[str, list[dict[str, Any]]]:
-    """What the student finds by the leading dimensions that it was trained for: means over sets, by dimension."""
-    import ray
+        from stages.distributed.queries import vector_files
+        from stages.evaluation.rank import Tally, rank_file
 
-    from stages.evaluation.measures import mean
-    from stages.search.leading import Leading, cut, trained_dimensions
+        context = self.context
+        rank = ray.remote(num_cpus=1)(rank_file)
+        depth, runs = context.params.evaluate.depth, context.output.work / "runs"
+        runs.mkdir(parents=True, exist_ok=True)
+        total = {(one.name, scope): Tally() for one in self.sets for scope in SCOPES}
+        files = {(name, scope): runs / f"{model}.{scope}.{name}.trec" for name, scope in total}
+        for path in files.values():
+            path.write_text("")  # a killed attempt may have left half a run here
+        common = (context.output.filesystem, dim, self.sets, self.pools, index, depth, f"puma-{model}")
+        stored = vector_files(context.output, queries or model)
+        for tallies in in_order(rank.remote(path, *common) for path in stored):
+            for key, tally in tallies.items():
+                total[key].add(tally)
+                with files[key].open("a", encoding="utf-8") as run_file:
+                    run_file.writelines(tally.trec)
+        for path in files.values():
+            context.output.upload(path, f"runs/{path.name}")
+        return total
 
-    shorten, rows = ray.remote(num_cpus=1)(cut), []
-    for dim in trained_dimensions(model):
-        asked = [shorten.remote(block, dim) for block in blocks]
-        tallies = rank_queries(context, f"student-{dim}d", asked, sets, pools, Leading(index, dim))
-        means = {scope: mean(tallies[one.name, scope].means() for one in sets) for scope in SCOPES}
-        rows.append({"dim": dim, **means})
-    return {"dimensions": rows} if rows else {}
+    def dimensions(self, student: Path, index: "ExactIndex") -> dict[str, list[dict[str, Any]]]:
+        """What the student finds by the leading dimensions that it was trained for: means over sets, by dimension."""
+        from stages.evaluation.measures import mean
+        from stages.search.leading import Leading, trained_dimensions
+
+        rows = []
+        for dim in trained_dimensions(student):
+            found = self.tallies(f"student-{dim}d", Leading(index, dim), queries=STUDENT, dim=dim)
+            rows.append(
+                {"dim": dim} | {scope: mean(found[one.name, scope].means() for one in self.sets) for scope in SCOPES}
+            )
+        return {"dimensions": rows} if rows else {}
 
 
 def in_order(tasks: Iterable["ObjectRef"]) -> Iterator[Any]:
@@ -174,40 +203,8 @@ def in_order(tasks: Iterable["ObjectRef"]) -> Iterator[Any]:
         yield ray.get(pending.popleft())
 
 
-def time_models(context: Context, queries: list["ObjectRef"], models: Mapping[str, Path]) -> dict[str, dict]:
-    """Size, latency and throughput of each model, in a process of its own while nothing else of this run works."""
-    import ray
-
-    from stages.distributed.embedding import pool_size
-
-    _, resources = pool_size(context.cluster)
-    params, ingest = context.params.evaluate, context.inputs["ingest"]
-    sizes = (params.latency_queries, params.batch_size)
-    return ray.get(ray.remote(**resources)(_time_models).remote(queries, ingest, context.cluster, models, *sizes))
-
-
-def _time_models(
-    queries: list["ObjectRef"],
-    ingest: Artifact,
-    cluster: Cluster,
-    models: Mapping[str, Path],
-    count: int,
-    batch_size: int,
-) -> dict[str, dict]:
-    import ray
-
-    from stages.distributed.embedding import RowReader, load_encoder
-    from stages.evaluation.cost import measure_cost
-    from stages.evaluation.sets import spaced_rows
-
-    reader = RowReader(ingest, "query")
-    stored = [ray.get(block).drop_columns(["positives"]) for block in queries]
-    rows = [reader.read(row) for row in spaced_rows(stored, count)]
-    return measure_cost({name: load_encoder(path, cluster) for name, path in models.items()}, rows, batch_size)
-
-
 def find_examples(
-    context: Context, split: str, sets: "list[EvaluationSet]", models: Iterable[str]
+    context: Context, split: str, sets: "Sequence[EvaluationSet]", models: Iterable[str]
 ) -> dict[str, list[dict[str, Any]]]:
     """Good and bad retrievals to look at, from the run files of this attempt."""
     from stages.evaluation.examples import collect
@@ -217,27 +214,25 @@ def find_examples(
 
 
 def summarise(
-    sets: "list[EvaluationSet]",
-    pools: "Pools",
-    tallies: "Mapping[str, Mapping[tuple[str, str], Tally]]",
-    costs: Mapping[str, dict],
+    ranking: Ranking, tallies: "Mapping[str, Mapping[tuple[str, str], Tally]]", costs: Mapping[str, dict]
 ) -> dict[str, Any]:
     """The content of metrics.json. The mean over sets weighs each set the same, as M-BEIR's headline does."""
     from stages.evaluation.measures import mean
 
+    sets, pools = ranking.sets, ranking.pools
     metrics: dict[str, Any] = {}
     for name in tallies:
-        metrics[name] = dict(costs[name])
+        metrics[name] = dict(costs.get(name, {}))
         for scope in SCOPES:
             tasks = {one.name: _task(one, pools, scope, tallies[name][one.name, scope]) for one in sets}
             means = mean(tallies[name][one.name, scope].means() for one in sets)
             metrics[name][scope] = {**means, "tasks": tasks}
     chance = {}
     for scope in SCOPES:
-        tasks = {one.name: tallies["student"][one.name, scope].chances() for one in sets}
+        tasks = {one.name: tallies[STUDENT][one.name, scope].chances() for one in sets}
         chance[scope] = {**mean(tasks.values()), "tasks": tasks}
     metrics["chance"] = chance
-    if "teacher" in metrics:
+    if TEACHER in metrics:
         metrics["kept"] = {f"{scope} hit@5": _kept(metrics, scope) for scope in SCOPES}
     return metrics
 

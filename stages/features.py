@@ -1,15 +1,16 @@
 """features: what the deep layers know, once, and how good and how dear every depth is.
 
-Inputs: ingested pairs, the backbone. Steps: a pool of actors runs the full backbone over the distillation set (train
-queries and their positives) and keeps the chosen layer's state at the read-out token; then over a validation sample,
-keeping the state after every layer from the same forward pass, from which the depth curve is computed; then one
-process times the backbone with its first k layers for every k. Outputs: `features/` Parquet in fp16, `features.json`,
+Inputs: ingested pairs, the backbone. Steps: one pool of actors, each of which loads the backbone once, reads the
+distillation set (train queries and their positives) and keeps the chosen layer's state at the read-out token; reads a
+validation sample and keeps the state after every layer, from which the depth curve is computed; and times the backbone
+with its first k layers for every k, while nothing else works. Outputs: `features/` Parquet in fp16, `features.json`,
 `depth_curve.json`, `.md` and `.png`.
 
 The teacher is read once and not in every training step, which is exact as long as a query keeps its instruction:
 distillation therefore uses the first wording, as this stage does.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +18,18 @@ from pydantic import Field
 
 from stages.contract.context import Context, StageError
 from stages.contract.params import Section, knob
-from stages.distributed.shards import ROWS, ROWS_TOLD
+from stages.distributed.shards import ROWS, ROWS_TOLD, count_rows
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
-    import ray.data
 
-    from stages.model.inputs import Batch
+    from stages.distributed.pool import Models, Work
+    from stages.distributed.shards import Shard
 
 VERSION = 1
-FP16_LARGEST = 65504.0
+WINDOW = 4
+"""Model batches of the sample that an actor reads at once."""
 
 
 class Params(Section):
@@ -52,21 +54,20 @@ class Params(Section):
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
     from stages import backbone
+    from stages.distributed.pool import carry_out
+    from stages.distributed.teacher import NAME
     from stages.evaluation.depth import curve_table, plot_curve, png
-    from stages.model.prune import pruned_config
 
     params = context.params.features
     model = backbone.directory(context.inputs["backbone"])
-    config = pruned_config(model, None).text_config
-    depth = config.num_hidden_layers
-    layer = params.layer if params.layer > 0 else depth + 1 + params.layer
-    if not params.layer or not 1 <= layer <= depth:
-        raise StageError(f"features.layer is {params.layer}, but the backbone has layers 1..{depth} (-1 is the last)")
-    dim = config.hidden_size
-    rows = _write_features(context, model, layer)
-    read = {"layer": layer, "before_mlp": params.before_mlp, "normed": params.normed}
-    context.output.write_json("features.json", {**read, "dim": dim, "rows": rows})
-    curve = _depth_curve(context, model, dim)
+    layer, depth, dim = _teaching_layer(model, params.layer)
+    sample = _sample(context)
+    shards, reading = _distillation_work(context, layer), _sample_work(sample, depth, params.batch_size)
+    timing = partial(_time_depths, rows=_timed_rows(sample, params.cost_queries), batch_size=params.batch_size)
+    done = carry_out(context, {NAME: model}, [*shards, *reading], alone=[timing], label="features")
+    rows = sum(count_rows(context.output, f"features/{name}", count) for name, count in _shard_counts(context).items())
+    context.output.write_json("features.json", {"layer": layer, "dim": dim, "rows": rows})
+    curve = _depth_curve(sample, done[len(shards) : -1], done[-1], dim)
     context.output.write_json("depth_curve.json", curve)
     context.output.write_bytes("depth_curve.md", f"{curve_table(curve)}\n".encode())
     figure = plot_curve(curve)
@@ -78,38 +79,53 @@ def run(context: Context) -> dict[str, Any]:
     return {"rows": rows, "layer": layer, "hit@5 at full depth": curve["layers"][-1]["hit@5"]}
 
 
+def _teaching_layer(model: Path, chosen: int) -> tuple[int, int, int]:
+    """(the layer that teaches, counted from 1, the backbone's depth, the length of a state).
+
+    Raises:
+        StageError: the backbone has no such layer.
+    """
+    from stages.model.prune import pruned_config
+
+    config = pruned_config(model, None).text_config
+    depth = config.num_hidden_layers
+    layer = chosen if chosen > 0 else depth + 1 + chosen
+    if not chosen or not 1 <= layer <= depth:
+        raise StageError(f"features.layer is {chosen}, but the backbone has layers 1..{depth} (-1 is the last)")
+    return layer, depth, config.hidden_size
+
+
 # ---------------------------------------------------------------------------------------------- distillation set
 
 
-def _write_features(context: Context, model: Path, layer: int) -> int:
-    """Reads the teacher over train queries and their positives, shard by shard; returns the number of rows written."""
-    from functools import partial
-
+def _distillation_work(context: Context, layer: int) -> list["Work"]:
+    """The work that reads the teacher over train queries and their positives, shard by shard."""
     import ray
 
-    from stages.distributed.shards import cut, map_shards
+    from stages.distributed.shards import Target, shard_work
+    from stages.distributed.teacher import read_states
 
     params, ingest = context.params.features, context.inputs["ingest"]
     positives = ray.put(_positive_hashes(ingest, "train"))
     keep = {"query": partial(_of_split, split="train"), "candidate": partial(_among, hashes=positives)}
-    reading = {"model": model, "layers": (layer,), "normed": params.normed, "before_mlp": params.before_mlp}
-    rows = 0
-    for side, prefix in (("query", "queries"), ("candidate", "candidates")):
-        finish = partial(_as_features, side=side)
-        shards = cut(ingest, prefix, params.rows_per_shard)
-        rows += map_shards(
-            context,
-            f"features/{prefix}",
-            shards,
-            ingest,
-            Teacher,
-            keep=keep[side],
-            finish=finish,
-            side=side,
-            batch_size=params.batch_size,
-            **reading,
-        )
-    return rows
+    work: list[Work] = []
+    for side, (prefix, shards) in zip(keep, _shards(context).items(), strict=True):
+        target = Target(context.output, f"features/{prefix}", partial(_as_features, side=side))
+        compute = partial(read_states, side=side, layers=(layer,), batch_size=params.batch_size)
+        work += shard_work([target], shards, ingest, compute, keep=keep[side])
+    return work
+
+
+def _shards(context: Context) -> dict[str, list["Shard"]]:
+    """The shards of queries and of candidates."""
+    from stages.distributed.shards import cut
+
+    rows = context.params.features.rows_per_shard
+    return {prefix: cut(context.inputs["ingest"], prefix, rows) for prefix in ("queries", "candidates")}
+
+
+def _shard_counts(context: Context) -> dict[str, int]:
+    return {prefix: len(shards) for prefix, shards in _shards(context).items()}
 
 
 def _of_split(table: "pa.Table", split: str) -> "pa.Table":
@@ -151,90 +167,64 @@ def _as_features(table: "pa.Table", side: str) -> "pa.Table":
     return pa.table(columns, schema=FEATURES(table["vector"].type.list_size))
 
 
-# ---------------------------------------------------------------------------------------------------- the teacher
-
-
-class Teacher:
-    """The actor: one model load, then a table in and the same table with the states of some layers out."""
-
-    def __init__(self, ingest: Any, model: Path, side: str, layers: tuple[int, ...] | None, normed: bool,
-                 before_mlp: bool, batch_size: int, cluster: Any):  # fmt: skip
-        from stages.distributed.embedding import RowReader, load_encoder
-
-        self.reader = RowReader(ingest, side)
-        self.encoder = load_encoder(model, cluster)
-        self.layers, self.batch_size = layers, batch_size
-        self.normed, self.before_mlp = normed, before_mlp
-
-    def __call__(self, table: "pa.Table") -> "pa.Table":
-        import numpy as np
-        import pyarrow as pa
-
-        rows = [self.reader.read(row) for row in table.to_pylist()]
-        depth = self.encoder.layers if self.layers is None else len(self.layers)
-        states_NKD = np.zeros((len(rows), depth, self.encoder.dim), np.float32)
-        for start, batch in self.encoder.batches(rows, self.batch_size):
-            states_NKD[start : start + self.batch_size] = self._states(batch)
-        if not np.isfinite(states_NKD).all() or np.abs(states_NKD).max(initial=0) > FP16_LARGEST:
-            raise StageError("the teacher's states do not fit fp16; set features.normed=true")
-        values = pa.array(states_NKD.astype(np.float16).reshape(-1))
-        return table.append_column("vector", pa.FixedSizeListArray.from_arrays(values, depth * self.encoder.dim))
-
-    def _states(self, batch: "Batch") -> "np.ndarray":
-        """States [B, K, D] of the wanted layers."""
-        import torch
-
-        with torch.inference_mode():
-            states_KBD = self.encoder.states_by_layer(batch, self.normed, self.before_mlp)
-        if self.layers is not None:
-            states_KBD = states_KBD[[layer - 1 for layer in self.layers]]
-        return states_KBD.transpose(0, 1).float().cpu().numpy()
-
-
-def _teacher(context: Context, dataset: "ray.data.Dataset", model: Path, side: str,
-             layers: tuple[int, ...] | None) -> "ray.data.Dataset":  # fmt: skip
-    """Adds `vector`, the states of `layers` one after the other (None: of every layer), fp16."""
-    from stages.distributed.embedding import map_with_models
-
-    params = context.params.features
-    # A student of any depth reads its last layer through the final norm, whatever distillation compares.
-    curve = layers is None
-    reading = {"normed": params.normed or curve, "before_mlp": params.before_mlp and not curve}
-    reading |= {"model": model, "side": side, "layers": layers}
-    return map_with_models(context, dataset, Teacher, batch_size=params.batch_size, **reading)
-
-
 # ------------------------------------------------------------------------------------------------ the depth curve
 
 
-def _depth_curve(context: Context, model: Path, dim: int) -> dict[str, Any]:
+def _sample(context: Context) -> dict[str, "pa.Table"]:
+    """The validation sample by side; the two sample sizes bound what comes to the driver of it."""
+    from stages.evaluation.depth import validation_sample
+
+    params = context.params.features
+    tables = validation_sample(context.inputs["ingest"], params.curve_queries, params.curve_candidates)
+    return dict(zip(("query", "candidate"), tables, strict=True))
+
+
+def _sample_work(sample: dict[str, "pa.Table"], depth: int, batch_size: int) -> list["Work"]:
+    """The work that reads the sample by every layer, some batches at a time."""
+    layers, rows = tuple(range(1, depth + 1)), batch_size * WINDOW
+    return [
+        partial(_read_sample, table=table.slice(start, rows), side=side, layers=layers, batch_size=batch_size)
+        for side, table in sample.items()
+        for start in range(0, len(table), rows)
+    ]
+
+
+def _read_sample(
+    models: "Models", *, table: "pa.Table", side: str, layers: tuple[int, ...], batch_size: int
+) -> tuple[str, "pa.ChunkedArray"]:
+    """The side, and the states of a part of its sample after all layers."""
+    from stages.distributed.teacher import read_states
+
+    return side, read_states(models, table, side=side, layers=layers, batch_size=batch_size)["vector"]
+
+
+def _depth_curve(
+    sample: dict[str, "pa.Table"], parts: list[tuple[str, "pa.ChunkedArray"]], costs: list[dict[str, Any]], dim: int
+) -> dict[str, Any]:
     """hit@5 of every depth on the validation sample, and what each costs; see `stages.evaluation.depth` and `cost`."""
     import pyarrow as pa
-    import ray
-    import ray.data
 
-    from stages.distributed.embedding import pool_size
-    from stages.evaluation.depth import curve_of, evenly, validation_sample
+    from stages.evaluation.depth import curve_of
 
-    params, ingest = context.params.features, context.inputs["ingest"]
-    sample = validation_sample(ingest, params.curve_queries, params.curve_candidates)
-    states = []
-    for side, table in zip(("query", "candidate"), sample, strict=True):
-        dataset = _teacher(context, ray.data.from_arrow(table), model, side, layers=None)
-        # The two sample sizes bound what comes to the driver here.
-        states.append(pa.concat_tables(part for part in ray.get(dataset.to_arrow_refs()) if len(part)))
-    curve = curve_of(*states, dim)
-    timed = sample[0].take(evenly(len(sample[0]), params.cost_queries)).to_pylist()
-    _, resources = pool_size(context.cluster)
-    measure = ray.remote(**resources)(_time_depths)
-    costs = ray.get(measure.remote(timed, ingest, context.cluster, model, params.batch_size))
+    tables = []
+    for side, table in sample.items():
+        states = [part.combine_chunks() for of, part in parts if of == side]
+        tables.append(table.append_column("vector", pa.chunked_array(states)))
+    curve = curve_of(*tables, dim)
     return {**curve, "layers": [one | cost for one, cost in zip(curve["layers"], costs, strict=True)]}
 
 
-def _time_depths(rows: list[dict], ingest: Any, cluster: Any, model: Path, batch_size: int) -> list[dict[str, Any]]:
-    """The cost of every depth, in a process of its own while nothing else of this run works."""
-    from stages.distributed.embedding import RowReader, load_encoder
+def _timed_rows(sample: dict[str, "pa.Table"], count: int) -> list[dict[str, Any]]:
+    """The stored queries that every depth is timed on."""
+    from stages.evaluation.depth import evenly
+
+    return sample["query"].take(evenly(len(sample["query"]), count)).to_pylist()
+
+
+def _time_depths(models: "Models", *, rows: list[dict[str, Any]], batch_size: int) -> list[dict[str, Any]]:
+    """The cost of every depth, while nothing else of this run works."""
+    from stages.distributed.teacher import NAME
     from stages.evaluation.cost import measure_depths
 
-    reader = RowReader(ingest, "query")
-    return measure_depths(load_encoder(model, cluster), [reader.read(row) for row in rows], batch_size)
+    reader = models.reader("query")
+    return measure_depths(models.encoder(NAME), [reader.read(row) for row in rows], batch_size)

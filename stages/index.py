@@ -6,17 +6,14 @@ describe the index in `retriever.json`. Candidates of no pool are left out: noth
 """
 
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import Any, Literal
 
 from pydantic import Field
 
-from stages.contract.context import Artifact, Attempt, Context, StageError
+from stages.contract.context import Artifact, Context, StageError
 from stages.contract.params import Section, knob
 from stages.distributed.shards import ROWS, ROWS_TOLD
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 VERSION = 1
 
@@ -41,11 +38,11 @@ def run(context: Context) -> dict[str, float | dict]:
     """Runs the stage; see the module header."""
     from stages.search.backends import build, choose
 
-    params, ingest, train = context.params.index, context.inputs["ingest"], context.inputs["train"]
+    params, ingest = context.params.index, context.inputs["ingest"]
     summary = summarise_pools(ingest, params.split)
     backend = choose(params.backend, summary["rows"])
     start = time.monotonic()
-    written = embed_pools(context, "embeddings", summary, train.local("model"), params)
+    written = embed_pools(context, summary)
     seconds = time.monotonic() - start
     made = build(context.output, backend, written["files"])
     context.output.write_json("retriever.json", describe(context, summary, written["dim"]) | made)
@@ -87,57 +84,25 @@ def summarise_pools(ingest: Artifact, split: str) -> dict[str, Any]:
     return {"pools": pools, "rows": sum(modalities.values()), "modalities": modalities}
 
 
-def embed_pools(context: Context, name: str, summary: dict[str, Any], model: Path, params: Any) -> dict[str, Any]:
-    """Embeds the candidates of the summary's pools into `name/` of the output, shard by shard; see `written`.
+def embed_pools(context: Context, summary: dict[str, Any]) -> dict[str, Any]:
+    """Embeds the candidates of the summary's pools into `embeddings/`, shard by shard; see `pools.written`."""
+    from stages.distributed.embedding import embed_table
+    from stages.distributed.pool import carry_out
+    from stages.distributed.pools import CANDIDATE_COLUMNS, EMBEDDINGS, keep_pools, without_content, written
+    from stages.distributed.queries import STUDENT
+    from stages.distributed.shards import Target, cut, shard_work
 
-    Args:
-        params: a section with `rows_per_shard` and `batch_size`.
-    """
-    from functools import partial
-
-    from stages.distributed.embedding import Embedder
-    from stages.distributed.shards import cut, map_shards
-
-    ingest = context.inputs["ingest"]
-    map_shards(
-        context, name, cut(ingest, "candidates", params.rows_per_shard), ingest, Embedder,
-        columns=["did", "dataset_id", "modality", "text", "image_id", "pools"],
-        keep=partial(keep_pools, pools=sorted(summary["pools"])), finish=without_content,
-        model=model, side="candidate", batch_size=params.batch_size,
-    )  # fmt: skip
-    return written(context.output, name, summary["rows"])
-
-
-def without_content(table: "pa.Table") -> "pa.Table":
-    """The columns of EMBEDDINGS."""
-    return table.drop_columns(["text", "image_id"])
-
-
-def keep_pools(table: "pa.Table", pools: list[str]) -> "pa.Table":
-    """The rows that belong to any of `pools`."""
-    import pyarrow as pa
-
-    wanted = set(pools)
-    return table.filter(pa.array([not wanted.isdisjoint(names) for names in table["pools"].to_pylist()], pa.bool_()))
-
-
-def written(output: Attempt, name: str, expected: int) -> dict[str, Any]:
-    """Files, bytes and dim of the vectors below `name`.
-
-    Raises:
-        StageError: there are fewer or more rows than were to be embedded.
-    """
-    import pyarrow.parquet as pq
-
-    from stages.distributed.shards import files
-
-    paths = files(output, name)
-    rows = sum(pq.read_metadata(path, filesystem=output.filesystem).num_rows for path in paths)
-    if rows != expected:
-        raise StageError(f"{rows} of {expected} vectors arrived at {output.base}/{name}; run the same command again")
-    dim = pq.read_schema(paths[0], filesystem=output.filesystem).field("vector").type.list_size
-    size = sum(info.size for info in output.filesystem.get_file_info(paths))
-    return {"files": paths, "bytes": size, "dim": dim}
+    params, ingest = context.params.index, context.inputs["ingest"]
+    work = shard_work(
+        [Target(context.output, EMBEDDINGS, without_content)],
+        cut(ingest, "candidates", params.rows_per_shard),
+        ingest,
+        partial(embed_table, model=STUDENT, side="candidate", batch_size=params.batch_size),
+        columns=CANDIDATE_COLUMNS,
+        keep=partial(keep_pools, pools=sorted(summary["pools"])),
+    )
+    carry_out(context, {STUDENT: context.inputs["train"].local("model")}, work, label="index")
+    return written(context.output, EMBEDDINGS, summary["rows"])
 
 
 def describe(context: Context, summary: dict[str, Any], dim: int) -> dict[str, Any]:

@@ -52,6 +52,7 @@ class Marks:
         if first:
             runs = runs[: self.keep] + [run for run in runs[self.keep :] if run["status"] == "running"]
         waiting = {(stage, facts["key"]) for run in runs for stage, facts in run["stages"].items()}
+        waiting |= {(name, key) for run in runs for name, key in run.get("shared", ())}
         for pin in read_pins(self.store, self._fresh(PINS)):
             if "attempt" in pin:
                 self.attempts.add((pin["stage"], pin["key"], pin["attempt"]))
@@ -69,7 +70,9 @@ class Marks:
                 raise StageError(f"nothing was deleted, for what runs or pins need can't be read: {error}") from error
             self.keys.add((stage, key))
             inputs = manifest["inputs"] if manifest else {}
+            shared = manifest.get("shared", ()) if manifest else ()
             waiting |= {(name, entry["key"]) for name, entry in inputs.items()} - self.keys
+            waiting |= {(entry["stage"], entry["key"]) for entry in shared} - self.keys
 
     def _fresh(self, directory: str) -> list[str]:
         found = [entry.path for entry in self.store.objects.files(directory) if entry.path.endswith(".json")]

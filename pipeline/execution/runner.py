@@ -21,6 +21,7 @@ from pipeline.artifacts.store import Artifact, Attempt, Store
 from pipeline.config.values import walk_values
 from pipeline.execution.errors import explain
 from pipeline.execution.records import mark_killed, process
+from pipeline.execution.shared import SharedArtifacts
 from pipeline.planning.dag import Stage
 from pipeline.planning.plan import Decision
 from pipeline.tracking.client import PipelineRun, StageRun
@@ -51,6 +52,8 @@ class Run:
     started: str = field(default_factory=lambda: now())
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     artifacts: dict[str, Artifact] = field(default_factory=dict)
+    shared: list[tuple[str, str]] = field(default_factory=list)
+    """(name, key) of artifacts that stages share, from before they are used: garbage collection leaves them alone."""
     check: Callable[[str, Mapping[str, Any]], None] = lambda stage, manifest: None
 
     def record(self, status: str) -> None:
@@ -66,6 +69,7 @@ class Run:
                 "command": self.command,
                 "config": self.config.model_dump(mode="json"),
                 "stages": self.stages,
+                "shared": self.shared,
                 "mlflow": self.tracker.ids(),
                 "host": process(),
             }
@@ -166,22 +170,24 @@ def compute(stage: Stage, decision: Decision, run: Run, lease: Lease) -> None:
         stage.name, {"cache": "miss", "key": decision.key, "reasons": "; ".join(decision.reasons)}
     )
     tracked.params(stage_params(stage, run.config))
+    shared = shared_artifacts(stage, decision, run)
     start = time.monotonic()
     try:
-        metrics = stage.load().run(stage_context(stage, attempt, tracked, run)) or {}
+        metrics = stage.load().run(stage_context(stage, attempt, tracked, run, shared)) or {}
         seconds = round(time.monotonic() - start, 3)
-        facts = manifest_facts(decision, run, metrics, seconds, tracked.run_id)
+        facts = manifest_facts(decision, run, seconds, tracked.run_id)
+        facts |= {"metrics": dict(metrics), "shared": shared.references()}
         artifact = run.store.commit(attempt, facts, replace, lease)
     except BaseException as error:
         run.stages[stage.name] |= {"action": "failed", "seconds": round(time.monotonic() - start, 3)}
         # Ray takes Ctrl-C and SIGTERM as a call to leave the process, which would end it in the middle of a sentence.
-        interrupted = isinstance(error, KeyboardInterrupt | SystemExit) and not lease.lost
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit) and not (lease.lost or shared.lost)
         tracked.end("KILLED" if interrupted else "FAILED")
         if interrupted:
             raise KeyboardInterrupt from error
         if isinstance(error, InputError):
             raise
-        if lease.lost:
+        if lease.lost or shared.lost:
             error = LeaseLost(f"another run took over {stage.name} {decision.key} while this one was out of reach")
         raise stage_error(stage, error, run) from error
     run.artifacts[stage.name] = artifact
@@ -204,11 +210,24 @@ def stage_error(stage: Stage, error: BaseException, run: Run) -> StageError:
     return StageError(f"stage {stage.name} failed: {explain(error)}")
 
 
-def stage_context(stage: Stage, attempt: Attempt, tracked: StageRun, run: Run) -> Context:
+def stage_context(stage: Stage, attempt: Attempt, tracked: StageRun, run: Run, shared: SharedArtifacts) -> Context:
     """What the stage may see: its declared sections and inputs, and nothing else."""
     params = SimpleNamespace(**{section: getattr(run.config, section) for section in stage.sections})
     inputs = {name: run.artifacts[name] for name in stage.inputs}
-    return Context(params, run.config.cluster, inputs, attempt, tracked)
+    return Context(params, run.config.cluster, inputs, attempt, tracked, shared)
+
+
+def shared_artifacts(stage: Stage, decision: Decision, run: Run) -> SharedArtifacts:
+    """What the stage shares with others of its kind, in this run's store."""
+    common = {path: value for path, value in decision.parts["params"].items() if path.startswith("cluster.")}
+
+    def announce(name: str, key: str) -> None:
+        run.shared.append((name, key))
+        run.record("running")
+
+    inputs = {name: run.artifacts[name] for name in stage.inputs}
+    facts = manifest_facts(decision, run, 0.0, "")
+    return SharedArtifacts(run.store, inputs, common, facts, run.say, announce)
 
 
 def stage_params(stage: Stage, config: Section) -> dict[str, Any]:
@@ -229,9 +248,7 @@ def track_inputs(tracked: StageRun, artifact: Artifact, decision: Decision, run:
     tracked.dataset(artifact.stage, artifact.uri, artifact.key, "output")
 
 
-def manifest_facts(
-    decision: Decision, run: Run, metrics: Mapping[str, Any], seconds: float, mlflow_run_id: str
-) -> dict[str, Any]:
+def manifest_facts(decision: Decision, run: Run, seconds: float, mlflow_run_id: str) -> dict[str, Any]:
     """What the manifest tells besides the files: the key's parts in clear, and where and how the artifact was made."""
     return {
         "parts": dict(decision.parts),
@@ -239,7 +256,6 @@ def manifest_facts(
             name: {"key": run.artifacts[name].key, "attempt": run.artifacts[name].attempt}
             for name in decision.parts["inputs"]
         },
-        "metrics": dict(metrics),
         "created": now(),
         "seconds": seconds,
         "run": run.id,

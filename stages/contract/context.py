@@ -4,7 +4,7 @@ Only the interfaces that stages use are named here; `pipeline/` provides the obj
 sections that it declares and no others, so that nothing can change a result without changing the artifact's key.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +98,32 @@ class Tracker(Protocol):
         """A small picklable object with the same `metrics`, for a worker process; it never raises."""
 
 
+class Shared(Protocol):
+    """An artifact that several artifacts of one stage have in common, for as long as the block that asked for it."""
+
+    output: Attempt | None
+    """Where to write it; None where it is in the store."""
+
+    def commit(self) -> Artifact:
+        """The artifact: what was found, or what was written, which from here on exists."""
+
+
+class Share(Protocol):
+    """`Context.shared`."""
+
+    def __call__(
+        self, name: str, module: str, inputs: Sequence[str], params: Mapping[str, Any]
+    ) -> AbstractContextManager[Shared]:
+        """The artifact `name` of a key of its own: no other run writes it meanwhile.
+
+        Args:
+            name: the store's directory of such artifacts.
+            module: the module whose code computes it, with all that it imports.
+            inputs: which of the stage's inputs it is made from.
+            params: what else changes it.
+        """
+
+
 @dataclass(frozen=True)
 class Context:
     """Everything that a stage's `run(context)` may use."""
@@ -108,3 +134,4 @@ class Context:
     inputs: Mapping[str, Artifact]
     output: Attempt
     tracker: Tracker
+    shared: Share

@@ -9,7 +9,7 @@ metadata: they are shown with a result, and searches can be filtered by them.
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,19 +145,24 @@ def tally(context: Context, judged: "ray.data.Dataset") -> dict[str, Any]:
 
 
 def embed(context: Context, told: dict[str, Any], model: Path) -> dict[str, Any]:
-    """Writes vectors and typed metadata columns of the candidates to `embeddings/`; see `stages.index.written`."""
+    """Writes vectors and typed metadata columns of the candidates to `embeddings/`; see `pools.written`."""
     from stages.data.sources import corpus_rows
-    from stages.distributed.embedding import Embedder
-    from stages.distributed.shards import cut, map_shards
-    from stages.index import written
+    from stages.distributed.embedding import embed_table
+    from stages.distributed.pool import carry_out
+    from stages.distributed.pools import EMBEDDINGS, written
+    from stages.distributed.queries import STUDENT
+    from stages.distributed.shards import Target, cut, shard_work
 
     own, params = Unfinished.of(context.output), context.params.index
-    map_shards(
-        replace(context, inputs={"ingest": own}), "embeddings", cut(own, "candidates", params.rows_per_shard), own,
-        Embedder, keep=whole, finish=partial(corpus_rows.finish, columns=told["columns"]), model=model,
-        side="candidate", batch_size=params.batch_size,
-    )  # fmt: skip
-    return written(context.output, "embeddings", told["rows"])
+    work = shard_work(
+        [Target(context.output, EMBEDDINGS, partial(corpus_rows.finish, columns=told["columns"]))],
+        cut(own, "candidates", params.rows_per_shard),
+        own,
+        partial(embed_table, model=STUDENT, side="candidate", batch_size=params.batch_size),
+        keep=whole,
+    )
+    carry_out(context, {STUDENT: model}, work, rows=own, label="index")
+    return written(context.output, EMBEDDINGS, told["rows"])
 
 
 def whole(table: "pa.Table") -> "pa.Table":

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import ray.data
 
+    from stages.distributed.pool import Models
+
 Side = Literal["query", "candidate"]
 WINDOW = 4  # model batches that an actor gets at once, so that it seldom waits for the next table
 
@@ -100,6 +102,13 @@ class RowReader:
         self.images = MappedTable.open(ingest, "images", "image_id")
         self.instructions = Instructions.load(ingest) if side == "query" else None
 
+    def rows(self, table: "pa.Table") -> list[Any]:
+        """The encoder's rows for a table of stored rows."""
+        used = ("text", "image_id", "dataset_id", "modality", "target_modality")
+        return [
+            self.read(row) for row in table.select([name for name in used if name in table.column_names]).to_pylist()
+        ]
+
     def read(self, row: dict[str, Any]) -> Any:
         """The encoder's Row for one stored row."""
         from stages.data.instructions import with_instruction
@@ -123,10 +132,15 @@ class Embedder:
         self.batch_size = batch_size
 
     def __call__(self, table: "pa.Table") -> "pa.Table":
-        used = ("text", "image_id", "dataset_id", "modality", "target_modality")
-        stored = table.select([name for name in used if name in table.column_names]).to_pylist()
-        vectors_ND = self.encoder.encode([self.reader.read(row) for row in stored], self.batch_size)
+        vectors_ND = self.encoder.encode(self.reader.rows(table), self.batch_size)
         return table.append_column("vector", vector_column(vectors_ND, str(self.model)))
+
+
+def embed_table(models: "Models", table: "pa.Table", *, model: str, side: Side, batch_size: int) -> "pa.Table":
+    """The table with the column `vector` (fixed_size_list<float16>, unit length), by one of an actor's models."""
+    rows = models.reader(side).rows(table)
+    vectors_ND = models.encoder(model).encode(rows, batch_size)
+    return table.append_column("vector", vector_column(vectors_ND, str(models.directories[model])))
 
 
 def vector_column(vectors_ND: "np.ndarray", model: str) -> "pa.Array":

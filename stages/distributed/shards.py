@@ -11,20 +11,19 @@ own beside the models (a resumed run on two CPUs waited for ever), follows rows 
 nothing smaller than a write task, whose size it chooses itself. Here memory is one shard for each actor.
 """
 
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from stages.contract.context import Artifact, Attempt, Context, StageError
+from stages.contract.context import Artifact, Attempt, StageError
+from stages.distributed.pool import Models, Work, say
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS = 2048
 ROWS_TOLD = "stored rows that make one output file; a killed run repeats at most so many for each actor"
-SECONDS_BETWEEN_LINES = 30
 
 Keep = Callable[["pa.Table"], "pa.Table"]
 
@@ -92,77 +91,68 @@ def _within(batches: Iterator["pa.RecordBatch"], start: int, count: int) -> list
     return found
 
 
-def map_shards(
-    context: Context, prefix: str, shards: list[Shard], source: Artifact, actor: type, *,
-    columns: list[str] | None = None, keep: Keep, finish: Keep, batch_size: int, **arguments: Any,
-) -> int:  # fmt: skip
-    """Fills `prefix/` of the output with one file for each shard, those of killed attempts included; returns the rows.
+@dataclass(frozen=True)
+class Target:
+    """Where shards are written: a directory of an output, and what turns a computed table into the one to write."""
+
+    output: Attempt
+    prefix: str
+    finish: Callable[["pa.Table"], "pa.Table"]
+
+
+def shard_work(
+    targets: Sequence[Target],
+    shards: list[Shard],
+    source: Artifact,
+    compute: Callable[[Models, "pa.Table"], "pa.Table"],
+    *,
+    columns: list[str] | None = None,
+    keep: Keep,
+) -> list[Work]:
+    """The work that fills each target with one file for each shard; files of killed attempts are kept.
 
     Args:
+        targets: each gets a file of every shard, from one computation.
         shards: of `cut`.
         source: the artifact whose rows they are.
-        actor: as for `stages.distributed.embedding.map_with_models`: loads a model, is called with tables.
+        compute: what the models make of a table of rows.
         columns: of the stored rows; None is all.
-        keep: chooses among the stored rows, before the actor sees them.
-        finish: turns the actor's table into the one that is written.
-        batch_size: rows of one forward pass.
+        keep: chooses among the stored rows, before a model sees them.
     """
-    import ray.data
-
-    from stages.distributed.embedding import pool_of
-
-    done = set(context.output.adopt(prefix))
+    done = set.intersection(*(set(one.output.adopt(one.prefix)) for one in targets))
     todo = [shard for shard in shards if shard.name not in done]
-    label = context.output.stage
     if len(todo) < len(shards):
-        say(f"{label}: {len(shards) - len(todo)} of {len(shards)} shards of {prefix} were there")
-    if todo:
-        shared = {"ingest": context.inputs["ingest"], "cluster": context.cluster, "batch_size": batch_size}
-        work = {
-            "output": context.output, "prefix": prefix, "shards": todo, "filesystem": source.filesystem,
-            "columns": columns, "keep": keep, "finish": finish, "actor": actor, "arguments": shared | arguments,
-        }  # fmt: skip
-        places = ray.data.range(len(todo), override_num_blocks=len(todo))
-        written = places.map_batches(Worker, fn_constructor_kwargs=work, batch_size=1, **pool_of(context.cluster))
-        watch(written.iter_batches(batch_size=None, prefetch_batches=0), len(todo), f"{label}: {prefix}")
-    return count_rows(context.output, prefix, len(shards))
+        first = targets[0]
+        say(f"{first.output.stage}: {len(shards) - len(todo)} of {len(shards)} shards of {first.prefix} were there")
+    common = {"filesystem": source.filesystem, "compute": compute, "columns": columns, "keep": keep}
+    write = partial(write_shard, targets=tuple(targets), **common)
+    return [partial(write, shard=shard) for shard in todo]
 
 
-class Worker:
-    """One actor of a pool: a model that goes from shard to shard."""
+def write_shard(
+    models: Models,
+    *,
+    targets: Sequence[Target],
+    shard: Shard,
+    filesystem: Any,
+    compute: Callable[[Models, "pa.Table"], "pa.Table"],
+    columns: list[str] | None,
+    keep: Keep,
+) -> None:
+    """Reads a shard, computes it and writes its file to each target."""
+    import pyarrow as pa
 
-    def __init__(self, output: Attempt, prefix: str, shards: list[Shard], filesystem: Any, columns: list[str] | None,
-                 keep: Keep, finish: Keep, actor: type, arguments: dict[str, Any]):  # fmt: skip
-        self.output, self.prefix, self.shards = output, prefix, shards
-        self.filesystem, self.columns, self.keep, self.finish = filesystem, columns, keep, finish
-        self.model = actor(**arguments)
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        for place in batch["id"]:
-            self._write(self.shards[int(place)])
-        return {"id": batch["id"]}
-
-    def _write(self, shard: Shard) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        kept = pa.concat_tables(self.keep(table) for table in read(shard, self.filesystem, self.columns))
-        table = self.finish(self.model(kept.combine_chunks()))
-        with self.output.open(f"{self.prefix}/{shard.name}") as file:
-            pq.write_table(table, file)
+    kept = pa.concat_tables(keep(table) for table in read(shard, filesystem, columns))
+    write_table(compute(models, kept.combine_chunks()), shard.name, targets)
 
 
-def watch(batches: Iterator[Any], total: int, label: str) -> None:
-    """Waits for the shards; now and then says how many are done, and how long the rest takes."""
-    start = told = time.monotonic()
-    done = 0
-    for batch in batches:
-        done += len(batch["id"])
-        now = time.monotonic()
-        if now - told > SECONDS_BETWEEN_LINES and done < total:
-            left = round((now - start) / done * (total - done))
-            say(f"{label} {done}/{total} shards, {left // 60}:{left % 60:02d} left")
-            told = now
+def write_table(computed: "pa.Table", name: str, targets: Sequence[Target]) -> None:
+    """Writes a computed table to each target, whole or not at all."""
+    import pyarrow.parquet as pq
+
+    for target in targets:
+        with target.output.open(f"{target.prefix}/{name}") as file:
+            pq.write_table(target.finish(computed), file)
 
 
 def count_rows(output: Attempt, prefix: str, expected: int) -> int:
@@ -182,8 +172,3 @@ def files(output: Attempt, prefix: str) -> list[str]:
     below = FileSelector(f"{output.base}/{prefix}", recursive=True, allow_not_found=True)
     found = output.filesystem.get_file_info(below)
     return sorted(item.path for item in found if item.path.endswith(".parquet"))
-
-
-def say(line: str) -> None:
-    """One line of progress."""
-    print(line, file=sys.stderr, flush=True)

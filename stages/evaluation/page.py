@@ -14,7 +14,7 @@ from typing import Any
 from stages.contract.context import Artifact, Context
 from stages.data.ingest.outcome import rejects_line
 from stages.evaluation.plots import draw_cost, draw_depths
-from stages.evaluation.report import HEADLINE, NOTES, labels, measured, model_rows
+from stages.evaluation.report import HEADLINE, NOTES, labels, measured, model_rows, timed
 
 TEMPLATE = "report.html.jinja"
 SETTINGS = ("seed", "data.kind", "backbone.source", "student.layers", "train.loss", "train.steps", "train.batch_size")
@@ -55,6 +55,7 @@ def render(
     return environment.get_template(TEMPLATE).render(
         headline=HEADLINE,
         models=measured(metrics),
+        timed=timed(metrics),
         metrics=metrics,
         scopes={scope: list(set_lines(metrics, scope)) for scope in ("local", "union")},
         costs=list(model_rows(metrics)),

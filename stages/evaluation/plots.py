@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stages.evaluation.report import HEADLINE, labels, measured
+from stages.evaluation.report import HEADLINE, labels, measured, timed
 
-COLOURS = {"teacher": "#8a8f98", "student": "#d1495b", "chance": "#222222"}
+COLOURS = {"teacher": "#8a8f98", "cut": "#e3b5bb", "student": "#d1495b", "chance": "#222222"}
 
 
 def draw_quality(metrics: Mapping[str, Any]) -> Any:
-    """Bars of hit@5 for each set, teacher beside student, with chance as a line; local pools above, union below."""
+    """Bars of hit@5 for each set, the models side by side, with chance as a line; local pools above, union below."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -17,11 +17,13 @@ def draw_quality(metrics: Mapping[str, Any]) -> Any:
     figure = Figure(figsize=(max(7.0, 0.9 * len(names) + 2), 7.0), layout="constrained")
     FigureCanvasAgg(figure)  # no pyplot: it keeps figures alive and picks a backend for the whole process
     for axes, scope in zip(figure.subplots(2, 1, sharex=True, sharey=True), ("local", "union"), strict=True):
-        for model in measured(metrics):
-            shift = -0.2 if model == "teacher" else 0.2
+        models = measured(metrics)
+        width = 0.8 / len(models)
+        for number, model in enumerate(models):
+            shift = (number - (len(models) - 1) / 2) * width
             heights = [metrics[model][scope]["tasks"][name][HEADLINE] for name in names]
             places = [place + shift for place in range(len(names))]
-            bars = axes.bar(places, heights, 0.38, label=model, color=COLOURS[model])
+            bars = axes.bar(places, heights, 0.95 * width, label=model, color=COLOURS[model])
             axes.bar_label(bars, fmt="%.2f", fontsize=7, padding=1)
         chances = [metrics["chance"][scope]["tasks"][name][HEADLINE] for name in names]
         edges = range(len(names))
@@ -43,7 +45,7 @@ def draw_cost(metrics: Mapping[str, Any]) -> Any:
     figure = Figure(figsize=(7.0, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    models = measured(metrics)
+    models = timed(metrics)
     largest = max(metrics[model]["parameters"] for model in models)
     for model in models:
         one = metrics[model]

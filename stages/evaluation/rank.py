@@ -7,6 +7,7 @@ and so does this. Relevant candidates that the pool does not hold count as misse
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 
 from stages.evaluation.measures import HITS, chance_of_hit, cutoff, measure_queries, trec_lines
 from stages.evaluation.sets import EvaluationSet, set_name
+from stages.search import leading
 from stages.search.exact import ExactIndex, search_batches, vectors
 from stages.search.filters import Filter
 
@@ -59,6 +61,23 @@ class Pools:
     def size(self, chosen: Filter) -> int:
         """Candidates that a filter lets through."""
         return self.total if chosen.pool is None else self.sizes[chosen.pool]
+
+
+def rank_file(
+    path: str,
+    filesystem: Any,
+    dim: int | None,
+    sets: Sequence[EvaluationSet],
+    pools: Pools,
+    index: Any,
+    depth: int,
+    tag: str,
+) -> dict[tuple[str, str], Tally]:
+    """`rank_block` of a stored block of queries with vectors, of which the first `dim` values are read (None: all)."""
+    import pyarrow.parquet as pq
+
+    block = pq.read_table(path, filesystem=filesystem)
+    return rank_block(block if dim is None else leading.cut(block, dim), sets, pools, index, depth, tag)
 
 
 def rank_block(

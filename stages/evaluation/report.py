@@ -6,11 +6,12 @@ alone (`evaluate.teacher=false`) has the same tables without the teacher's colum
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from stages.contract.context import Context
 
+CUT = "cut: the teacher's first layers, as many as the student has, before any training"
 WIDTH = 100  # columns of the terminal table
 HEADLINE = "hit@5"
 NOTES = """hit@k is 1 when any relevant candidate is among the first k (M-BEIR calls it Recall@k); recall@k is the
@@ -18,7 +19,8 @@ share of the relevant candidates that were found. Chance is the exact expectatio
 every set the same. A query's own picture stays in the pool, as in M-BEIR. Latency is end to end for one query, both
 models in one process, turn by turn. The teacher is the backbone as it came; the fair upper bound, the whole backbone
 with the student's training, comes from `python pipeline/ablate.py RECIPE upper_bound`."""
-MODELS = ("teacher", "student")
+MODELS = ("cut", "student", "teacher")
+"""`cut` is the teacher's first layers, as many as the student has, before any training."""
 
 
 def write_report(context: Context, metrics: Mapping[str, Any]) -> None:
@@ -45,14 +47,19 @@ def write_report(context: Context, metrics: Mapping[str, Any]) -> None:
 
 
 def measured(metrics: Mapping[str, Any]) -> list[str]:
-    """The models that were measured, the teacher first."""
+    """The models whose quality was measured, from the least to the most that is expected of them."""
     return [name for name in MODELS if name in metrics]
+
+
+def timed(metrics: Mapping[str, Any]) -> list[str]:
+    """The models whose cost was measured: what is cut costs what the student does."""
+    return [name for name in measured(metrics) if name != "cut"]
 
 
 def set_columns(metrics: Mapping[str, Any]) -> tuple[str, ...]:
     """The head of a table of sets."""
     models = measured(metrics)
-    return ("set", "queries", "pool", "chance", *models, *(("kept",) if len(models) > 1 else ()))
+    return ("set", "queries", "pool", "chance", *models, *(("kept",) if "teacher" in models else ()))
 
 
 def labels(metrics: Mapping[str, Any]) -> dict[str, str]:
@@ -67,40 +74,47 @@ def labels(metrics: Mapping[str, Any]) -> dict[str, str]:
 
 def set_rows(metrics: Mapping[str, Any], scope: str) -> Iterator[Sequence[str]]:
     """`set_columns` of each set in the scope, then of the mean."""
-    scopes = [metrics[name][scope] for name in measured(metrics)]
+    scopes = {model: metrics[model][scope] for model in measured(metrics)}
     for name, label in labels(metrics).items():
         task = metrics["student"][scope]["tasks"][name]
         sizes = (f"{task['queries']:,}", f"{task['pool_size']:,}")
-        yield label, *sizes, *compared(task[f"chance {HEADLINE}"], [one["tasks"][name][HEADLINE] for one in scopes])
-    yield "mean", "", "", *compared(metrics["chance"][scope][HEADLINE], [one[HEADLINE] for one in scopes])
+        yield (
+            label,
+            *sizes,
+            *compared(
+                task[f"chance {HEADLINE}"], {model: one["tasks"][name][HEADLINE] for model, one in scopes.items()}
+            ),
+        )
+    means = {model: one[HEADLINE] for model, one in scopes.items()}
+    yield "mean", "", "", *compared(metrics["chance"][scope][HEADLINE], means)
 
 
-def compared(chance: float, qualities: Sequence[float]) -> tuple[str, ...]:
-    """Chance, the qualities, and what the last one keeps of the first one's."""
-    return f"{chance:.3f}", *(f"{quality:.3f}" for quality in qualities), *share(qualities)
+def compared(chance: float, qualities: Mapping[str, float]) -> tuple[str, ...]:
+    """Chance, the qualities by model, and what the student keeps of the teacher's."""
+    return f"{chance:.3f}", *(f"{quality:.3f}" for quality in qualities.values()), *share(qualities)
 
 
-def share(values: Sequence[float]) -> tuple[str, ...]:
+def share(values: Mapping[str, float]) -> tuple[str, ...]:
     """The student's value as a share of the teacher's, where both were measured."""
-    if len(values) < 2:
+    if "teacher" not in values:
         return ()
-    teacher, student = values
-    return (f"{student / teacher:.0%}" if teacher else "–",)
+    return (f"{values['student'] / values['teacher']:.0%}" if values["teacher"] else "–",)
 
 
 def model_rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """Name, then each model's value, then the student's share, for each cost."""
-    models = [metrics[name] for name in measured(metrics)]
-    numbers = {
-        "layers": ([one["layers"] for one in models], "{:,}"),
-        "parameters, millions": ([one["parameters"] / 1e6 for one in models], "{:,.1f}"),
-        "vector dimensions": ([one["dim"] for one in models], "{:,}"),
-        "ms per query, median": ([one["latency_ms"]["median"] for one in models], "{:.1f}"),
-        "ms per query, p90": ([one["latency_ms"]["p90"] for one in models], "{:.1f}"),
-        "queries per second": ([one["queries_per_second"] for one in models], "{:,.0f}"),
+    models = {name: metrics[name] for name in timed(metrics)}
+    numbers: dict[str, tuple[Callable[[Any], float], str]] = {
+        "layers": (lambda one: one["layers"], "{:,}"),
+        "parameters, millions": (lambda one: one["parameters"] / 1e6, "{:,.1f}"),
+        "vector dimensions": (lambda one: one["dim"], "{:,}"),
+        "ms per query, median": (lambda one: one["latency_ms"]["median"], "{:.1f}"),
+        "ms per query, p90": (lambda one: one["latency_ms"]["p90"], "{:.1f}"),
+        "queries per second": (lambda one: one["queries_per_second"], "{:,.0f}"),
     }
-    for name, (values, form) in numbers.items():
-        yield name, *map(form.format, values), *share(values)
+    for name, (value, form) in numbers.items():
+        values = {model: value(one) for model, one in models.items()}
+        yield name, *map(form.format, values.values()), *share(values)
 
 
 def terminal_table(metrics: Mapping[str, Any]) -> str:
@@ -110,7 +124,7 @@ def terminal_table(metrics: Mapping[str, Any]) -> str:
     from rich.table import Table
 
     columns = set_columns(metrics)
-    title = f"{HEADLINE}: {' beside '.join(reversed(measured(metrics)))}"
+    title = f"{HEADLINE}: {' beside '.join(timed(metrics))}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         table.add_column(name, justify="left" if name == "set" else "right", overflow="fold")
@@ -122,8 +136,11 @@ def terminal_table(metrics: Mapping[str, Any]) -> str:
     *_, union = set_rows(metrics, "union")
     table.add_row("mean, union pool", *union[1:])
     table.add_section()
+    spared = [""] * (len(measured(metrics)) - len(timed(metrics)))
     for name, *values in model_rows(metrics):
-        table.add_row(name, "", "", "", *values)
+        table.add_row(name, "", "", "", *spared, *values)
+    if "cut" in metrics:
+        table.caption, table.caption_justify = CUT, "left"
     text = io.StringIO()
     Console(file=text, width=WIDTH, color_system=None).print(table)
     return text.getvalue()
@@ -131,15 +148,15 @@ def terminal_table(metrics: Mapping[str, Any]) -> str:
 
 def markdown_report(metrics: Mapping[str, Any]) -> str:
     """The report as Markdown."""
-    models = measured(metrics)
-    places = [(name, scope) for scope in ("local", "union") for name in reversed(models)]
+    models = timed(metrics)
+    places = [(name, scope) for scope in ("local", "union") for name in measured(metrics)]
     measures = [
         (measure, *(f"{metrics[name][scope][measure]:.3f}" for name, scope in places))
         for measure in metrics["student"]["local"]
         if measure != "tasks"
     ]
     parts = [
-        f"# {' beside '.join(reversed(models)).capitalize()}",
+        f"# {' beside '.join(models).capitalize()}",
         summary(metrics),
         f"## {HEADLINE} in each set's own pool",
         markdown_table(set_columns(metrics), set_rows(metrics, "local")),
@@ -198,7 +215,7 @@ def quality_rows(metrics: Mapping[str, Any], measures: Sequence[str]) -> Iterato
 def cost_rows(metrics: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
     """A line for each model with size and speed."""
     yield "model", "layers", "parameters", "dim", "latency_ms_median", "latency_ms_p90", "queries_per_second"
-    for model in measured(metrics):
+    for model in timed(metrics):
         one, latency = metrics[model], metrics[model]["latency_ms"]
         size = (one["layers"], one["parameters"], one["dim"])
         yield model, *size, latency["median"], latency["p90"], one["queries_per_second"]

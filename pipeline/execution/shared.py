@@ -1,0 +1,91 @@
+"""Artifacts that several artifacts of one stage have in common, such as a teacher's vectors: written once, kept beside.
+
+They are artifacts like those of stages, with a key, a manifest and a lease, and the manifest of each artifact that used
+one names it under `shared`: garbage collection keeps what is needed. They are no stages of the plan, because a plan would
+have to say for each whether it is needed, and because most runs find them there.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.artifacts.leases import Lease
+from pipeline.artifacts.store import Artifact, Attempt, Store
+from pipeline.planning.plan import key_of
+from pipeline.planning.sources import code_parts
+
+
+@dataclass
+class SharedArtifact:
+    """See `stages.contract.context.Shared`."""
+
+    store: Store
+    facts: Mapping[str, Any]
+    found: Artifact | None
+    output: Attempt | None = None
+    lease: Lease | None = None
+
+    def commit(self) -> Artifact:
+        """The artifact: what was found, or what was written, which from here on exists."""
+        if self.found is None:
+            assert self.output is not None
+            self.found = self.store.commit(self.output, self.facts, replace=True, lease=self.lease)
+            self.output = None
+        return self.found
+
+
+@dataclass
+class SharedArtifacts:
+    """`Context.shared` of one stage of one run.
+
+    Attributes:
+        common: parts of every key that follow from the run's configuration: the precision that models compute in.
+        facts: what every manifest tells besides its parts and inputs.
+        announce: called with name and key before anything is used, so that the run's record protects it.
+        used: name → artifacts that were asked for.
+    """
+
+    store: Store
+    inputs: Mapping[str, Artifact]
+    common: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    say: Callable[[str], None]
+    announce: Callable[[str, str], None] = lambda name, key: None
+    used: list[SharedArtifact] = field(default_factory=list)
+
+    @property
+    def lost(self) -> bool:
+        """Whether another run took one of the leases over."""
+        return any(one.lease and one.lease.lost for one in self.used)
+
+    def references(self) -> list[dict[str, str]]:
+        """How a manifest names what was used."""
+        found = [one.found for one in self.used if one.found]
+        return [{"stage": one.stage, "key": one.key, "attempt": one.attempt} for one in found]
+
+    @contextmanager
+    def __call__(
+        self, name: str, module: str, inputs: Sequence[str], params: Mapping[str, Any]
+    ) -> Iterator[SharedArtifact]:
+        """See `stages.contract.context.Share`."""
+        parts = {
+            "stage": name,
+            "code": code_parts(module),
+            "params": {**params, **self.common},
+            "inputs": {of: self.inputs[of].key for of in inputs},
+        }
+        key = key_of(parts)
+        made_from = {of: {"key": self.inputs[of].key, "attempt": self.inputs[of].attempt} for of in inputs}
+        facts = {**self.facts, "parts": parts, "inputs": made_from, "metrics": {}}
+        self.announce(name, key)
+        with self.store.locked(name, key, self.say) as lease:
+            found = self.store.artifact(name, key) if self.store.has(name, key) else None
+            if found and found.manifest["inputs"] != made_from:  # an input was written anew since
+                found = None
+            shared = SharedArtifact(self.store, facts, found, lease=lease)
+            if found is None:
+                attempts = {of: entry["attempt"] for of, entry in made_from.items()}
+                shared.output = self.store.begin(name, key, inputs=attempts)
+            self.used.append(shared)
+            yield shared

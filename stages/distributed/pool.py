@@ -1,0 +1,128 @@
+"""Work that needs models, carried out by a pool of actors that load each model once and keep it.
+
+A stage says beforehand all that its models are to do: shards of rows to embed and write, a sample to read by every
+layer, a timing. One pool does it all, so a backbone of 7B is loaded once by each actor and not once for each kind of
+work, and a small run pays for one start of a process. Work is a picklable function of the actor's `Models`.
+"""
+
+import pickle
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.contract.context import Artifact, Context
+from stages.contract.params import Cluster
+from stages.distributed.embedding import RowReader, Side, load_encoder, pool_of, pool_size
+
+if TYPE_CHECKING:
+    from stages.model.encoder import Encoder
+
+SECONDS_BETWEEN_LINES = 30
+
+
+class Models:
+    """What an actor holds: encoders by name, loaded when they are first asked for, and readers of stored rows.
+
+    Args:
+        rows: the artifact that texts and pictures are read from.
+        directories: name → model directory, readable on every node.
+        cluster: how a process uses its machine.
+    """
+
+    def __init__(self, rows: Artifact, directories: Mapping[str, Path], cluster: Cluster) -> None:
+        self.rows, self.directories, self.cluster = rows, directories, cluster
+        self._encoders: dict[str, Encoder] = {}
+        self._readers: dict[str, RowReader] = {}
+
+    def encoder(self, name: str) -> "Encoder":
+        """The encoder of that name."""
+        if name not in self._encoders:
+            self._encoders[name] = load_encoder(self.directories[name], self.cluster)
+        return self._encoders[name]
+
+    def reader(self, side: Side) -> RowReader:
+        """Turns stored rows of a side into the encoder's rows."""
+        if side not in self._readers:
+            self._readers[side] = RowReader(self.rows, side)
+        return self._readers[side]
+
+
+Work = Callable[[Models], Any]
+"""Picklable, and so is its small result; what is large it writes to a store."""
+
+
+def carry_out(
+    context: Context,
+    models: Mapping[str, Path],
+    work: Sequence[Work],
+    *,
+    alone: Sequence[Work] = (),
+    rows: Artifact | None = None,
+    label: str = "",
+) -> list[Any]:
+    """The results of `work`, then of `alone`, in their order.
+
+    Args:
+        models: name → directory of the models that work asks for.
+        alone: timings, which one actor does while no other works.
+        rows: what texts and pictures are read from; the ingest artifact where none is given.
+        label: what progress lines call the work.
+    """
+    actors, _ = pool_size(context.cluster)
+    given = (rows or context.inputs["ingest"], dict(models), context.cluster)
+    if actors == 1:
+        return _carry_out([*work, *alone], given, context.cluster, label)
+    done = _carry_out(work, given, context.cluster, label)
+    return done + _carry_out(alone, given, context.cluster.model_copy(update={"actors": 1}), label)
+
+
+def _carry_out(work: Sequence[Work], given: tuple[Any, ...], cluster: Cluster, label: str) -> list[Any]:
+    import pyarrow as pa
+    import ray.data
+
+    if not work:
+        return []
+    tables = [pa.table({"place": [place], "work": [pickle.dumps(one)]}) for place, one in enumerate(work)]
+    done = ray.data.from_arrow(tables).map_batches(
+        _Worker, fn_constructor_args=given, batch_size=1, batch_format="pyarrow", **pool_of(cluster)
+    )
+    found = {}
+    batches = done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    for table in _with_progress(batches, len(work), label):
+        for place, result in zip(table["place"].to_pylist(), table["result"].to_pylist(), strict=True):
+            found[place] = pickle.loads(result)
+    return [found[place] for place in range(len(work))]
+
+
+class _Worker:
+    """The actor of the pool."""
+
+    def __init__(self, *given: Any) -> None:
+        self.models = Models(*given)
+
+    def __call__(self, table: Any) -> Any:
+        import pyarrow as pa
+
+        results = [pickle.dumps(pickle.loads(work)(self.models)) for work in table["work"].to_pylist()]
+        return pa.table({"place": table["place"], "result": pa.array(results, pa.large_binary())})
+
+
+def _with_progress(tables: Iterable[Any], total: int, label: str) -> Iterator[Any]:
+    """Passes the finished work on; now and then says how much is done, and how long the rest takes."""
+    start = said = time.monotonic()
+    done = 0
+    for table in tables:
+        yield table
+        done += table.num_rows
+        now = time.monotonic()
+        if label and now - said > SECONDS_BETWEEN_LINES and done < total:
+            left = round((now - start) / done * (total - done))
+            say(f"{label} {done}/{total}, {left // 60}:{left % 60:02d} left")
+            said = now
+
+
+def say(line: str) -> None:
+    """One line of progress."""
+    print(line, file=sys.stderr, flush=True)

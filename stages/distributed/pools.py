@@ -1,0 +1,42 @@
+"""The candidates of the evaluation pools: which of them are embedded, and whether all of them arrived."""
+
+from typing import TYPE_CHECKING, Any
+
+from stages.contract.context import Attempt, StageError
+from stages.distributed.shards import files
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+EMBEDDINGS = "embeddings"
+CANDIDATE_COLUMNS = ["did", "dataset_id", "modality", "text", "image_id", "pools"]
+
+
+def keep_pools(table: "pa.Table", pools: list[str]) -> "pa.Table":
+    """The rows that belong to any of `pools`."""
+    import pyarrow as pa
+
+    wanted = set(pools)
+    return table.filter(pa.array([not wanted.isdisjoint(names) for names in table["pools"].to_pylist()], pa.bool_()))
+
+
+def without_content(table: "pa.Table") -> "pa.Table":
+    """The columns of EMBEDDINGS."""
+    return table.drop_columns(["text", "image_id"])
+
+
+def written(output: Attempt, name: str, expected: int) -> dict[str, Any]:
+    """Files, bytes and dim of the vectors below `name`.
+
+    Raises:
+        StageError: there are fewer or more rows than were to be embedded.
+    """
+    import pyarrow.parquet as pq
+
+    paths = files(output, name)
+    rows = sum(pq.read_metadata(path, filesystem=output.filesystem).num_rows for path in paths)
+    if rows != expected:
+        raise StageError(f"{rows} of {expected} vectors arrived at {output.base}/{name}; run the same command again")
+    dim = pq.read_schema(paths[0], filesystem=output.filesystem).field("vector").type.list_size
+    size = sum(info.size for info in output.filesystem.get_file_info(paths))
+    return {"files": paths, "bytes": size, "dim": dim}
