@@ -70,7 +70,7 @@ class Source:
         evaluate, *used = map(self.artifact, stages)
         compared = evaluate.manifest["inputs"]
         same = all(compared[one.stage] == {"key": one.key, "attempt": one.attempt} for one in used)
-        return same and bool(evaluate.files("teacher"))
+        return same and "teacher" in evaluate.read_json("teacher.json")
 
     def load_teacher(self, student: "Retriever") -> "Retriever":
         """The full-depth model over the same candidates, by the vectors that evaluate compared."""
@@ -84,7 +84,8 @@ class Source:
 
         model = backbone.directory(self.artifact("backbone"))
         encoder = load_encoder(model, Cluster(gpus_per_worker=int(torch.cuda.is_available())))
-        index = ExactIndex.open(self.artifact("evaluate"), "teacher").ready()
+        key = self.artifact("evaluate").read_json("teacher.json")["teacher"]
+        index = ExactIndex.open(self.store.artifact("teacher", key)).ready()
         return Retriever(encoder, index, student.card, student.candidates, student.images)
 
 

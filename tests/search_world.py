@@ -13,6 +13,7 @@ from PIL import Image
 
 from pipeline.artifacts.store import Artifact, Attempt, Store, open_store
 from pipeline.config.sections import Config
+from pipeline.execution.shared import SharedArtifacts
 from stages import index
 from stages.contract.context import Context
 from stages.contract.params import Cluster
@@ -123,11 +124,18 @@ def make_world(root: Path) -> tuple[Store, dict[str, Artifact]]:
     return store, inputs
 
 
+def share_in(store: Store, inputs: dict[str, Artifact]) -> SharedArtifacts:
+    """`Context.shared` of a stage that runs by itself."""
+    return SharedArtifacts(store, inputs, {}, {}, print)
+
+
 def run_stage(store: Store, inputs: dict[str, Artifact], stage: str, params: Any) -> tuple[Artifact, dict, Witness]:
     """Runs one stage by its module and commits what it wrote."""
     tracker = Witness()
     attempt = store.begin(stage, "f" * 16)
-    context = Context(SimpleNamespace(**{stage: params}), Cluster(threads=1), inputs, attempt, tracker)
+    context = Context(
+        SimpleNamespace(**{stage: params}), Cluster(threads=1), inputs, attempt, tracker, share_in(store, inputs)
+    )
     metrics = import_module(f"stages.{stage}").run(context)
     return store.commit(attempt, {"metrics": metrics}), metrics, tracker
 
@@ -147,7 +155,9 @@ def write_index(store: Store, inputs: dict[str, Artifact], key: str = "e" * 16) 
     table = table.append_column("vector", vector_column(vectors, "test")).cast(schemas.EMBEDDINGS(encoder.dim))
     Path(attempt.base, "embeddings").mkdir()
     pq.write_table(table, f"{attempt.base}/embeddings/part-0.parquet")
-    context = Context(SimpleNamespace(index=index.Params()), Cluster(), inputs, attempt, Witness())
+    context = Context(
+        SimpleNamespace(index=index.Params()), Cluster(), inputs, attempt, Witness(), share_in(store, inputs)
+    )
     card = describe(context, summarise_pools(inputs["ingest"], "test"), encoder.dim) | {"backend": "exact"}
     attempt.write_json("retriever.json", card)
     return store.commit(attempt, {"metrics": {}})

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.artifacts.store import Artifact, Store
+from pipeline.execution.shared import SharedArtifacts
 from stages.contract.context import Context
 from stages.contract.params import Cluster
 
@@ -47,8 +48,10 @@ class Recorder:
 
 def begin(directory: Path, stage: str, inputs: Mapping[str, Artifact] | None = None, **sections: Any) -> Context:
     """A context whose output goes to a store in `directory`; `sections` are the stage's parameters."""
-    output = Store(directory).begin(stage, "0123456789ab")
-    return Context(SimpleNamespace(**sections), Cluster(), inputs or {}, output, Recorder())
+    store = Store(directory)
+    output = store.begin(stage, "0123456789ab")
+    shared = SharedArtifacts(store, inputs or {}, {}, {}, print)
+    return Context(SimpleNamespace(**sections), Cluster(), inputs or {}, output, Recorder(), shared)
 
 
 def commit(directory: Path, context: Context) -> Artifact:

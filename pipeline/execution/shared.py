@@ -1,8 +1,8 @@
-"""Artifacts that several artifacts of one stage have in common, such as a teacher's vectors: written once, kept beside.
+"""Artifacts that several artifacts of one stage have in common, such as a teacher's vectors: written once.
 
-They are artifacts like those of stages, with a key, a manifest and a lease, and the manifest of each artifact that used
-one names it under `shared`: garbage collection keeps what is needed. They are no stages of the plan, because a plan would
-have to say for each whether it is needed, and because most runs find them there.
+They are artifacts like those of stages, with a key, a manifest and a lease, and the manifest of each artifact that
+used one names it under `shared`, so that garbage collection keeps what is needed. They are no stages of the plan: it
+would have to say for each whether it is needed, and most runs find them there.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from stages.distributed.pool import Models
 
 Side = Literal["query", "candidate"]
+READ = ("text", "image_id", "dataset_id", "modality", "target_modality")
 WINDOW = 4  # model batches that an actor gets at once, so that it seldom waits for the next table
 
 
@@ -104,10 +105,8 @@ class RowReader:
 
     def rows(self, table: "pa.Table") -> list[Any]:
         """The encoder's rows for a table of stored rows."""
-        used = ("text", "image_id", "dataset_id", "modality", "target_modality")
-        return [
-            self.read(row) for row in table.select([name for name in used if name in table.column_names]).to_pylist()
-        ]
+        read = [name for name in READ if name in table.column_names]
+        return [self.read(row) for row in table.select(read).to_pylist()]
 
     def read(self, row: dict[str, Any]) -> Any:
         """The encoder's Row for one stored row."""

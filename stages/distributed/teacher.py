@@ -4,8 +4,9 @@ One forward pass gives the state after every layer, and `norm(state after layer 
 layers would give before any training. So the rows of the evaluation that stand for the teacher and for "the same
 layers, cut and not trained" cost one pass together.
 
-The vectors of the pools are artifacts of their own in the store, `teacher/{key}`, one for each layer. They are the most
-expensive part of an evaluation and depend on neither the student nor a report: all students of one backbone share them.
+The vectors of the pools are artifacts of their own in the store, `teacher/{key}`, one for each layer. They are the
+most expensive part of an evaluation and depend on neither the student nor a report: all students of one backbone share
+them.
 """
 
 from collections.abc import Mapping, Sequence

@@ -16,7 +16,7 @@ from stages.data.instructions import with_instruction
 from stages.evaluation.measures import chance_of_hit
 from stages.mining.mine import Mine, mine
 from stages.search.exact import ExactIndex
-from tests.search_world import COLOURS, TRAINED, Witness, ingest_rows, make_world, picture, run_stage
+from tests.search_world import COLOURS, TRAINED, Witness, ingest_rows, make_world, picture, run_stage, share_in
 from tests.support import rows
 
 pytestmark = pytest.mark.ray
@@ -32,20 +32,27 @@ def world(shared_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> dic
     params = evaluate.Params(depth=10, latency_queries=5, batch_size=4)
     artifacts["evaluate"], metrics, tracker = run_stage(store, artifacts, "evaluate", params)
     mining = mine_with(store, artifacts)
-    return {"artifacts": artifacts, "indexed": indexed, "metrics": metrics, "tracker": tracker, "mining": mining}
+    return {
+        "store": store,
+        "artifacts": artifacts,
+        "indexed": indexed,
+        "metrics": metrics,
+        "tracker": tracker,
+        "mining": mining,
+    }
 
 
 def mine_with(store: Store, artifacts: dict[str, Artifact]) -> Artifact:
     """Mines twice, the second time with what the first one left, and commits what a training would."""
     attempt = store.begin("train", "a" * 16)
     params = SimpleNamespace(train=train.Params(mine=Mine(per_query=3, margin=1.0, batch_size=4)))
-    context = Context(params, Cluster(threads=1), artifacts, attempt, Witness())
+    context = Context(params, Cluster(threads=1), artifacts, attempt, Witness(), share_in(store, artifacts))
     first = mine(context, artifacts["train"].local("model"))
     assert mine(context, artifacts["train"].local("model")) == first  # file names are drawn, so nothing was rewritten
     return store.commit(attempt, {"metrics": {}})
 
 
-def embed(directory: Path, queries: bool) -> tuple[list[str], np.ndarray]:
+def embed(directory: Path, queries: bool, layers: int | None = None) -> tuple[list[str], np.ndarray]:
     """Ids and vectors by the encoder itself, without Ray, Parquet or float16."""
     from stages.model.encoder import Encoder, Row
 
@@ -53,7 +60,7 @@ def embed(directory: Path, queries: bool) -> tuple[list[str], np.ndarray]:
     asked, held = ingest_rows()
     rows = [row for row in asked if row["split"] == "test"] if queries else held
     texts = [with_instruction(PROMPTS[row["modality"]], row["text"]) if queries else row["text"] for row in rows]
-    encoder = Encoder.load(directory)
+    encoder = Encoder.load(directory, layers)
     ids = [row["qid" if queries else "did"] for row in rows]
     return ids, encoder.encode(
         [Row(text, pictures.get(row["image_id"])) for text, row in zip(texts, rows, strict=True)]
@@ -99,12 +106,20 @@ def test_the_index_describes_itself(world: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    "model, stage, dim", [("student", "train", 32), ("student-16d", "train", 16), ("teacher", "backbone", 32)]
+    "model, stage, dim, layers",
+    [
+        ("student", "train", 32, None),
+        ("student-16d", "train", 16, None),
+        ("teacher", "backbone", 32, None),
+        ("cut", "backbone", 32, 1),
+    ],
 )
 @pytest.mark.parametrize("scope", ["local", "union"])
-def test_rankings_equal_the_encoders_own_cosines(world: dict, model: str, stage: str, dim: int, scope: str) -> None:
+def test_rankings_equal_the_encoders_own_cosines(
+    world: dict, model: str, stage: str, dim: int, layers: int | None, scope: str
+) -> None:
     directory = world["artifacts"][stage].local("model")
-    (qids, queries_QD), (dids, candidates_ND) = embed(directory, True), embed(directory, False)
+    (qids, queries_QD), (dids, candidates_ND) = embed(directory, True, layers), embed(directory, False, layers)
     queries_QD, candidates_ND = (
         vectors[:, :dim] / np.linalg.norm(vectors[:, :dim], axis=1, keepdims=True)
         for vectors in (queries_QD, candidates_ND)
@@ -121,7 +136,7 @@ def test_rankings_equal_the_encoders_own_cosines(world: dict, model: str, stage:
             assert [scores[qid][dids.index(did)] for did, _ in found] == pytest.approx(best, abs=ROUNDING)
 
 
-@pytest.mark.parametrize("model", ["student", "teacher"])
+@pytest.mark.parametrize("model", ["student", "teacher", "cut"])
 @pytest.mark.parametrize("scope", ["local", "union"])
 def test_measures_are_those_of_the_run_files(world: dict, model: str, scope: str) -> None:
     positives = {row["qid"]: row["positives"] for row in ingest_rows()[0]}
@@ -173,7 +188,23 @@ def test_costs_of_both_models_are_reported(world: dict) -> None:
     assert 0 < student["latency_ms"]["median"] <= student["latency_ms"]["p90"]
 
 
-def test_the_artifact_holds_tables_plots_and_the_teachers_vectors(world: dict) -> None:
+def test_the_teachers_vectors_are_shared_by_all_evaluations_of_one_backbone(world: dict) -> None:
+    store, artifacts = world["store"], dict(world["artifacts"])
+    keys = artifacts["evaluate"].read_json("teacher.json")
+    assert set(keys) == {"teacher", "cut"}
+    before = {name: store.artifact("teacher", key) for name, key in keys.items()}
+    for one in before.values():
+        assert sum(batch.num_rows for batch in ExactIndex.open(one).batches()) == 24
+    del artifacts["evaluate"]
+    params = evaluate.Params(depth=10, latency_queries=5, batch_size=4, queries_per_task=3)
+    again, _, _ = run_stage(store, artifacts, "evaluate", params)
+    assert again.read_json("teacher.json") == keys
+    assert {name: store.artifact("teacher", key).attempt for name, key in keys.items()} == {
+        name: one.attempt for name, one in before.items()
+    }
+
+
+def test_the_artifact_holds_tables_and_plots(world: dict) -> None:
     artifact = world["artifacts"]["evaluate"]
     assert artifact.read_json("metrics.json") == world["metrics"]
     table = artifact.local("table.txt").read_text()
@@ -181,7 +212,6 @@ def test_the_artifact_holds_tables_plots_and_the_teachers_vectors(world: dict) -
     assert max(map(len, table.splitlines())) <= 100
     assert artifact.local("plots/quality.png").read_bytes().startswith(b"\x89PNG")
     assert "| text→image |" in artifact.local("report.md").read_text()
-    assert sum(batch.num_rows for batch in ExactIndex.open(artifact, "teacher").batches()) == 24
     assert {"quality.png", "cost.png", "report.md", "report.html"} <= set(world["tracker"].names)
     page = artifact.local("report.html").read_text()
     assert any(f"Something {colour}." in page for colour in COLOURS) and "data:image/webp;base64," in page

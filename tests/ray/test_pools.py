@@ -1,5 +1,7 @@
 """Pools of actors with a GPU each, on a cluster that only believes in one: Ray Data must accept what it is asked."""
 
+import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +13,8 @@ from pyarrow.fs import LocalFileSystem
 
 from stages.contract.params import Cluster
 from stages.distributed.embedding import map_with_models
-from stages.distributed.shards import cut, files, map_shards
+from stages.distributed.pool import carry_out
+from stages.distributed.shards import Target, cut, files, shard_work
 from tests.support import begin
 
 pytestmark = pytest.mark.ray
@@ -44,11 +47,29 @@ def test_tables_are_mapped_by_actors_with_a_gpu_each(context):
     assert {row["gpus"] for row in mapped} == {"0"}
 
 
-def test_shards_are_mapped_by_actors_with_a_gpu_each(context, tmp_path):
+def gpu_of(models, table: pa.Table) -> pa.Table:
+    """Stands for what models compute: tells on which GPU the actor was put."""
+    return table.append_column("gpus", pa.array([",".join(map(str, ray.get_gpu_ids()))] * len(table)))
+
+
+def test_work_is_carried_out_by_actors_with_a_gpu_each(context, tmp_path):
     path = str(tmp_path / "part.parquet")
     pq.write_table(pa.table({"id": range(7)}), path, row_group_size=2)
     source = SimpleNamespace(files=lambda prefix: [path], filesystem=LocalFileSystem())
-    shards = cut(source, "x", 2)
-    assert map_shards(context, "made", shards, source, Placed, keep=unchanged, finish=unchanged, batch_size=1) == 7
+    work = shard_work([Target(context.output, "made", unchanged)], cut(source, "x", 2), source, gpu_of, keep=unchanged)
+    assert carry_out(context, {}, work, alone=[partial(answer, value=5)]) == [None] * 4 + [5]
     written = pa.concat_tables(pq.read_table(file) for file in files(context.output, "made"))
     assert written["id"].to_pylist() == list(range(7)) and set(written["gpus"].to_pylist()) == {"0"}
+
+
+def answer(models, *, value: int) -> int:
+    return value
+
+
+def test_timings_wait_until_all_else_is_done_where_there_are_many_actors(context):
+    context.cluster = Cluster(actors=2, gpus_per_worker=0.5)
+    assert carry_out(context, {}, [partial(answer, value=n) for n in range(5)], alone=[moment])[:5] == list(range(5))
+
+
+def moment(models) -> float:
+    return time.monotonic()

@@ -78,11 +78,14 @@ def write_teacher(store: Store, artifacts: dict[str, Artifact]) -> Artifact:
     encoder = Encoder.load(artifacts["backbone"].local("model"))
     vectors = encoder.encode([Row(row["text"], pictures.get(row["image_id"])) for row in rows])
     table = pa.Table.from_pylist(rows).select(["did", "dataset_id", "modality", "pools"])
-    attempt = store.begin("evaluate", "c" * 16)
-    Path(attempt.base, "teacher").mkdir()
+    shared = store.begin("teacher", "d" * 16)
+    Path(shared.base, "embeddings").mkdir()
     pq.write_table(
-        table.append_column("vector", vector_column(vectors, "t")), f"{attempt.base}/teacher/part-0.parquet"
+        table.append_column("vector", vector_column(vectors, "t")), f"{shared.base}/embeddings/part-0.parquet"
     )
+    store.commit(shared, {"metrics": {}})
+    attempt = store.begin("evaluate", "c" * 16)
+    attempt.write_json("teacher.json", {"teacher": shared.key})
     used = {name: {"key": one.key, "attempt": one.attempt} for name, one in artifacts.items()}
     return store.commit(attempt, {"metrics": {}, "inputs": used})
 

@@ -29,6 +29,7 @@ def metrics(names: list[str], student: float = 0.45, teacher: float = 0.5) -> di
     return {
         "student": model(12, student),
         "teacher": model(28, teacher),
+        "cut": {scope_: scope(value) for scope_, value in (("local", 0.2), ("union", 0.1))},
         "chance": {"local": chance, "union": chance},
         "kept": dict.fromkeys(("local hit@5", "union hit@5"), student / teacher if teacher else 0.0),
     }
@@ -71,7 +72,7 @@ def test_leading_dimensions_have_a_section_where_they_were_trained() -> None:
 
 def test_the_csv_has_every_measure_of_every_set() -> None:
     rows = list(csv.DictReader(io.StringIO(to_csv(quality_rows(metrics(NAMES), MEASURES)))))
-    assert len(rows) == 2 * 2 * len(NAMES)
+    assert len(rows) == 3 * 2 * len(NAMES)
     assert {row["hit@5"] for row in rows if row["model"] == "student" and row["scope"] == "local"} == {"0.45"}
 
 
@@ -83,7 +84,7 @@ def test_plots_show_every_set_and_both_models() -> None:
 
 
 def test_a_student_measured_alone_has_the_same_tables_without_the_teacher() -> None:
-    alone = {name: value for name, value in metrics(NAMES).items() if name not in ("teacher", "kept")}
+    alone = {name: value for name, value in metrics(NAMES).items() if name not in ("teacher", "cut", "kept")}
     assert "its teacher was not measured" in markdown_report(alone)
     for table in markdown_report(alone).split("\n\n"):
         if table.startswith("|"):

@@ -12,7 +12,7 @@ from pyarrow.fs import LocalFileSystem
 
 from pipeline.artifacts.store import Store
 from stages.contract.context import StageError
-from stages.distributed.shards import Worker, count_rows, cut, files, read
+from stages.distributed.shards import Target, count_rows, cut, files, read, shard_work
 
 SCHEMA = pa.schema([("id", pa.int64())])
 
@@ -39,27 +39,24 @@ def test_shards_hold_every_row_once_in_order(tmp_path_factory, sizes, group, row
     assert [one.name for one in shards] == sorted({one.name for one in shards})
 
 
-class Doubling:
-    """Stands for a model."""
-
-    def __init__(self, ingest: str) -> None:
-        self.ingest = ingest
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        if self.ingest == "broken":
-            raise ValueError("killed here")
-        return table.append_column("twice", pa.array([2 * n for n in table["id"].to_pylist()], pa.int64()))
+def doubled(models: str, table: pa.Table) -> pa.Table:
+    """Stands for what models compute."""
+    if models == "broken":
+        raise ValueError("killed here")
+    return table.append_column("twice", pa.array([2 * n for n in table["id"].to_pylist()], pa.int64()))
 
 
 def even(table: pa.Table) -> pa.Table:
     return table.filter(pa.array([n % 2 == 0 for n in table["id"].to_pylist()], pa.bool_()))
 
 
-def work(output, source, shards, ingest="ingest") -> None:
-    worker = Worker(
-        output, "made", shards, source.filesystem, None, even, lambda table: table, Doubling, {"ingest": ingest}
-    )
-    worker({"id": list(range(len(shards)))})
+def unchanged(table: pa.Table) -> pa.Table:
+    return table
+
+
+def work(output, source, shards, models="models") -> None:
+    for one in shard_work([Target(output, "made", unchanged)], shards, source, doubled, keep=even):
+        one(models)
 
 
 def content(output) -> dict[str, bytes]:
@@ -77,9 +74,10 @@ def test_a_second_attempt_takes_over_what_is_whole_and_gives_the_same_bytes(tmp_
     with pytest.raises(ValueError, match="killed"):
         work(killed, source, shards[3:4], "broken")
     again = store.begin("features", "k")
-    done = again.adopt("made")
-    assert sorted(done) == [shard.name for shard in shards[:3]]
-    work(again, source, [shard for shard in shards if shard.name not in done])
+    todo = shard_work([Target(again, "made", unchanged)], shards, source, doubled, keep=even)
+    assert [one.keywords["shard"] for one in todo] == shards[3:]
+    for one in todo:
+        one("models")
     assert content(again) == content(whole)
     assert count_rows(again, "made", len(shards)) == 7
 
