@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
     from stages.data.ingest.outcome import Report
-    from stages.data.sources.mbeir import Source
+    from stages.data.sources.chunks import SourceFile
     from stages.data.sources.remote import Place
 
 VERSION = 1
@@ -85,7 +85,7 @@ class Reading:
     queries: "Dataset"
     pools: list[str]
     instructions: "Callable[[Report], list[dict]]"
-    query_files: "list[Source]" = field(default_factory=list)
+    query_files: "list[SourceFile]" = field(default_factory=list)
     """Files whose queries share one pool; where there are none, each row names its own."""
 
 
@@ -95,10 +95,10 @@ def _read_mbeir(root: "Place") -> Reading:
 
     mbeir.require(root)
     instructions = mbeir.instructions(root)
-    pool_files, query_files = mbeir.candidate_sources(root), mbeir.query_sources(root)
+    pool_files, query_files = mbeir.candidate_files(root), mbeir.query_files(root)
     names = {row["dataset_id"]: row["dataset"] for row in instructions}
     candidates, queries = flow.read(root, pool_files, query_files, names)
-    pools = sorted({source.pool for source in pool_files})
+    pools = sorted({file.pool for file in pool_files})
     return Reading(root, candidates, queries, pools, lambda _: instructions, query_files)
 
 
@@ -106,16 +106,17 @@ def _read_pairs(context: Context, path: "Place") -> Reading:
     from functools import partial
 
     from stages.data.ingest import flow
+    from stages.data.instructions import plain_instructions
     from stages.data.sources import pairs, records
 
     found = records.lay_out(path, records.find(path, "data.path", pictures=False), context.output.work / "records")
-    chunks = flow.cut(found.root, found.sources)
-    queries = flow.read_chunks(chunks, partial(pairs.read_queries, found))
-    candidates = flow.read_chunks(chunks, partial(pairs.read_candidates, found))
+    numbered = flow.number_chunks(found.root, found.sources)
+    queries = flow.read_chunks(numbered, partial(pairs.read_queries, found))
+    candidates = flow.read_chunks(numbered, partial(pairs.read_candidates, found))
     pools = flow.distinct(candidates, "pool")
     if len(pools) > MOST_POOLS:
         raise InputError(f"data.path={path} names {len(pools)} tasks; a task is a group of many pairs, leave it out")
-    return Reading(found.root, candidates, queries, pools, lambda report: pairs.instructions(report.tasks()))
+    return Reading(found.root, candidates, queries, pools, lambda report: plain_instructions(report.tasks()))
 
 
 def _ingest(context: Context, source: Reading) -> "Report":

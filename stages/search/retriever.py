@@ -18,6 +18,8 @@ from stages.contract.context import Artifact, InputError
 from stages.contract.params import Cluster
 from stages.data.images import Checked, ImageRejected, Limits, check
 from stages.data.instructions import Instructions, with_instruction
+from stages.data.modalities import modality_of
+from stages.data.sources.fields import normalise
 from stages.data.tables import MappedTable
 from stages.index import keep_pools
 from stages.search.backends import Index, open_index, read_card
@@ -70,14 +72,8 @@ class Result:
         return {name: value for name, value in asdict(self).items() if name != "metadata" or value is not None}
 
 
-def modality_of(text: Any, image: Any) -> str:
-    """M-BEIR's name for what is there."""
-    return "image,text" if text and image else "image" if image else "text"
-
-
 def check_query(text: str | None, want: str | None, k: int, has_image: bool) -> str | None:
     """The text as ingest would store it, without loading anything. Raises InputError with one line that mends."""
-    from stages.data.sources.mbeir_rows import normalise
     from stages.model.prompt import without_special_tokens
 
     if k < 1:

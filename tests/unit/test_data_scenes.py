@@ -60,7 +60,7 @@ def test_a_family_does_not_depend_on_how_many_there_are(tmp_path, root):
 def test_only_the_tasks_that_are_asked_for_have_queries_and_pools(tmp_path, root):
     some = scenes.make(tmp_path / "some", COUNTS.model_copy(update={"tasks": (0, 6)}), seed=3)
     mbeir.require(some)
-    assert {source.task_id for source in mbeir.query_sources(some) if source.split == "test"} == {0, 6}
+    assert {source.task_id for source in mbeir.query_files(some) if source.split == "test"} == {0, 6}
     assert {row["task_id"] for row in rows(some, "query/train/mbeir_scenes_train.jsonl")} == {0, 6}
     path = "query/test/mbeir_scenes_task6_test.jsonl"
     assert (some / path).read_bytes() == (root / path).read_bytes()
@@ -68,7 +68,7 @@ def test_only_the_tasks_that_are_asked_for_have_queries_and_pools(tmp_path, root
 
 def test_it_is_a_real_mbeir_directory_with_all_eight_tasks(root):
     mbeir.require(root)
-    assert {source.task_id for source in mbeir.query_sources(root) if source.split == "test"} == {
+    assert {source.task_id for source in mbeir.query_files(root) if source.split == "test"} == {
         0,
         1,
         2,
@@ -78,16 +78,16 @@ def test_it_is_a_real_mbeir_directory_with_all_eight_tasks(root):
         7,
         8,
     }
-    assert all(source.qrels for source in mbeir.query_sources(root) if source.split != "train")
+    assert all(source.qrels for source in mbeir.query_files(root) if source.split != "train")
     assert len(mbeir.instructions(root)) == 8
-    assert sum(len(rows(root, source.path)) for source in mbeir.query_sources(root)) == 8 * (24 + 40 + 60)
+    assert sum(len(rows(root, source.path)) for source in mbeir.query_files(root)) == 8 * (24 + 40 + 60)
 
 
 def test_every_reference_leads_to_a_row_or_a_good_picture(root):
     for split in ("train", "val", "test"):
         pool = rows(root, f"cand_pool/global/mbeir_union_{split}_cand_pool.jsonl")
         queries = [
-            row for source in mbeir.query_sources(root) if source.split == split for row in rows(root, source.path)
+            row for source in mbeir.query_files(root) if source.split == split for row in rows(root, source.path)
         ]
         known = {row["did"] for row in pool}
         assert len(known) == len(pool)
@@ -109,7 +109,7 @@ def test_ids_are_unique_over_all_splits(root):
 
 
 def test_qrels_and_positives_agree(root):
-    for source in mbeir.query_sources(root):
+    for source in mbeir.query_files(root):
         if source.qrels:
             found = [line.split() for line in (root / source.qrels).read_text().splitlines()]
             listed = [(row["qid"], did) for row in rows(root, source.path) for did in row["pos_cand_list"]]
@@ -135,7 +135,7 @@ POOL_OF = {"pictures": "by_scene", "captions": "by_caption", "cards": "by_card"}
 
 
 def test_hard_negatives_are_close_and_false(root):
-    for source in mbeir.query_sources(root):
+    for source in mbeir.query_files(root):
         if source.task_id in (2, 4, 7, 8):
             for row in rows(root, source.path):
                 assert row["neg_cand_list"] and not set(row["neg_cand_list"]) & set(row["pos_cand_list"])

@@ -11,9 +11,8 @@ from stages.data.ingest import validate as judge
 from stages.data.ingest.pictures import Ledger
 from stages.data.ingest.survey import NUMBERS, Firsts, ImageVerdicts
 from stages.data.keys import hash64, hash_ids, locate
-from stages.data.schemas import CANDIDATES, QUERIES, REJECTS
-from stages.data.sources.mbeir import Source
-from stages.data.sources.mbeir_rows import RAW_CANDIDATES, RAW_QUERIES
+from stages.data.schemas import CANDIDATES, QUERIES, RAW_CANDIDATES, RAW_QUERIES, REJECTS
+from stages.data.sources.chunks import SourceFile
 
 POOLS = [f"pool{number}" for number in range(70)]
 IMAGE = "ab" * 16
@@ -225,7 +224,7 @@ def test_a_local_pool_without_any_positive_gives_way_to_the_union(pools, chosen)
     rows = [candidate(0, "1:1", pool="pool1"), candidate(1, "1:2", pool="pool2")]
     everything = known(rows, unions={"union_val": {"pool1"}})
     asked = pa.Table.from_pylist([query(9, "1:9", ["1:1"])], RAW_QUERIES)
-    assert judge.own_pool(asked, Source("query/val/x.jsonl", pools=tuple(pools)), everything) == chosen
+    assert judge.own_pool(asked, SourceFile("query/val/x.jsonl", pools=tuple(pools)), everything) == chosen
 
 
 def test_tallies_of_blocks_add_up():

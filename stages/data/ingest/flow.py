@@ -8,7 +8,6 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -23,9 +22,9 @@ from stages.data.images import Limits
 from stages.data.ingest import pictures, survey
 from stages.data.ingest import validate as judge
 from stages.data.ingest.outcome import CANDIDATE_COLUMNS, QUERY_COLUMNS, Report
-from stages.data.schemas import IMAGES
-from stages.data.sources import mbeir, mbeir_rows
-from stages.data.sources.mbeir import Source
+from stages.data.schemas import IMAGES, RAW_QUERIES
+from stages.data.sources import mbeir_rows
+from stages.data.sources.chunks import CHUNK_BYTES, FileChunk, SourceFile, file_chunks
 from stages.data.sources.remote import Place
 
 TASKS_PER_CPU = 4
@@ -70,35 +69,35 @@ def each(function: Callable[[Any], Any], items: list[Any]) -> Iterator[Any]:
 
 
 def read(
-    root: Path, candidates: list[Source], queries: list[Source], datasets: dict[int, str]
+    root: Place, candidates: list[SourceFile], queries: list[SourceFile], datasets: dict[int, str]
 ) -> tuple[ray.data.Dataset, ray.data.Dataset]:
     """(candidate rows, query rows) as read, in `RAW_CANDIDATES` and `RAW_QUERIES`; positions are unique over both."""
-    chunks = cut(root, [*candidates, *queries])
-    split = sum(chunk.source.pool is not None for _, chunk in chunks)
+    numbered = number_chunks(root, [*candidates, *queries])
+    split = sum(chunk.source.pool is not None for _, chunk in numbered)
 
-    def reader(number: int, chunk: mbeir.Chunk) -> pa.Table:
+    def reader(number: int, chunk: FileChunk) -> pa.Table:
         return mbeir_rows.read_chunk(root, number, chunk, datasets)
 
-    return read_chunks(chunks[:split], reader), read_chunks(chunks[split:], reader)
+    return read_chunks(numbered[:split], reader), read_chunks(numbered[split:], reader)
 
 
-def cut(root: Place, sources: Sequence[Source]) -> list[tuple[int, mbeir.Chunk]]:
+def number_chunks(root: Place, sources: Sequence[SourceFile]) -> list[tuple[int, FileChunk]]:
     """The numbered chunks of files, small enough that every core gets a few."""
     total = sum(source.below(root).stat().st_size for source in sources)
-    size = min(mbeir.CHUNK_BYTES, max(SMALLEST_CHUNK, total // (TASKS_PER_CPU * _cpus())))
-    return list(enumerate(chunk for source in sources for chunk in mbeir.chunks(root, source, size)))
+    size = min(CHUNK_BYTES, max(SMALLEST_CHUNK, total // (TASKS_PER_CPU * _cpus())))
+    return list(enumerate(chunk for source in sources for chunk in file_chunks(root, source, size)))
 
 
 def read_chunks(
-    chunks: list[tuple[int, mbeir.Chunk]], reader: Callable[[int, mbeir.Chunk], pa.Table]
+    numbered: list[tuple[int, FileChunk]], reader: Callable[[int, FileChunk], pa.Table]
 ) -> ray.data.Dataset:
     """The rows of all chunks, in their order, each read by a task of its own."""
 
     def read_places(table: pa.Table) -> Iterator[pa.Table]:
         for place in table["id"].to_pylist():
-            yield reader(*chunks[place])
+            yield reader(*numbered[place])
 
-    places = ray.data.range(len(chunks), override_num_blocks=max(1, len(chunks)))
+    places = ray.data.range(len(numbered), override_num_blocks=max(1, len(numbered)))
     places.context.execution_options.preserve_order = True  # of this dataset and of all that is made from it
     return _map(places, read_places).materialize()
 
@@ -197,8 +196,8 @@ def judge_queries(
     return _map(rows, judged).materialize()
 
 
-def own_pools(root: Path, sources: list[Source], known: ray.ObjectRef) -> dict[str, str]:
-    """The local pool of each val and test query file: the first of `Source.pools` that holds positives of its start.
+def own_pools(root: Place, sources: list[SourceFile], known: ray.ObjectRef) -> dict[str, str]:
+    """The local pool of each val and test query file: the first of its `pools` that holds positives of its start.
 
     A data set may publish local pools for test alone; then its val queries are asked of the union pool of val.
     """
@@ -264,10 +263,10 @@ def _concatenated(tables: tuple[pa.Table, ...], schema: pa.Schema) -> pa.Table:
     return pa.concat_tables([schema.empty_table(), *(table for table in tables if table.num_rows)])
 
 
-def _start(root: Path, source: Source) -> pa.Table:
+def _start(root: Place, source: SourceFile) -> pa.Table:
     """The first rows of a query file."""
-    chunk = next(mbeir.chunks(root, source, SMALLEST_CHUNK), None)
-    return mbeir_rows.read_chunk(root, 0, chunk, {}) if chunk else mbeir_rows.RAW_QUERIES.empty_table()
+    chunk = next(file_chunks(root, source, SMALLEST_CHUNK), None)
+    return mbeir_rows.read_chunk(root, 0, chunk, {}) if chunk else RAW_QUERIES.empty_table()
 
 
 def _cpus() -> int:

@@ -13,11 +13,19 @@ import pyarrow.compute as pc
 
 from stages.data.ingest.survey import Candidates, Firsts, ImageVerdicts, content_hashes, query_keys
 from stages.data.keys import hash_ids, locate
-from stages.data.schemas import CANDIDATES, MODALITIES, QUERIES, REJECTS
-from stages.data.sources.mbeir import Source
+from stages.data.modalities import MODALITIES
+from stages.data.schemas import CANDIDATES, QUERIES, REJECTS
+from stages.data.sources.chunks import SourceFile
 
 _VERDICT = [pa.field("source", pa.string()), pa.field("reason", pa.string()), pa.field("detail", pa.string())]
-JUDGED_CANDIDATES = pa.schema([*CANDIDATES, *_VERDICT])
+
+
+def judged(schema: pa.Schema) -> pa.Schema:
+    """The columns of a judged row that ends in `schema`."""
+    return pa.schema([*schema, *_VERDICT])
+
+
+JUDGED_CANDIDATES = judged(CANDIDATES)
 JUDGED_QUERIES = pa.schema([*QUERIES, *_VERDICT, pa.field("dangling", pa.int32())])  # ids that lead nowhere, dropped
 
 
@@ -83,7 +91,7 @@ def rejected(table: pa.Table, kind: str, id_column: str) -> pa.Table:
     return pa.table([kinds, *(table[name] for name in (id_column, "source", "reason", "detail"))], schema=REJECTS)
 
 
-def own_pool(table: pa.Table, source: Source, known: Candidates) -> str:
+def own_pool(table: pa.Table, source: SourceFile, known: Candidates) -> str:
     """The first of `source.pools` that holds a positive of these `RAW_QUERIES` rows, or simply the first."""
     found: set[str] = set()
     for dids in table["positives"].to_pylist():

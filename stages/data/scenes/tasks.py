@@ -21,6 +21,7 @@ from functools import lru_cache
 from random import Random
 from typing import Any
 
+from stages.data.modalities import modality_of
 from stages.data.scenes import language as scene_language
 from stages.data.scenes.language import ROOMS, Outline
 from stages.data.scenes.world import Fact, Scene, change, facts, sample
@@ -221,5 +222,5 @@ def query_rows(family: Family, split: str, world: World) -> Iterator[dict[str, A
 
 
 def _candidate(identity: str, text: str | None, path: str | None) -> dict[str, Any]:
-    modality = ",".join(name for name, part in (("image", path), ("text", text)) if part)
+    modality = modality_of(text, path)
     return {"did": identity, "txt": text, "img_path": path, "modality": modality, "src_content": None}
