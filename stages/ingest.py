@@ -123,7 +123,7 @@ def _ingest(context: Context, source: Reading) -> "Report":
     """Judges and writes everything that was read."""
     import pyarrow as pa
 
-    from stages.data.images import Limits
+    from stages.data.images import ImageLimits
     from stages.data.ingest import flow
     from stages.data.schemas import CANDIDATES, INSTRUCTIONS, QUERIES, REJECTS
     from stages.data.sources import mbeir
@@ -133,7 +133,7 @@ def _ingest(context: Context, source: Reading) -> "Report":
     flow.say(f"read {queries.count()} query rows and {candidates.count()} rows of {len(pools)} pools from {root}")
 
     numbers = flow.take_numbers(candidates, queries, pools)
-    limits = Limits(data.max_pixels, data.refuse_pixels, data.max_image_bytes)
+    limits = ImageLimits(data.max_pixels, data.refuse_pixels, data.max_image_bytes)
     images = flow.write_images(output, root, (candidates, queries), numbers, limits, data.rows_per_task)
     flow.say(f"checked {numbers.path_count} pictures: {images.count} kept, {images.rejects.num_rows} rejected")
 

@@ -43,7 +43,7 @@ def picture(colour: str) -> images.Checked:
     canvas.paste((40, 40, 40), (0, 0, 14, 14))
     buffer = io.BytesIO()
     canvas.save(buffer, "PNG")
-    return images.check(buffer.getvalue(), images.Limits())
+    return images.check(buffer.getvalue(), images.ImageLimits())
 
 
 def write_rows(attempt: Attempt, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:

@@ -82,7 +82,7 @@ def read(context: Context) -> "ray.data.Dataset":
     """
     import ray.data
 
-    from stages.data.images import Limits
+    from stages.data.images import ImageLimits
     from stages.data.ingest import flow
     from stages.data.ingest import validate as judge
     from stages.data.metadata import CANDIDATES
@@ -94,7 +94,7 @@ def read(context: Context) -> "ray.data.Dataset":
     rows = flow.read_chunks(flow.number_chunks(laid.root, laid.sources), partial(corpus_rows.read_rows, laid))
     none = ray.data.from_arrow(corpus_rows.NO_QUERIES)
     numbers = flow.take_numbers(rows, none, [corpus_rows.POOL])
-    images = flow.write_images(output, laid.root, (rows,), numbers, Limits(), corpus_rows.PICTURES_PER_TASK)
+    images = flow.write_images(output, laid.root, (rows,), numbers, ImageLimits(), corpus_rows.PICTURES_PER_TASK)
     flow.say(f"checked {numbers.path_count} pictures: {images.count} kept, {images.rejects.num_rows} rejected")
     known = flow.settle(numbers, images, [corpus_rows.POOL], {})
     judged = flow.judge_candidates(rows, known, images, judge.judged(CANDIDATES))

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from stages.contract.context import Artifact, InputError
 from stages.contract.params import Cluster
-from stages.data.images import Checked, ImageRejected, Limits, check
+from stages.data.images import Checked, ImageLimits, ImageRejected, check
 from stages.data.instructions import Instructions, with_instruction
 from stages.data.modalities import modality_of
 from stages.data.sources.fields import normalise
@@ -94,7 +94,7 @@ def check_query(text: str | None, want: str | None, k: int, has_image: bool) -> 
     return clean
 
 
-def check_image(data: bytes, name: str, limits: Limits) -> Checked:
+def check_image(data: bytes, name: str, limits: ImageLimits) -> Checked:
     """The picture as ingest would store it. Raises InputError where it is none, damaged or too large."""
     try:
         return check(data, limits)
@@ -204,7 +204,7 @@ class Retriever:
         `where` keeps results to those that meet conditions on columns, `{"brand": "Arla", "price": {"<": 20}}`.
         Raises InputError for a query that can't be asked.
         """
-        checked = None if image is None else check_image(image, "the image", Limits())
+        checked = None if image is None else check_image(image, "the image", ImageLimits())
         return self.find(self.ask(check_query(text, want, k, checked is not None), checked, want, where), k)
 
     def ask(

@@ -7,7 +7,7 @@ import pytest
 
 from stages import index, ingest
 from stages.contract.context import InputError
-from stages.data.images import ImageRejected, Limits, load
+from stages.data.images import ImageLimits, ImageRejected, load
 from stages.data.sources import mbeir, mbeir_rows, pairs, records
 from stages.data.sources.chunks import file_chunks
 from stages.data.sources.corpus_rows import read_rows
@@ -47,10 +47,10 @@ def test_files_rows_and_instructions_are_the_same(both):
 
 
 def test_pictures_are_read_below_the_prefix_only(both):
-    assert load(both[1], "mbeir_images/red.png", Limits()) == load(both[0], "mbeir_images/red.png", Limits())
+    assert load(both[1], "mbeir_images/red.png", ImageLimits()) == load(both[0], "mbeir_images/red.png", ImageLimits())
     for reference, reason in (("mbeir_images/gone.png", "missing image"), ("../red.png", "path outside root")):
         with pytest.raises(ImageRejected) as caught:
-            load(both[1], reference, Limits())
+            load(both[1], reference, ImageLimits())
         assert caught.value.reason == reason
 
 
@@ -112,9 +112,9 @@ def test_a_folder_of_pictures_in_a_bucket_is_listed_and_read_in_place(shop, moto
         upload(moto, place, remote.path.partition("/")[2])
     paths = [row["image_path"] for row in read(remote, tmp_path / "work")]
     assert sorted(paths) == sorted(["100% é #1?.png", *records.list_pictures(local)])
-    assert {load(remote, path, Limits()).width for path in paths} == {32, 56}
+    assert {load(remote, path, ImageLimits()).width for path in paths} == {32, 56}
     with pytest.raises(ImageRejected, match="missing image"):
-        load(remote, "x" * 1100, Limits())
+        load(remote, "x" * 1100, ImageLimits())
 
 
 def test_the_fingerprint_of_a_corpus_follows_its_records_and_pictures_alone(shop, moto, tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.data.images import Limits, check
+from stages.data.images import ImageLimits, check
 from stages.data.scenes import dataset as scenes
 from stages.data.scenes import drawing as scene_drawing
 from stages.data.scenes import language as scene_language
@@ -96,7 +96,7 @@ def test_every_reference_leads_to_a_row_or_a_good_picture(root):
             assert row["pos_cand_list"] and known.issuperset(row["pos_cand_list"] + row["neg_cand_list"])
         for path in {row["img_path"] for row in pool} | {row["query_img_path"] for row in queries}:
             if path:
-                assert check((root / path).read_bytes(), Limits()).width == 32
+                assert check((root / path).read_bytes(), ImageLimits()).width == 32
 
 
 def test_ids_are_unique_over_all_splits(root):

@@ -18,7 +18,7 @@ import ray
 import ray.data
 
 from stages.contract.context import Attempt
-from stages.data.images import Limits
+from stages.data.images import ImageLimits
 from stages.data.ingest import pictures, survey
 from stages.data.ingest import validate as judge
 from stages.data.ingest.outcome import CANDIDATE_COLUMNS, QUERY_COLUMNS, Report
@@ -129,7 +129,7 @@ def take_numbers(candidates: ray.data.Dataset, queries: ray.data.Dataset, pools:
 
 
 def write_images(
-    output: Attempt, root: Place, rows: tuple[ray.data.Dataset, ...], numbers: Numbers, limits: Limits, most: int
+    output: Attempt, root: Place, rows: tuple[ray.data.Dataset, ...], numbers: Numbers, limits: ImageLimits, most: int
 ) -> Images:
     """Checks each distinct picture and writes the good ones to `images/`, at most `most` pictures in one task.
 

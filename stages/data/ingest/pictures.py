@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.contract.context import Attempt
-from stages.data.images import Checked, ImageRejected, Limits, load
+from stages.data.images import Checked, ImageLimits, ImageRejected, load
 from stages.data.ingest.survey import Firsts, ImageVerdicts
 from stages.data.keys import hash64, hash_ids, locate
 from stages.data.schemas import IMAGES, REJECTS
@@ -98,7 +98,7 @@ def new_paths(table: pa.Table, firsts: Firsts, done: np.ndarray) -> pa.Table:
     return pa.table([table["image_path"].filter(pa.array(first))], schema=PATHS)
 
 
-def write_pictures(table: pa.Table, root: Place, limits: Limits, record: Any, output: Attempt) -> int:
+def write_pictures(table: pa.Table, root: Place, limits: ImageLimits, record: Any, output: Attempt) -> int:
     """Checks the pictures of a `PATHS` table and writes those that nobody wrote yet; returns how many.
 
     `record` is `Ledger.record`. The file is named after the first path, which is in no other table.
@@ -111,7 +111,7 @@ def write_pictures(table: pa.Table, root: Place, limits: Limits, record: Any, ou
     return pictures.num_rows
 
 
-def check_pictures(table: pa.Table, root: Place, limits: Limits, record: Any) -> pa.Table:
+def check_pictures(table: pa.Table, root: Place, limits: ImageLimits, record: Any) -> pa.Table:
     """The pictures of a `PATHS` table that nobody wrote yet, as `IMAGES`; what became of each path as metadata."""
     good: list[tuple[str, Checked]] = []
     bad: list[tuple[str, str, str]] = []
