@@ -3,8 +3,8 @@
     source ── read ──► candidates, queries ── survey ──► who came first, what is in which pool
                               │                               │
                               ├─► pictures: each distinct path checked once ─► images/
-                              ├─► judge candidates ──────────────────────────► candidates/
-                              └─► judge queries ─────────────────────────────► queries/
+                              ├─► validate candidates ───────────────────────► candidates/
+                              └─► validate queries ──────────────────────────► queries/
     what fails on the way, with a reason and file:line ──────────────────────► rejects/
 
 Every arrow is Ray Data over blocks of rows, so that a corpus of any size passes through; the driver sees only counts.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ray.data import Dataset
 
-    from stages.data.ingest.outcome import Report
+    from stages.data.ingest.outcome import Counts
     from stages.data.sources.chunks import SourceFile
     from stages.data.sources.remote import Place
 
@@ -68,23 +68,23 @@ def run(context: Context) -> dict[str, float | dict]:
     """Ingests the source; returns counts and `rejects`. Raises StageError where too many rows are bad."""
     data = context.params.data
     root = _made(context) if data.kind == "scenes" else _root(data)
-    report = _ingest(context, _read_pairs(context, root) if data.kind == "pairs" else _read_mbeir(root))
-    context.output.write_json("stats.json", report.stats())
-    context.tracker.metrics(report.numbers())
+    counts = _ingest(context, _read_pairs(context, root) if data.kind == "pairs" else _read_mbeir(root))
+    context.output.write_json("stats.json", counts.stats())
+    context.tracker.metrics(counts.numbers())
     source = str(root) if data.path else f"scenes (seed {context.params.seed})"
     context.tracker.dataset(f"{data.kind} {root.name}", source, context.output.key, "source")
-    return {**report.numbers(), "rejects": report.rejects()}
+    return {**counts.numbers(), "rejects": counts.rejects()}
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A source as read: rows that nobody has judged yet, and what else its format tells."""
+    """A source as read: rows that nobody has validated yet, and what else its format knows."""
 
     root: "Place"
     candidates: "Dataset"
     queries: "Dataset"
     pools: list[str]
-    instructions: "Callable[[Report], list[dict]]"
+    instructions: "Callable[[Counts], list[dict]]"
     query_files: "list[SourceFile]" = field(default_factory=list)
     """Files whose queries share one pool; where there are none, each row names its own."""
 
@@ -116,11 +116,11 @@ def _read_pairs(context: Context, path: "Place") -> Reading:
     pools = flow.distinct(candidates, "pool")
     if len(pools) > MOST_POOLS:
         raise InputError(f"data.path={path} names {len(pools)} tasks; a task is a group of many pairs, leave it out")
-    return Reading(found.root, candidates, queries, pools, lambda report: plain_instructions(report.tasks()))
+    return Reading(found.root, candidates, queries, pools, lambda counts: plain_instructions(counts.tasks()))
 
 
-def _ingest(context: Context, source: Reading) -> "Report":
-    """Judges and writes everything that was read."""
+def _ingest(context: Context, source: Reading) -> "Counts":
+    """Validates and writes everything that was read."""
     import pyarrow as pa
 
     from stages.data.images import ImageLimits
@@ -137,20 +137,20 @@ def _ingest(context: Context, source: Reading) -> "Report":
     images = flow.write_images(output, root, (candidates, queries), numbers, limits, data.rows_per_task)
     flow.say(f"checked {numbers.path_count} pictures: {images.count} kept, {images.rejects.num_rows} rejected")
 
-    known = flow.settle(numbers, images, pools, mbeir.implied_unions(pools))
-    judged_candidates = flow.judge_candidates(candidates, known, images)
+    known = flow.survey_candidates(numbers, images, pools, mbeir.implied_unions(pools))
+    valid_candidates = flow.validate_candidates(candidates, known, images)
     own = flow.own_pools(root, source.query_files, known)
-    judged_queries = flow.judge_queries(queries, numbers, known, images, own)
-    rejects = flow.rejects(judged_candidates, judged_queries, images)
-    report = flow.report(judged_candidates, judged_queries, images, known)
-    flow.say(report.line())
-    report.refuse(data.max_reject_share, rejects, output.work)
+    valid_queries = flow.validate_queries(queries, numbers, known, images, own)
+    rejects = flow.rejects(valid_candidates, valid_queries, images)
+    counts = flow.count(valid_candidates, valid_queries, images, known)
+    flow.say(counts.line())
+    counts.refuse(data.max_reject_share, rejects, output.work)
 
-    flow.write(output, "candidates", flow.keep(judged_candidates, CANDIDATES), CANDIDATES)
-    flow.write(output, "queries", flow.keep(judged_queries, QUERIES), QUERIES)
+    flow.write(output, "candidates", flow.keep(valid_candidates, CANDIDATES), CANDIDATES)
+    flow.write(output, "queries", flow.keep(valid_queries, QUERIES), QUERIES)
     flow.write(output, "rejects", rejects, REJECTS)
-    flow.write_table(output, "instructions", pa.Table.from_pylist(source.instructions(report), INSTRUCTIONS))
-    return report
+    flow.write_table(output, "instructions", pa.Table.from_pylist(source.instructions(counts), INSTRUCTIONS))
+    return counts
 
 
 def _made(context: Context) -> Path:

@@ -75,7 +75,7 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def read(context: Context) -> "ray.data.Dataset":
-    """Reads and judges the corpus, and writes its candidates, pictures and rejects; the judged rows.
+    """Reads and validates the corpus, and writes its candidates, pictures and rejects; the validated rows.
 
     Raises:
         StageError: nothing is left, or too many rows are bad.
@@ -83,8 +83,7 @@ def read(context: Context) -> "ray.data.Dataset":
     import ray.data
 
     from stages.data.images import ImageLimits
-    from stages.data.ingest import flow
-    from stages.data.ingest import validate as judge
+    from stages.data.ingest import flow, validate
     from stages.data.metadata import CANDIDATES
     from stages.data.schemas import REJECTS
     from stages.data.sources import corpus_rows, records
@@ -96,17 +95,17 @@ def read(context: Context) -> "ray.data.Dataset":
     numbers = flow.take_numbers(rows, none, [corpus_rows.POOL])
     images = flow.write_images(output, laid.root, (rows,), numbers, ImageLimits(), corpus_rows.PICTURES_PER_TASK)
     flow.say(f"checked {numbers.path_count} pictures: {images.count} kept, {images.rejects.num_rows} rejected")
-    known = flow.settle(numbers, images, [corpus_rows.POOL], {})
-    judged = flow.judge_candidates(rows, known, images, judge.judged(CANDIDATES))
-    flow.write(output, "candidates", flow.keep(judged, CANDIDATES), CANDIDATES)
-    bad = judged.map_batches(
-        judge.rejected, fn_args=("candidate", "did"), batch_size=None, batch_format="pyarrow"
+    known = flow.survey_candidates(numbers, images, [corpus_rows.POOL], {})
+    validated = flow.validate_candidates(rows, known, images, validate.validated(CANDIDATES))
+    flow.write(output, "candidates", flow.keep(validated, CANDIDATES), CANDIDATES)
+    bad = validated.map_batches(
+        validate.rejected, fn_args=("candidate", "did"), batch_size=None, batch_format="pyarrow"
     ).union(ray.data.from_arrow(images.rejects))
     flow.write(output, "rejects", bad, REJECTS)
-    return judged
+    return validated
 
 
-def tally(context: Context, judged: "ray.data.Dataset") -> dict[str, Any]:
+def tally(context: Context, validated: "ray.data.Dataset") -> dict[str, Any]:
     """Rows, modalities, rejects by reason, and the metadata columns with what they hold.
 
     Raises:
@@ -115,11 +114,11 @@ def tally(context: Context, judged: "ray.data.Dataset") -> dict[str, Any]:
     import ray
 
     from stages.data import metadata
-    from stages.data.ingest import validate as judge
+    from stages.data.ingest import validate
 
     place, columns = context.params.index.corpus, ["modality", "reason"]
-    counted = judged.map_batches(judge.tally, fn_args=(columns,), batch_size=None, batch_format="pyarrow")
-    rows = judge.merge_tallies(
+    counted = validated.map_batches(validate.tally, fn_args=(columns,), batch_size=None, batch_format="pyarrow")
+    rows = validate.merge_tallies(
         [row for table in ray.get(counted.to_arrow_refs()) for row in table.to_pylist()], columns
     )
     kept = {row["modality"]: row["count"] for row in rows if row["reason"] is None}
@@ -134,7 +133,7 @@ def tally(context: Context, judged: "ray.data.Dataset") -> dict[str, Any]:
         raise StageError(f"index.corpus={place} has no usable row: {told or 'it is empty'}; mend the rows")
     if lost > MOST_REJECTS * total:
         raise StageError(f"{lost} of {total} rows of index.corpus={place} are bad: {told}; mend or leave out the rows")
-    kinds = judged.map_batches(metadata.kinds, batch_size=None, batch_format="pyarrow").to_arrow_refs()
+    kinds = validated.map_batches(metadata.kinds, batch_size=None, batch_format="pyarrow").to_arrow_refs()
     named = metadata.name_columns(row for table in ray.get(kinds) for row in table.to_pylist())
     if len(named) > MOST_COLUMNS:
         raise StageError(

@@ -19,9 +19,8 @@ import ray.data
 
 from stages.contract.context import Attempt
 from stages.data.images import ImageLimits
-from stages.data.ingest import pictures, survey
-from stages.data.ingest import validate as judge
-from stages.data.ingest.outcome import CANDIDATE_COLUMNS, QUERY_COLUMNS, Report
+from stages.data.ingest import pictures, survey, validate
+from stages.data.ingest.outcome import CANDIDATE_COLUMNS, QUERY_COLUMNS, Counts
 from stages.data.schemas import IMAGES, RAW_QUERIES
 from stages.data.sources import mbeir_rows
 from stages.data.sources.chunks import CHUNK_BYTES, FileChunk, SourceFile, file_chunks
@@ -162,7 +161,9 @@ def write_images(
     return Images(ray.put(verdicts), count, rejects)
 
 
-def settle(numbers: Numbers, images: Images, pools: list[str], unions: dict[str, set[str]]) -> ray.ObjectRef:
+def survey_candidates(
+    numbers: Numbers, images: Images, pools: list[str], unions: dict[str, set[str]]
+) -> ray.ObjectRef:
     """The `survey.Candidates` of the corpus: what exists, what survives its image, and which pools hold it."""
 
     @ray.remote
@@ -173,27 +174,27 @@ def settle(numbers: Numbers, images: Images, pools: list[str], unions: dict[str,
     return known.remote(images.verdicts, *numbers.candidates)
 
 
-def judge_candidates(
-    rows: ray.data.Dataset, known: ray.ObjectRef, images: Images, schema: pa.Schema = judge.JUDGED_CANDIDATES
+def validate_candidates(
+    rows: ray.data.Dataset, known: ray.ObjectRef, images: Images, schema: pa.Schema = validate.VALIDATED_CANDIDATES
 ) -> ray.data.Dataset:
     """The candidate rows in `schema`."""
 
-    def judged(table: pa.Table) -> pa.Table:
-        return judge.judge_candidates(table, ray.get(known), ray.get(images.verdicts), schema)
+    def validated(table: pa.Table) -> pa.Table:
+        return validate.validate_candidates(table, ray.get(known), ray.get(images.verdicts), schema)
 
-    return _map(rows, judged).materialize()
+    return _map(rows, validated).materialize()
 
 
-def judge_queries(
+def validate_queries(
     rows: ray.data.Dataset, numbers: Numbers, known: ray.ObjectRef, images: Images, pools: dict[str, str]
 ) -> ray.data.Dataset:
-    """The query rows in `JUDGED_QUERIES`; `pools` maps a query file to its local pool."""
+    """The query rows in `VALIDATED_QUERIES`; `pools` maps a query file to its local pool."""
 
-    def judged(table: pa.Table) -> pa.Table:
+    def validated(table: pa.Table) -> pa.Table:
         shared = ray.get([numbers.queries, known, images.verdicts])
-        return judge.judge_queries(table, *shared, pools)
+        return validate.validate_queries(table, *shared, pools)
 
-    return _map(rows, judged).materialize()
+    return _map(rows, validated).materialize()
 
 
 def own_pools(root: Place, sources: list[SourceFile], known: ray.ObjectRef) -> dict[str, str]:
@@ -204,25 +205,25 @@ def own_pools(root: Place, sources: list[SourceFile], known: ray.ObjectRef) -> d
 
     @ray.remote
     def choose(candidates: survey.Candidates) -> dict[str, str]:
-        return {source.path: judge.own_pool(_start(root, source), source, candidates) for source in asked}
+        return {source.path: validate.own_pool(_start(root, source), source, candidates) for source in asked}
 
     asked = [source for source in sources if source.pools]
     return ray.get(choose.remote(known))
 
 
-def keep(judged: ray.data.Dataset, schema: pa.Schema) -> ray.data.Dataset:
+def keep(validated: ray.data.Dataset, schema: pa.Schema) -> ray.data.Dataset:
     """The rows that are kept."""
-    return _map(judged, judge.kept, schema)
+    return _map(validated, validate.kept, schema)
 
 
 def rejects(candidates: ray.data.Dataset, queries: ray.data.Dataset, images: Images) -> ray.data.Dataset:
     """The rows that are not, candidates first, then queries, then pictures."""
-    rows = [_map(candidates, judge.rejected, "candidate", "did"), _map(queries, judge.rejected, "query", "qid")]
+    rows = [_map(candidates, validate.rejected, "candidate", "did"), _map(queries, validate.rejected, "query", "qid")]
     return rows[0].union(rows[1], ray.data.from_arrow(images.rejects))
 
 
 def write(output: Attempt, name: str, rows: ray.data.Dataset, schema: pa.Schema) -> None:
-    """Writes rows to `name/` of the artifact; a dataset without rows gives one file that tells the schema."""
+    """Writes rows to `name/` of the artifact; a dataset without rows gives one file that holds the schema."""
     path = f"{output.base}/{name}"
     rows.write_parquet(path, filesystem=output.filesystem)
     found = output.filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True))
@@ -236,9 +237,9 @@ def write_table(output: Attempt, name: str, table: pa.Table) -> None:
     pq.write_table(table, f"{output.base}/{name}/part-000000.parquet", filesystem=output.filesystem)
 
 
-def report(candidates: ray.data.Dataset, queries: ray.data.Dataset, images: Images, known: ray.ObjectRef) -> Report:
-    """The counts of everything judged."""
-    return Report(
+def count(candidates: ray.data.Dataset, queries: ray.data.Dataset, images: Images, known: ray.ObjectRef) -> Counts:
+    """The counts of everything validated."""
+    return Counts(
         queries=_tally(queries, QUERY_COLUMNS),
         candidates=_tally(candidates, CANDIDATE_COLUMNS),
         images=images.count,
@@ -247,10 +248,10 @@ def report(candidates: ray.data.Dataset, queries: ray.data.Dataset, images: Imag
     )
 
 
-def _tally(judged: ray.data.Dataset, columns: list[str]) -> list[dict[str, Any]]:
-    """Rows counted by `columns`, and an example of each; see `judge.tally`."""
-    tables = ray.get(_map(judged, judge.tally, columns).to_arrow_refs())
-    return judge.merge_tallies([row for table in tables for row in table.to_pylist()], columns)
+def _tally(validated: ray.data.Dataset, columns: list[str]) -> list[dict[str, Any]]:
+    """Rows counted by `columns`, and an example of each; see `validate.tally`."""
+    tables = ray.get(_map(validated, validate.tally, columns).to_arrow_refs())
+    return validate.merge_tallies([row for table in tables for row in table.to_pylist()], columns)
 
 
 def _map(rows: ray.data.Dataset, function: Callable[..., Any], *arguments: Any) -> ray.data.Dataset:
