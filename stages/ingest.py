@@ -156,9 +156,9 @@ def _ingest(context: Context, source: Reading) -> "Counts":
 def _made(context: Context) -> Path:
     """Draws the scenes as an M-BEIR directory; from there on they are read like any other."""
     from stages.data.ingest import flow
-    from stages.data.scenes import dataset as scenes
+    from stages.data.scenes import dataset
 
-    return scenes.make(context.output.work / "scenes", context.params.data.scenes, context.params.seed, flow.each)
+    return dataset.make(context.output.work / "scenes", context.params.data.scenes, context.params.seed, flow.each)
 
 
 def check(params: Params) -> None:

@@ -26,9 +26,7 @@ def validated(schema: pa.Schema) -> pa.Schema:
 
 
 VALIDATED_CANDIDATES = validated(CANDIDATES)
-VALIDATED_QUERIES = pa.schema(
-    [*QUERIES, *_VERDICT, pa.field("dangling", pa.int32())]
-)  # ids that lead nowhere, dropped
+VALIDATED_QUERIES = validated(QUERIES).append(pa.field("dangling", pa.int32()))  # ids that lead nowhere, dropped
 
 
 def validate_candidates(
@@ -103,7 +101,7 @@ def own_pool(table: pa.Table, source: SourceFile, known: Candidates) -> str:
 
 
 def tally(table: pa.Table, columns: list[str]) -> pa.Table:
-    """Validated rows counted by `columns` (`reason` among them), with the first source and detail, and dangling ids."""
+    """Validated rows counted by `columns` (`reason` among them), with the first source and detail of each."""
     if "dangling" not in table.column_names:
         table = table.append_column("dangling", pa.nulls(len(table), pa.int32()))
     measures = [([], "count_all"), ("source", "first"), ("detail", "first"), ("dangling", "sum")]
