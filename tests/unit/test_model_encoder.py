@@ -12,14 +12,14 @@ from stages.contract.context import StageError
 from stages.export.checkpoint import export_student, save_backbone
 from stages.export.parity import check_parity, stock_vectors
 from stages.model.encoder import Encoder, Row, load_collator
-from stages.model.families import ADAPTERS
+from stages.model.families import FAMILIES
 from stages.model.inputs import Batch, ahead, like_lengths
 from stages.model.prompt import render, without_special_tokens
 from stages.model.prune import pruned_config
 from tests.tiny_models import picture, ragged_rows, write_checkpoint
 
 
-@pytest.fixture(scope="module", params=sorted(ADAPTERS))
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
 def checkpoint(request, tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp(request.param), request.param)
 
@@ -136,13 +136,13 @@ def test_the_export_is_read_by_automodel_with_the_same_vectors(checkpoint, tmp_p
     assert (stock * expected).sum(axis=1).min() > 0.99999
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["text_config"]["num_hidden_layers"] == 3
-    assert config["architectures"] == [ADAPTERS[config["model_type"]].generation_class]
+    assert config["architectures"] == [FAMILIES[config["model_type"]].generation_class]
 
 
 def test_the_export_loads_as_a_generation_model_without_missing_weights(checkpoint, tmp_path):
     student = Encoder.load(checkpoint, layers=3)
     save_backbone(student.backbone.config, student.backbone.state_dict(), tmp_path)
-    loader = getattr(transformers, ADAPTERS[student.backbone.config.model_type].generation_class)
+    loader = getattr(transformers, FAMILIES[student.backbone.config.model_type].generation_class)
     _, report = loader.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
 
