@@ -81,7 +81,7 @@ def update(directory: Path, *, stage: int, cached: bool, limit: int = LIMIT, tra
 
     # A single rank has rows of both kinds.
     rows = rows_of(rank()) if world_size() > 1 else rows_of(0)[:6] + rows_of(1)[6:]
-    batch = encoder.collator(rows, limit, sighted=gradcache.needs_images(encoder))
+    batch = encoder.collator(rows, limit, needs_images=gradcache.needs_images(encoder))
     torch.manual_seed(rank())
     with patch.object(gradcache, "one_reduction", lambda _: nullcontext()) if naive else nullcontext():
         gradcache.backward(engine, encoder, batch, loss_of, cached=cached)

@@ -38,7 +38,7 @@ def samples() -> list[Sample]:
 def fitted(sample: Sample, collator: Collator) -> Sample:
     """The sample with as many words as Puma reads uncut: the cap is Puma's own, stock loaders read on."""
     words = (sample.text or "").split(" ")
-    while len(words) > 1 and collator.cut(sample.joined) != sample.joined:
+    while len(words) > 1 and collator.truncate(sample.joined) != sample.joined:
         words.pop()
         sample = replace(sample, text=" ".join(words))
     return sample

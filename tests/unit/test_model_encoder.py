@@ -13,7 +13,7 @@ from stages.export.checkpoint import export_student, save_backbone
 from stages.export.parity import check_parity, stock_vectors
 from stages.model.encoder import Encoder, Row, load_collator
 from stages.model.families import FAMILIES
-from stages.model.inputs import Batch, ahead, like_lengths
+from stages.model.inputs import Batch, bucket_by_length, prefetch
 from stages.model.prompt import render, without_special_tokens
 from stages.model.prune import pruned_config
 from tests.tiny_models import picture, ragged_rows, write_checkpoint
@@ -46,16 +46,16 @@ def test_batches_and_threads_that_read_images_change_no_vector(checkpoint, encod
     assert np.abs(encoder.encode(rows) - expected).max() < 2e-6
 
 
-def test_the_next_item_is_made_while_one_is_used():
+def test_the_next_item_is_prepared_while_one_is_used():
     begun = [threading.Event() for _ in range(3)]
 
-    def make(item: int) -> int:
+    def prepare(item: int) -> int:
         begun[item].set()
         return item
 
-    made = ahead(make, range(3))
-    assert next(made) == 0 and begun[1].wait(5) and not begun[2].is_set()
-    assert list(made) == [1, 2]
+    prepared = prefetch(prepare, range(3))
+    assert next(prepared) == 0 and begun[1].wait(5) and not begun[2].is_set()
+    assert list(prepared) == [1, 2]
 
 
 @pytest.mark.parametrize("readers", [1, 4])
@@ -209,6 +209,6 @@ def test_a_batch_moves_with_and_without_images(encoder):
     assert isinstance(moved, Batch) and {chunk.pixels_PC is None for chunk in moved.chunks} == {True, False}
 
 
-def test_rows_of_like_length_share_a_chunk():
-    groups = like_lengths([40, 10, 100, 11, 12, 41])
+def test_rows_of_similar_length_share_a_chunk():
+    groups = bucket_by_length([40, 10, 100, 11, 12, 41])
     assert groups == [[1, 3, 4], [0, 5], [2]]
