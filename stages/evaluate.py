@@ -196,9 +196,10 @@ def _time_models(
 ) -> dict[str, dict]:
     import ray
 
-    from stages.distributed.embedding import RowReader, load_encoder
     from stages.evaluation.cost import measure_cost
     from stages.evaluation.sets import spaced_rows
+    from stages.model.loading import load_encoder
+    from stages.model.reader import RowReader
 
     reader = RowReader(ingest, "query")
     stored = [ray.get(block).drop_columns(["positives"]) for block in queries]

@@ -159,7 +159,8 @@ class Teacher:
 
     def __init__(self, ingest: Any, model: Path, side: str, layers: tuple[int, ...] | None, normed: bool,
                  before_mlp: bool, batch_size: int, cluster: Any):  # fmt: skip
-        from stages.distributed.embedding import RowReader, load_encoder
+        from stages.model.loading import load_encoder
+        from stages.model.reader import RowReader
 
         self.reader = RowReader(ingest, side)
         self.encoder = load_encoder(model, cluster)
@@ -233,8 +234,9 @@ def _depth_curve(context: Context, model: Path, dim: int) -> dict[str, Any]:
 
 def _time_depths(rows: list[dict], ingest: Any, cluster: Any, model: Path, batch_size: int) -> list[dict[str, Any]]:
     """The cost of every depth, in a process of its own while nothing else of this run works."""
-    from stages.distributed.embedding import RowReader, load_encoder
     from stages.evaluation.cost import measure_depths
+    from stages.model.loading import load_encoder
+    from stages.model.reader import RowReader
 
     reader = RowReader(ingest, "query")
     return measure_depths(load_encoder(model, cluster), [reader.read(row) for row in rows], batch_size)

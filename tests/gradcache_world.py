@@ -18,7 +18,8 @@ from stages.learn import gradcache
 from stages.learn.collectives import gather, rank, world_size
 from stages.learn.engine import Optimisation, full_weights, start_engine
 from stages.learn.losses import softmax_loss
-from stages.model.encoder import Encoder, Row
+from stages.model.encoder import Encoder
+from stages.model.rows import Row
 from tests.support import joined_ranks
 from tests.tiny_models import picture
 

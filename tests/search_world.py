@@ -136,7 +136,8 @@ def write_index(store: Store, inputs: dict[str, Artifact], key: str = "e" * 16) 
     """Commits an index as the stage writes it, made without Ray by the student's own encoder."""
     from stages.distributed.embedding import vector_column
     from stages.index import describe, summarise_pools
-    from stages.model.encoder import Encoder, Row
+    from stages.model.encoder import Encoder
+    from stages.model.rows import Row
 
     encoder = Encoder.load(inputs["train"].local("model"))
     pictures = {picture(colour).image_id: picture(colour).bytes for colour in COLOURS}

@@ -9,7 +9,7 @@ import transformers
 from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
 
-from stages.model.encoder import Row
+from stages.model.rows import Row
 from stages.model.tiny import tiny_config, train_tokenizer, write_tiny
 
 TEXTS = ["a red circle left of a blue square", "find the picture that shows two green stars", "what colour is it?"]

@@ -18,8 +18,9 @@ from PIL import Image, ImageDraw
 
 from stages.contract.context import StageError
 from stages.export.loaders import Sample, run_stock_loaders
-from stages.model.encoder import Encoder, Row, load_collator
+from stages.model.encoder import Encoder, load_collator
 from stages.model.inputs import Collator
+from stages.model.rows import Row
 
 MINIMUM_COSINE = 0.9999
 INSTRUCTION = "Find it."

@@ -37,7 +37,7 @@ class Student(mlflow.pyfunc.PythonModel):
         Raises ValueError for a row of neither text nor image, and for bytes that are no safe picture.
         """
         from stages.data.images import ImageLimits, check
-        from stages.model.encoder import Row
+        from stages.model.rows import Row
 
         rows = []
         for given in model_input.to_dict("records"):

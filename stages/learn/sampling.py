@@ -19,7 +19,7 @@ from stages.data.order import batch_at, epoch_order, in_blocks, picks, upsampled
 from stages.data.sources.fields import normalise
 from stages.data.tables import MappedTable
 from stages.learn.crops import random_box
-from stages.model.inputs import Row
+from stages.model.rows import Row
 
 CONTENTS = 1 << 16  # content ids that are remembered: a popular positive is looked up once
 

@@ -17,11 +17,10 @@ from torch import nn
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
 from stages.contract.params import cores
-from stages.model.inputs import Batch, Chunk, Collator, Row, prefetch
+from stages.model.inputs import Batch, Chunk, Collator, prefetch
 from stages.model.prompt import RETRIEVAL_TOKEN
 from stages.model.prune import load_backbone
-
-__all__ = ["Batch", "Encoder", "Row"]
+from stages.model.rows import Row
 
 SETTINGS = "puma.json"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}

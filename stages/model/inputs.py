@@ -26,24 +26,10 @@ import torch
 from PIL import Image, ImageOps
 
 from stages.model.prompt import IMAGE_PAD, RETRIEVAL_TOKEN, render
+from stages.model.rows import Box, Row
 
-Box = tuple[float, float, float, float]
-"""Left, top, right and bottom edge of a part of an image, in shares of its width and height."""
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One thing to embed: text, an encoded image, or both. A query's text already holds its instruction."""
-
-    text: str | None = None
-    image: bytes | None = None
-    box: Box | None = None
-    """The part of the image that is seen; None is the whole."""
-    mirrored: bool = False
-    """Whether the image is seen with left and right exchanged."""
-
 
 SPREAD = 1.25
 """The longest row of a chunk has at most this many times the tokens of its shortest: a fifth of padding at worst."""

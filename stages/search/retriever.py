@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +22,11 @@ from stages.data.modalities import modality_of
 from stages.data.sources.fields import normalise
 from stages.data.tables import MappedTable
 from stages.index import keep_pools
+from stages.model.identity import check_student, identify
+from stages.model.prompt import without_special_tokens
+from stages.model.rows import Row
 from stages.search.backends import Index, open_index, read_card
 from stages.search.filters import Filter, filter_of
-
-if TYPE_CHECKING:
-    from stages.model.encoder import Row
 
 WANTS = ("text", "image", "image,text")
 LOOKED_AT = 8192  # rows that examples are chosen from
@@ -74,8 +74,6 @@ class Result:
 
 def check_query(text: str | None, want: str | None, k: int, has_image: bool) -> str | None:
     """The text as ingest would store it, without loading anything. Raises InputError with one line that mends."""
-    from stages.model.prompt import without_special_tokens
-
     if k < 1:
         raise InputError(f"-k {k} asks for no result; give 1 or more")
     if want is not None and want not in WANTS:
@@ -102,10 +100,8 @@ def check_image(data: bytes, name: str, limits: ImageLimits) -> Checked:
         raise InputError(f"{name} can't be used: {error}; give a whole JPEG, PNG, WebP or GIF") from None
 
 
-def row_of(query: Query) -> "Row":
+def row_of(query: Query) -> Row:
     """What the encoder reads for a query: its instruction before its text, and its picture."""
-    from stages.model.encoder import Row
-
     return Row(with_instruction(query.instruction, query.text), query.image.bytes if query.image else None)
 
 
@@ -119,8 +115,6 @@ def own_student(card: dict[str, Any], index: Artifact, found: Path | None = None
 
     Raises InputError where it is gone, or holds another student by now.
     """
-    from stages.model.identity import check_student, identify
-
     directory = found or Path(card["student"]["directory"])
     if not directory.is_dir():
         raise InputError(
@@ -177,7 +171,7 @@ class Retriever:
         """
         import torch
 
-        from stages.distributed.embedding import load_encoder
+        from stages.model.loading import load_encoder
 
         card = read_card(index)
         if "student" in card:
@@ -247,7 +241,7 @@ class Retriever:
                 results[place] = self._resolve(dids, scores)
         return results
 
-    def embed_many(self, rows: "Sequence[Row]") -> np.ndarray:
+    def embed_many(self, rows: Sequence[Row]) -> np.ndarray:
         """Vectors of unit length, float32 [N, D]."""
         return self.encoder.encode(rows, max(1, len(rows)))
 

@@ -89,7 +89,8 @@ def test_the_index_is_searched_by_its_address_with_filters(world: dict) -> None:
 
 
 def test_vectors_are_the_students_own(world: dict) -> None:
-    from stages.model.encoder import Encoder, Row
+    from stages.model.encoder import Encoder
+    from stages.model.rows import Row
 
     stored = {row["did"]: row["vector"] for row in rows(world["index"], "embeddings")}
     own = Encoder.load(world["model"]).encode([Row(None, picture("red").bytes), Row("A red square.")])

@@ -11,11 +11,12 @@ import transformers
 from stages.contract.context import StageError
 from stages.export.checkpoint import export_student, save_backbone
 from stages.export.parity import check_parity, stock_vectors
-from stages.model.encoder import Encoder, Row, load_collator
+from stages.model.encoder import Encoder, load_collator
 from stages.model.families import FAMILIES
 from stages.model.inputs import Batch, bucket_by_length, prefetch
 from stages.model.prompt import render, without_special_tokens
 from stages.model.prune import pruned_config
+from stages.model.rows import Row
 from tests.tiny_models import picture, ragged_rows, write_checkpoint
 
 
