@@ -149,11 +149,11 @@ def rank_dimensions(
     import ray
 
     from stages.evaluation.measures import mean
-    from stages.search.leading import Leading, cut, trained_dimensions
+    from stages.search.leading import Leading, shorten, trained_dimensions
 
-    shorten, rows = ray.remote(num_cpus=1)(cut), []
+    shortened, rows = ray.remote(num_cpus=1)(shorten), []
     for dim in trained_dimensions(model):
-        asked = [shorten.remote(block, dim) for block in blocks]
+        asked = [shortened.remote(block, dim) for block in blocks]
         tallies = rank_queries(context, f"student-{dim}d", asked, sets, pools, Leading(index, dim))
         means = {scope: mean(tallies[one.name, scope].means() for one in sets) for scope in SCOPES}
         rows.append({"dim": dim, **means})

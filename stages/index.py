@@ -97,6 +97,7 @@ def embed_pools(context: Context, name: str, summary: dict[str, Any], model: Pat
 
     from stages.distributed.embedding import Embedder
     from stages.distributed.shards import cut, map_shards
+    from stages.search.filters import keep_pools
 
     ingest = context.inputs["ingest"]
     map_shards(
@@ -111,14 +112,6 @@ def embed_pools(context: Context, name: str, summary: dict[str, Any], model: Pat
 def without_content(table: "pa.Table") -> "pa.Table":
     """The columns of EMBEDDINGS."""
     return table.drop_columns(["text", "image_id"])
-
-
-def keep_pools(table: "pa.Table", pools: list[str]) -> "pa.Table":
-    """The rows that belong to any of `pools`."""
-    import pyarrow as pa
-
-    wanted = set(pools)
-    return table.filter(pa.array([not wanted.isdisjoint(names) for names in table["pools"].to_pylist()], pa.bool_()))
 
 
 def written(output: Attempt, name: str, expected: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def trained_dimensions(model: Path) -> list[int]:
     return json.loads((model / "config.json").read_text()).get("matryoshka_dimensions", [])
 
 
-def cut(table: Any, dim: int) -> Any:
+def shorten(table: Any, dim: int) -> Any:
     """A table (or record batch) whose column `vector` holds the first `dim` values, at unit length, as float32."""
     place = table.schema.get_field_index("vector")
     column = table.column(place)
@@ -42,4 +42,4 @@ class Leading:
     def batches(self, columns: Sequence[str] = COLUMNS) -> Iterator[pa.RecordBatch]:
         """The stored rows in file order."""
         for batch in self.index.batches(columns):
-            yield cut(batch, self.dim)
+            yield shorten(batch, self.dim)

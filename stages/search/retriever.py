@@ -21,12 +21,11 @@ from stages.data.instructions import Instructions, with_instruction
 from stages.data.modalities import modality_of
 from stages.data.sources.fields import normalise
 from stages.data.tables import MappedTable
-from stages.index import keep_pools
 from stages.model.identity import check_student, identify
 from stages.model.prompt import without_special_tokens
 from stages.model.rows import Row
 from stages.search.backends import Index, open_index, read_card
-from stages.search.filters import Filter, filter_of
+from stages.search.filters import Filter, filter_of, keep_pools
 
 WANTS = ("text", "image", "image,text")
 LOOKED_AT = 8192  # rows that examples are chosen from
