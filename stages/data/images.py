@@ -1,6 +1,6 @@
 """Pictures from strangers: checked, turned upright, capped in pixels, and kept encoded.
 
-The format is told by content, never by name. Everything that can be refused without decoding is refused first: too
+The format is known by content, never by name. Everything that can be refused without decoding is refused first: too
 many bytes, unknown format, too many pixels by the header. What survives is decoded once in full, so that a truncated
 file fails here and not in the middle of a training run. Original bytes are kept where nothing has to change: a second
 JPEG generation would cost quality and disk for nothing.
@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from stages.data.sources.remote import RemotePath
 
 ORIENTATION = 0x0112
-"""The EXIF tag that tells how the camera was held."""
+"""The EXIF tag that says how the camera was held."""
 PLAIN_MODES = {"RGB", "L", "1", "P"}
 """Modes that every decoder turns into the same RGB, so that the original bytes may stay."""
 NARROWEST = 200

@@ -7,7 +7,6 @@ columns that filters look at.
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import faiss
 import numpy as np
@@ -27,7 +26,7 @@ FP16, PRODUCT = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
 class FaissIndex:
     """Vectors in lists, and beside them the ids and the columns to filter by."""
 
-    def __init__(self, index: Any, columns: pa.Table) -> None:
+    def __init__(self, index: faiss.Index, columns: pa.Table) -> None:
         self.index, self.columns = index, columns
 
     @classmethod
@@ -86,7 +85,7 @@ class FaissIndex:
         return self.index.ntotal * (2 * self.dim + 8) + self.columns.nbytes
 
 
-def _lists(dim: int, rows: int) -> Any:
+def _lists(dim: int, rows: int) -> faiss.Index:
     lists = round(2 * math.sqrt(rows))
     coarse = faiss.IndexFlatIP(dim)
     index = faiss.IndexIVFScalarQuantizer(coarse, dim, lists, FP16, PRODUCT, False)

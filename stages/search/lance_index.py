@@ -29,7 +29,7 @@ class LanceIndex:
     def __init__(self, uri: str, version: int | None = None) -> None:
         self.uri, self.version = uri, version
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return LanceIndex, (self.uri, self.version)
 
     @classmethod
@@ -52,7 +52,7 @@ class LanceIndex:
         return cls(uri, lance.dataset(uri).version)
 
     @cached_property
-    def table(self) -> Any:
+    def table(self) -> lance.LanceDataset:
         """The opened table."""
         return lance.dataset(self.uri, version=self.version)
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,9 @@ from stages.model.prompt import without_special_tokens
 from stages.model.rows import Row
 from stages.search.backends import Index, open_index, read_card
 from stages.search.filters import Filter, filter_of, keep_pools
+
+if TYPE_CHECKING:
+    from stages.model.encoder import Encoder
 
 WANTS = ("text", "image", "image,text")
 LOOKED_AT = 8192  # rows that examples are chosen from
@@ -50,8 +53,8 @@ class Query:
     def to_json(self) -> dict[str, Any]:
         """As a plain dictionary; of the picture its id."""
         image = self.image.image_id if self.image else None
-        told = {"text": self.text, "image": image, "modality": self.modality}
-        return told | {"want": self.want, "instruction": self.instruction}
+        asked = {"text": self.text, "image": image, "modality": self.modality}
+        return asked | {"want": self.want, "instruction": self.instruction}
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Result:
     image: str | None
     modality: str
     metadata: dict[str, Any] | None = None
-    """The other columns of a corpus of one's own; None where the index has no such columns."""
+    """The other columns of a user's own corpus; None where the index has no such columns."""
 
     def to_json(self) -> dict[str, Any]:
         """As a plain dictionary."""
@@ -72,7 +75,7 @@ class Result:
 
 
 def check_query(text: str | None, want: str | None, k: int, has_image: bool) -> str | None:
-    """The text as ingest would store it, without loading anything. Raises InputError with one line that mends."""
+    """The text as ingest would store it, without loading anything. Raises InputError with one line."""
     if k < 1:
         raise InputError(f"-k {k} asks for no result; give 1 or more")
     if want is not None and want not in WANTS:
@@ -105,19 +108,19 @@ def row_of(query: Query) -> Row:
 
 
 def metadata_of(row: dict[str, Any]) -> dict[str, Any] | None:
-    """What the source told beside text and picture; None for a candidate of an ingested source."""
+    """What the source holds beside text and picture; None for a candidate of an ingested source."""
     return json.loads(row["metadata"] or "{}") if "metadata" in row else None
 
 
 def own_student(card: dict[str, Any], index: Artifact, found: Path | None = None) -> Path:
-    """The directory of the student that made the index of a corpus of one's own, `found` if it is not the card's.
+    """The directory of the student that made the index of a user's own corpus, `found` if it is not the card's.
 
     Raises InputError where it is gone, or holds another student by now.
     """
     directory = found or Path(card["student"]["directory"])
     if not directory.is_dir():
         raise InputError(
-            f"the student of the index {index.uri}, {directory}, is gone; tell where it lies now by student=DIRECTORY"
+            f"the student of the index {index.uri}, {directory}, is gone; give its place by student=DIRECTORY"
         )
     check_student(directory)
     if identify(directory) != card["student"]["identity"]:
@@ -127,7 +130,9 @@ def own_student(card: dict[str, Any], index: Artifact, found: Path | None = None
     return directory
 
 
-def made_from(card: dict[str, Any], index: Artifact, ingest: Artifact | None, train: Artifact | None) -> Artifact:
+def student_artifact(
+    card: dict[str, Any], index: Artifact, ingest: Artifact | None, train: Artifact | None
+) -> Artifact:
     """The artifact of the student. Raises InputError where it or the candidates were written anew since."""
     if train is None or ingest is None:
         raise InputError(f"the index {index.uri} needs the artifacts of train and ingest that it was made from")
@@ -141,7 +146,7 @@ class Retriever:
     """A student, its index and what the candidates show. Loading reads the model; each search reads the vectors."""
 
     def __init__(
-        self, encoder: Any, index: Index, card: dict[str, Any], candidates: MappedTable, images: MappedTable
+        self, encoder: "Encoder", index: Index, card: dict[str, Any], candidates: MappedTable, images: MappedTable
     ) -> None:
         self.encoder, self.index, self.card = encoder, index, card
         self.candidates, self.images = candidates, images
@@ -158,12 +163,12 @@ class Retriever:
     ) -> "Retriever":
         """Opens an index artifact with the candidates and the student that it was made from.
 
-        An index of a corpus of one's own holds its candidates and names its student: `ingest` and `train` stay out.
+        An index of a user's own corpus holds its candidates and names its student: `ingest` and `train` stay out.
         The model runs on the GPU where this machine has one, whatever the machine had that made the index.
 
         Args:
             backend: exact, lance or faiss instead of the one that the index was made for.
-            student: the directory of the student of a corpus of one's own, where it is not the one of the card.
+            student: the directory of the student of a user's own corpus, where it is not the one of the card.
 
         Raises:
             InputError: no index, one of another student, or the student or the candidates were written anew since.
@@ -174,15 +179,15 @@ class Retriever:
 
         card = read_card(index)
         if "student" in card:
-            model, held = own_student(card, index, student), index
+            model, source = own_student(card, index, student), index
         else:
-            model, held = made_from(card, index, ingest, train).local("model"), ingest
+            model, source = student_artifact(card, index, ingest, train).local("model"), ingest
         searched = open_index(index, card, backend)
         encoder = load_encoder(model, Cluster(gpus_per_worker=int(torch.cuda.is_available())))
         if encoder.dim != card["dim"] or searched.dim != card["dim"]:
             raise InputError(f"the index {index.uri} has {searched.dim} numbers a vector, the student {encoder.dim}")
-        candidates = MappedTable.open(held, "candidates", "did")
-        return cls(encoder, searched, card, candidates, MappedTable.open(held, "images", "image_id"))
+        candidates = MappedTable.open(source, "candidates", "did")
+        return cls(encoder, searched, card, candidates, MappedTable.open(source, "images", "image_id"))
 
     def search(
         self,
@@ -190,7 +195,7 @@ class Retriever:
         image: bytes | None = None,
         want: str | None = None,
         k: int = 10,
-        where: Mapping[str, Any] | None = None,
+        where: Mapping[str, object] | None = None,
     ) -> list[Result]:
         """The k best candidates for a text, an encoded picture or both, of the wanted modality or the likeliest one.
 
@@ -201,7 +206,7 @@ class Retriever:
         return self.find(self.ask(check_query(text, want, k, checked is not None), checked, want, where), k)
 
     def ask(
-        self, text: str | None, image: Checked | None, want: str | None, where: Mapping[str, Any] | None = None
+        self, text: str | None, image: Checked | None, want: str | None, where: Mapping[str, object] | None = None
     ) -> Query:
         """The query with its instruction.
 

@@ -52,18 +52,18 @@ def require(root: Place) -> None:
     if not missing:
         refuse_misnamed(root)
         return
-    mend = "give the directory that holds query/, cand_pool/ and instructions/"
+    advice = "give the directory that holds query/, cand_pool/ and instructions/"
     if missing == [INSTRUCTIONS_FILE]:
-        mend = "a file with only its header line will do: " + INSTRUCTIONS_HEADER.replace("\t", "<tab>")
-    raise InputError(f"data.path={root} is not in the M-BEIR layout, it lacks {', '.join(missing)}: {mend}")
+        advice = "a file with only its header line will do: " + INSTRUCTIONS_HEADER.replace("\t", "<tab>")
+    raise InputError(f"data.path={root} is not in the M-BEIR layout, it lacks {', '.join(missing)}: {advice}")
 
 
 def refuse_misnamed(root: Place) -> None:
-    """Raises InputError for the first file whose name tells no dataset, task or pool; it would be passed over."""
-    for folder, (form, told) in NAMES.items():
+    """Raises InputError for the first file whose name holds no dataset, task or pool; it would be passed over."""
+    for folder, (form, right) in NAMES.items():
         for path in sorted(root.glob(f"{folder}/*.jsonl")):
             if not form.fullmatch(path.name) and not path.name.startswith("."):
-                raise InputError(f"{path} is not named as M-BEIR names it: call it {told}, or take it away")
+                raise InputError(f"{path} is not named as M-BEIR names it: call it {right}, or take it away")
 
 
 def candidate_files(root: Place) -> list[SourceFile]:
@@ -162,5 +162,6 @@ def instructions(root: Place) -> list[dict[str, Any]]:
             )
         except (IndexError, ValueError, BadField):
             where = f"{root / INSTRUCTIONS_FILE}:{number}"
-            raise InputError(f"{where}: mend the line, its tabbed columns are {INSTRUCTIONS_HEADER.split()}") from None
+            columns = INSTRUCTIONS_HEADER.split()
+            raise InputError(f"{where}: correct the line, its tabbed columns are {columns}") from None
     return rows
