@@ -105,11 +105,11 @@ def search(options: argparse.Namespace, answer: TextIO) -> None:
 
 def read_query(options: argparse.Namespace) -> tuple[int, Asked]:
     """The one query of the command line."""
-    from stages.data.images import Limits
+    from stages.data.images import ImageLimits
     from stages.search.retriever import check_image, check_query
 
     text = check_query(options.text, options.want, options.k, options.image is not None)
-    image = check_image(read_image(options.image), str(options.image), Limits()) if options.image else None
+    image = check_image(read_image(options.image), str(options.image), ImageLimits()) if options.image else None
     return 0, Asked(text, image, options.want, options.where)
 
 
@@ -135,7 +135,7 @@ def read_queries(options: argparse.Namespace) -> list[tuple[int, Asked]]:
 
 def parse_query(line: bytes, options: argparse.Namespace) -> Asked:
     """The query in one line of a file."""
-    from stages.data.images import ImageRejected, Limits, load
+    from stages.data.images import ImageLimits, ImageRejected, load
     from stages.search.retriever import check_query
 
     try:
@@ -151,7 +151,7 @@ def parse_query(line: bytes, options: argparse.Namespace) -> Asked:
             raise InputError(f"{name} must be {'an object' if kind is dict else 'a text'}, not {fields[name]!r}")
     text = check_query(fields.get("text"), fields.get("want"), options.k, bool(fields.get("image")))
     try:
-        image = load(options.queries.parent, fields["image"], Limits()) if fields.get("image") else None
+        image = load(options.queries.parent, fields["image"], ImageLimits()) if fields.get("image") else None
     except ImageRejected as error:
         raise InputError(f"the image can't be used: {error}") from None
     return Asked(text, image, fields.get("want"), fields.get("where") or {})
@@ -209,13 +209,13 @@ def quiet_stdout() -> Iterator[TextIO]:
 
 def read_image(path: Path) -> bytes:
     """The bytes of a picture file. Raises InputError where it can't be read or is too large to be one."""
-    from stages.data.images import Limits
+    from stages.data.images import ImageLimits
 
     try:
         if not path.is_file():
             raise InputError(f"--image {path} is not a file; give the path of a picture")
-        if path.stat().st_size > Limits().max_bytes:
-            raise InputError(f"--image {path} has more than {Limits().max_bytes:,} bytes; give a smaller picture")
+        if path.stat().st_size > ImageLimits().max_bytes:
+            raise InputError(f"--image {path} has more than {ImageLimits().max_bytes:,} bytes; give a smaller picture")
         return path.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

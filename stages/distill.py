@@ -142,7 +142,7 @@ def _choose_layers(context: Context, source: Path) -> tuple[int, int]:
     the backbone can't be cut to as many layers.
     """
     from stages.evaluation.depth import shallowest
-    from stages.model.families import adapter_for
+    from stages.model.families import family_of
     from stages.model.prune import pruned_config
 
     student = context.params.student
@@ -151,7 +151,7 @@ def _choose_layers(context: Context, source: Path) -> tuple[int, int]:
         depth = config.text_config.num_hidden_layers
         if student.layers == "auto":
             curve = context.inputs["features"].read_json("depth_curve.json")
-            return depth, shallowest(curve, student.max_loss, adapter_for(config.model_type).minimum_layers)
+            return depth, shallowest(curve, student.max_loss, family_of(config.model_type).minimum_layers)
         layers = depth if student.layers == "full" else student.layers
         pruned_config(source, layers)
     except ValueError as error:

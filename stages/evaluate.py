@@ -79,9 +79,9 @@ def find_models(context: Context) -> dict[str, Path]:
     from stages import backbone
 
     models = {STUDENT: context.inputs["train"].local("model")}
-    return models | (
-        {TEACHER: backbone.directory(context.inputs["backbone"])} if context.params.evaluate.teacher else {}
-    )
+    if context.params.evaluate.teacher:
+        models[TEACHER] = backbone.directory(context.inputs["backbone"])
+    return models
 
 
 def read_layers(models: Mapping[str, Path]) -> dict[str, int]:
@@ -183,9 +183,8 @@ class Ranking:
         rows = []
         for dim in trained_dimensions(student):
             found = self.tallies(f"student-{dim}d", Leading(index, dim), queries=STUDENT, dim=dim)
-            rows.append(
-                {"dim": dim} | {scope: mean(found[one.name, scope].means() for one in self.sets) for scope in SCOPES}
-            )
+            means = {scope: mean(found[one.name, scope].means() for one in self.sets) for scope in SCOPES}
+            rows.append({"dim": dim, **means})
         return {"dimensions": rows} if rows else {}
 
 

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from stages.contract.context import Context, StageError
 from stages.contract.params import Section, knob
-from stages.distributed.shards import ROWS, ROWS_TOLD, count_rows
+from stages.distributed.shards import ROWS, ROWS_TOLD
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +55,7 @@ def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
     from stages import backbone
     from stages.distributed.pool import carry_out
+    from stages.distributed.shards import count_rows
     from stages.distributed.teacher import NAME
     from stages.evaluation.depth import curve_table, plot_curve, png
 

@@ -88,9 +88,10 @@ def embed_pools(context: Context, summary: dict[str, Any]) -> dict[str, Any]:
     """Embeds the candidates of the summary's pools into `embeddings/`, shard by shard; see `pools.written`."""
     from stages.distributed.embedding import embed_table
     from stages.distributed.pool import carry_out
-    from stages.distributed.pools import CANDIDATE_COLUMNS, EMBEDDINGS, keep_pools, without_content, written
+    from stages.distributed.pools import CANDIDATE_COLUMNS, EMBEDDINGS, without_content, written
     from stages.distributed.queries import STUDENT
     from stages.distributed.shards import Target, cut, shard_work
+    from stages.search.filters import keep_pools
 
     params, ingest = context.params.index, context.inputs["ingest"]
     work = shard_work(

@@ -3,8 +3,8 @@
     source ── read ──► candidates, queries ── survey ──► who came first, what is in which pool
                               │                               │
                               ├─► pictures: each distinct path checked once ─► images/
-                              ├─► judge candidates ──────────────────────────► candidates/
-                              └─► judge queries ─────────────────────────────► queries/
+                              ├─► validate candidates ───────────────────────► candidates/
+                              └─► validate queries ──────────────────────────► queries/
     what fails on the way, with a reason and file:line ──────────────────────► rejects/
 
 Every arrow is Ray Data over blocks of rows, so that a corpus of any size passes through; the driver sees only counts.
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from ray.data import Dataset
 
-    from stages.data.ingest.outcome import Report
-    from stages.data.sources.mbeir import Source
+    from stages.data.ingest.outcome import Counts
+    from stages.data.sources.chunks import SourceFile
     from stages.data.sources.remote import Place
 
 VERSION = 1
@@ -68,24 +68,24 @@ def run(context: Context) -> dict[str, float | dict]:
     """Ingests the source; returns counts and `rejects`. Raises StageError where too many rows are bad."""
     data = context.params.data
     root = _made(context) if data.kind == "scenes" else _root(data)
-    report = _ingest(context, _read_pairs(context, root) if data.kind == "pairs" else _read_mbeir(root))
-    context.output.write_json("stats.json", report.stats())
-    context.tracker.metrics(report.numbers())
+    counts = _ingest(context, _read_pairs(context, root) if data.kind == "pairs" else _read_mbeir(root))
+    context.output.write_json("stats.json", counts.stats())
+    context.tracker.metrics(counts.numbers())
     source = str(root) if data.path else f"scenes (seed {context.params.seed})"
     context.tracker.dataset(f"{data.kind} {root.name}", source, context.output.key, "source")
-    return {**report.numbers(), "rejects": report.rejects()}
+    return {**counts.numbers(), "rejects": counts.rejects()}
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A source as read: rows that nobody has judged yet, and what else its format tells."""
+    """A source as read: rows that nobody has validated yet, and what else its format knows."""
 
     root: "Place"
     candidates: "Dataset"
     queries: "Dataset"
     pools: list[str]
-    instructions: "Callable[[Report], list[dict]]"
-    query_files: "list[Source]" = field(default_factory=list)
+    instructions: "Callable[[Counts], list[dict]]"
+    query_files: "list[SourceFile]" = field(default_factory=list)
     """Files whose queries share one pool; where there are none, each row names its own."""
 
 
@@ -95,10 +95,10 @@ def _read_mbeir(root: "Place") -> Reading:
 
     mbeir.require(root)
     instructions = mbeir.instructions(root)
-    pool_files, query_files = mbeir.candidate_sources(root), mbeir.query_sources(root)
+    pool_files, query_files = mbeir.candidate_files(root), mbeir.query_files(root)
     names = {row["dataset_id"]: row["dataset"] for row in instructions}
     candidates, queries = flow.read(root, pool_files, query_files, names)
-    pools = sorted({source.pool for source in pool_files})
+    pools = sorted({file.pool for file in pool_files})
     return Reading(root, candidates, queries, pools, lambda _: instructions, query_files)
 
 
@@ -106,23 +106,24 @@ def _read_pairs(context: Context, path: "Place") -> Reading:
     from functools import partial
 
     from stages.data.ingest import flow
+    from stages.data.instructions import plain_instructions
     from stages.data.sources import pairs, records
 
     found = records.lay_out(path, records.find(path, "data.path", pictures=False), context.output.work / "records")
-    chunks = flow.cut(found.root, found.sources)
-    queries = flow.read_chunks(chunks, partial(pairs.read_queries, found))
-    candidates = flow.read_chunks(chunks, partial(pairs.read_candidates, found))
+    numbered = flow.number_chunks(found.root, found.sources)
+    queries = flow.read_chunks(numbered, partial(pairs.read_queries, found))
+    candidates = flow.read_chunks(numbered, partial(pairs.read_candidates, found))
     pools = flow.distinct(candidates, "pool")
     if len(pools) > MOST_POOLS:
         raise InputError(f"data.path={path} names {len(pools)} tasks; a task is a group of many pairs, leave it out")
-    return Reading(found.root, candidates, queries, pools, lambda report: pairs.instructions(report.tasks()))
+    return Reading(found.root, candidates, queries, pools, lambda counts: plain_instructions(counts.tasks()))
 
 
-def _ingest(context: Context, source: Reading) -> "Report":
-    """Judges and writes everything that was read."""
+def _ingest(context: Context, source: Reading) -> "Counts":
+    """Validates and writes everything that was read."""
     import pyarrow as pa
 
-    from stages.data.images import Limits
+    from stages.data.images import ImageLimits
     from stages.data.ingest import flow
     from stages.data.schemas import CANDIDATES, INSTRUCTIONS, QUERIES, REJECTS
     from stages.data.sources import mbeir
@@ -132,32 +133,32 @@ def _ingest(context: Context, source: Reading) -> "Report":
     flow.say(f"read {queries.count()} query rows and {candidates.count()} rows of {len(pools)} pools from {root}")
 
     numbers = flow.take_numbers(candidates, queries, pools)
-    limits = Limits(data.max_pixels, data.refuse_pixels, data.max_image_bytes)
+    limits = ImageLimits(data.max_pixels, data.refuse_pixels, data.max_image_bytes)
     images = flow.write_images(output, root, (candidates, queries), numbers, limits, data.rows_per_task)
     flow.say(f"checked {numbers.path_count} pictures: {images.count} kept, {images.rejects.num_rows} rejected")
 
-    known = flow.settle(numbers, images, pools, mbeir.implied_unions(pools))
-    judged_candidates = flow.judge_candidates(candidates, known, images)
+    known = flow.survey_candidates(numbers, images, pools, mbeir.implied_unions(pools))
+    valid_candidates = flow.validate_candidates(candidates, known, images)
     own = flow.own_pools(root, source.query_files, known)
-    judged_queries = flow.judge_queries(queries, numbers, known, images, own)
-    rejects = flow.rejects(judged_candidates, judged_queries, images)
-    report = flow.report(judged_candidates, judged_queries, images, known)
-    flow.say(report.line())
-    report.refuse(data.max_reject_share, rejects, output.work)
+    valid_queries = flow.validate_queries(queries, numbers, known, images, own)
+    rejects = flow.rejects(valid_candidates, valid_queries, images)
+    counts = flow.count(valid_candidates, valid_queries, images, known)
+    flow.say(counts.line())
+    counts.refuse(data.max_reject_share, rejects, output.work)
 
-    flow.write(output, "candidates", flow.keep(judged_candidates, CANDIDATES), CANDIDATES)
-    flow.write(output, "queries", flow.keep(judged_queries, QUERIES), QUERIES)
+    flow.write(output, "candidates", flow.keep(valid_candidates, CANDIDATES), CANDIDATES)
+    flow.write(output, "queries", flow.keep(valid_queries, QUERIES), QUERIES)
     flow.write(output, "rejects", rejects, REJECTS)
-    flow.write_table(output, "instructions", pa.Table.from_pylist(source.instructions(report), INSTRUCTIONS))
-    return report
+    flow.write_table(output, "instructions", pa.Table.from_pylist(source.instructions(counts), INSTRUCTIONS))
+    return counts
 
 
 def _made(context: Context) -> Path:
     """Draws the scenes as an M-BEIR directory; from there on they are read like any other."""
     from stages.data.ingest import flow
-    from stages.data.scenes import dataset as scenes
+    from stages.data.scenes import dataset
 
-    return scenes.make(context.output.work / "scenes", context.params.data.scenes, context.params.seed, flow.each)
+    return dataset.make(context.output.work / "scenes", context.params.data.scenes, context.params.seed, flow.each)
 
 
 def check(params: Params) -> None:

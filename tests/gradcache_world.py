@@ -18,7 +18,8 @@ from stages.learn import gradcache
 from stages.learn.collectives import gather, rank, world_size
 from stages.learn.engine import Optimisation, full_weights, start_engine
 from stages.learn.losses import softmax_loss
-from stages.model.encoder import Encoder, Row
+from stages.model.encoder import Encoder
+from stages.model.rows import Row
 from tests.support import joined_ranks
 from tests.tiny_models import picture
 
@@ -81,7 +82,7 @@ def update(directory: Path, *, stage: int, cached: bool, limit: int = LIMIT, tra
 
     # A single rank has rows of both kinds.
     rows = rows_of(rank()) if world_size() > 1 else rows_of(0)[:6] + rows_of(1)[6:]
-    batch = encoder.collator(rows, limit, sighted=gradcache.needs_images(encoder))
+    batch = encoder.collator(rows, limit, needs_images=gradcache.needs_images(encoder))
     torch.manual_seed(rank())
     with patch.object(gradcache, "one_reduction", lambda _: nullcontext()) if naive else nullcontext():
         gradcache.backward(engine, encoder, batch, loss_of, cached=cached)

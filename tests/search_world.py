@@ -44,7 +44,7 @@ def picture(colour: str) -> images.Checked:
     canvas.paste((40, 40, 40), (0, 0, 14, 14))
     buffer = io.BytesIO()
     canvas.save(buffer, "PNG")
-    return images.check(buffer.getvalue(), images.Limits())
+    return images.check(buffer.getvalue(), images.ImageLimits())
 
 
 def write_rows(attempt: Attempt, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
@@ -144,7 +144,8 @@ def write_index(store: Store, inputs: dict[str, Artifact], key: str = "e" * 16) 
     """Commits an index as the stage writes it, made without Ray by the student's own encoder."""
     from stages.distributed.embedding import vector_column
     from stages.index import describe, summarise_pools
-    from stages.model.encoder import Encoder, Row
+    from stages.model.encoder import Encoder
+    from stages.model.rows import Row
 
     encoder = Encoder.load(inputs["train"].local("model"))
     pictures = {picture(colour).image_id: picture(colour).bytes for colour in COLOURS}

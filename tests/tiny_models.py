@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 import transformers
 from PIL import Image
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers import Qwen2VLImageProcessorPil
 
-from stages.model.encoder import Row
+from stages.model.rows import Row
 from stages.model.tiny import tiny_config, train_tokenizer, write_tiny
 
 TEXTS = ["a red circle left of a blue square", "find the picture that shows two green stars", "what colour is it?"]

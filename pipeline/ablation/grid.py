@@ -32,7 +32,7 @@ from pipeline.config.sections import Config, load_config
 from pipeline.planning.plan import spell
 from stages.contract.context import InputError
 from stages.contract.params import Section
-from stages.model.families import ADAPTERS
+from stages.model.families import FAMILIES
 
 GRIDS = Path(__file__).parents[1] / "grids"
 SHARED = ("store", "tracking_uri", "cluster")
@@ -125,7 +125,7 @@ def draws(config: Config, key: str) -> bool:
 def known_depths(config: Config) -> Sequence[int]:
     """The depths that the recipe's backbone can be cut to; none where they aren't known without a download."""
     family, depth = backbone_shape(config.backbone)
-    return range(ADAPTERS[family].minimum_layers, depth + 1) if family in ADAPTERS else ()
+    return range(FAMILIES[family].minimum_layers, depth + 1) if family in FAMILIES else ()
 
 
 def expand(

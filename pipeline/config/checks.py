@@ -14,7 +14,7 @@ from pipeline.config.recipes import Settings
 from stages.contract.context import InputError
 from stages.distill import check_alike
 from stages.learn.schedules import tau_hard_at
-from stages.model.families import ADAPTERS
+from stages.model.families import FAMILIES
 
 if TYPE_CHECKING:
     from pipeline.config.sections import Config
@@ -113,10 +113,10 @@ def check_layers(config: "Config", settings: Settings) -> None:
     """The student's and the teacher's layer as far as the backbone is known; and no bound that bounds nothing."""
     kept = config.student.layers
     family, depth = backbone_shape(config.backbone)
-    if family and family not in ADAPTERS:
+    if family and family not in FAMILIES:
         raise InputError(
             f"backbone.model={config.backbone.model} is of the family {family}, which can't be a backbone;"
-            f" choose one of {', '.join(ADAPTERS)}"
+            f" choose one of {', '.join(FAMILIES)}"
         )
     check_depth(config, family, depth, lambda path: f" in {settings.origin(path)}")
     if kept != "auto" and "student.max_loss" in settings.origins:
@@ -137,7 +137,7 @@ def check_depth(config: "Config", family: str, depth: int, where: Callable[[str]
     a value was set.
     """
     kept, layer = config.student.layers, config.features.layer
-    least = ADAPTERS[family].minimum_layers if family in ADAPTERS else 1
+    least = FAMILIES[family].minimum_layers if family in FAMILIES else 1
     if isinstance(kept, int) and kept < least:
         needs = f"{family} needs at least {least}" if least > 1 else "a student keeps at least 1"
         raise InputError(f"student.layers={kept} is too few{where('student.layers')}: {needs}")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from pipeline.web.bodies import EmbedBody
-    from stages.model.encoder import Row
+    from stages.model.rows import Row
     from stages.search.retriever import Query, Result, Retriever
 
 EXAMPLES = 12

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from stages.data.images import Limits as ImageLimits
+from stages.data.images import ImageLimits
 
 MAX_TEXT = 8192  # characters; the model reads far fewer and cuts the rest
 MAX_RESULTS = 100

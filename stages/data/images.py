@@ -1,6 +1,6 @@
 """Pictures from strangers: checked, turned upright, capped in pixels, and kept encoded.
 
-The format is told by content, never by name. Everything that can be refused without decoding is refused first: too
+The format is known by content, never by name. Everything that can be refused without decoding is refused first: too
 many bytes, unknown format, too many pixels by the header. What survives is decoded once in full, so that a truncated
 file fails here and not in the middle of a training run. Original bytes are kept where nothing has to change: a second
 JPEG generation would cost quality and disk for nothing.
@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from stages.data.sources.remote import RemotePath
 
 ORIENTATION = 0x0112
-"""The EXIF tag that tells how the camera was held."""
+"""The EXIF tag that says how the camera was held."""
 PLAIN_MODES = {"RGB", "L", "1", "P"}
 """Modes that every decoder turns into the same RGB, so that the original bytes may stay."""
 NARROWEST = 200
@@ -37,7 +37,7 @@ class ImageRejected(Exception):
 
 
 @dataclass(frozen=True)
-class Limits:
+class ImageLimits:
     """What a picture may be: stored pixels, refused pixels, refused bytes."""
 
     max_pixels: int = 1_048_576
@@ -70,7 +70,7 @@ def resolve(root: Path | RemotePath, reference: str) -> Path | RemotePath:
     return Path(target)
 
 
-def load(root: Path | RemotePath, reference: str, limits: Limits) -> Checked:
+def load(root: Path | RemotePath, reference: str, limits: ImageLimits) -> Checked:
     """Reads and checks the picture `reference` below `root`. Raises ImageRejected."""
     path = resolve(root, reference)
     if isinstance(path, RemotePath):
@@ -88,7 +88,7 @@ def load(root: Path | RemotePath, reference: str, limits: Limits) -> Checked:
     return check(data, limits)
 
 
-def _fetched(path: RemotePath, reference: str, limits: Limits) -> bytes:
+def _fetched(path: RemotePath, reference: str, limits: ImageLimits) -> bytes:
     """The bytes of a remote picture. A network that fails is no fault of the picture and raises OSError."""
     if len(path.path.partition("/")[2].encode()) > LONGEST_KEY:
         raise ImageRejected("missing image", f"no object has a name as long as {reference[:80]!r}…")
@@ -99,7 +99,7 @@ def _fetched(path: RemotePath, reference: str, limits: Limits) -> bytes:
         raise ImageRejected("missing image", f"{reference!r} does not exist") from None
 
 
-def check(data: bytes, limits: Limits) -> Checked:
+def check(data: bytes, limits: ImageLimits) -> Checked:
     """Checks encoded bytes and brings them into the form that the pipeline stores. Raises ImageRejected."""
     _refuse_bytes(len(data), limits)
     format_ = sniff(data)
@@ -136,7 +136,7 @@ def decode(data: bytes) -> Image.Image:
         return _flat(image)
 
 
-def _refuse_bytes(size: int, limits: Limits) -> None:
+def _refuse_bytes(size: int, limits: ImageLimits) -> None:
     if size > limits.max_bytes:
         raise ImageRejected("huge image", f"{size} bytes pass {limits.max_bytes}")
 

@@ -5,10 +5,16 @@ each use; evaluation, features and search take the first, so that their numbers 
 instruction, candidates never do.
 """
 
+import zlib
 from collections.abc import Iterable
 from typing import Any
 
 from stages.contract.context import Artifact
+from stages.data.modalities import MODALITIES
+
+PAIRS = "pairs"
+"""The data set of a user's own pairs that name no task."""
+WORDS = {"text": "text", "image": "image", "image,text": "image with its text"}
 
 
 class Instructions:
@@ -54,3 +60,34 @@ class Instructions:
 def with_instruction(instruction: str | None, text: str | None) -> str | None:
     """The query's text after its instruction, on a new line; either may be missing. None where both are."""
     return "\n".join(part for part in (instruction, text) if part) or None
+
+
+def plain_instructions(tasks: Iterable[tuple[str, str, str]]) -> list[dict[str, Any]]:
+    """Plain wordings for each (data set, query modality, target modality), in the columns of schemas.INSTRUCTIONS."""
+    return [
+        {
+            "dataset_id": dataset_number(dataset),
+            "dataset": dataset,
+            "query_modality": query,
+            "target_modality": target,
+            "prompts": plain_prompts(query, target),
+        }
+        for dataset, query, target in sorted(set(tasks))
+    ]
+
+
+def default_instructions() -> list[dict[str, Any]]:
+    """The wordings for every pair of modalities, for a student that brings none."""
+    return plain_instructions((PAIRS, query, target) for query in MODALITIES for target in MODALITIES)
+
+
+def plain_prompts(query: str, target: str) -> list[str]:
+    """Interchangeable wordings for a pair of modalities."""
+    given, wanted = WORDS[query], WORDS[target]
+    article = "an" if wanted.startswith("image") else "a"
+    return [f"Find the {wanted} that answers the {given}.", f"Retrieve {article} {wanted} that matches the {given}."]
+
+
+def dataset_number(dataset: str) -> int:
+    """The number of a data set, from its name alone."""
+    return 0 if dataset == PAIRS else zlib.crc32(dataset.encode()) & 0x7FFFFFFF

@@ -43,7 +43,7 @@ def upsampled(group: np.ndarray, least: int) -> np.ndarray:
 def in_blocks(order: np.ndarray, group: np.ndarray, block: int) -> np.ndarray:
     """The same samples int64 [N], each block of `block` of them from one group: homogeneous sub-batches.
 
-    Negatives of one's own task are the harder ones (VLM2Vec-V2 trains on sub-batches of one data set). Blocks come in
+    Negatives of a query's own task are harder (VLM2Vec-V2 trains on sub-batches of one data set). Blocks come in
     the order of their first samples; what fills no block stands, mixed, at the end.
 
     Args:

@@ -1,4 +1,5 @@
-"""The Parquet schemas of every dataset that passes between stages; every reader and writer uses these.
+"""The schemas of every dataset that passes between stages, and of rows as they are read; all readers and writers use
+these.
 
 Ids keep M-BEIR's names: `qid` is a query's, `did` a candidate's, both written "dataset_id:number". Modalities are
 "text", "image" and "image,text". A pool is named by its file: `grocery_task0`, `union_test`.
@@ -6,7 +7,6 @@ Ids keep M-BEIR's names: `qid` is a query's, `did` a candidate's, both written "
 
 import pyarrow as pa
 
-MODALITIES = ("text", "image", "image,text")
 SPLITS = ("train", "val", "test")
 
 QUERIES = pa.schema(
@@ -106,3 +106,40 @@ def EMBEDDINGS(dim: int) -> pa.Schema:
             ("vector", pa.list_(pa.float16(), dim)),  # unit length
         ]
     )
+
+
+_READ = [
+    ("position", pa.int64()),  # see `stages.data.sources.chunks.position`
+    ("source", pa.string()),  # file:line
+    ("reason", pa.string()),  # null for a good row
+    ("detail", pa.string()),
+]
+
+RAW_CANDIDATES = pa.schema(
+    [
+        *_READ,
+        ("did", pa.string()),
+        ("dataset_id", pa.int32()),
+        ("modality", pa.string()),
+        ("text", pa.string()),
+        ("image_path", pa.string()),
+        ("pool", pa.string()),
+    ]
+)
+
+RAW_QUERIES = pa.schema(
+    [
+        *_READ,
+        ("qid", pa.string()),
+        ("split", pa.string()),
+        ("dataset", pa.string()),  # null where neither the file name nor the instructions know it
+        ("dataset_id", pa.int32()),
+        ("task_id", pa.int32()),
+        ("modality", pa.string()),
+        ("text", pa.string()),
+        ("image_path", pa.string()),
+        ("positives", pa.list_(pa.string())),
+        ("negatives", pa.list_(pa.string())),
+        ("pool", pa.string()),  # null where the file decides, as in M-BEIR
+    ]
+)

@@ -30,7 +30,7 @@ from stages.data.keys import hash64, hash_ids
 
 ROWS_PER_BATCH = 1024
 KEEP_DAYS = 14
-"""Tables that nobody opened for so long are deleted when another is built; they are copies and can be made again."""
+"""Tables that nobody opened for this long are deleted when another is built; they are copies and can be made again."""
 
 
 class MappedTable:

@@ -75,37 +75,37 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def read(context: Context) -> "ray.data.Dataset":
-    """Reads and judges the corpus, and writes its candidates, pictures and rejects; the judged rows.
+    """Reads and validates the corpus, and writes its candidates, pictures and rejects; the validated rows.
 
     Raises:
         StageError: nothing is left, or too many rows are bad.
     """
     import ray.data
 
-    from stages.data.images import Limits
-    from stages.data.ingest import flow
-    from stages.data.ingest import validate as judge
+    from stages.data.images import ImageLimits
+    from stages.data.ingest import flow, validate
+    from stages.data.metadata import CANDIDATES
     from stages.data.schemas import REJECTS
     from stages.data.sources import corpus_rows, records
 
     output, path = context.output, place(context.params.index)
     laid = records.lay_out(path, records.find(path, "index.corpus", pictures=True), output.work / "records")
-    rows = flow.read_chunks(flow.cut(laid.root, laid.sources), partial(corpus_rows.read_rows, laid))
+    rows = flow.read_chunks(flow.number_chunks(laid.root, laid.sources), partial(corpus_rows.read_rows, laid))
     none = ray.data.from_arrow(corpus_rows.NO_QUERIES)
     numbers = flow.take_numbers(rows, none, [corpus_rows.POOL])
-    images = flow.write_images(output, laid.root, (rows,), numbers, Limits(), corpus_rows.PICTURES_PER_TASK)
+    images = flow.write_images(output, laid.root, (rows,), numbers, ImageLimits(), corpus_rows.PICTURES_PER_TASK)
     flow.say(f"checked {numbers.path_count} pictures: {images.count} kept, {images.rejects.num_rows} rejected")
-    known = flow.settle(numbers, images, [corpus_rows.POOL], {})
-    judged = flow.judge_candidates(rows, known, images, corpus_rows.JUDGED)
-    flow.write(output, "candidates", flow.keep(judged, corpus_rows.CANDIDATES), corpus_rows.CANDIDATES)
-    bad = judged.map_batches(
-        judge.rejected, fn_args=("candidate", "did"), batch_size=None, batch_format="pyarrow"
+    known = flow.survey_candidates(numbers, images, [corpus_rows.POOL], {})
+    validated = flow.validate_candidates(rows, known, images, validate.validated(CANDIDATES))
+    flow.write(output, "candidates", flow.keep(validated, CANDIDATES), CANDIDATES)
+    bad = validated.map_batches(
+        validate.rejected, fn_args=("candidate", "did"), batch_size=None, batch_format="pyarrow"
     ).union(ray.data.from_arrow(images.rejects))
     flow.write(output, "rejects", bad, REJECTS)
-    return judged
+    return validated
 
 
-def tally(context: Context, judged: "ray.data.Dataset") -> dict[str, Any]:
+def tally(context: Context, validated: "ray.data.Dataset") -> dict[str, Any]:
     """Rows, modalities, rejects by reason, and the metadata columns with what they hold.
 
     Raises:
@@ -113,12 +113,12 @@ def tally(context: Context, judged: "ray.data.Dataset") -> dict[str, Any]:
     """
     import ray
 
-    from stages.data.ingest import validate as judge
-    from stages.data.sources import corpus_rows
+    from stages.data import metadata
+    from stages.data.ingest import validate
 
     place, columns = context.params.index.corpus, ["modality", "reason"]
-    counted = judged.map_batches(judge.tally, fn_args=(columns,), batch_size=None, batch_format="pyarrow")
-    rows = judge.merge_tallies(
+    counted = validated.map_batches(validate.tally, fn_args=(columns,), batch_size=None, batch_format="pyarrow")
+    rows = validate.merge_tallies(
         [row for table in ray.get(counted.to_arrow_refs()) for row in table.to_pylist()], columns
     )
     kept = {row["modality"]: row["count"] for row in rows if row["reason"] is None}
@@ -133,20 +133,20 @@ def tally(context: Context, judged: "ray.data.Dataset") -> dict[str, Any]:
         raise StageError(f"index.corpus={place} has no usable row: {told or 'it is empty'}; mend the rows")
     if lost > MOST_REJECTS * total:
         raise StageError(f"{lost} of {total} rows of index.corpus={place} are bad: {told}; mend or leave out the rows")
-    kinds = judged.map_batches(corpus_rows.kinds, batch_size=None, batch_format="pyarrow").to_arrow_refs()
-    metadata = corpus_rows.name_columns(row for table in ray.get(kinds) for row in table.to_pylist())
-    if len(metadata) > MOST_COLUMNS:
+    kinds = validated.map_batches(metadata.kinds, batch_size=None, batch_format="pyarrow").to_arrow_refs()
+    named = metadata.name_columns(row for table in ray.get(kinds) for row in table.to_pylist())
+    if len(named) > MOST_COLUMNS:
         raise StageError(
-            f"index.corpus={place} has {len(metadata)} columns of metadata, {MOST_COLUMNS} is the most; leave some out"
+            f"index.corpus={place} has {len(named)} columns of metadata, {MOST_COLUMNS} is the most; leave some out"
         )
     return {"rows": sum(kept.values()), "modalities": kept, "rejects": {"candidates": lost, "by_reason": bad}} | {
-        "columns": metadata
+        "columns": named
     }
 
 
 def embed(context: Context, told: dict[str, Any], model: Path) -> dict[str, Any]:
     """Writes vectors and typed metadata columns of the candidates to `embeddings/`; see `pools.written`."""
-    from stages.data.sources import corpus_rows
+    from stages.data.metadata import finish
     from stages.distributed.embedding import embed_table
     from stages.distributed.pool import carry_out
     from stages.distributed.pools import EMBEDDINGS, written
@@ -155,7 +155,7 @@ def embed(context: Context, told: dict[str, Any], model: Path) -> dict[str, Any]
 
     own, params = Unfinished.of(context.output), context.params.index
     work = shard_work(
-        [Target(context.output, EMBEDDINGS, partial(corpus_rows.finish, columns=told["columns"]))],
+        [Target(context.output, EMBEDDINGS, partial(finish, columns=told["columns"]))],
         cut(own, "candidates", params.rows_per_shard),
         own,
         partial(embed_table, model=STUDENT, side="candidate", batch_size=params.batch_size),

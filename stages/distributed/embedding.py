@@ -4,12 +4,13 @@ features, index and evaluate all embed through here, so a vector never depends o
 `build_processor` with vLLM was the alternative; it gives pooled outputs on GPUs only, and this runs anywhere.
 """
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from stages.contract.context import Artifact, Context, StageError
 from stages.contract.params import Cluster
+from stages.model.loading import load_encoder
+from stages.model.reader import RowReader, Side
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
     from stages.distributed.pool import Models
 
-Side = Literal["query", "candidate"]
-READ = ("text", "image_id", "dataset_id", "modality", "target_modality")
 WINDOW = 4  # model batches that an actor gets at once, so that it seldom waits for the next table
 
 
@@ -75,50 +74,6 @@ def pool_size(cluster: Cluster) -> tuple[int, dict[str, float]]:
         return cluster.actors, {"num_gpus": cluster.gpus_per_worker}
     cores = int(ray.cluster_resources().get("CPU", 1))
     return max(1, min(cluster.actors, cores - 1)), {"num_cpus": 1.0 if cores > 1 else 0.5}
-
-
-def load_encoder(model: Path, cluster: Cluster) -> Any:
-    """The encoder of `model` on this process's device, with its share of the cores."""
-    # Idle OpenMP threads spin by default: two of them beside another busy process made a query 35 times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import torch
-    from transformers.utils import logging
-
-    from stages.model.encoder import Encoder
-
-    logging.disable_progress_bar()  # one for each actor and model load says nothing about the stage's progress
-    device = "cuda" if cluster.gpus_per_worker > 0 else "cpu"
-    if device == "cpu":
-        torch.set_num_threads(cluster.threads_each(cluster.actors))
-    return Encoder.load(model, precision=cluster.chosen_precision(), device=device)
-
-
-class RowReader:
-    """Turns stored rows into the encoder's rows: instruction joined to the text, image bytes looked up by id."""
-
-    def __init__(self, ingest: Artifact, side: Side) -> None:
-        from stages.data.instructions import Instructions
-        from stages.data.tables import MappedTable
-
-        self.images = MappedTable.open(ingest, "images", "image_id")
-        self.instructions = Instructions.load(ingest) if side == "query" else None
-
-    def rows(self, table: "pa.Table") -> list[Any]:
-        """The encoder's rows for a table of stored rows."""
-        read = [name for name in READ if name in table.column_names]
-        return [self.read(row) for row in table.select(read).to_pylist()]
-
-    def read(self, row: dict[str, Any]) -> Any:
-        """The encoder's Row for one stored row."""
-        from stages.data.instructions import with_instruction
-        from stages.model.encoder import Row
-
-        text = row["text"]
-        if self.instructions is not None:
-            told = self.instructions.choose(row["dataset_id"], row["modality"], row["target_modality"], pick=0)
-            text = with_instruction(told, text)
-        image = row["image_id"]
-        return Row(text, self.images.row(self.images.find(image))["bytes"] if image is not None else None)
 
 
 class Embedder:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from stages.contract.context import Artifact, Context
 from stages.contract.params import Cluster
-from stages.distributed.embedding import RowReader, Side, load_encoder, pool_of, pool_size
+from stages.distributed.embedding import pool_of, pool_size
+from stages.model.loading import load_encoder
+from stages.model.reader import RowReader, Side
 
 if TYPE_CHECKING:
     from stages.model.encoder import Encoder

@@ -12,14 +12,6 @@ EMBEDDINGS = "embeddings"
 CANDIDATE_COLUMNS = ["did", "dataset_id", "modality", "text", "image_id", "pools"]
 
 
-def keep_pools(table: "pa.Table", pools: list[str]) -> "pa.Table":
-    """The rows that belong to any of `pools`."""
-    import pyarrow as pa
-
-    wanted = set(pools)
-    return table.filter(pa.array([not wanted.isdisjoint(names) for names in table["pools"].to_pylist()], pa.bool_()))
-
-
 def without_content(table: "pa.Table") -> "pa.Table":
     """The columns of EMBEDDINGS."""
     return table.drop_columns(["text", "image_id"])

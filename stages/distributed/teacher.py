@@ -20,8 +20,9 @@ import numpy as np
 from stages.contract.context import Artifact, Context, Shared, StageError
 from stages.distributed.embedding import vector_column
 from stages.distributed.pool import Models, Work
-from stages.distributed.pools import CANDIDATE_COLUMNS, EMBEDDINGS, keep_pools, written
+from stages.distributed.pools import CANDIDATE_COLUMNS, EMBEDDINGS, written
 from stages.distributed.shards import Target, cut, shard_work
+from stages.search.filters import keep_pools
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -77,7 +77,7 @@ def rank_file(
     import pyarrow.parquet as pq
 
     block = pq.read_table(path, filesystem=filesystem)
-    return rank_block(block if dim is None else leading.cut(block, dim), sets, pools, index, depth, tag)
+    return rank_block(block if dim is None else leading.shorten(block, dim), sets, pools, index, depth, tag)
 
 
 def rank_block(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from stages.model.encoder import SETTINGS, load_collator
-from stages.model.families import adapter_for
+from stages.model.families import family_of
 from stages.model.prompt import CHAT_TEMPLATE
 
 # Pooling and Normalize go by their older names: vLLM knew no others before #54533 (August 2026) and fell back
@@ -38,7 +38,7 @@ def save_backbone(config: Any, weights: Mapping[str, torch.Tensor], directory: P
     config.tie_word_embeddings = True
     config.text_config.tie_word_embeddings = True
     with torch.device("meta"):
-        model = adapter_for(config.model_type).generation()(config)
+        model = family_of(config.model_type).generation()(config)
     model.model.load_state_dict(dict(weights), strict=True, assign=True)
     model.tie_weights()
     model.save_pretrained(directory, safe_serialization=True)
@@ -65,7 +65,7 @@ def export_student(
     tokenizer.padding_side = "right"
     tokenizer.save_pretrained(directory)
     image_processor.save_pretrained(directory)
-    processor = {"processor_class": adapter_for(config["model_type"]).processor_class}
+    processor = {"processor_class": family_of(config["model_type"]).processor_class}
     if dims:
         _merge_json(directory / "config.json", {"is_matryoshka": True, "matryoshka_dimensions": list(dims)})
     _merge_json(directory / "preprocessor_config.json", processor)

@@ -18,8 +18,9 @@ from PIL import Image, ImageDraw
 
 from stages.contract.context import StageError
 from stages.export.loaders import Sample, run_stock_loaders
-from stages.model.encoder import Encoder, Row, load_collator
+from stages.model.encoder import Encoder, load_collator
 from stages.model.inputs import Collator
+from stages.model.rows import Row
 
 MINIMUM_COSINE = 0.9999
 INSTRUCTION = "Find it."
@@ -38,7 +39,7 @@ def samples() -> list[Sample]:
 def fitted(sample: Sample, collator: Collator) -> Sample:
     """The sample with as many words as Puma reads uncut: the cap is Puma's own, stock loaders read on."""
     words = (sample.text or "").split(" ")
-    while len(words) > 1 and collator.cut(sample.joined) != sample.joined:
+    while len(words) > 1 and collator.truncate(sample.joined) != sample.joined:
         words.pop()
         sample = replace(sample, text=" ".join(words))
     return sample

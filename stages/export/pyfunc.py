@@ -36,13 +36,13 @@ class Student(mlflow.pyfunc.PythonModel):
 
         Raises ValueError for a row of neither text nor image, and for bytes that are no safe picture.
         """
-        from stages.data.images import Limits, check
-        from stages.model.encoder import Row
+        from stages.data.images import ImageLimits, check
+        from stages.model.rows import Row
 
         rows = []
         for given in model_input.to_dict("records"):
             text, image = (None if _missing(given.get(name)) else given[name] for name in ("text", "image"))
-            rows.append(Row(text, check(bytes(image), Limits()).bytes if image is not None else None))
+            rows.append(Row(text, check(bytes(image), ImageLimits()).bytes if image is not None else None))
         return self.encoder.encode(rows)
 
 

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from stages.model.inputs import Box
+from stages.model.rows import Box
 
 PROPORTIONS = (3 / 4, 4 / 3)
 """Of a crop's width to its height, relative to the image's own (Inception, Szegedy et al. 2015, arXiv 1409.4842)."""

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from stages.learn.collectives import largest, world_size
-from stages.model.encoder import Encoder, Sight
+from stages.model.encoder import Encoder, VisionOutput
 from stages.model.inputs import Batch, Chunk
 
 Loss = Callable[[torch.Tensor], tuple[torch.Tensor, dict[str, float]]]
@@ -70,8 +70,8 @@ def needs_images(encoder: Encoder) -> bool:
 def _whole(engine: Any, encoder: Encoder, batch: Batch, loss_of: Loss) -> tuple[float, dict]:
     """One graph over all chunks."""
     batch = batch.to(engine.device)
-    sights = [encoder.look(chunk) for chunk in batch.chunks] if encoder.vision_is_frozen else None
-    loss, parts = loss_of(engine(batch, sights))
+    vision = [encoder.encode_images(chunk) for chunk in batch.chunks] if encoder.vision_is_frozen else None
+    loss, parts = loss_of(engine(batch, vision))
     engine.backward(loss)
     return loss.item(), parts
 
@@ -82,7 +82,7 @@ class Pass:
 
     chunk: Chunk
     """Still where the collator put it: a batch's pixels need not fit on the device."""
-    sight: Sight | None
+    vision: VisionOutput | None
     """The outputs of a frozen vision tower; a trained one must run again, for its gradient."""
     random: "RandomState"
 
@@ -93,10 +93,10 @@ def _in_chunks(engine: Any, encoder: Encoder, batch: Batch, loss_of: Loss) -> tu
     with torch.no_grad():  # 1
         for chunk in batch.chunks:
             here = chunk.to(engine.device)
-            sight = encoder.look(here) if encoder.vision_is_frozen else None
+            vision = encoder.encode_images(here) if encoder.vision_is_frozen else None
             random = RandomState.now(engine.device, random)
-            passes.append(Pass(chunk, sight, random))
-            parts_RD.append(engine(Batch.of(here), [sight]))
+            passes.append(Pass(chunk, vision, random))
+            parts_RD.append(engine(Batch.of(here), [vision]))
     states_ND = torch.cat(parts_RD).requires_grad_()
     del parts_RD
     with one_reduction(engine):
@@ -107,7 +107,7 @@ def _in_chunks(engine: Any, encoder: Encoder, batch: Batch, loss_of: Loss) -> tu
         gradients = states_ND.grad.split([len(chunk) for chunk in batch.chunks])
         for taken, gradient_RD in zip(passes, gradients, strict=True):  # 3
             with taken.random.replayed():
-                states_RD = engine(Batch.of(taken.chunk.to(engine.device)), [taken.sight])
+                states_RD = engine(Batch.of(taken.chunk.to(engine.device)), [taken.vision])
             # The gradient of this sum at the states is the kept one.
             engine.backward((states_RD * gradient_RD).sum())
             sums.take()

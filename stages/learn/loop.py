@@ -22,7 +22,7 @@ from stages.learn.gradcache import Loss, backward, needs_images
 from stages.learn.objective import Objective, Step, learner, losses
 from stages.learn.sampling import Pairs, PairSampler
 from stages.model.encoder import Encoder
-from stages.model.inputs import Batch, ahead
+from stages.model.inputs import Batch, prefetch
 
 Teacher = Callable[[Pairs], torch.Tensor]
 """The teacher's states of a step's queries and their positives, [2B, D]: looked up or computed."""
@@ -63,7 +63,7 @@ def fit(
         start = client_state["step"]
     clock, seen = time.perf_counter(), 0
     steps = range(start, settings.steps)
-    upcoming = ahead(partial(prepare, encoder, sampler, teacher, settings.chunk), steps)
+    upcoming = prefetch(partial(prepare, encoder, sampler, teacher, settings.chunk), steps)
     for step, current in zip(steps, upcoming, strict=True):
         seed_step(sampler.seed, step)
         cached = settings.chunk > 0
@@ -93,7 +93,7 @@ def prepare(encoder: Encoder, sampler: PairSampler, teacher: Teacher | None, chu
     rows = pairs.query_rows + pairs.candidate_rows + pairs.negative_rows
     return Step(
         pairs=pairs,
-        rows=encoder.collator(rows, chunk, sighted=needs_images(encoder)),
+        rows=encoder.collator(rows, chunk, needs_images=needs_images(encoder)),
         teacher_RD=teacher(pairs) if teacher else None,
     )
 

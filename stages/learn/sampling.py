@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 
 from stages.data.instructions import Instructions, with_instruction
 from stages.data.keys import NOTHING, hash_ids
+from stages.data.modalities import MODALITIES
 from stages.data.order import batch_at, epoch_order, in_blocks, picks, upsampled
-from stages.data.schemas import MODALITIES
-from stages.data.sources.mbeir_rows import normalise
+from stages.data.sources.fields import normalise
 from stages.data.tables import MappedTable
 from stages.learn.crops import random_box
-from stages.model.inputs import Row
+from stages.model.rows import Row
 
 CONTENTS = 1 << 16  # content ids that are remembered: a popular positive is looked up once
 

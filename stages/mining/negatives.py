@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 
 from stages.data.ingest.validate import content_id
 from stages.data.keys import hash_ids
-from stages.data.schemas import MODALITIES, NEGATIVES
+from stages.data.modalities import MODALITIES
+from stages.data.schemas import NEGATIVES
 from stages.search.exact import TopK, tiles, vectors
 
 COLUMNS = ("did", "modality", "did_hash", "content_hash", "vector")

@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoTokenizer
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
 from stages.contract.params import cores
-from stages.model.inputs import Batch, Chunk, Collator, Row, ahead
+from stages.model.inputs import Batch, Chunk, Collator, prefetch
 from stages.model.prompt import RETRIEVAL_TOKEN
 from stages.model.prune import load_backbone
-
-__all__ = ["Batch", "Encoder", "Row"]
+from stages.model.rows import Row
 
 SETTINGS = "puma.json"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -31,8 +29,8 @@ READERS = 8
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What the vision tower made of a chunk's images, under the names by which the stock forward reads it.
+class VisionOutput:
+    """What the vision tower gives for a chunk's images, under the names by which the stock forward reads it.
 
     The tower's other outputs are left out: they are larger and nobody reads them.
     """
@@ -119,39 +117,39 @@ class Encoder(nn.Module):
             return {}
         return {f"backbone.visual.{name}": weight for name, weight in self.backbone.visual.state_dict().items()}
 
-    def look(self, chunk: Chunk) -> Sight | None:
+    def encode_images(self, chunk: Chunk) -> VisionOutput | None:
         """Runs the vision tower on a chunk's images, without graph where it is frozen; None for a chunk of text."""
         if chunk.pixels_PC is None:
             return None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.vision_is_frozen):
             output = self.backbone.get_image_features(chunk.pixels_PC, chunk.grid_I3, return_dict=True)
-        return Sight(output.pooler_output, getattr(output, "deepstack_features", None))
+        return VisionOutput(output.pooler_output, getattr(output, "deepstack_features", None))
 
-    def states(self, batch: Batch, sights: Sequence[Sight | None] | None = None) -> torch.Tensor:
+    def states(self, batch: Batch, vision: Sequence[VisionOutput | None] | None = None) -> torch.Tensor:
         """Hidden states at `[RET]` after the final norm, [B, D], not normalised: what distillation compares.
 
         Args:
             batch: the rows.
-            sights: for each chunk what `look` gave; None looks now.
+            vision: for each chunk what `encode_images` gave; None runs the tower now.
         """
-        sights = sights or [None] * len(batch.chunks)
-        parts = [self._chunk_states(chunk, sight) for chunk, sight in zip(batch.chunks, sights, strict=True)]
+        outputs = vision or [None] * len(batch.chunks)
+        parts = [self._chunk_states(chunk, output) for chunk, output in zip(batch.chunks, outputs, strict=True)]
         return torch.cat(parts)[batch.place_B]
 
-    def _chunk_states(self, chunk: Chunk, sight: Sight | None = None) -> torch.Tensor:
+    def _chunk_states(self, chunk: Chunk, vision: VisionOutput | None = None) -> torch.Tensor:
         """States [R, D]. The tower comes before the token embeddings: under ZeRO-3 all ranks go in one order."""
-        sight = sight or self.look(chunk)
+        vision = vision or self.encode_images(chunk)
         output = self.backbone(
             input_ids=chunk.input_ids_RL,
             position_ids=chunk.position_ids_3RL,
-            mm_encoder_outputs={"image": sight} if sight else None,
+            mm_encoder_outputs={"image": vision} if vision else None,
             use_cache=False,
         )
         return _read_out(output.last_hidden_state, chunk)
 
-    def forward(self, batch: Batch, sights: Sequence[Sight | None] | None = None) -> torch.Tensor:
+    def forward(self, batch: Batch, vision: Sequence[VisionOutput | None] | None = None) -> torch.Tensor:
         """`states` as a module call, so that DeepSpeed's hooks run."""
-        return self.states(batch, sights)
+        return self.states(batch, vision)
 
     def states_by_layer(self, batch: Batch, normed: bool, before_mlp: bool = False) -> torch.Tensor:
         """States at `[RET]` after each decoder layer, [K, B, D], from one forward pass.
@@ -209,8 +207,8 @@ class Encoder(nn.Module):
         While a GPU computes a batch, the next is collated. A model on the CPU has all cores already.
         """
         starts = range(0, len(rows), batch_size)
-        side_by_side = map if self.device.type == "cpu" else ahead
-        collated = side_by_side(lambda start: self.collator(rows[start : start + batch_size]), starts)
+        each = map if self.device.type == "cpu" else prefetch
+        collated = each(lambda start: self.collator(rows[start : start + batch_size]), starts)
         for start, batch in zip(starts, collated, strict=True):
             yield start, batch.to(self.device)
 

@@ -1,4 +1,4 @@
-"""Where the Qwen-VL families differ, as data: one adapter for each, looked up by the checkpoint's `model_type`.
+"""Where the Qwen-VL families differ, as data: one entry for each, looked up by the checkpoint's `model_type`.
 
 All three read `hidden_states` and images through the same stock forward; what differs is the class names and how deep
 a student must be. Qwen3-VL adds vision features after its first three decoder layers (DeepStack), so fewer layers
@@ -10,7 +10,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Adapter:
+class Family:
     """One family of checkpoints."""
 
     model_type: str
@@ -32,22 +32,22 @@ class Adapter:
         return getattr(transformers, self.generation_class)
 
 
-ADAPTERS = {
-    adapter.model_type: adapter
-    for adapter in (
-        Adapter("qwen2_vl", "Qwen2VLModel", "Qwen2VLForConditionalGeneration", "Qwen2VLProcessor"),
-        Adapter("qwen2_5_vl", "Qwen2_5_VLModel", "Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLProcessor"),
-        Adapter("qwen3_vl", "Qwen3VLModel", "Qwen3VLForConditionalGeneration", "Qwen3VLProcessor", minimum_layers=3),
+FAMILIES = {
+    family.model_type: family
+    for family in (
+        Family("qwen2_vl", "Qwen2VLModel", "Qwen2VLForConditionalGeneration", "Qwen2VLProcessor"),
+        Family("qwen2_5_vl", "Qwen2_5_VLModel", "Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLProcessor"),
+        Family("qwen3_vl", "Qwen3VLModel", "Qwen3VLForConditionalGeneration", "Qwen3VLProcessor", minimum_layers=3),
     )
 }
 
 
-def adapter_for(model_type: str) -> Adapter:
-    """The adapter of a checkpoint's `model_type`.
+def family_of(model_type: str) -> Family:
+    """The family of a checkpoint's `model_type`.
 
     Raises:
-        ValueError: the family is not supported; the message names those that are.
+        ValueError: it is not supported; the message names those that are.
     """
-    if model_type not in ADAPTERS:
-        raise ValueError(f"model type {model_type!r} is not supported; choose one of {', '.join(ADAPTERS)}")
-    return ADAPTERS[model_type]
+    if model_type not in FAMILIES:
+        raise ValueError(f"model type {model_type!r} is not supported; choose one of {', '.join(FAMILIES)}")
+    return FAMILIES[model_type]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.contract.context import InputError
+from stages.data.instructions import dataset_number, default_instructions
 
 BLOCK = 65_536
 SAMPLES = 32
@@ -45,15 +46,13 @@ def identify(directory: Path) -> str:
 def instructions_of(directory: Path) -> list[dict[str, Any]]:
     """The instructions that the student was trained with, in the columns of schemas.INSTRUCTIONS, as its export keeps
     them for sentence-transformers; plain ones where it has none."""
-    from stages.data.sources.pairs import dataset_number, default_instructions
-
     path = directory / "config_sentence_transformers.json"
     prompts = json.loads(path.read_text(encoding="utf-8")).get("prompts", {}) if path.is_file() else {}
     rows = []
     for name, prompt in prompts.items():
         match = PROMPT.fullmatch(name)
         if match and prompt.strip():
-            told = {"query_modality": match["asked"], "target_modality": match["wanted"], "prompts": [prompt.strip()]}
-            dataset = match["dataset"]
-            rows.append({"dataset_id": dataset_number(dataset), "dataset": dataset, **told})
+            dataset = {"dataset_id": dataset_number(match["dataset"]), "dataset": match["dataset"]}
+            modalities = {"query_modality": match["asked"], "target_modality": match["wanted"]}
+            rows.append({**dataset, **modalities, "prompts": [prompt.strip()]})
     return rows or default_instructions()

@@ -3,13 +3,15 @@
 Shapes: B rows of a batch, R rows of a chunk, L tokens of its longest row, P vision patches of its images, C values of
 a patch, I images.
 
-A batch is cut into chunks of rows of like length, and each chunk is padded on the right to its own longest row: texts
-of ten tokens do not pay for texts of a hundred. No attention mask is needed: attention is causal, so what stands after
-a row's last token cannot reach it. Positions are computed here for each row alone (stock 2-D M-RoPE), hence a row's
-vector does not depend on its neighbours. Images are decoded here; truncation cuts text only, never an image's tokens.
+A batch is cut into chunks of rows of similar length, and each chunk is padded on the right to its own longest row:
+texts of ten tokens do not pay for texts of a hundred. No attention mask is needed: attention is causal, so what stands
+after a row's last token cannot reach it. Positions are computed here for each row alone (stock 2-D M-RoPE), hence a
+row's vector does not depend on its neighbours. Images are decoded here; truncation cuts text only, never an image's
+tokens.
 
 Chunks are also the passes of GradCache, which bounds their rows (`limit`). Where ranks must run the same modules in
-every pass, chunks without a picture get a blank one in a row of no meaning (`sighted`); see `stages.learn.gradcache`.
+every pass, chunks without a picture get a blank one in a row of no meaning (`needs_images`); see
+`stages.learn.gradcache`.
 """
 
 import io
@@ -17,37 +19,25 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
 from stages.model.prompt import IMAGE_PAD, RETRIEVAL_TOKEN, render
+from stages.model.rows import Box, Row
 
-Box = tuple[float, float, float, float]
-"""Left, top, right and bottom edge of a part of an image, in shares of its width and height."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One thing to embed: text, an encoded image, or both. A query's text already holds its instruction."""
-
-    text: str | None = None
-    image: bytes | None = None
-    box: Box | None = None
-    """The part of the image that is seen; None is the whole."""
-    mirrored: bool = False
-    """Whether the image is seen with left and right exchanged."""
-
+Item = TypeVar("Item")
+Prepared = TypeVar("Prepared")
 
 SPREAD = 1.25
-"""The longest row of a chunk has at most so many times the tokens of its shortest: a fifth of padding at the worst."""
+"""The longest row of a chunk has at most this many times the tokens of its shortest: a fifth of padding at worst."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows of like length, padded to one rectangle; see the module header for the shapes."""
+    """Rows of similar length, padded to one rectangle; see the module header for the shapes."""
 
     input_ids_RL: torch.Tensor
     position_ids_3RL: torch.Tensor
@@ -111,21 +101,21 @@ class Collator:
         self.retrieval_token = tokenizer.convert_tokens_to_ids(RETRIEVAL_TOKEN)
         self._map = map if readers == 1 else ThreadPoolExecutor(readers, "images").map
 
-    def __call__(self, rows: Sequence[Row], limit: int = 0, sighted: bool = False) -> Batch:
+    def __call__(self, rows: Sequence[Row], limit: int = 0, needs_images: bool = False) -> Batch:
         """Collates rows; every row ends in `[RET]`, at index `last_R` of its chunk.
 
         Args:
             rows: texts, images, or both.
             limit: rows of a chunk at most; 0 is no limit.
-            sighted: chunks without an image get the filler.
+            needs_images: chunks without an image get the filler.
         """
         sequences = self._sequences(rows)
-        groups = like_lengths([len(tokens) for tokens, _ in sequences], limit)
+        groups = bucket_by_length([len(tokens) for tokens, _ in sequences], limit)
         chunks, place_B, start = [], torch.empty(len(rows), dtype=torch.long), 0
         for group in groups:
             place_B[torch.tensor(group)] = start + torch.arange(len(group))
             members = [sequences[index] for index in group]
-            if sighted and not any(image for _, image in members):
+            if needs_images and not any(image for _, image in members):
                 members.append(self._filler)
             chunks.append(self._chunk(members))
             start += len(members)
@@ -144,12 +134,15 @@ class Collator:
     def _sequences(self, rows: Sequence[Row]) -> list[Sequenced]:
         """For each row its tokens, and its image's patches and grid."""
         images = self._map(lambda row: None if row.image is None else self.patches(row), rows)
-        prompts = [render(self.cut(row.text), row.image is not None) for row in rows]
-        tokens_B = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
         return [
             (self.expand(tokens, image[1] if image else None), image)
-            for tokens, image in zip(tokens_B, images, strict=True)
+            for tokens, image in zip(self._tokens(rows), images, strict=True)
         ]
+
+    def _tokens(self, rows: Sequence[Row]) -> list[list[int]]:
+        """The tokens of each row's prompt, in which an image is one token."""
+        prompts = [render(self.truncate(row.text), row.image is not None) for row in rows]
+        return self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
 
     def _chunk(self, rows: list[Sequenced]) -> Chunk:
         """Pads with token 0 at position 0; causal attention keeps the padding out of every row."""
@@ -168,8 +161,8 @@ class Collator:
             grid_I3=torch.from_numpy(np.stack([grid for _, grid in images])) if images else None,
         )
 
-    def cut(self, text: str | None) -> str | None:
-        """The text cut to `max_text_tokens`; short texts skip the tokenizer, a token being one character at least."""
+    def truncate(self, text: str | None) -> str | None:
+        """The text's first `max_text_tokens`; short texts skip the tokenizer, a token being one character at least."""
         if text is None or len(text) <= self.max_text_tokens:
             return text
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -195,15 +188,13 @@ class Collator:
         return tokens[:at] + [self.image_token] * count + tokens[at + 1 :]
 
     def count_tokens(self, row: Row) -> int:
-        """Length of a row's sequence, told without reading its picture's pixels."""
-        count = len(
-            self.tokenizer(render(self.cut(row.text), row.image is not None), add_special_tokens=False)["input_ids"]
-        )
+        """Length of a row's sequence, found without reading its picture's pixels."""
+        (tokens,) = self._tokens([row])
         if row.image is None:
-            return count
+            return len(tokens)
         width, height = Image.open(io.BytesIO(row.image)).size
         patches = self.image_processor.get_number_of_image_patches(height, width, {})
-        return count - 1 + patches // self.image_processor.merge_size**2
+        return len(tokens) - 1 + patches // self.image_processor.merge_size**2
 
     def _positions(self, tokens: list[int], grid: np.ndarray | None) -> np.ndarray:
         """M-RoPE positions [3, len(tokens)]: text counts on, an image spans its (t, h, w) grid at one start."""
@@ -217,16 +208,16 @@ class Collator:
         return np.concatenate([np.tile(np.arange(start), (3, 1)), image, np.tile(after, (3, 1))], axis=1)
 
 
-def ahead(make: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-    """`make(item)` of each item in turn; while one is used, a thread makes the next."""
+def prefetch(prepare: Callable[[Item], Prepared], items: Sequence[Item]) -> Iterator[Prepared]:
+    """`prepare(item)` of each item in turn; while one is used, a thread prepares the next."""
     if len(items) <= 1:  # a thread costs more than a short query
-        yield from map(make, items)
+        yield from map(prepare, items)
         return
-    with ThreadPoolExecutor(1, "ahead") as reader:
-        upcoming = reader.submit(make, items[0])
+    with ThreadPoolExecutor(1, "prefetch") as reader:
+        upcoming = reader.submit(prepare, items[0])
         for item in items[1:]:
-            made, upcoming = upcoming.result(), reader.submit(make, item)
-            yield made
+            current, upcoming = upcoming.result(), reader.submit(prepare, item)
+            yield current
         yield upcoming.result()
 
 
@@ -237,7 +228,7 @@ def pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
     return left, top, max(round(right * width), left + 1), max(round(bottom * height), top + 1)
 
 
-def like_lengths(lengths: Sequence[int], limit: int = 0) -> list[list[int]]:
+def bucket_by_length(lengths: Sequence[int], limit: int = 0) -> list[list[int]]:
     """Groups row numbers, shortest rows first, so that lengths within a group differ by `SPREAD` at most.
 
     `limit` is the size of a group at most; 0 is no limit.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from stages.model.families import adapter_for
+from stages.model.families import family_of
 
 
 def pruned_config(directory: Path, layers: int | None) -> Any:
@@ -23,14 +23,14 @@ def pruned_config(directory: Path, layers: int | None) -> Any:
         ValueError: `layers` is outside what the checkpoint can give; the message names the range.
     """
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    adapter = adapter_for(config.model_type)
+    family = family_of(config.model_type)
     text = config.text_config
     if layers is None or layers == text.num_hidden_layers:
         return config
-    if not adapter.minimum_layers <= layers <= text.num_hidden_layers:
+    if not family.minimum_layers <= layers <= text.num_hidden_layers:
         raise ValueError(
             f"student.layers is {layers}, but {config.model_type} with {text.num_hidden_layers} layers "
-            f"can be cut to {adapter.minimum_layers}..{text.num_hidden_layers}"
+            f"can be cut to {family.minimum_layers}..{text.num_hidden_layers}"
         )
     text.num_hidden_layers = layers
     # Qwen2-VL lists a type for each layer, and saving fails when the list is longer than the stack.
@@ -57,7 +57,7 @@ def first_layers(backbone: Any, layers: int) -> Iterator[Any]:
 def load_backbone(directory: Path, layers: int | None = None, dtype: torch.dtype = torch.float32) -> Any:
     """The stock base model of a checkpoint directory, cut to `layers`; safetensors only, no remote code."""
     config = pruned_config(directory, layers)
-    model = adapter_for(config.model_type).base()
+    model = family_of(config.model_type).base()
     return model.from_pretrained(
         directory, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
     )

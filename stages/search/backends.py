@@ -1,7 +1,7 @@
 """Which index answers a search: exact, lance or faiss behind one method, and how large an index has to be for each.
 
     exact   compares all vectors, streamed from disk or held in memory; every reported number comes from it
-    lance   approximate, on disk: 1-bit codes pick what is compared exactly; filters; changes without a rebuild
+    lance   approximate, on disk: 1-bit codes pick what is compared exactly; filters
     faiss   approximate, in memory: a replica for many queries a second, made from the stored vectors when opened
 
 The Parquet files below `embeddings/` of an index artifact stay the truth; the others are made from them. Both
@@ -9,16 +9,16 @@ approximate backends compare what they pick by the stored vectors, so a score is
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
 
 from stages.contract.context import Artifact, Attempt, InputError
-from stages.search.exact import ExactIndex, Ranking
+from stages.search.exact import ExactIndex
 from stages.search.filters import Filter
+from stages.search.ranking import Ranking
 
 FEW = 100_000
 """Below so many candidates, exact search answers a person at once and no index is worth its misses."""
@@ -44,13 +44,13 @@ def choose(backend: str, rows: int) -> str:
     """
     chosen = ("exact" if rows < FEW else "lance") if backend == "auto" else backend
     if chosen in MODULES and find_spec(MODULES[chosen]) is None:
-        told = f"index.backend={backend} of {rows:,} candidates needs {chosen}, which is not installed"
-        raise InputError(f"{told}: pip install 'puma-retrieval[{chosen}]', or choose index.backend=exact")
+        missing = f"index.backend={backend} of {rows:,} candidates needs {chosen}, which is not installed"
+        raise InputError(f"{missing}: pip install 'puma-retrieval[{chosen}]', or choose index.backend=exact")
     return chosen
 
 
 def build(output: Attempt, backend: str, files: Sequence[str]) -> dict[str, Any]:
-    """Makes from the stored vectors in `files` what the backend keeps beside them; what its card has to tell."""
+    """Makes from the stored vectors in `files` what the backend keeps beside them; what its card adds."""
     if backend != "lance":
         return {"backend": backend}
     from stages.search.lance_index import LanceIndex
@@ -58,9 +58,9 @@ def build(output: Attempt, backend: str, files: Sequence[str]) -> dict[str, Any]
     # Built here and then copied: the copy is immutable like every file of an artifact, wherever the store is.
     place = output.work / "lance"
     shutil.rmtree(place, ignore_errors=True)  # a killed attempt's
-    made = LanceIndex.build(str(place), ExactIndex(tuple(files), output.filesystem))
+    index = LanceIndex.build(str(place), ExactIndex(tuple(files), output.filesystem))
     output.upload(place, "lance")
-    return {"backend": backend, "lance_version": made.version}
+    return {"backend": backend, "lance_version": index.version}
 
 
 def read_card(index: Artifact) -> dict[str, Any]:
@@ -95,16 +95,3 @@ def open_index(index: Artifact, card: dict[str, Any], backend: str = "") -> Inde
     from stages.search.lance_index import LanceIndex
 
     return LanceIndex(str(index.local("lance")), card["lance_version"])
-
-
-def ranked(dids: Sequence[str], scores: np.ndarray, k: int) -> tuple[list[str], list[float]]:
-    """The k best by falling score, then rising id."""
-    order = np.lexsort((np.asarray(dids, dtype="U"), -scores))[:k]
-    return [dids[place] for place in order], scores[order].tolist()
-
-
-def rows_of(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
-    """Each batch with its vectors as float32 [N, D]."""
-    for batch in batches:
-        stored = batch["vector"]
-        yield batch, stored.flatten().to_numpy(zero_copy_only=False).reshape(len(stored), -1).astype(np.float32)

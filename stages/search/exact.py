@@ -12,14 +12,17 @@ Letters in shapes: Q queries, N rows of a tile, D dimensions, P kept (query, row
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset
+import pyarrow.parquet as pq
+from pyarrow.fs import FileSystem
 
-from stages.contract.context import InputError
+from stages.contract.context import Artifact
 from stages.search.filters import Filter
+from stages.search.ranking import Ranking, check_dimension
 
 TILE = 8192
 HELD_BYTES = 2**30
@@ -29,29 +32,19 @@ COLUMNS = ("did", "modality", "pools", "vector")
 
 
 @dataclass(frozen=True)
-class Ranking:
-    """Per query the found ids, best first, and their scores."""
-
-    dids: list[list[str]]
-    scores: list[list[float]]
-
-
-@dataclass(frozen=True)
 class ExactIndex:
     """Vectors in Parquet files (schema EMBEDDINGS), streamed at every search. Picklable."""
 
     files: tuple[str, ...]
-    filesystem: Any
+    filesystem: FileSystem
 
     @classmethod
-    def open(cls, artifact: Any, prefix: str = "embeddings") -> "ExactIndex":
-        """The index over the listed files of a committed artifact (stages.contract.context.Artifact)."""
+    def open(cls, artifact: Artifact, prefix: str = "embeddings") -> "ExactIndex":
+        """The index over the listed files of a committed artifact."""
         return cls(tuple(artifact.files(prefix)), artifact.filesystem)
 
     def batches(self, columns: Sequence[str] = COLUMNS) -> Iterator[pa.RecordBatch]:
         """The stored rows in file order."""
-        import pyarrow.dataset
-
         stored = pyarrow.dataset.dataset(list(self.files), filesystem=self.filesystem, format="parquet")
         # Little read-ahead: the matrix product is the slow part, and the default would hold gigabytes of wide rows.
         yield from stored.to_batches(columns=list(columns), batch_size=TILE, batch_readahead=2, fragment_readahead=1)
@@ -76,8 +69,6 @@ class ExactIndex:
 
     def schema(self, columns: Sequence[str] = ()) -> pa.Schema:
         """The schema of the stored rows, of all columns or some."""
-        import pyarrow.parquet as pq
-
         stored = pq.read_schema(self.files[0], filesystem=self.filesystem).remove_metadata()
         return pa.schema([stored.field(name) for name in columns or stored.names])
 
@@ -87,8 +78,6 @@ class ExactIndex:
 
     def nbytes(self) -> int:
         """Bytes of all vectors as they are stored, by the files' footers."""
-        import pyarrow.dataset
-
         stored = self.schema().field("vector").type
         rows = pyarrow.dataset.dataset(list(self.files), filesystem=self.filesystem, format="parquet").count_rows()
         return rows * stored.list_size * stored.value_type.bit_width // 8
@@ -116,15 +105,6 @@ class HeldIndex:
         """See `ExactIndex.search`."""
         check_dimension(queries_QD, self.dim)
         return search_tiles(self.held, queries_QD, k, filters or (Filter(),))
-
-
-def check_dimension(queries_QD: np.ndarray, dim: int) -> None:
-    """Raises InputError where the queries [Q, D] can't be compared with an index of `dim` numbers."""
-    if queries_QD.ndim != 2 or queries_QD.shape[1] != dim:
-        raise InputError(
-            f"a query of {queries_QD.shape[-1]} numbers meets an index of {dim}: the index is of another student;"
-            " index with this student, or search with the one that made the index"
-        )
 
 
 def search_batches(

@@ -2,52 +2,48 @@
 
 IVF over float16 vectors: scores are those of the stored vectors, only which lists are read is approximate. It is made
 from the stored vectors whenever it is opened, so it can't be out of date, and takes two bytes a number beside the
-columns that filters look at. Rows can be added and deleted in memory; what lasts is the artifact.
+columns that filters look at.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
+import faiss
 import numpy as np
 import pyarrow as pa
 
-from stages.search.backends import ranked, rows_of
-from stages.search.exact import Ranking, check_dimension
+from stages.search.exact import vectors
 from stages.search.filters import Filter
+from stages.search.ranking import Ranking, best_first, check_dimension
 
 FLAT = 10_000  # rows below which lists would only lose
 TRAINED_PER_LIST = 64  # vectors that k-means sees for each list
 PROBED = 48  # lists that are read, of some hundreds
 SEED = 0
+FP16, PRODUCT = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
 
 
 class FaissIndex:
     """Vectors in lists, and beside them the ids and the columns to filter by."""
 
-    def __init__(self, index: Any, columns: pa.Table) -> None:
+    def __init__(self, index: faiss.Index, columns: pa.Table) -> None:
         self.index, self.columns = index, columns
-        self.alive = np.ones(columns.num_rows, dtype=bool)
 
     @classmethod
     def of(cls, batches: Iterable[pa.RecordBatch], rows: int) -> "FaissIndex":
         """From batches with `did`, `vector` and any other columns, `rows` rows in all. Vectors are held as float16."""
-        import faiss
-
         held, kept = [], []
-        for batch, vectors_ND in rows_of(iter(batches)):
-            held.append(vectors_ND.astype(np.float16))
+        for batch in batches:
+            held.append(vectors(pa.Table.from_batches([batch])).astype(np.float16))
             kept.append(batch.drop_columns(["vector"]))
         dim = held[0].shape[1]
         if rows < FLAT:
-            index = faiss.IndexIDMap2(faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, _product()))
+            index = faiss.IndexScalarQuantizer(dim, FP16, PRODUCT)
         else:
             index = _lists(dim, rows)
             index.train(_sample(held, rows, index.nlist * TRAINED_PER_LIST))
-        start = 0
         for part in held:
-            index.add_with_ids(part.astype(np.float32), np.arange(start, start + len(part)))
-            start += len(part)
+            index.add(part.astype(np.float32))
         return cls(index, pa.Table.from_batches(kept).combine_chunks())
 
     @property
@@ -62,18 +58,15 @@ class FaissIndex:
         return [self._search(queries_QD, k, chosen) for chosen in filters or (Filter(),)]
 
     def _search(self, queries_QD: np.ndarray, k: int, chosen: Filter) -> Ranking:
-        import faiss
-
         passing = np.zeros(self.columns.num_rows, dtype=bool)
         passing[chosen.rows(self.columns)] = True
-        passing &= self.alive
         count = int(passing.sum())
         if not count:
             return Ranking([[] for _ in queries_QD], [[] for _ in queries_QD])
         selector = faiss.IDSelectorBitmap(np.packbits(passing, bitorder="little"))
         settings = faiss.SearchParameters(sel=selector)
         if hasattr(self.index, "nlist"):
-            share = count / int(self.alive.sum())
+            share = count / self.columns.num_rows
             probes = min(self.index.nlist, math.ceil(PROBED / share))
             # An unfiltered search needs no selector, which would cost a look at each row.
             settings = faiss.SearchParametersIVF(nprobe=probes, **({"sel": selector} if share < 1 else {}))
@@ -82,7 +75,7 @@ class FaissIndex:
         for row, places in zip(scores_QK, places_QK, strict=True):
             found = places >= 0
             names = self.columns["did"].take(pa.array(places[found])).to_pylist()
-            names, values = ranked(names, row[found], k)
+            names, values = best_first(names, row[found], k)
             dids.append(names)
             scores.append(values)
         return Ranking(dids, scores)
@@ -91,38 +84,11 @@ class FaissIndex:
         """Memory of the vectors, their ids and the columns beside them."""
         return self.index.ntotal * (2 * self.dim + 8) + self.columns.nbytes
 
-    def add(self, rows: pa.Table) -> None:
-        """Appends rows of the same columns."""
-        start = self.columns.num_rows
-        for batch, vectors_ND in rows_of(iter(rows.select([*self.columns.column_names, "vector"]).to_batches())):
-            self.index.add_with_ids(vectors_ND, np.arange(start, start + len(vectors_ND)))
-            start += batch.num_rows
-        self.columns = pa.concat_tables([self.columns, rows.select(self.columns.column_names)]).combine_chunks()
-        self.alive = np.concatenate([self.alive, np.ones(rows.num_rows, dtype=bool)])
 
-    def delete(self, dids: Sequence[str]) -> None:
-        """Removes the rows with these ids."""
-        import faiss
-        import pyarrow.compute as pc
-
-        gone = pc.is_in(self.columns["did"], value_set=pa.array(dids, pa.string())).to_numpy(zero_copy_only=False)
-        gone &= self.alive
-        self.index.remove_ids(faiss.IDSelectorBatch(np.flatnonzero(gone)))
-        self.alive &= ~gone
-
-
-def _product() -> int:
-    import faiss
-
-    return faiss.METRIC_INNER_PRODUCT
-
-
-def _lists(dim: int, rows: int) -> Any:
-    import faiss
-
+def _lists(dim: int, rows: int) -> faiss.Index:
     lists = round(2 * math.sqrt(rows))
     coarse = faiss.IndexFlatIP(dim)
-    index = faiss.IndexIVFScalarQuantizer(coarse, dim, lists, faiss.ScalarQuantizer.QT_fp16, _product(), False)
+    index = faiss.IndexIVFScalarQuantizer(coarse, dim, lists, FP16, PRODUCT, False)
     index.own_fields = True
     coarse.this.disown()
     return index

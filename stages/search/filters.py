@@ -1,4 +1,4 @@
-"""Which candidates may be found: by pool, modality, data set, and the metadata of one's own corpus.
+"""Which candidates may be found: by pool, modality, data set, and the metadata of a user's own corpus.
 
 One filter serves every backend: as row numbers of a table (exact, faiss) and as SQL (lance). A candidate without a
 value in a column passes no condition on it, not even `!=`, in all of them.
@@ -16,7 +16,9 @@ import pyarrow.compute as pc
 
 from stages.contract.context import InputError
 
-SIGNS: dict[str, Callable[[Any, Any], Any]] = {
+Value = str | float | bool
+"""What a stored value can be compared with."""
+SIGNS: dict[str, Callable[[pa.ChunkedArray, pa.Scalar], pa.ChunkedArray]] = {
     "=": pc.equal,
     "!=": pc.not_equal,
     "<": pc.less,
@@ -34,7 +36,7 @@ class Condition:
 
     column: str
     sign: str
-    value: Any
+    value: Value | tuple[Value, ...]
 
     def holds(self, table: pa.Table) -> np.ndarray:
         """Whether each row of `table` passes, bool [N]."""
@@ -78,9 +80,9 @@ class Filter:
 
     def sql(self) -> str:
         """The filter as a condition in SQL; empty where everything passes."""
-        told = [condition.sql() for condition in self._conditions()]
-        told += [f"array_has(pools, {literal(self.pool)})"] if self.pool is not None else []
-        return " AND ".join(told)
+        conditions = [condition.sql() for condition in self._conditions()]
+        conditions += [f"array_has(pools, {literal(self.pool)})"] if self.pool is not None else []
+        return " AND ".join(conditions)
 
     def _conditions(self) -> list[Condition]:
         modalities = [Condition("modality", "in", self.modalities)] if self.modalities else []
@@ -88,7 +90,7 @@ class Filter:
         return [*modalities, *datasets, *self.conditions]
 
 
-def literal(value: Any) -> str:
+def literal(value: Value) -> str:
     """A value in SQL."""
     if isinstance(value, str):
         return "'" + value.replace("'", "''") + "'"
@@ -104,7 +106,13 @@ def _in_pool(pools: pa.ChunkedArray, name: str) -> np.ndarray:
     return found
 
 
-def filter_of(where: Mapping[str, Any], card: Mapping[str, Any], modalities: tuple[str, ...] = ()) -> Filter:
+def keep_pools(table: pa.Table, pools: list[str]) -> pa.Table:
+    """The rows that belong to any of `pools`."""
+    wanted = set(pools)
+    return table.filter(pa.array([not wanted.isdisjoint(names) for names in table["pools"].to_pylist()], pa.bool_()))
+
+
+def filter_of(where: Mapping[str, object], card: Mapping[str, Any], modalities: tuple[str, ...] = ()) -> Filter:
     """The filter of a person's conditions, `{"brand": "Arla", "price": {"<": 20}, "dataset": "grocery"}`.
 
     A value is compared by `=`, a list by `in`; a mapping holds signs, each with a value or a list of them, and all
@@ -121,35 +129,35 @@ def filter_of(where: Mapping[str, Any], card: Mapping[str, Any], modalities: tup
     datasets = {row["dataset"]: row["dataset_id"] for row in card["instructions"]} if not card.get("metadata") else {}
     columns = card.get("metadata") or {}
     conditions, chosen = [], None
-    for name, told in where.items():
+    for name, wanted in where.items():
         if name in columns:
-            conditions += _conditions(name, told, columns[name])
+            conditions += _conditions(name, wanted, columns[name])
         elif name == "dataset" and datasets:
-            chosen = _datasets(told, datasets)
+            chosen = _datasets(wanted, datasets)
         else:
             known = ", ".join([*columns, *(["dataset"] if datasets else [])]) or "none"
             raise InputError(f"the index has no column '{name}' to filter by; it has: {known}")
     return Filter(modalities=modalities, datasets=chosen or (), conditions=tuple(conditions))
 
 
-def _datasets(told: Any, datasets: Mapping[str, int]) -> tuple[int, ...]:
+def _datasets(wanted: object, datasets: Mapping[str, int]) -> tuple[int, ...]:
     """The numbers of the wanted data sets. Raises InputError."""
-    if isinstance(told, Mapping):
+    if isinstance(wanted, Mapping):
         raise InputError("'dataset' is compared by = alone; name the wanted one, or several in a list")
-    wanted = told if isinstance(told, list) else [told]
-    if not wanted:
+    names = wanted if isinstance(wanted, list) else [wanted]
+    if not names:
         raise InputError("the filter of 'dataset' is an empty list, which nothing passes; name one or leave it out")
-    if missing := [one for one in wanted if not isinstance(one, str) or one not in datasets]:
+    if missing := [one for one in names if not isinstance(one, str) or one not in datasets]:
         raise InputError(f"the index knows no dataset {missing[0]!r}; it knows: {' '.join(sorted(datasets))}")
-    return tuple(sorted({datasets[one] for one in wanted}))
+    return tuple(sorted({datasets[one] for one in names}))
 
 
-def _conditions(name: str, told: Any, column: Mapping[str, str]) -> list[Condition]:
-    signs = told if isinstance(told, Mapping) else {"=": told}
-    if any(isinstance(one, list | Mapping) and not one for one in (told, *signs.values())):
+def _conditions(name: str, wanted: object, column: Mapping[str, str]) -> list[Condition]:
+    signs = wanted if isinstance(wanted, Mapping) else {"=": wanted}
+    if any(isinstance(one, list | Mapping) and not one for one in (wanted, *signs.values())):
         raise InputError(f"the filter of '{name}' is empty; give a value to compare with, or leave it out")
-    if isinstance(told, list):
-        return [Condition(column["column"], "in", tuple(_value(name, one, column["kind"]) for one in told))]
+    if isinstance(wanted, list):
+        return [Condition(column["column"], "in", tuple(_value(name, one, column["kind"]) for one in wanted))]
     if unknown := [sign for sign in signs if sign not in SIGNS]:
         raise InputError(f"'{unknown[0]}' compares nothing in the filter of '{name}'; use one of: {' '.join(SIGNS)}")
     return [
@@ -159,7 +167,7 @@ def _conditions(name: str, told: Any, column: Mapping[str, str]) -> list[Conditi
     ]
 
 
-def _value(name: str, value: Any, kind: str) -> Any:
+def _value(name: str, value: object, kind: str) -> Value:
     """The value as the column holds it."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     fits = is_number if kind == "number" else isinstance(value, KINDS[kind])
@@ -169,7 +177,7 @@ def _value(name: str, value: Any, kind: str) -> Any:
 
 
 def _finite(name: str, value: float) -> float:
-    """The number as it is stored. Raises InputError for one that SQL can't spell, or that no float64 holds."""
+    """The number as it is stored. Raises InputError for one that SQL can't write, or that no float64 holds."""
     try:
         number = float(value)
     except OverflowError:
@@ -179,14 +187,14 @@ def _finite(name: str, value: float) -> float:
     return number
 
 
-def parse_where(told: Sequence[str], card: Mapping[str, Any]) -> dict[str, Any]:
+def parse_where(conditions: Sequence[str], card: Mapping[str, Any]) -> dict[str, Any]:
     """`["brand=Arla", "price<20"]` as `filter_of` takes it; the column's kind says how a value is read.
 
     Raises:
         InputError: a condition that is none.
     """
     columns, where = card.get("metadata") or {}, {}
-    for one in told:
+    for one in conditions:
         match = re.fullmatch(r"\s*(.+?)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*", one, re.DOTALL)
         if match is None:
             raise InputError(f"'{one}' is no condition; write NAME=VALUE, NAME<VALUE or the like")
@@ -201,7 +209,7 @@ def parse_where(told: Sequence[str], card: Mapping[str, Any]) -> dict[str, Any]:
     return where
 
 
-def _read(name: str, text: str, kind: str) -> Any:
+def _read(name: str, text: str, kind: str) -> Value:
     if kind == "truth" and text.lower() in ("true", "false"):
         return text.lower() == "true"
     if kind != "number":

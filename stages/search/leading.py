@@ -7,12 +7,14 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from stages.search.exact import COLUMNS
+from stages.search.exact import COLUMNS, ExactIndex
+
+Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
 
 
 def trained_dimensions(model: Path) -> list[int]:
@@ -20,7 +22,7 @@ def trained_dimensions(model: Path) -> list[int]:
     return json.loads((model / "config.json").read_text()).get("matryoshka_dimensions", [])
 
 
-def cut(table: Any, dim: int) -> Any:
+def shorten(table: Rows, dim: int) -> Rows:
     """A table (or record batch) whose column `vector` holds the first `dim` values, at unit length, as float32."""
     place = table.schema.get_field_index("vector")
     column = table.column(place)
@@ -36,10 +38,10 @@ def cut(table: Any, dim: int) -> Any:
 class Leading:
     """An index of which the first `dim` values of each vector are read. Picklable, as the index is."""
 
-    index: Any
+    index: ExactIndex
     dim: int
 
     def batches(self, columns: Sequence[str] = COLUMNS) -> Iterator[pa.RecordBatch]:
         """The stored rows in file order."""
         for batch in self.index.batches(columns):
-            yield cut(batch, self.dim)
+            yield shorten(batch, self.dim)

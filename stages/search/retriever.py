@@ -16,15 +16,19 @@ import pyarrow as pa
 
 from stages.contract.context import Artifact, InputError
 from stages.contract.params import Cluster
-from stages.data.images import Checked, ImageRejected, Limits, check
+from stages.data.images import Checked, ImageLimits, ImageRejected, check
 from stages.data.instructions import Instructions, with_instruction
+from stages.data.modalities import modality_of
+from stages.data.sources.fields import normalise
 from stages.data.tables import MappedTable
-from stages.distributed.pools import keep_pools
+from stages.model.identity import check_student, identify
+from stages.model.prompt import without_special_tokens
+from stages.model.rows import Row
 from stages.search.backends import Index, open_index, read_card
-from stages.search.filters import Filter, filter_of
+from stages.search.filters import Filter, filter_of, keep_pools
 
 if TYPE_CHECKING:
-    from stages.model.encoder import Row
+    from stages.model.encoder import Encoder
 
 WANTS = ("text", "image", "image,text")
 LOOKED_AT = 8192  # rows that examples are chosen from
@@ -49,8 +53,8 @@ class Query:
     def to_json(self) -> dict[str, Any]:
         """As a plain dictionary; of the picture its id."""
         image = self.image.image_id if self.image else None
-        told = {"text": self.text, "image": image, "modality": self.modality}
-        return told | {"want": self.want, "instruction": self.instruction}
+        asked = {"text": self.text, "image": image, "modality": self.modality}
+        return asked | {"want": self.want, "instruction": self.instruction}
 
 
 @dataclass(frozen=True)
@@ -63,23 +67,15 @@ class Result:
     image: str | None
     modality: str
     metadata: dict[str, Any] | None = None
-    """The other columns of a corpus of one's own; None where the index has no such columns."""
+    """The other columns of a user's own corpus; None where the index has no such columns."""
 
     def to_json(self) -> dict[str, Any]:
         """As a plain dictionary."""
         return {name: value for name, value in asdict(self).items() if name != "metadata" or value is not None}
 
 
-def modality_of(text: Any, image: Any) -> str:
-    """M-BEIR's name for what is there."""
-    return "image,text" if text and image else "image" if image else "text"
-
-
 def check_query(text: str | None, want: str | None, k: int, has_image: bool) -> str | None:
-    """The text as ingest would store it, without loading anything. Raises InputError with one line that mends."""
-    from stages.data.sources.mbeir_rows import normalise
-    from stages.model.prompt import without_special_tokens
-
+    """The text as ingest would store it, without loading anything. Raises InputError with one line."""
     if k < 1:
         raise InputError(f"-k {k} asks for no result; give 1 or more")
     if want is not None and want not in WANTS:
@@ -98,7 +94,7 @@ def check_query(text: str | None, want: str | None, k: int, has_image: bool) -> 
     return clean
 
 
-def check_image(data: bytes, name: str, limits: Limits) -> Checked:
+def check_image(data: bytes, name: str, limits: ImageLimits) -> Checked:
     """The picture as ingest would store it. Raises InputError where it is none, damaged or too large."""
     try:
         return check(data, limits)
@@ -106,29 +102,25 @@ def check_image(data: bytes, name: str, limits: Limits) -> Checked:
         raise InputError(f"{name} can't be used: {error}; give a whole JPEG, PNG, WebP or GIF") from None
 
 
-def row_of(query: Query) -> "Row":
+def row_of(query: Query) -> Row:
     """What the encoder reads for a query: its instruction before its text, and its picture."""
-    from stages.model.encoder import Row
-
     return Row(with_instruction(query.instruction, query.text), query.image.bytes if query.image else None)
 
 
 def metadata_of(row: dict[str, Any]) -> dict[str, Any] | None:
-    """What the source told beside text and picture; None for a candidate of an ingested source."""
+    """What the source holds beside text and picture; None for a candidate of an ingested source."""
     return json.loads(row["metadata"] or "{}") if "metadata" in row else None
 
 
 def own_student(card: dict[str, Any], index: Artifact, found: Path | None = None) -> Path:
-    """The directory of the student that made the index of a corpus of one's own, `found` if it is not the card's.
+    """The directory of the student that made the index of a user's own corpus, `found` if it is not the card's.
 
     Raises InputError where it is gone, or holds another student by now.
     """
-    from stages.model.identity import check_student, identify
-
     directory = found or Path(card["student"]["directory"])
     if not directory.is_dir():
         raise InputError(
-            f"the student of the index {index.uri}, {directory}, is gone; tell where it lies now by student=DIRECTORY"
+            f"the student of the index {index.uri}, {directory}, is gone; give its place by student=DIRECTORY"
         )
     check_student(directory)
     if identify(directory) != card["student"]["identity"]:
@@ -138,7 +130,9 @@ def own_student(card: dict[str, Any], index: Artifact, found: Path | None = None
     return directory
 
 
-def made_from(card: dict[str, Any], index: Artifact, ingest: Artifact | None, train: Artifact | None) -> Artifact:
+def student_artifact(
+    card: dict[str, Any], index: Artifact, ingest: Artifact | None, train: Artifact | None
+) -> Artifact:
     """The artifact of the student. Raises InputError where it or the candidates were written anew since."""
     if train is None or ingest is None:
         raise InputError(f"the index {index.uri} needs the artifacts of train and ingest that it was made from")
@@ -152,7 +146,7 @@ class Retriever:
     """A student, its index and what the candidates show. Loading reads the model; each search reads the vectors."""
 
     def __init__(
-        self, encoder: Any, index: Index, card: dict[str, Any], candidates: MappedTable, images: MappedTable
+        self, encoder: "Encoder", index: Index, card: dict[str, Any], candidates: MappedTable, images: MappedTable
     ) -> None:
         self.encoder, self.index, self.card = encoder, index, card
         self.candidates, self.images = candidates, images
@@ -169,31 +163,31 @@ class Retriever:
     ) -> "Retriever":
         """Opens an index artifact with the candidates and the student that it was made from.
 
-        An index of a corpus of one's own holds its candidates and names its student: `ingest` and `train` stay out.
+        An index of a user's own corpus holds its candidates and names its student: `ingest` and `train` stay out.
         The model runs on the GPU where this machine has one, whatever the machine had that made the index.
 
         Args:
             backend: exact, lance or faiss instead of the one that the index was made for.
-            student: the directory of the student of a corpus of one's own, where it is not the one of the card.
+            student: the directory of the student of a user's own corpus, where it is not the one of the card.
 
         Raises:
             InputError: no index, one of another student, or the student or the candidates were written anew since.
         """
         import torch
 
-        from stages.distributed.embedding import load_encoder
+        from stages.model.loading import load_encoder
 
         card = read_card(index)
         if "student" in card:
-            model, held = own_student(card, index, student), index
+            model, source = own_student(card, index, student), index
         else:
-            model, held = made_from(card, index, ingest, train).local("model"), ingest
+            model, source = student_artifact(card, index, ingest, train).local("model"), ingest
         searched = open_index(index, card, backend)
         encoder = load_encoder(model, Cluster(gpus_per_worker=int(torch.cuda.is_available())))
         if encoder.dim != card["dim"] or searched.dim != card["dim"]:
             raise InputError(f"the index {index.uri} has {searched.dim} numbers a vector, the student {encoder.dim}")
-        candidates = MappedTable.open(held, "candidates", "did")
-        return cls(encoder, searched, card, candidates, MappedTable.open(held, "images", "image_id"))
+        candidates = MappedTable.open(source, "candidates", "did")
+        return cls(encoder, searched, card, candidates, MappedTable.open(source, "images", "image_id"))
 
     def search(
         self,
@@ -201,18 +195,18 @@ class Retriever:
         image: bytes | None = None,
         want: str | None = None,
         k: int = 10,
-        where: Mapping[str, Any] | None = None,
+        where: Mapping[str, object] | None = None,
     ) -> list[Result]:
         """The k best candidates for a text, an encoded picture or both, of the wanted modality or the likeliest one.
 
         `where` keeps results to those that meet conditions on columns, `{"brand": "Arla", "price": {"<": 20}}`.
         Raises InputError for a query that can't be asked.
         """
-        checked = None if image is None else check_image(image, "the image", Limits())
+        checked = None if image is None else check_image(image, "the image", ImageLimits())
         return self.find(self.ask(check_query(text, want, k, checked is not None), checked, want, where), k)
 
     def ask(
-        self, text: str | None, image: Checked | None, want: str | None, where: Mapping[str, Any] | None = None
+        self, text: str | None, image: Checked | None, want: str | None, where: Mapping[str, object] | None = None
     ) -> Query:
         """The query with its instruction.
 
@@ -251,7 +245,7 @@ class Retriever:
                 results[place] = self._resolve(dids, scores)
         return results
 
-    def embed_many(self, rows: "Sequence[Row]") -> np.ndarray:
+    def embed_many(self, rows: Sequence[Row]) -> np.ndarray:
         """Vectors of unit length, float32 [N, D]."""
         return self.encoder.encode(rows, max(1, len(rows)))
 

@@ -42,7 +42,7 @@ def compare(ours: Callable[[], Any], rival: Callable[[], Any], items: int) -> di
 
 def mixed_rows(count: int = 96) -> list[Any]:
     """Short and long texts, pictures, and both, in turn."""
-    from stages.model.encoder import Row
+    from stages.model.rows import Row
     from tests.tiny_models import picture
 
     image = picture(84, 84)

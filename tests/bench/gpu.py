@@ -88,7 +88,7 @@ def rows_of(count: int, kinds: Sequence[int] = range(4)) -> list[Any]:
     """Short texts, long texts, pictures, and both, in turn; `kinds` are those wanted."""
     from PIL import Image
 
-    from stages.model.encoder import Row
+    from stages.model.rows import Row
 
     buffer = io.BytesIO()
     Image.effect_noise((SIDE // 8, SIDE // 8), 80).convert("RGB").resize((SIDE, SIDE)).save(buffer, "JPEG")

@@ -83,7 +83,7 @@ def rows_of(batch: int, longest: bool = False) -> list[Any]:
 
     A chunk holds rows of like length, so the longest rows of a large batch stand in one chunk.
     """
-    from stages.model.encoder import Row
+    from stages.model.rows import Row
     from tests.tiny_models import picture
 
     image = picture(84, 84)

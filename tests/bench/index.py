@@ -1,4 +1,4 @@
-"""The three index backends over the same clustered vectors: recall, CPU time a query, build time, size, changes.
+"""The three index backends over the same clustered vectors: recall, CPU time a query, build time, size.
 
 Vectors as a corpus might have them: 3,000 clusters of very unequal size in 60 groups, 48 latent dimensions and noise,
 unit length. Exact search is the truth. CPU time is that of the whole process, so that a busy machine disturbs little.
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-ROWS, DIM, CHANGED = 200_000, 512, 5_000
+ROWS, DIM = 200_000, 512
 QUERIES, K, LATENT = 100, 10, 48
 SHARES = {"one in ten": 0.1, "one in a hundred": 0.01}
 
@@ -78,7 +78,6 @@ def run(directory: Path) -> dict[str, Any]:
         "lance": {**measure(lance, queries, truth), "build": lance_built, "MiB": sizes(directory / "lance")},
         "faiss": {**measure(faiss, queries, truth), "build": faiss_built, "MiB": mib(faiss.nbytes())},
     }
-    results["lance"]["changes"], results["faiss"]["changes"] = changes(corpus, directory, lance, faiss, queries)
     for name, told in results.items():
         print(f"{name}: {told}", file=sys.stderr)
     cost = {name: told["none"]["cpu ms a query"] for name, told in results.items()}
@@ -106,34 +105,6 @@ def measure(index: Any, queries: np.ndarray, truth: dict[str, Any]) -> dict[str,
             f"{kind} ms a query": round(cost[f"{kind} s"] * 1000 / len(queries), 2) for kind in ("cpu", "wall")
         }
         told[name] = {"recall@10": recall(found, truth[name].dids), **per_query}
-    return told
-
-
-def changes(corpus: Corpus, directory: Path, lance: Any, faiss: Any, queries: np.ndarray) -> tuple[dict, dict]:
-    """Adds and deletes CHANGED rows without a rebuild: seconds of each, and recall against the changed truth."""
-    import pyarrow.compute as pc
-    from pyarrow.fs import LocalFileSystem
-
-    from stages.search.exact import ExactIndex
-
-    more = corpus.table(CHANGED, 50, "new-")
-    gone = [f"0-{number}" for number in range(CHANGED)]
-    (directory / "after").mkdir()
-    first = pq.read_table(directory / "part-0.parquet")
-    kept = first.filter(pc.invert(pc.is_in(first["did"], value_set=pa.array(gone))))
-    pq.write_table(pa.concat_tables([kept, more.cast(kept.schema)]), directory / "after" / "part-0.parquet")
-    files = [directory / "after" / "part-0.parquet", *(directory / f"part-{part}.parquet" for part in (1, 2, 3))]
-    truth = ExactIndex(tuple(map(str, files)), LocalFileSystem()).search(queries, K)[0].dids
-
-    told: tuple[dict, dict] = ({}, {})
-    lance, told[0]["add"] = timed(lambda: lance.add(more))
-    lance, told[0]["delete"] = timed(lambda: lance.delete(gone))
-    told[0]["recall@10 before folding"] = recall(lance.search(queries, K)[0].dids, truth)
-    lance, told[0]["fold"] = timed(lance.fold)
-    told[0]["recall@10"] = recall(lance.search(queries, K)[0].dids, truth)
-    _, told[1]["add"] = timed(lambda: faiss.add(more))
-    _, told[1]["delete"] = timed(lambda: faiss.delete(gone))
-    told[1]["recall@10"] = recall(faiss.search(queries, K)[0].dids, truth)
     return told
 
 

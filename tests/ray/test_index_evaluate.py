@@ -54,7 +54,8 @@ def mine_with(store: Store, artifacts: dict[str, Artifact]) -> Artifact:
 
 def embed(directory: Path, queries: bool, layers: int | None = None) -> tuple[list[str], np.ndarray]:
     """Ids and vectors by the encoder itself, without Ray, Parquet or float16."""
-    from stages.model.encoder import Encoder, Row
+    from stages.model.encoder import Encoder
+    from stages.model.rows import Row
 
     pictures = {picture(colour).image_id: picture(colour).bytes for colour in COLOURS}
     asked, held = ingest_rows()

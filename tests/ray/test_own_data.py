@@ -10,7 +10,7 @@ from pipeline.retriever import Retriever
 from pipeline.search import find_keys, open_retriever
 from stages import index, ingest
 from stages.contract.context import InputError, StageError
-from stages.data.images import Limits, check
+from stages.data.images import ImageLimits, check
 from stages.distill import Student
 from stages.distributed import corpus
 from stages.search.exact import ExactIndex
@@ -89,7 +89,8 @@ def test_the_index_is_searched_by_its_address_with_filters(world: dict) -> None:
 
 
 def test_vectors_are_the_students_own(world: dict) -> None:
-    from stages.model.encoder import Encoder, Row
+    from stages.model.encoder import Encoder
+    from stages.model.rows import Row
 
     stored = {row["did"]: row["vector"] for row in rows(world["index"], "embeddings")}
     own = Encoder.load(world["model"]).encode([Row(None, picture("red").bytes), Row("A red square.")])
@@ -186,7 +187,7 @@ def test_pairs_in_a_bucket_are_read_in_place(bucket_server: str, tmp_path: Path)
     assert context.tracker.datasets[0][:2] == ("pairs pairs", "s3://bucket/own/pairs")
     assert [row["qid"] for row in rows(artifact, "queries")] == [f"q{number}" for number in range(30)]
     assert {row["did"]: row["image_id"] for row in rows(artifact, "candidates")} == {
-        f"p{number}": check(png(colour, (40, 40)), Limits()).image_id for number, colour in enumerate(COLOURS)
+        f"p{number}": check(png(colour, (40, 40)), ImageLimits()).image_id for number, colour in enumerate(COLOURS)
     }
     assert metrics["rejects"]["by_reason"] == {"bad split": 1}
     assert [row["source"] for row in rows(artifact, "rejects")] == ["pairs.jsonl:31"]

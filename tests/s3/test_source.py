@@ -7,8 +7,9 @@ import pytest
 
 from stages import index, ingest
 from stages.contract.context import InputError
-from stages.data.images import ImageRejected, Limits, load
+from stages.data.images import ImageLimits, ImageRejected, load
 from stages.data.sources import mbeir, mbeir_rows, pairs, records
+from stages.data.sources.chunks import file_chunks
 from stages.data.sources.corpus_rows import read_rows
 from stages.data.sources.remote import RemotePath, source
 from stages.distributed import corpus
@@ -35,21 +36,21 @@ def both(moto, tmp_path, monkeypatch) -> tuple[Path, RemotePath]:
 def test_files_rows_and_instructions_are_the_same(both):
     local, remote = both
     mbeir.require(remote)
-    for find in (mbeir.candidate_sources, mbeir.query_sources, mbeir.instructions):
+    for find in (mbeir.candidate_files, mbeir.query_files, mbeir.instructions):
         assert find(remote) == find(local)
-    for one in (*mbeir.candidate_sources(local), *mbeir.query_sources(local)):
-        pieces = list(mbeir.chunks(remote, one, 50))
-        assert pieces == list(mbeir.chunks(local, one, 50))
+    for one in (*mbeir.candidate_files(local), *mbeir.query_files(local)):
+        pieces = list(file_chunks(remote, one, 50))
+        assert pieces == list(file_chunks(local, one, 50))
         for number, piece in enumerate(pieces):
             read = [mbeir_rows.read_chunk(root, number, piece, {7: "toy"}) for root in both]
             assert read[0] == read[1]
 
 
 def test_pictures_are_read_below_the_prefix_only(both):
-    assert load(both[1], "mbeir_images/red.png", Limits()) == load(both[0], "mbeir_images/red.png", Limits())
+    assert load(both[1], "mbeir_images/red.png", ImageLimits()) == load(both[0], "mbeir_images/red.png", ImageLimits())
     for reference, reason in (("mbeir_images/gone.png", "missing image"), ("../red.png", "path outside root")):
         with pytest.raises(ImageRejected) as caught:
-            load(both[1], reference, Limits())
+            load(both[1], reference, ImageLimits())
         assert caught.value.reason == reason
 
 
@@ -88,7 +89,7 @@ def shop(moto, tmp_path, monkeypatch) -> tuple[Path, RemotePath]:
 def read(path: Path | RemotePath, work: Path, reader=read_rows) -> list[dict]:
     """All rows of a place by a reader of chunks that knows nothing but what a task is sent."""
     laid = records.lay_out(path, records.find(path, "index.corpus", pictures=True), work)
-    pieces = [piece for one in laid.sources for piece in mbeir.chunks(laid.root, one, 50)]
+    pieces = [piece for one in laid.sources for piece in file_chunks(laid.root, one, 50)]
     laid, pieces = pickle.loads(pickle.dumps((laid, pieces)))
     return [row for number, piece in enumerate(pieces) for row in reader(laid, number, piece).to_pylist()]
 
@@ -111,9 +112,9 @@ def test_a_folder_of_pictures_in_a_bucket_is_listed_and_read_in_place(shop, moto
         upload(moto, place, remote.path.partition("/")[2])
     paths = [row["image_path"] for row in read(remote, tmp_path / "work")]
     assert sorted(paths) == sorted(["100% é #1?.png", *records.list_pictures(local)])
-    assert {load(remote, path, Limits()).width for path in paths} == {32, 56}
+    assert {load(remote, path, ImageLimits()).width for path in paths} == {32, 56}
     with pytest.raises(ImageRejected, match="missing image"):
-        load(remote, "x" * 1100, Limits())
+        load(remote, "x" * 1100, ImageLimits())
 
 
 def test_the_fingerprint_of_a_corpus_follows_its_records_and_pictures_alone(shop, moto, tmp_path):

@@ -70,7 +70,8 @@ def write_teacher(store: Store, artifacts: dict[str, Artifact]) -> Artifact:
     import pyarrow.parquet as pq
 
     from stages.distributed.embedding import vector_column
-    from stages.model.encoder import Encoder, Row
+    from stages.model.encoder import Encoder
+    from stages.model.rows import Row
     from tests.search_world import COLOURS
 
     pictures = {picture(colour).image_id: picture(colour).bytes for colour in COLOURS}

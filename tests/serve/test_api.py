@@ -64,7 +64,8 @@ def test_results_are_kept_to_what_meets_the_conditions(server: Served, monkeypat
 
 
 def test_the_teacher_answers_by_its_own_vectors(server: Served, world):
-    from stages.model.encoder import Encoder, Row
+    from stages.model.encoder import Encoder
+    from stages.model.rows import Row
 
     answer = server.post(json={"text": "red", "want": "image", "k": 12, "model": "teacher"}).json()
     teacher = Encoder.load(world.artifacts["backbone"].local("model"))
@@ -109,7 +110,7 @@ def batches(server: Served) -> tuple[float, float]:
 
 
 def test_embeddings_have_openais_shape_and_the_pipelines_vectors(server: Served, retriever: Retriever):
-    from stages.model.encoder import Row
+    from stages.model.rows import Row
 
     words, shown = {"type": "text", "text": "A red square."}, {"type": "image_url", "image_url": {"url": URL}}
     inputs = ["A red square.", [shown], [words, shown]]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from stages.data.images import ImageRejected, Limits, check, decode, load, resolve, sniff
+from stages.data.images import ImageLimits, ImageRejected, check, decode, load, resolve, sniff
 
-LIMITS = Limits(max_pixels=10_000, refuse_pixels=1_000_000, max_bytes=500_000)
+LIMITS = ImageLimits(max_pixels=10_000, refuse_pixels=1_000_000, max_bytes=500_000)
 
 
 def encoded(image: Image.Image, format_: str, **options) -> bytes:
@@ -33,7 +33,7 @@ def png_header(width: int, height: int) -> bytes:
     return start + struct.pack(">I", 100) + b"IDAT"
 
 
-def reason(data: bytes, limits: Limits = LIMITS) -> str:
+def reason(data: bytes, limits: ImageLimits = LIMITS) -> str:
     with pytest.raises(ImageRejected) as caught:
         check(data, limits)
     return caught.value.reason
@@ -67,7 +67,7 @@ def test_a_picture_that_only_claims_to_be_huge_is_refused_without_decoding():
 
 
 def test_too_many_bytes_are_refused():
-    assert reason(encoded(gradient(90, 90), "PNG"), Limits(max_bytes=100)) == "huge image"
+    assert reason(encoded(gradient(90, 90), "PNG"), ImageLimits(max_bytes=100)) == "huge image"
 
 
 def test_sides_that_no_vision_tower_takes_are_refused():

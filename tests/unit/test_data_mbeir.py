@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from stages.contract.context import InputError
 from stages.data.sources import mbeir
-from stages.data.sources.mbeir import Chunk, Source
-from stages.data.sources.mbeir_rows import BadField, dids, modality, normalise, read_chunk
+from stages.data.sources.chunks import FileChunk, SourceFile, file_chunks, lines
+from stages.data.sources.fields import BadField, modality, normalise
+from stages.data.sources.mbeir_rows import dids, read_chunk
 from tests.mbeir_files import (
     image_candidate,
     text_candidate,
@@ -23,9 +24,9 @@ POOL = "cand_pool/local/mbeir_toy_task0_cand_pool.jsonl"
 TEST = "query/test/mbeir_toy_task0_test.jsonl"
 
 
-def read(root, source: Source) -> list[dict]:
+def read(root, source: SourceFile) -> list[dict]:
     """All rows of a source."""
-    chunks = list(mbeir.chunks(root, source))
+    chunks = list(file_chunks(root, source))
     return [
         row for number, chunk in enumerate(chunks) for row in read_chunk(root, number, chunk, {7: "toy"}).to_pylist()
     ]
@@ -33,7 +34,7 @@ def read(root, source: Source) -> list[dict]:
 
 def only_reason(root, line) -> tuple[str | None, str]:
     write_lines(root, POOL, [line])
-    (row,) = read(root, Source(POOL, pool="toy_task0"))
+    (row,) = read(root, SourceFile(POOL, pool="toy_task0"))
     return row["did"], row["reason"]
 
 
@@ -79,20 +80,20 @@ def test_lists_hold_dids_or_objects_and_each_did_once():
 @given(
     st.lists(st.text(st.characters(exclude_characters="\n\r", exclude_categories=["Cs"]), max_size=30), max_size=40)
 )
-def test_chunks_hold_every_line_once_and_know_its_number(tmp_path_factory, lines):
+def test_chunks_hold_every_line_once_and_know_its_number(tmp_path_factory, texts):
     root = tmp_path_factory.mktemp("chunks")
-    content = "\n".join(lines).encode()
+    content = "\n".join(texts).encode()
     write_bytes(root, "lines.txt", content)
-    source = Source("lines.txt")
-    expected = [(number, line.encode()) for number, line in enumerate(lines, start=1) if line.encode().strip()]
+    source = SourceFile("lines.txt")
+    expected = [(number, line.encode()) for number, line in enumerate(texts, start=1) if line.encode().strip()]
     for size in (1, 7, 64, 10_000):
-        found = [line for chunk in mbeir.chunks(root, source, size) for line in mbeir.lines(root, chunk)]
+        found = [line for chunk in file_chunks(root, source, size) for line in lines(root, chunk)]
         assert found == expected
 
 
 def test_chunks_cover_the_file_without_overlap(tmp_path):
     write_lines(tmp_path, POOL, [text_candidate(f"7:{number}", "x" * number) for number in range(200)])
-    chunks = list(mbeir.chunks(tmp_path, Source(POOL), 1000))
+    chunks = list(file_chunks(tmp_path, SourceFile(POOL), 1000))
     assert len(chunks) > 5
     assert [chunk.offset for chunk in chunks[1:]] == [chunk.offset + chunk.nbytes for chunk in chunks[:-1]]
     assert sum(chunk.nbytes for chunk in chunks) == (tmp_path / POOL).stat().st_size
@@ -125,7 +126,7 @@ def test_a_bad_candidate_names_its_reason(tmp_path, line, did, reason):
 def test_a_bad_row_is_found_by_file_and_line(tmp_path):
     lines = [text_candidate("7:1", "good"), "", "broken", text_candidate("7:2", "good")]
     write_lines(tmp_path, POOL, lines)
-    rows = read(tmp_path, Source(POOL, pool="toy_task0"))
+    rows = read(tmp_path, SourceFile(POOL, pool="toy_task0"))
     assert [(row["source"], row["reason"]) for row in rows] == [
         (f"{POOL}:1", None),
         (f"{POOL}:3", "broken JSON"),
@@ -137,7 +138,7 @@ def test_a_bad_row_is_found_by_file_and_line(tmp_path):
 def test_the_modality_decides_what_is_read(tmp_path):
     both = {"did": "7:1", "txt": "t", "img_path": "p.png", "modality": "text,image"}
     write_lines(tmp_path, POOL, [both, both | {"modality": "text"}, both | {"modality": "image"}])
-    rows = read(tmp_path, Source(POOL, pool="toy_task0"))
+    rows = read(tmp_path, SourceFile(POOL, pool="toy_task0"))
     assert [(row["modality"], row["text"], row["image_path"]) for row in rows] == [
         ("image,text", "T.", "p.png"),
         ("text", "T.", None),
@@ -160,7 +161,7 @@ def test_the_modality_decides_what_is_read(tmp_path):
 )
 def test_a_bad_query_names_its_reason(tmp_path, fields, reason):
     write_lines(tmp_path, TEST, [text_query("7:1", ["7:1"]) | fields])
-    (row,) = read(tmp_path, Source(TEST, split="test", dataset="toy", task_id=0))
+    (row,) = read(tmp_path, SourceFile(TEST, split="test", dataset="toy", task_id=0))
     assert row["reason"] == reason
 
 
@@ -168,9 +169,9 @@ def test_qrels_say_what_is_relevant_where_there_are_any(tmp_path):
     write_lines(tmp_path, TEST, [text_query("7:1", ["7:9"]), text_query("7:2", ["7:9"]), text_query("7:3", ["7:9"])])
     qrels = "qrels/test/mbeir_toy_task0_test_qrels.txt"
     write_lines(tmp_path, qrels, ["7:1 0 7:1 1 0", "7:1 0 7:2 2 0", "7:1 0 7:3 0 0", "7:3 0 7:4 1 0", "", "torn 0"])
-    with_qrels = read(tmp_path, Source(TEST, split="test", dataset="toy", task_id=0, qrels=qrels))
+    with_qrels = read(tmp_path, SourceFile(TEST, split="test", dataset="toy", task_id=0, qrels=qrels))
     assert [row["positives"] for row in with_qrels] == [["7:1", "7:2"], [], ["7:4"]]
-    without = read(tmp_path, Source(TEST, split="test", dataset="toy", task_id=0))
+    without = read(tmp_path, SourceFile(TEST, split="test", dataset="toy", task_id=0))
     assert [row["positives"] for row in without] == [["7:9"]] * 3
 
 
@@ -180,12 +181,12 @@ def test_files_are_found_and_named(tmp_path):
     write_lines(tmp_path, "cand_pool/global/mbeir_union_test_cand_pool.jsonl", [text_candidate("7:2", "two")])
     write_lines(tmp_path, "query/union_train/mbeir_union_up_train.jsonl", [text_query("7:1", ["7:1"])])
     write_lines(tmp_path, "qrels/test/mbeir_toy_task1_test_qrels.txt", ["7:3 0 7:2 1 1"])
-    assert [source.pool for source in mbeir.candidate_sources(tmp_path)] == [
+    assert [source.pool for source in mbeir.candidate_files(tmp_path)] == [
         "toy_task1",
         "toy_task1_val",
         "union_test",
     ]
-    train, val, test = mbeir.query_sources(tmp_path)
+    train, val, test = mbeir.query_files(tmp_path)
     assert (train.split, train.dataset, train.task_id, train.pools) == ("train", "toy", None, ())
     assert (val.split, val.task_id, val.qrels) == ("val", 1, None)
     assert val.pools == ("toy_task1_val", "toy_task1", "union_val")
@@ -199,7 +200,7 @@ def test_the_union_of_train_is_read_only_where_it_is_all_there_is(tmp_path):
     union = "query/union_train/mbeir_union_up_train.jsonl"
     write_lines(tmp_path, union, [text_query("7:1", ["7:1"]), text_query("8:1", ["7:1"])])
     mbeir.require(tmp_path)
-    source = mbeir.query_sources(tmp_path)[0]
+    source = mbeir.query_files(tmp_path)[0]
     assert source.path == union
     assert [row["dataset"] for row in read(tmp_path, source)] == ["toy", "dataset8"]
 
@@ -282,5 +283,5 @@ def test_a_broken_instruction_line_is_named(tmp_path, line):
 
 def test_a_row_survives_the_way_through_json(tmp_path):
     write_lines(tmp_path, POOL, [json.dumps(text_candidate("7:1", "Grüße, 世界"), ensure_ascii=False)])
-    chunk = Chunk(Source(POOL, pool="p"), 0, (tmp_path / POOL).stat().st_size, 1)
+    chunk = FileChunk(SourceFile(POOL, pool="p"), 0, (tmp_path / POOL).stat().st_size, 1)
     assert read_chunk(tmp_path, 0, chunk, {})["text"].to_pylist() == ["Grüße, 世界."]

@@ -4,16 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from stages.data.instructions import default_instructions, plain_instructions
 from stages.data.sources import pairs, records
-from stages.data.sources.mbeir import chunks
-from stages.data.sources.mbeir_rows import BadField
+from stages.data.sources.chunks import file_chunks
+from stages.data.sources.fields import BadField
 from tests.corpus_files import pair, write_csv, write_records
 
 
 def read(path: Path, work: Path) -> tuple[list[dict], list[dict]]:
     """(queries, candidates) of a file of pairs."""
     laid = records.lay_out(path, records.find(path, "data.path", pictures=False), work)
-    cut = [chunk for source in laid.sources for chunk in chunks(laid.root, source)]
+    cut = [chunk for source in laid.sources for chunk in file_chunks(laid.root, source)]
     return (
         [row for number, chunk in enumerate(cut) for row in pairs.read_queries(laid, number, chunk).to_pylist()],
         [row for number, chunk in enumerate(cut) for row in pairs.read_candidates(laid, number, chunk).to_pylist()],
@@ -79,9 +80,9 @@ def test_rows_without_a_split_are_shared_out_by_their_query() -> None:
 
 
 def test_every_pair_of_modalities_has_wordings() -> None:
-    rows = pairs.default_instructions()
+    rows = default_instructions()
     assert len(rows) == 9 and all(len(set(row["prompts"])) == 2 for row in rows)
-    assert rows == pairs.instructions((row["dataset"], row["query_modality"], row["target_modality"]) for row in rows)
+    assert rows == plain_instructions((row["dataset"], row["query_modality"], row["target_modality"]) for row in rows)
 
 
 def test_candidates_need_text_or_image() -> None:

@@ -6,7 +6,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from pipeline.artifacts.store import Store
-from stages.data.images import Limits
+from stages.data.images import ImageLimits
 from stages.data.ingest.pictures import PATHS, Ledger, new_paths, write_pictures
 from stages.data.ingest.survey import Firsts
 from stages.data.keys import NOTHING, hash64, hash_ids
@@ -33,16 +33,18 @@ def test_a_killed_run_s_pictures_are_taken_over(tmp_path):
     killed, ledger = store.begin("ingest", "k"), Ledger()
     ledger.record([("red.png", "00" * 16)], [])
     red = Ledger()
-    write_pictures(table("red.png"), tmp_path / "data", Limits(), red.record, store.begin("ingest", "other"))
+    write_pictures(table("red.png"), tmp_path / "data", ImageLimits(), red.record, store.begin("ingest", "other"))
     ledger.owners = dict(red.owners)
-    write_pictures(table("red_again.png", "green.png", "torn.png"), tmp_path / "data", Limits(), ledger.record, killed)
+    write_pictures(
+        table("red_again.png", "green.png", "torn.png"), tmp_path / "data", ImageLimits(), ledger.record, killed
+    )
 
     again, ledger = store.begin("ingest", "k"), Ledger()
     files = [f"{again.base}/images/{name}" for name in again.adopt("images")]
     done = ledger.take_over(files, again.filesystem)
     assert set(done) == set(hash_ids(["red_again.png", "green.png", "torn.png"]))
     left = ["red.png", "blue.png"]
-    assert write_pictures(table(*left), tmp_path / "data", Limits(), ledger.record, again) == 2
+    assert write_pictures(table(*left), tmp_path / "data", ImageLimits(), ledger.record, again) == 2
     verdicts, count, rejects = ledger.conclude()
     assert count == 3 and len(stored(again)) == len(set(stored(again))) == 3
     assert rejects["source"].to_pylist() == ["torn.png"]

@@ -7,10 +7,11 @@ import pyarrow as pa
 import pytest
 
 from stages.contract.context import InputError
+from stages.data.metadata import kinds, name_columns, with_columns
 from stages.data.sources import records
-from stages.data.sources.corpus_rows import candidate, kinds, name_columns, read_rows, with_columns
-from stages.data.sources.mbeir import chunks
-from stages.data.sources.mbeir_rows import BadField
+from stages.data.sources.chunks import file_chunks
+from stages.data.sources.corpus_rows import candidate, read_rows
+from stages.data.sources.fields import BadField
 from tests.corpus_files import write_csv, write_pictures, write_records
 
 
@@ -20,7 +21,7 @@ def read(path: Path, work: Path) -> list[dict]:
     return [
         row
         for source in laid.sources
-        for number, chunk in enumerate(chunks(laid.root, source))
+        for number, chunk in enumerate(file_chunks(laid.root, source))
         for row in read_rows(laid, number, chunk).to_pylist()
     ]
 
@@ -92,7 +93,7 @@ def test_a_row_that_is_no_utf8_is_named_by_its_line_in_the_table(tmp_path: Path)
         ("a.txt", "x", "is not read by its name"),
         ("a.csv", "text,text\na,b\n", "names each column once"),
         ("a.csv", "", "names each column once"),
-        ("a.csv", 'text\n"open\n', "mend the quotes"),
+        ("a.csv", 'text\n"open\n', "correct the quotes"),
     ],
 )
 def test_files_that_cannot_be_followed_are_refused(name: str, content: str, message: str, tmp_path: Path) -> None:

@@ -12,12 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.data.images import Limits, check
-from stages.data.scenes import dataset as scenes
-from stages.data.scenes import drawing as scene_drawing
-from stages.data.scenes import language as scene_language
-from stages.data.scenes import tasks as scene_families
-from stages.data.scenes import world as scene_world
+from stages.data.images import ImageLimits, check
+from stages.data.scenes import dataset, drawing, language, tasks, world
 from stages.data.scenes.tasks import Difficulty
 from stages.data.scenes.world import CELLS, SHAPES, Thing, change, facts
 from stages.data.sources import mbeir
@@ -28,13 +24,13 @@ SAMPLES = range(300)
 HARD = Scenes(train=24, val=40, test=60, size=32, things=(3, 4), siblings=4, edits=2)
 
 
-def sample(random: Random) -> scene_world.Scene:
-    return scene_world.sample((1, 1, 2, 2, 2, 3, 4), random, random)
+def sample(random: Random) -> world.Scene:
+    return world.sample((1, 1, 2, 2, 2, 3, 4), random, random)
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    return scenes.make(tmp_path_factory.mktemp("scenes") / "made", COUNTS, seed=3)
+    return dataset.make(tmp_path_factory.mktemp("scenes") / "made", COUNTS, seed=3)
 
 
 def rows(root: Path, path: str) -> list[dict]:
@@ -42,8 +38,8 @@ def rows(root: Path, path: str) -> list[dict]:
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(root, tmp_path):
-    again = scenes.make(tmp_path / "again", COUNTS, seed=3)
-    other = scenes.make(tmp_path / "other", COUNTS, seed=4)
+    again = dataset.make(tmp_path / "again", COUNTS, seed=3)
+    other = dataset.make(tmp_path / "other", COUNTS, seed=4)
     assert contents(again) == contents(root) != contents(other)
 
 
@@ -52,15 +48,15 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def test_a_family_does_not_depend_on_how_many_there_are(tmp_path, root):
-    more = scenes.make(tmp_path / "more", Scenes(train=30, val=40, test=60, size=32), seed=3)
+    more = dataset.make(tmp_path / "more", Scenes(train=30, val=40, test=60, size=32), seed=3)
     path = "mbeir_images/scenes/train/000005_snapshot.jpg"
     assert (more / path).read_bytes() == (root / path).read_bytes()
 
 
 def test_only_the_tasks_that_are_asked_for_have_queries_and_pools(tmp_path, root):
-    some = scenes.make(tmp_path / "some", COUNTS.model_copy(update={"tasks": (0, 6)}), seed=3)
+    some = dataset.make(tmp_path / "some", COUNTS.model_copy(update={"tasks": (0, 6)}), seed=3)
     mbeir.require(some)
-    assert {source.task_id for source in mbeir.query_sources(some) if source.split == "test"} == {0, 6}
+    assert {source.task_id for source in mbeir.query_files(some) if source.split == "test"} == {0, 6}
     assert {row["task_id"] for row in rows(some, "query/train/mbeir_scenes_train.jsonl")} == {0, 6}
     path = "query/test/mbeir_scenes_task6_test.jsonl"
     assert (some / path).read_bytes() == (root / path).read_bytes()
@@ -68,7 +64,7 @@ def test_only_the_tasks_that_are_asked_for_have_queries_and_pools(tmp_path, root
 
 def test_it_is_a_real_mbeir_directory_with_all_eight_tasks(root):
     mbeir.require(root)
-    assert {source.task_id for source in mbeir.query_sources(root) if source.split == "test"} == {
+    assert {source.task_id for source in mbeir.query_files(root) if source.split == "test"} == {
         0,
         1,
         2,
@@ -78,16 +74,16 @@ def test_it_is_a_real_mbeir_directory_with_all_eight_tasks(root):
         7,
         8,
     }
-    assert all(source.qrels for source in mbeir.query_sources(root) if source.split != "train")
+    assert all(source.qrels for source in mbeir.query_files(root) if source.split != "train")
     assert len(mbeir.instructions(root)) == 8
-    assert sum(len(rows(root, source.path)) for source in mbeir.query_sources(root)) == 8 * (24 + 40 + 60)
+    assert sum(len(rows(root, source.path)) for source in mbeir.query_files(root)) == 8 * (24 + 40 + 60)
 
 
 def test_every_reference_leads_to_a_row_or_a_good_picture(root):
     for split in ("train", "val", "test"):
         pool = rows(root, f"cand_pool/global/mbeir_union_{split}_cand_pool.jsonl")
         queries = [
-            row for source in mbeir.query_sources(root) if source.split == split for row in rows(root, source.path)
+            row for source in mbeir.query_files(root) if source.split == split for row in rows(root, source.path)
         ]
         known = {row["did"] for row in pool}
         assert len(known) == len(pool)
@@ -96,7 +92,7 @@ def test_every_reference_leads_to_a_row_or_a_good_picture(root):
             assert row["pos_cand_list"] and known.issuperset(row["pos_cand_list"] + row["neg_cand_list"])
         for path in {row["img_path"] for row in pool} | {row["query_img_path"] for row in queries}:
             if path:
-                assert check((root / path).read_bytes(), Limits()).width == 32
+                assert check((root / path).read_bytes(), ImageLimits()).width == 32
 
 
 def test_ids_are_unique_over_all_splits(root):
@@ -109,7 +105,7 @@ def test_ids_are_unique_over_all_splits(root):
 
 
 def test_qrels_and_positives_agree(root):
-    for source in mbeir.query_sources(root):
+    for source in mbeir.query_files(root):
         if source.qrels:
             found = [line.split() for line in (root / source.qrels).read_text().splitlines()]
             listed = [(row["qid"], did) for row in rows(root, source.path) for did in row["pos_cand_list"]]
@@ -118,14 +114,11 @@ def test_qrels_and_positives_agree(root):
 
 
 def test_local_pools_leave_little_to_chance(root):
-    big = scene_families.judged_world(0, "val", 150, 0, Difficulty())
-    for task, (_, _, kind) in scene_families.TASKS.items():
+    big = tasks.judged_world(0, "val", 150, 0, Difficulty())
+    for task, (_, _, kind) in tasks.TASKS.items():
         size = len(big.by_answer) if kind == "answers" else sum(map(len, getattr(big, POOL_OF[kind]).values()))
         asked = [
-            row
-            for member in big.families
-            for row in scene_families.query_rows(member, "val", big)
-            if row["task_id"] == task
+            row for member in big.families for row in tasks.query_rows(member, "val", big) if row["task_id"] == task
         ]
         chance = np.mean([1 - (1 - len(row["pos_cand_list"]) / size) ** 5 for row in asked])
         assert size >= 100 and chance <= 0.1, (task, size, chance)
@@ -135,7 +128,7 @@ POOL_OF = {"pictures": "by_scene", "captions": "by_caption", "cards": "by_card"}
 
 
 def test_hard_negatives_are_close_and_false(root):
-    for source in mbeir.query_sources(root):
+    for source in mbeir.query_files(root):
         if source.task_id in (2, 4, 7, 8):
             for row in rows(root, source.path):
                 assert row["neg_cand_list"] and not set(row["neg_cand_list"]) & set(row["pos_cand_list"])
@@ -143,13 +136,11 @@ def test_hard_negatives_are_close_and_false(root):
 
 def test_relevance_is_complete_by_brute_force():
     """Judged anew from the things themselves, without facts."""
-    world = scene_families.judged_world(5, "val", 60, 0, Difficulty())
-    pictures = {scene_families.did(member, slot): member.scenes[slot] for member in world.families for slot in (0, 1)}
-    outlines = {
-        scene_families.did(member, 2 + slot): member.outlines[slot] for member in world.families for slot in (0, 1)
-    }
+    world = tasks.judged_world(5, "val", 60, 0, Difficulty())
+    pictures = {tasks.did(member, slot): member.scenes[slot] for member in world.families for slot in (0, 1)}
+    outlines = {tasks.did(member, 2 + slot): member.outlines[slot] for member in world.families for slot in (0, 1)}
     for member in world.families:
-        asked = {row["task_id"]: set(row["pos_cand_list"]) for row in scene_families.query_rows(member, "val", world)}
+        asked = {row["task_id"]: set(row["pos_cand_list"]) for row in tasks.query_rows(member, "val", world)}
         told = member.outlines[0]
         assert asked[0] == {did for did, scene in pictures.items() if shows(scene, told)}
         assert asked[3] == {did for did, outline in outlines.items() if shows(member.scenes[0], outline)}
@@ -188,7 +179,7 @@ def lie_alike(one: Thing, other: Thing, like: Thing, unlike: Thing) -> bool:
 @cache
 def pictured(shape: str) -> np.ndarray:
     scene = (Thing(0, shape, "black", "large", "plain"),)
-    return np.asarray(Image.open(io.BytesIO(scene_drawing.clean(scene, 32))))
+    return np.asarray(Image.open(io.BytesIO(drawing.clean(scene, 32))))
 
 
 def test_shapes_look_different():
@@ -200,10 +191,10 @@ def test_shapes_look_different():
 
 def test_a_picture_shows_its_colours_in_its_cells():
     scene = (Thing(1, "square", "blue", "large", "plain"), Thing(2, "circle", "red", "large", "plain"))
-    image = Image.open(io.BytesIO(scene_drawing.clean(scene, 64)))
-    assert image.getpixel((48, 16)) == scene_drawing.PAINT["blue"]
-    assert image.getpixel((16, 48)) == scene_drawing.PAINT["red"]
-    assert image.getpixel((16, 16)) == image.getpixel((48, 48)) == scene_drawing.GROUND
+    image = Image.open(io.BytesIO(drawing.clean(scene, 64)))
+    assert image.getpixel((48, 16)) == drawing.PAINT["blue"]
+    assert image.getpixel((16, 48)) == drawing.PAINT["red"]
+    assert image.getpixel((16, 16)) == image.getpixel((48, 48)) == drawing.GROUND
 
 
 def test_scenes_repeat_no_shape_and_no_colour():
@@ -237,24 +228,24 @@ def test_what_an_outline_tells_is_true_of_its_scene():
     for number in SAMPLES:
         random = Random(number)
         scene = sample(random)
-        assert scene_language.outline(scene, random).facts() <= facts(scene)
+        assert language.outline(scene, random).facts() <= facts(scene)
 
 
 def test_both_voices_name_everything_and_differ():
     for number in SAMPLES:
         random = Random(number)
-        told = scene_language.outline(sample(random), random)
-        caption, retold = scene_language.tell(told, random), scene_language.retell(told, random)
+        told = language.outline(sample(random), random)
+        caption, retold = language.tell(told, random), language.retell(told, random)
         for thing in told.scene:
             assert f"{thing.colour} {thing.shape}" in caption
-            assert f"{thing.colour} {scene_language.OTHER_WORDS[thing.shape]}" in retold
+            assert f"{thing.colour} {language.OTHER_WORDS[thing.shape]}" in retold
         assert caption != retold
 
 
 def test_sides_are_named_rightly():
     scene = (Thing(0, "circle", "red", "large", "plain"), Thing(1, "square", "blue", "small", "plain"))
-    told = scene_language.Outline(scene, sized=False, textured=False, placed=False)
-    said = {scene_language.retell(told, Random(number)) for number in range(20)}
+    told = language.Outline(scene, sized=False, textured=False, placed=False)
+    said = {language.retell(told, Random(number)) for number in range(20)}
     assert said == {
         "a red disc lies to the left of a blue box",
         "a blue box lies to the right of a red disc",
@@ -263,20 +254,20 @@ def test_sides_are_named_rightly():
 
 def test_answers_are_right():
     scene = (Thing(0, "circle", "red", "large", "plain"), Thing(2, "square", "blue", "small", "striped"))
-    said = {question: scene_language.answer(question, scene) for question in scene_language.questions(scene)}
+    said = {question: language.answer(question, scene) for question in language.questions(scene)}
     assert said["what is at the top left?"] == "at the top left is a large plain red circle"
     assert said["what is below the circle?"] == "below the circle is a small striped blue square"
     assert said["how many shapes are there, and of which colours?"] == "there are two shapes: blue and red"
     assert said["which shapes are there, and how many?"] == "the picture shows two shapes: circle and square"
     assert "what is to the left of the circle?" not in said
-    assert scene_language.answer(f"what is at the {CELLS[1]}?", scene) is None
+    assert language.answer(f"what is at the {CELLS[1]}?", scene) is None
 
 
 def test_a_question_with_two_answers_is_not_asked():
     things = [Thing(0, "circle", "red", "large", "plain"), Thing(1, "star", "blue", "large", "plain")]
     scene = (*things, Thing(2, "square", "black", "small", "plain"))
-    assert scene_language.answer("what is to the left of the star?", scene) is None
-    assert scene_language.answer("what is to the right of the square?", scene)
+    assert language.answer("what is to the left of the star?", scene) is None
+    assert language.answer("what is to the right of the square?", scene)
 
 
 def test_questions_of_two_steps_are_answered_by_taking_both():
@@ -285,7 +276,7 @@ def test_questions_of_two_steps_are_answered_by_taking_both():
         Thing(1, "star", "blue", "small", "plain"),
         Thing(2, "square", "black", "small", "striped"),
     )
-    said = {question: scene_language.answer(question, scene) for question in scene_language.questions(scene)}
+    said = {question: language.answer(question, scene) for question in language.questions(scene)}
     square = "below what is to the right of the circle is a small striped black square"
     assert said["what is below what is to the right of the circle?"] == square
     assert "what is to the right of what is below the star?" not in said  # it is the star
@@ -294,20 +285,20 @@ def test_questions_of_two_steps_are_answered_by_taking_both():
 
 
 def test_siblings_have_the_same_parts_in_other_combinations():
-    world = scene_families.judged_world(1, "train", 64, 0, Difficulty((3, 4), siblings=8, edits=2))
+    world = tasks.judged_world(1, "train", 64, 0, Difficulty((3, 4), siblings=8, edits=2))
     for start in range(0, 64, 8):
         scenes_there = [member.scenes[0] for member in world.families[start : start + 8]]
         for part in ("shape", "colour", "size", "texture"):
             assert len({tuple(sorted(getattr(thing, part) for thing in scene)) for scene in scenes_there}) == 1
         assert len(set(scenes_there)) >= 7
     member = world.families[9]
-    row = next(row for row in scene_families.query_rows(member, "train", world) if row["task_id"] == 4)
+    row = next(row for row in tasks.query_rows(member, "train", world) if row["task_id"] == 4)
     assert len(row["neg_cand_list"]) >= 12
-    assert scene_families.did(world.families[8], 0) in row["neg_cand_list"]
+    assert tasks.did(world.families[8], 0) in row["neg_cand_list"]
 
 
 def test_a_hard_world_is_judged_as_exactly(tmp_path):
-    made = scenes.make(tmp_path / "hard", HARD, seed=3)
+    made = dataset.make(tmp_path / "hard", HARD, seed=3)
     test_every_reference_leads_to_a_row_or_a_good_picture(made)
     test_qrels_and_positives_agree(made)
 

@@ -1,4 +1,4 @@
-"""Judging rows: duplicates, dangling ids, pools and images, looked up in sorted arrays."""
+"""Validating rows: duplicates, dangling ids, pools and images, looked up in sorted arrays."""
 
 import numpy as np
 import pyarrow as pa
@@ -6,14 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.data.ingest import survey
-from stages.data.ingest import validate as judge
+from stages.data.ingest import survey, validate
 from stages.data.ingest.pictures import Ledger
 from stages.data.ingest.survey import NUMBERS, Firsts, ImageVerdicts
 from stages.data.keys import hash64, hash_ids, locate
-from stages.data.schemas import CANDIDATES, QUERIES, REJECTS
-from stages.data.sources.mbeir import Source
-from stages.data.sources.mbeir_rows import RAW_CANDIDATES, RAW_QUERIES
+from stages.data.schemas import CANDIDATES, QUERIES, RAW_CANDIDATES, RAW_QUERIES, REJECTS
+from stages.data.sources.chunks import SourceFile
 
 POOLS = [f"pool{number}" for number in range(70)]
 IMAGE = "ab" * 16
@@ -65,16 +63,16 @@ def known(rows: list[dict], verdicts: ImageVerdicts = NO_IMAGES, unions: dict | 
     return survey.survey_candidates(numbers, POOLS, unions or {}, verdicts.paths[verdicts.reasons != 0])
 
 
-def judged(rows: list[dict], verdicts: ImageVerdicts = NO_IMAGES, unions: dict | None = None) -> list[dict]:
+def validated(rows: list[dict], verdicts: ImageVerdicts = NO_IMAGES, unions: dict | None = None) -> list[dict]:
     table = pa.Table.from_pylist(rows, RAW_CANDIDATES)
-    return judge.judge_candidates(table, known(rows, verdicts, unions), verdicts).to_pylist()
+    return validate.validate_candidates(table, known(rows, verdicts, unions), verdicts).to_pylist()
 
 
-def judged_queries(rows: list[dict], candidates: list[dict], verdicts: ImageVerdicts = NO_IMAGES) -> list[dict]:
+def validated_queries(rows: list[dict], candidates: list[dict], verdicts: ImageVerdicts = NO_IMAGES) -> list[dict]:
     table = pa.Table.from_pylist(rows, RAW_QUERIES)
     numbers = survey.query_numbers(table)
     firsts = Firsts.of(numbers["key"].to_numpy(), numbers["position"].to_numpy())
-    return judge.judge_queries(table, firsts, known(candidates, verdicts), verdicts, {}).to_pylist()
+    return validate.validate_queries(table, firsts, known(candidates, verdicts), verdicts, {}).to_pylist()
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 10**6)), unique_by=lambda row: row[1]))
@@ -98,13 +96,13 @@ def test_locate_finds_what_is_there(present, wanted):
 
 def test_a_candidate_in_several_pools_is_one_row_with_all_of_them():
     rows = [candidate(number, "1:1", pool=pool) for number, pool in enumerate(("pool69", "pool3", "pool64", "pool3"))]
-    (row,) = judged(rows)
+    (row,) = validated(rows)
     assert row["pools"] == ["pool3", "pool64", "pool69"]
     assert row["reason"] is None
 
 
 def test_the_same_id_with_other_content_is_rejected_by_its_own_line():
-    rows = judged([candidate(5, "1:1", "Second."), candidate(2, "1:1", "First."), candidate(9, "1:1", "First.")])
+    rows = validated([candidate(5, "1:1", "Second."), candidate(2, "1:1", "First."), candidate(9, "1:1", "First.")])
     assert [(row["source"], row["reason"]) for row in rows] == [("file:5", "conflicting id"), ("file:2", None)]
 
 
@@ -112,30 +110,30 @@ def test_a_candidate_without_its_image_is_rejected_once():
     verdicts = images(good=IMAGE, bad="!missing image")
     rows = [candidate(0, "1:1", None, path="bad"), candidate(1, "1:1", None, pool="pool1", path="bad")]
     rows.append(candidate(2, "1:2", "T.", path="good"))
-    first, second = judged(rows, verdicts)
+    first, second = validated(rows, verdicts)
     assert (first["did"], first["reason"], first["detail"]) == ("1:1", "missing image", "bad")
     assert (second["did"], second["reason"], second["image_id"]) == ("1:2", None, IMAGE)
 
 
 def test_equal_content_has_an_equal_id_and_other_content_has_not():
-    rows = judged([candidate(0, "1:1"), candidate(1, "1:2"), candidate(2, "1:3", "Other.")])
+    rows = validated([candidate(0, "1:1"), candidate(1, "1:2"), candidate(2, "1:3", "Other.")])
     assert rows[0]["content_id"] == rows[1]["content_id"] != rows[2]["content_id"]
 
 
 def test_rows_that_were_rejected_when_read_pass_through():
     bad = candidate(0, None) | {"reason": "broken JSON", "detail": "…", "modality": None}
-    table = judge.judge_candidates(
+    table = validate.validate_candidates(
         pa.Table.from_pylist([bad], RAW_CANDIDATES), known([candidate(1, "1:1")]), NO_IMAGES
     )
-    assert judge.kept(table, CANDIDATES).num_rows == 0
-    assert judge.rejected(table, "candidate", "did").to_pylist() == [
+    assert validate.kept(table, CANDIDATES).num_rows == 0
+    assert validate.rejected(table, "candidate", "did").to_pylist() == [
         {"kind": "candidate", "id": None, "source": "file:0", "reason": "broken JSON", "detail": "…"}
     ]
 
 
 def test_unions_are_made_of_their_members():
     rows = [candidate(0, "1:1", pool="pool1"), candidate(1, "1:2", pool="pool2")]
-    found = judged(rows, unions={"union_test": {"pool1"}})
+    found = validated(rows, unions={"union_test": {"pool1"}})
     assert [row["pools"] for row in found] == [["pool1", "union_test"], ["pool2"]]
 
 
@@ -151,26 +149,26 @@ def test_a_query_keeps_only_candidates_that_exist_and_survive():
     candidates = [candidate(0, "1:1", None, path="bad"), candidate(1, "1:2"), candidate(2, "1:3", None, path="good")]
     verdicts = images(bad="!missing image", good=IMAGE)
     asked = query(9, "1:9", ["1:1", "1:3", "1:2", "1:77"], negatives=["1:2", "1:78"])
-    (row,) = judged_queries([asked], candidates, verdicts)
+    (row,) = validated_queries([asked], candidates, verdicts)
     assert (row["positives"], row["negatives"], row["dangling"]) == (["1:3", "1:2"], ["1:2"], 3)
     assert row["target_modality"] == "image"
 
 
 @pytest.mark.parametrize(("positives", "reason"), [([], "no positive"), (["1:77"], "dangling positives")])
 def test_a_query_without_a_positive_is_rejected(positives, reason):
-    (row,) = judged_queries([query(9, "1:9", positives)], [candidate(0, "1:1")])
+    (row,) = validated_queries([query(9, "1:9", positives)], [candidate(0, "1:1")])
     assert row["reason"] == reason
 
 
 def test_a_qid_is_unique_within_its_split():
     rows = [query(9, "1:9", ["1:1"]), query(10, "1:9", ["1:1"]), query(11, "1:9", ["1:1"], split="val")]
-    assert [row["reason"] for row in judged_queries(rows, [candidate(0, "1:1")])] == [None, "duplicate id", None]
+    assert [row["reason"] for row in validated_queries(rows, [candidate(0, "1:1")])] == [None, "duplicate id", None]
 
 
 def test_up_sampled_repeats_are_merged_without_a_reject():
     source = "query/union_train/mbeir_union_up_train.jsonl:7"
     rows = [query(number, "1:9", ["1:1"], source=source) for number in (9, 10)]
-    assert [row["reason"] for row in judged_queries(rows, [candidate(0, "1:1")])] == [None]
+    assert [row["reason"] for row in validated_queries(rows, [candidate(0, "1:1")])] == [None]
 
 
 def test_the_first_path_of_a_picture_owns_it_even_when_its_task_runs_twice():
@@ -193,29 +191,29 @@ def test_a_ledger_without_pictures_concludes():
 
 def test_a_query_without_its_image_is_rejected():
     asked = query(9, "1:9", ["1:1"], modality="image", text=None, image_path="bad")
-    (row,) = judged_queries([asked], [candidate(0, "1:1")], images(bad="!truncated image"))
+    (row,) = validated_queries([asked], [candidate(0, "1:1")], images(bad="!truncated image"))
     assert (row["reason"], row["detail"]) == ("truncated image", "bad")
 
 
-def test_nothing_at_all_is_judged_too():
+def test_nothing_at_all_is_validated_too():
     empty = known([])
     assert empty.pool_sizes() == {}
-    assert judge.judge_candidates(RAW_CANDIDATES.empty_table(), empty, NO_IMAGES).num_rows == 0
-    (row,) = judged_queries([query(9, "1:9", ["1:1"])], [])
+    assert validate.validate_candidates(RAW_CANDIDATES.empty_table(), empty, NO_IMAGES).num_rows == 0
+    (row,) = validated_queries([query(9, "1:9", ["1:1"])], [])
     assert row["reason"] == "dangling positives"
     assert NUMBERS.empty_table().num_rows == 0
 
 
 def test_final_tables_have_exactly_the_shared_schemas():
     table = pa.Table.from_pylist([candidate(0, "1:1")], RAW_CANDIDATES)
-    kept = judge.kept(judge.judge_candidates(table, known([candidate(0, "1:1")]), NO_IMAGES), CANDIDATES)
+    kept = validate.kept(validate.validate_candidates(table, known([candidate(0, "1:1")]), NO_IMAGES), CANDIDATES)
     assert kept.schema == CANDIDATES and kept.num_rows == 1
     table = pa.Table.from_pylist([query(9, "1:9", ["1:1"])], RAW_QUERIES)
     numbers = survey.query_numbers(table)
     firsts = Firsts.of(numbers["key"].to_numpy(), numbers["position"].to_numpy())
-    found = judge.judge_queries(table, firsts, known([candidate(0, "1:1")]), NO_IMAGES, {})
-    assert judge.kept(found, QUERIES).schema == QUERIES
-    assert judge.rejected(found, "query", "qid").schema == REJECTS
+    found = validate.validate_queries(table, firsts, known([candidate(0, "1:1")]), NO_IMAGES, {})
+    assert validate.kept(found, QUERIES).schema == QUERIES
+    assert validate.rejected(found, "query", "qid").schema == REJECTS
 
 
 @pytest.mark.parametrize(
@@ -225,17 +223,17 @@ def test_a_local_pool_without_any_positive_gives_way_to_the_union(pools, chosen)
     rows = [candidate(0, "1:1", pool="pool1"), candidate(1, "1:2", pool="pool2")]
     everything = known(rows, unions={"union_val": {"pool1"}})
     asked = pa.Table.from_pylist([query(9, "1:9", ["1:1"])], RAW_QUERIES)
-    assert judge.own_pool(asked, Source("query/val/x.jsonl", pools=tuple(pools)), everything) == chosen
+    assert validate.own_pool(asked, SourceFile("query/val/x.jsonl", pools=tuple(pools)), everything) == chosen
 
 
 def test_tallies_of_blocks_add_up():
     asked = [query(9, "1:9", ["1:1", "1:7"]), query(10, "1:10", []), query(11, "1:11", [])]
-    rows = judged_queries(asked, [candidate(0, "1:1")])
+    rows = validated_queries(asked, [candidate(0, "1:1")])
     blocks = [
-        pa.Table.from_pylist(rows[:2], judge.JUDGED_QUERIES),
-        pa.Table.from_pylist(rows[2:], judge.JUDGED_QUERIES),
+        pa.Table.from_pylist(rows[:2], validate.VALIDATED_QUERIES),
+        pa.Table.from_pylist(rows[2:], validate.VALIDATED_QUERIES),
     ]
-    tallies = [row for block in blocks for row in judge.tally(block, ["split", "reason"]).to_pylist()]
-    merged = {row["reason"]: row for row in judge.merge_tallies(tallies, ["split", "reason"])}
+    tallies = [row for block in blocks for row in validate.tally(block, ["split", "reason"]).to_pylist()]
+    merged = {row["reason"]: row for row in validate.merge_tallies(tallies, ["split", "reason"])}
     assert (merged[None]["count"], merged[None]["dangling"]) == (1, 1)
     assert (merged["no positive"]["count"], merged["no positive"]["source"]) == (2, "query/train/x.jsonl:10")

@@ -36,7 +36,7 @@ def test_a_source_that_cannot_be_read_is_refused_in_one_line(tmp_path, fields, s
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("line", "said"), [(b"text\ttext\ttoy", ":2: mend the line"), (b"B\xfccher", "not in UTF-8")])
+@pytest.mark.parametrize(("line", "said"), [(b"text\ttext\ttoy", ":2: correct"), (b"B\xfccher", "not in UTF-8")])
 def test_instructions_that_cannot_be_read_are_refused_before_anything_runs(tmp_path, line, said):
     root = write_minimal(tmp_path)
     write_bytes(root, mbeir.INSTRUCTIONS_FILE, b"header\n" + line + b"\n")

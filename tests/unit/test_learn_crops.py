@@ -11,8 +11,9 @@ from PIL import Image, ImageOps
 
 from stages.learn.crops import random_box
 from stages.learn.sampling import PairSampler
-from stages.model.encoder import Encoder, Row
+from stages.model.encoder import Encoder
 from stages.model.inputs import pixels
+from stages.model.rows import Row
 from tests.tiny_models import write_checkpoint
 from tests.training_world import write_ingest
 

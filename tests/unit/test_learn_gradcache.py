@@ -95,10 +95,10 @@ def test_kept_vision_outputs_give_the_states_of_live_ones(family, tmp_path):
     batch = encoder.collator(ragged_rows())
     with torch.no_grad():
         live = encoder.states(batch)
-        sights = [encoder.look(chunk) for chunk in batch.chunks]
+        vision = [encoder.encode_images(chunk) for chunk in batch.chunks]
         encoder.freeze_vision()
         encoder.backbone.visual = None  # Not asked again.
-        assert torch.equal(encoder.states(batch, sights), live)
+        assert torch.equal(encoder.states(batch, vision), live)
 
 
 def test_a_frozen_vision_tower_is_no_module_and_its_weights_stay_at_hand(tmp_path):
@@ -123,12 +123,12 @@ def test_fillers_have_images_and_no_place(tmp_path):
     encoder = Encoder.load(write_checkpoint(tmp_path, "qwen2_vl"))
     rows = ragged_rows()
     # One row to a chunk: two of the five are text alone.
-    sighted, plain = encoder.collator(rows, limit=1, sighted=True), encoder.collator(rows, limit=1)
-    assert all(chunk.pixels_PC is not None for chunk in sighted.chunks)
-    assert sorted(len(chunk) for chunk in sighted.chunks) == [1, 1, 1, 2, 2]
-    assert len(sighted.place_B) == len(rows)
+    filled, plain = encoder.collator(rows, limit=1, needs_images=True), encoder.collator(rows, limit=1)
+    assert all(chunk.pixels_PC is not None for chunk in filled.chunks)
+    assert sorted(len(chunk) for chunk in filled.chunks) == [1, 1, 1, 2, 2]
+    assert len(filled.place_B) == len(rows)
     longer = Batch((*plain.chunks, encoder.collator.filler()), plain.place_B)
     with torch.no_grad():
         expected = encoder.states(plain)
-        assert (encoder.states(sighted) - expected).abs().max() < 5e-6
+        assert (encoder.states(filled) - expected).abs().max() < 5e-6
         assert torch.equal(encoder.states(longer), expected)

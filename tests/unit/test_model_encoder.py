@@ -11,15 +11,16 @@ import transformers
 from stages.contract.context import StageError
 from stages.export.checkpoint import export_student, save_backbone
 from stages.export.parity import check_parity, stock_vectors
-from stages.model.encoder import Encoder, Row, load_collator
-from stages.model.families import ADAPTERS
-from stages.model.inputs import Batch, ahead, like_lengths
+from stages.model.encoder import Encoder, load_collator
+from stages.model.families import FAMILIES
+from stages.model.inputs import Batch, bucket_by_length, prefetch
 from stages.model.prompt import render, without_special_tokens
 from stages.model.prune import pruned_config
+from stages.model.rows import Row
 from tests.tiny_models import picture, ragged_rows, write_checkpoint
 
 
-@pytest.fixture(scope="module", params=sorted(ADAPTERS))
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
 def checkpoint(request, tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp(request.param), request.param)
 
@@ -46,16 +47,16 @@ def test_batches_and_threads_that_read_images_change_no_vector(checkpoint, encod
     assert np.abs(encoder.encode(rows) - expected).max() < 2e-6
 
 
-def test_the_next_item_is_made_while_one_is_used():
+def test_the_next_item_is_prepared_while_one_is_used():
     begun = [threading.Event() for _ in range(3)]
 
-    def make(item: int) -> int:
+    def prepare(item: int) -> int:
         begun[item].set()
         return item
 
-    made = ahead(make, range(3))
-    assert next(made) == 0 and begun[1].wait(5) and not begun[2].is_set()
-    assert list(made) == [1, 2]
+    prepared = prefetch(prepare, range(3))
+    assert next(prepared) == 0 and begun[1].wait(5) and not begun[2].is_set()
+    assert list(prepared) == [1, 2]
 
 
 @pytest.mark.parametrize("readers", [1, 4])
@@ -136,13 +137,13 @@ def test_the_export_is_read_by_automodel_with_the_same_vectors(checkpoint, tmp_p
     assert (stock * expected).sum(axis=1).min() > 0.99999
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["text_config"]["num_hidden_layers"] == 3
-    assert config["architectures"] == [ADAPTERS[config["model_type"]].generation_class]
+    assert config["architectures"] == [FAMILIES[config["model_type"]].generation_class]
 
 
 def test_the_export_loads_as_a_generation_model_without_missing_weights(checkpoint, tmp_path):
     student = Encoder.load(checkpoint, layers=3)
     save_backbone(student.backbone.config, student.backbone.state_dict(), tmp_path)
-    loader = getattr(transformers, ADAPTERS[student.backbone.config.model_type].generation_class)
+    loader = getattr(transformers, FAMILIES[student.backbone.config.model_type].generation_class)
     _, report = loader.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
 
@@ -209,6 +210,6 @@ def test_a_batch_moves_with_and_without_images(encoder):
     assert isinstance(moved, Batch) and {chunk.pixels_PC is None for chunk in moved.chunks} == {True, False}
 
 
-def test_rows_of_like_length_share_a_chunk():
-    groups = like_lengths([40, 10, 100, 11, 12, 41])
+def test_rows_of_similar_length_share_a_chunk():
+    groups = bucket_by_length([40, 10, 100, 11, 12, 41])
     assert groups == [[1, 3, 4], [0, 5], [2]]

@@ -13,7 +13,8 @@ from stages.export.checkpoint import export_student, save_backbone
 from stages.export.loaders import LOADERS
 from stages.export.mlflow_model import pyfunc_vectors, save_reference
 from stages.export.parity import MINIMUM_COSINE, check_parity, compare, samples
-from stages.model.encoder import Encoder, Row
+from stages.model.encoder import Encoder
+from stages.model.rows import Row
 from tests.tiny_models import picture, write_checkpoint
 
 

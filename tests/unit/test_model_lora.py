@@ -10,7 +10,7 @@ from stages.distributed.training import save_weights
 from stages.export.checkpoint import export_student
 from stages.export.parity import stock_vectors
 from stages.model.encoder import Encoder
-from stages.model.families import ADAPTERS
+from stages.model.families import FAMILIES
 from stages.model.lora import Lora, add_adapters, merged
 from tests.tiny_models import ragged_rows, write_checkpoint
 
@@ -33,7 +33,7 @@ def move(encoder: Encoder) -> None:
                 parameter.add_(0.1 * torch.randn_like(parameter))
 
 
-@pytest.mark.parametrize("family", sorted(ADAPTERS))
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_the_merged_export_equals_the_unmerged_model(family, tmp_path):
     source = write_checkpoint(tmp_path / "source", family)
     encoder, rows = adapted(source), ragged_rows()

@@ -27,7 +27,8 @@ def load(artifacts: dict) -> Retriever:
 
 
 def test_a_text_is_asked_as_evaluation_asks_it(world: dict) -> None:
-    from stages.model.encoder import Encoder, Row
+    from stages.model.encoder import Encoder
+    from stages.model.rows import Row
 
     found = world["retriever"].search(text="something red", want="image", k=3)
     encoder = Encoder.load(world["train"].local("model"))

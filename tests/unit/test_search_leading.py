@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.search.leading import Leading, cut, trained_dimensions
+from stages.search.leading import Leading, shorten, trained_dimensions
 
 
 def table(vectors: np.ndarray) -> pa.Table:
@@ -20,7 +20,7 @@ def test_vectors_are_cut_to_unit_length_and_the_rest_stays() -> None:
     whole = pa.table({"did": list("abcde"), "vector": table(vectors)["vector"], "modality": ["text"] * 5})
     expected = vectors[:, :3].astype(np.float32)
     expected /= np.maximum(np.linalg.norm(expected, axis=1, keepdims=True), 1e-12)
-    for shorter in (cut(whole.slice(1), 3), cut(whole.slice(1).to_batches()[0], 3)):  # slices have an offset
+    for shorter in (shorten(whole.slice(1), 3), shorten(whole.slice(1).to_batches()[0], 3)):  # slices have an offset
         assert shorter.schema.names == whole.schema.names and type(shorter) in (pa.Table, pa.RecordBatch)
         assert np.array(shorter["vector"].to_pylist()) == pytest.approx(expected[1:], abs=1e-7)
         assert shorter["did"].to_pylist() == list("bcde")

@@ -8,7 +8,6 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,13 +18,12 @@ import ray
 import ray.data
 
 from stages.contract.context import Attempt
-from stages.data.images import Limits
-from stages.data.ingest import pictures, survey
-from stages.data.ingest import validate as judge
-from stages.data.ingest.outcome import CANDIDATE_COLUMNS, QUERY_COLUMNS, Report
-from stages.data.schemas import IMAGES
-from stages.data.sources import mbeir, mbeir_rows
-from stages.data.sources.mbeir import Source
+from stages.data.images import ImageLimits
+from stages.data.ingest import pictures, survey, validate
+from stages.data.ingest.outcome import CANDIDATE_COLUMNS, QUERY_COLUMNS, Counts
+from stages.data.schemas import IMAGES, RAW_QUERIES
+from stages.data.sources import mbeir_rows
+from stages.data.sources.chunks import CHUNK_BYTES, FileChunk, SourceFile, file_chunks
 from stages.data.sources.remote import Place
 
 TASKS_PER_CPU = 4
@@ -70,35 +68,35 @@ def each(function: Callable[[Any], Any], items: list[Any]) -> Iterator[Any]:
 
 
 def read(
-    root: Path, candidates: list[Source], queries: list[Source], datasets: dict[int, str]
+    root: Place, candidates: list[SourceFile], queries: list[SourceFile], datasets: dict[int, str]
 ) -> tuple[ray.data.Dataset, ray.data.Dataset]:
     """(candidate rows, query rows) as read, in `RAW_CANDIDATES` and `RAW_QUERIES`; positions are unique over both."""
-    chunks = cut(root, [*candidates, *queries])
-    split = sum(chunk.source.pool is not None for _, chunk in chunks)
+    numbered = number_chunks(root, [*candidates, *queries])
+    split = sum(chunk.source.pool is not None for _, chunk in numbered)
 
-    def reader(number: int, chunk: mbeir.Chunk) -> pa.Table:
+    def reader(number: int, chunk: FileChunk) -> pa.Table:
         return mbeir_rows.read_chunk(root, number, chunk, datasets)
 
-    return read_chunks(chunks[:split], reader), read_chunks(chunks[split:], reader)
+    return read_chunks(numbered[:split], reader), read_chunks(numbered[split:], reader)
 
 
-def cut(root: Place, sources: Sequence[Source]) -> list[tuple[int, mbeir.Chunk]]:
+def number_chunks(root: Place, sources: Sequence[SourceFile]) -> list[tuple[int, FileChunk]]:
     """The numbered chunks of files, small enough that every core gets a few."""
     total = sum(source.below(root).stat().st_size for source in sources)
-    size = min(mbeir.CHUNK_BYTES, max(SMALLEST_CHUNK, total // (TASKS_PER_CPU * _cpus())))
-    return list(enumerate(chunk for source in sources for chunk in mbeir.chunks(root, source, size)))
+    size = min(CHUNK_BYTES, max(SMALLEST_CHUNK, total // (TASKS_PER_CPU * _cpus())))
+    return list(enumerate(chunk for source in sources for chunk in file_chunks(root, source, size)))
 
 
 def read_chunks(
-    chunks: list[tuple[int, mbeir.Chunk]], reader: Callable[[int, mbeir.Chunk], pa.Table]
+    numbered: list[tuple[int, FileChunk]], reader: Callable[[int, FileChunk], pa.Table]
 ) -> ray.data.Dataset:
     """The rows of all chunks, in their order, each read by a task of its own."""
 
     def read_places(table: pa.Table) -> Iterator[pa.Table]:
         for place in table["id"].to_pylist():
-            yield reader(*chunks[place])
+            yield reader(*numbered[place])
 
-    places = ray.data.range(len(chunks), override_num_blocks=max(1, len(chunks)))
+    places = ray.data.range(len(numbered), override_num_blocks=max(1, len(numbered)))
     places.context.execution_options.preserve_order = True  # of this dataset and of all that is made from it
     return _map(places, read_places).materialize()
 
@@ -130,7 +128,7 @@ def take_numbers(candidates: ray.data.Dataset, queries: ray.data.Dataset, pools:
 
 
 def write_images(
-    output: Attempt, root: Place, rows: tuple[ray.data.Dataset, ...], numbers: Numbers, limits: Limits, most: int
+    output: Attempt, root: Place, rows: tuple[ray.data.Dataset, ...], numbers: Numbers, limits: ImageLimits, most: int
 ) -> Images:
     """Checks each distinct picture and writes the good ones to `images/`, at most `most` pictures in one task.
 
@@ -163,7 +161,9 @@ def write_images(
     return Images(ray.put(verdicts), count, rejects)
 
 
-def settle(numbers: Numbers, images: Images, pools: list[str], unions: dict[str, set[str]]) -> ray.ObjectRef:
+def survey_candidates(
+    numbers: Numbers, images: Images, pools: list[str], unions: dict[str, set[str]]
+) -> ray.ObjectRef:
     """The `survey.Candidates` of the corpus: what exists, what survives its image, and which pools hold it."""
 
     @ray.remote
@@ -174,56 +174,56 @@ def settle(numbers: Numbers, images: Images, pools: list[str], unions: dict[str,
     return known.remote(images.verdicts, *numbers.candidates)
 
 
-def judge_candidates(
-    rows: ray.data.Dataset, known: ray.ObjectRef, images: Images, schema: pa.Schema = judge.JUDGED_CANDIDATES
+def validate_candidates(
+    rows: ray.data.Dataset, known: ray.ObjectRef, images: Images, schema: pa.Schema = validate.VALIDATED_CANDIDATES
 ) -> ray.data.Dataset:
     """The candidate rows in `schema`."""
 
-    def judged(table: pa.Table) -> pa.Table:
-        return judge.judge_candidates(table, ray.get(known), ray.get(images.verdicts), schema)
+    def validated(table: pa.Table) -> pa.Table:
+        return validate.validate_candidates(table, ray.get(known), ray.get(images.verdicts), schema)
 
-    return _map(rows, judged).materialize()
+    return _map(rows, validated).materialize()
 
 
-def judge_queries(
+def validate_queries(
     rows: ray.data.Dataset, numbers: Numbers, known: ray.ObjectRef, images: Images, pools: dict[str, str]
 ) -> ray.data.Dataset:
-    """The query rows in `JUDGED_QUERIES`; `pools` maps a query file to its local pool."""
+    """The query rows in `VALIDATED_QUERIES`; `pools` maps a query file to its local pool."""
 
-    def judged(table: pa.Table) -> pa.Table:
+    def validated(table: pa.Table) -> pa.Table:
         shared = ray.get([numbers.queries, known, images.verdicts])
-        return judge.judge_queries(table, *shared, pools)
+        return validate.validate_queries(table, *shared, pools)
 
-    return _map(rows, judged).materialize()
+    return _map(rows, validated).materialize()
 
 
-def own_pools(root: Path, sources: list[Source], known: ray.ObjectRef) -> dict[str, str]:
-    """The local pool of each val and test query file: the first of `Source.pools` that holds positives of its start.
+def own_pools(root: Place, sources: list[SourceFile], known: ray.ObjectRef) -> dict[str, str]:
+    """The local pool of each val and test query file: the first of its `pools` that holds positives of its start.
 
     A data set may publish local pools for test alone; then its val queries are asked of the union pool of val.
     """
 
     @ray.remote
     def choose(candidates: survey.Candidates) -> dict[str, str]:
-        return {source.path: judge.own_pool(_start(root, source), source, candidates) for source in asked}
+        return {source.path: validate.own_pool(_start(root, source), source, candidates) for source in asked}
 
     asked = [source for source in sources if source.pools]
     return ray.get(choose.remote(known))
 
 
-def keep(judged: ray.data.Dataset, schema: pa.Schema) -> ray.data.Dataset:
+def keep(validated: ray.data.Dataset, schema: pa.Schema) -> ray.data.Dataset:
     """The rows that are kept."""
-    return _map(judged, judge.kept, schema)
+    return _map(validated, validate.kept, schema)
 
 
 def rejects(candidates: ray.data.Dataset, queries: ray.data.Dataset, images: Images) -> ray.data.Dataset:
     """The rows that are not, candidates first, then queries, then pictures."""
-    rows = [_map(candidates, judge.rejected, "candidate", "did"), _map(queries, judge.rejected, "query", "qid")]
+    rows = [_map(candidates, validate.rejected, "candidate", "did"), _map(queries, validate.rejected, "query", "qid")]
     return rows[0].union(rows[1], ray.data.from_arrow(images.rejects))
 
 
 def write(output: Attempt, name: str, rows: ray.data.Dataset, schema: pa.Schema) -> None:
-    """Writes rows to `name/` of the artifact; a dataset without rows gives one file that tells the schema."""
+    """Writes rows to `name/` of the artifact; a dataset without rows gives one file that holds the schema."""
     path = f"{output.base}/{name}"
     rows.write_parquet(path, filesystem=output.filesystem)
     found = output.filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True))
@@ -237,9 +237,9 @@ def write_table(output: Attempt, name: str, table: pa.Table) -> None:
     pq.write_table(table, f"{output.base}/{name}/part-000000.parquet", filesystem=output.filesystem)
 
 
-def report(candidates: ray.data.Dataset, queries: ray.data.Dataset, images: Images, known: ray.ObjectRef) -> Report:
-    """The counts of everything judged."""
-    return Report(
+def count(candidates: ray.data.Dataset, queries: ray.data.Dataset, images: Images, known: ray.ObjectRef) -> Counts:
+    """The counts of everything validated."""
+    return Counts(
         queries=_tally(queries, QUERY_COLUMNS),
         candidates=_tally(candidates, CANDIDATE_COLUMNS),
         images=images.count,
@@ -248,10 +248,10 @@ def report(candidates: ray.data.Dataset, queries: ray.data.Dataset, images: Imag
     )
 
 
-def _tally(judged: ray.data.Dataset, columns: list[str]) -> list[dict[str, Any]]:
-    """Rows counted by `columns`, and an example of each; see `judge.tally`."""
-    tables = ray.get(_map(judged, judge.tally, columns).to_arrow_refs())
-    return judge.merge_tallies([row for table in tables for row in table.to_pylist()], columns)
+def _tally(validated: ray.data.Dataset, columns: list[str]) -> list[dict[str, Any]]:
+    """Rows counted by `columns`, and an example of each; see `validate.tally`."""
+    tables = ray.get(_map(validated, validate.tally, columns).to_arrow_refs())
+    return validate.merge_tallies([row for table in tables for row in table.to_pylist()], columns)
 
 
 def _map(rows: ray.data.Dataset, function: Callable[..., Any], *arguments: Any) -> ray.data.Dataset:
@@ -264,10 +264,10 @@ def _concatenated(tables: tuple[pa.Table, ...], schema: pa.Schema) -> pa.Table:
     return pa.concat_tables([schema.empty_table(), *(table for table in tables if table.num_rows)])
 
 
-def _start(root: Path, source: Source) -> pa.Table:
+def _start(root: Place, source: SourceFile) -> pa.Table:
     """The first rows of a query file."""
-    chunk = next(mbeir.chunks(root, source, SMALLEST_CHUNK), None)
-    return mbeir_rows.read_chunk(root, 0, chunk, {}) if chunk else mbeir_rows.RAW_QUERIES.empty_table()
+    chunk = next(file_chunks(root, source, SMALLEST_CHUNK), None)
+    return mbeir_rows.read_chunk(root, 0, chunk, {}) if chunk else RAW_QUERIES.empty_table()
 
 
 def _cpus() -> int:

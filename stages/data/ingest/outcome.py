@@ -1,4 +1,4 @@
-"""What ingest tells about a source: counts, pools, rejects, and when it refuses to go on."""
+"""What came of a source: counts, pools, rejects, and when it refuses to go on."""
 
 import json
 from collections import Counter
@@ -20,8 +20,8 @@ SAMPLE = 1000
 
 
 @dataclass(frozen=True)
-class Report:
-    """Tallies of the judged rows (`judge.merge_tallies`), and what else there is to count."""
+class Counts:
+    """Tallies of the validated rows (`validate.merge_tallies`), and what else there is to count."""
 
     queries: list[dict[str, Any]]
     candidates: list[dict[str, Any]]
@@ -99,7 +99,7 @@ class Report:
             share = (
                 f"{rejected} of {every} rows ({self.share():.1%}) are bad, data.max_reject_share={limit} allows less"
             )
-            raise StageError(f"{share}: {seen}; mend the rows or raise data.max_reject_share")
+            raise StageError(f"{share}: {seen}; correct the rows or raise data.max_reject_share")
         raise StageError(f"no usable query in {', '.join(empty)}: {seen}; every split needs at least one")
 
     def _rows(self) -> list[dict[str, Any]]:
@@ -116,7 +116,7 @@ class Report:
 
 
 def rejects_line(rejects: Mapping[str, Any]) -> str:
-    """One line for a person about `Report.rejects`: how many of what, and the most frequent reasons."""
+    """One line for a person about `Counts.rejects`: how many of what, and the most frequent reasons."""
     counts = [f"{rejects[kind]:,} {kind}" for kind in ("queries", "candidates", "images") if rejects.get(kind)]
     if not counts:
         return "none"

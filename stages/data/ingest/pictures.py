@@ -1,7 +1,7 @@
 """Checks every distinct picture of a corpus once, in parallel, and writes it once however many paths lead to it.
 
 A task writes its pictures as one file, whole or not at all, and what became of each path into that file's metadata.
-So a run that was killed is resumed from the files alone: the paths that they tell of are done.
+So a run that was killed is resumed from the files alone: the paths that they list are done.
 
 Whether a picture is new is only known when it has been checked, and its bytes must not travel to be compared. So one
 small actor keeps the ledger: a task reports the ids of a batch and is told which of them it may write. The first path
@@ -18,13 +18,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.contract.context import Attempt
-from stages.data.images import Checked, ImageRejected, Limits, load
+from stages.data.images import Checked, ImageLimits, ImageRejected, load
 from stages.data.ingest.survey import Firsts, ImageVerdicts
 from stages.data.keys import hash64, hash_ids, locate
 from stages.data.schemas import IMAGES, REJECTS
 from stages.data.sources.remote import Place
 
-TOLD = b"paths"
+FATES = b"paths"  # the key of a file's metadata
 PATHS = pa.schema([("path", pa.string())])
 VERDICTS = pa.schema(
     [("path", pa.uint64()), ("id", pa.binary(16)), ("reason", pa.dictionary(pa.int32(), pa.string()))]
@@ -56,17 +56,17 @@ class Ledger:
         self.rejects |= {path: (reason, detail) for path, reason, detail in bad}
 
     def take_over(self, files: list[str], filesystem: Any) -> np.ndarray:
-        """Learns what files of a killed run tell; the hashes of the paths that they settle, sorted."""
+        """Learns from files of a killed run; the hashes of the paths that they list, sorted."""
         for file in files:
             metadata = pq.read_schema(file, filesystem=filesystem).metadata or {}
-            if TOLD not in metadata:  # the file of a corpus without pictures
+            if FATES not in metadata:  # the file of a corpus without pictures
                 continue
-            told = json.loads(metadata[TOLD])
-            good = [(path, image_id) for path, image_id, _ in told["good"]]
-            for path, image_id, mine in told["good"]:
+            fates = json.loads(metadata[FATES])
+            good = [(path, image_id) for path, image_id, _ in fates["good"]]
+            for path, image_id, mine in fates["good"]:
                 if mine:
                     self.owners[bytes.fromhex(image_id)] = hash64(path)
-            self._note(good, [tuple(one) for one in told["bad"]])
+            self._note(good, [tuple(one) for one in fates["bad"]])
         return np.unique(
             np.concatenate([np.empty(0, np.uint64), *(block["path"].to_numpy() for block in self.blocks)])
         )
@@ -98,7 +98,7 @@ def new_paths(table: pa.Table, firsts: Firsts, done: np.ndarray) -> pa.Table:
     return pa.table([table["image_path"].filter(pa.array(first))], schema=PATHS)
 
 
-def write_pictures(table: pa.Table, root: Place, limits: Limits, record: Any, output: Attempt) -> int:
+def write_pictures(table: pa.Table, root: Place, limits: ImageLimits, record: Any, output: Attempt) -> int:
     """Checks the pictures of a `PATHS` table and writes those that nobody wrote yet; returns how many.
 
     `record` is `Ledger.record`. The file is named after the first path, which is in no other table.
@@ -111,7 +111,7 @@ def write_pictures(table: pa.Table, root: Place, limits: Limits, record: Any, ou
     return pictures.num_rows
 
 
-def check_pictures(table: pa.Table, root: Place, limits: Limits, record: Any) -> pa.Table:
+def check_pictures(table: pa.Table, root: Place, limits: ImageLimits, record: Any) -> pa.Table:
     """The pictures of a `PATHS` table that nobody wrote yet, as `IMAGES`; what became of each path as metadata."""
     good: list[tuple[str, Checked]] = []
     bad: list[tuple[str, str, str]] = []
@@ -121,9 +121,9 @@ def check_pictures(table: pa.Table, root: Place, limits: Limits, record: Any) ->
         except ImageRejected as error:
             bad.append((path, error.reason, error.detail))
     mine = record([(path, picture.image_id) for path, picture in good], bad)
-    told = {
+    fates = {
         "good": [(path, picture.image_id, write) for (path, picture), write in zip(good, mine, strict=True)],
         "bad": bad,
     }
     rows = [vars(picture) for (_, picture), write in zip(good, mine, strict=True) if write]
-    return pa.Table.from_pylist(rows, IMAGES.with_metadata({TOLD: json.dumps(told).encode()}))
+    return pa.Table.from_pylist(rows, IMAGES.with_metadata({FATES: json.dumps(fates).encode()}))

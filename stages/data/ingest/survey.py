@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.data.keys import NOTHING, hash_ids, locate
-from stages.data.schemas import MODALITIES
+from stages.data.modalities import MODALITIES
 
 NUMBERS = pa.schema(
     [

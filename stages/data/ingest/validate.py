@@ -1,6 +1,6 @@
-"""Which rows are kept and why the others are not: pure functions from a table of read rows to a table of judged ones.
+"""Which rows are kept and why the others are not: pure functions from tables of read rows to validated ones.
 
-A judged row holds the columns of its final schema, and beside them `source`, `reason` (null: kept) and `detail`.
+A validated row holds the columns of its final schema, and beside them `source`, `reason` (null: kept) and `detail`.
 """
 
 import hashlib
@@ -13,26 +13,34 @@ import pyarrow.compute as pc
 
 from stages.data.ingest.survey import Candidates, Firsts, ImageVerdicts, content_hashes, query_keys
 from stages.data.keys import hash_ids, locate
-from stages.data.schemas import CANDIDATES, MODALITIES, QUERIES, REJECTS
-from stages.data.sources.mbeir import Source
+from stages.data.modalities import MODALITIES
+from stages.data.schemas import CANDIDATES, QUERIES, REJECTS
+from stages.data.sources.chunks import SourceFile
 
 _VERDICT = [pa.field("source", pa.string()), pa.field("reason", pa.string()), pa.field("detail", pa.string())]
-JUDGED_CANDIDATES = pa.schema([*CANDIDATES, *_VERDICT])
-JUDGED_QUERIES = pa.schema([*QUERIES, *_VERDICT, pa.field("dangling", pa.int32())])  # ids that lead nowhere, dropped
 
 
-def judge_candidates(
-    table: pa.Table, known: Candidates, images: ImageVerdicts, schema: pa.Schema = JUDGED_CANDIDATES
+def validated(schema: pa.Schema) -> pa.Schema:
+    """The columns of a validated row that ends in `schema`."""
+    return pa.schema([*schema, *_VERDICT])
+
+
+VALIDATED_CANDIDATES = validated(CANDIDATES)
+VALIDATED_QUERIES = validated(QUERIES).append(pa.field("dangling", pa.int32()))  # ids that lead nowhere, dropped
+
+
+def validate_candidates(
+    table: pa.Table, known: Candidates, images: ImageVerdicts, schema: pa.Schema = VALIDATED_CANDIDATES
 ) -> pa.Table:
-    """Judges `RAW_CANDIDATES` rows. Later rows of a did that say the same are merged away: their pools are known.
+    """Validates `RAW_CANDIDATES` rows. Later rows of a did that say the same are merged away: their pools are known.
 
-    `schema` may have more columns than JUDGED_CANDIDATES; what is read into them passes through.
+    `schema` may have more columns than VALIDATED_CANDIDATES; what is read into them passes through.
     """
     keys, positions = hash_ids(table["did"].to_pylist()), table["position"].to_numpy()
     first, places = known.firsts.is_first(keys, positions), locate(keys, known.firsts.keys)
     contents = content_hashes(table)
     image_ids, image_reasons = images.look_up(hash_ids(table["image_path"].to_pylist()))
-    judged = []
+    rows = []
     for number, row in enumerate(table.to_pylist()):
         if row["reason"] is None and not first[number]:
             if known.contents[places[number]] == contents[number]:
@@ -44,17 +52,17 @@ def judge_candidates(
             row["pools"] = list(known.sets[known.pool_sets[places[number]]])
             row["image_id"] = image_ids[number]
             row["content_id"] = content_id(row["text"], row["image_id"])
-        judged.append(row)
-    return pa.Table.from_pylist(judged, schema)
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema)
 
 
-def judge_queries(
+def validate_queries(
     table: pa.Table, firsts: Firsts, known: Candidates, images: ImageVerdicts, pools: Mapping[str, str]
 ) -> pa.Table:
-    """Judges `RAW_QUERIES` rows. `pools` maps a query file to the name of its local pool."""
+    """Validates `RAW_QUERIES` rows. `pools` maps a query file to the name of its local pool."""
     first = firsts.is_first(query_keys(table), table["position"].to_numpy())
     image_ids, image_reasons = images.look_up(hash_ids(table["image_path"].to_pylist()))
-    judged = []
+    rows = []
     for number, row in enumerate(table.to_pylist()):
         file = row["source"].rpartition(":")[0]
         if row["reason"] is None and not first[number]:
@@ -67,23 +75,23 @@ def judge_queries(
             row |= _with_candidates(row, known)
             row["image_id"] = image_ids[number]
             row["pool"] = row["pool"] or pools.get(file)
-        judged.append(row)
-    return pa.Table.from_pylist(judged, JUDGED_QUERIES)
+        rows.append(row)
+    return pa.Table.from_pylist(rows, VALIDATED_QUERIES)
 
 
 def kept(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The kept rows of a judged table, in their final schema."""
+    """The kept rows of a validated table, in their final schema."""
     return table.filter(pc.is_null(table["reason"])).select(schema.names).cast(schema)
 
 
 def rejected(table: pa.Table, kind: str, id_column: str) -> pa.Table:
-    """The rejected rows of a judged table as `REJECTS`."""
+    """The rejected rows of a validated table as `REJECTS`."""
     table = table.filter(pc.is_valid(table["reason"]))
     kinds = pa.array([kind] * len(table), pa.string())
     return pa.table([kinds, *(table[name] for name in (id_column, "source", "reason", "detail"))], schema=REJECTS)
 
 
-def own_pool(table: pa.Table, source: Source, known: Candidates) -> str:
+def own_pool(table: pa.Table, source: SourceFile, known: Candidates) -> str:
     """The first of `source.pools` that holds a positive of these `RAW_QUERIES` rows, or simply the first."""
     found: set[str] = set()
     for dids in table["positives"].to_pylist():
@@ -93,7 +101,7 @@ def own_pool(table: pa.Table, source: Source, known: Candidates) -> str:
 
 
 def tally(table: pa.Table, columns: list[str]) -> pa.Table:
-    """Judged rows counted by `columns` (which name `reason`): also the first source and detail, and dangling ids."""
+    """Validated rows counted by `columns` (`reason` among them), with the first source and detail of each."""
     if "dangling" not in table.column_names:
         table = table.append_column("dangling", pa.nulls(len(table), pa.int32()))
     measures = [([], "count_all"), ("source", "first"), ("detail", "first"), ("dangling", "sum")]

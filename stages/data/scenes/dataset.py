@@ -1,7 +1,7 @@
 """Makes a complete M-BEIR directory of drawn scenes: all eight tasks, exact judgements, true hard negatives.
 
-What the rows are is told in `scene_families`; here they are drawn and written, in parts that any number of processes
-may make. The directory is the published layout to the letter, so that scenes go through the same door as real data.
+What the rows are is decided in `tasks`; here they are drawn and written, in parts that any number of processes may
+make. The directory is the published layout to the letter, so that scenes go through the same door as real data.
 """
 
 import json
@@ -13,13 +13,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from stages.data.scenes import drawing as scene_drawing
+from stages.data.scenes import drawing
 from stages.data.scenes.tasks import (
     DATASET,
     DATASET_ID,
     TASKS,
     Difficulty,
-    Family,
+    SceneFamily,
     answer_rows,
     candidate_rows,
     image_path,
@@ -102,12 +102,12 @@ def make_part(part: Part) -> dict[str, str]:
     return {name: "".join(f"{line}\n" for line in lines) for name, lines in texts.items()}
 
 
-def _draw(part: Part, index: int, family: Family) -> None:
+def _draw(part: Part, index: int, family: SceneFamily) -> None:
     random = Random(f"{part.seed}/{part.split}/{index}/snapshot")
     pictures = {
-        "scene": scene_drawing.clean(family.scenes[0], part.size),
-        "change": scene_drawing.clean(family.scenes[1], part.size),
-        "snapshot": scene_drawing.snapshot(family.scenes[0], part.size, random),
+        "scene": drawing.clean(family.scenes[0], part.size),
+        "change": drawing.clean(family.scenes[1], part.size),
+        "snapshot": drawing.snapshot(family.scenes[0], part.size, random),
     }
     for which, data in pictures.items():
         (part.root / image_path(family, part.split, which)).write_bytes(data)

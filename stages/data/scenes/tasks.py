@@ -10,7 +10,7 @@ them. A family is a pure function of (seed, split, index). Its members:
                scene, the changed scene, another room
     snapshot   the scene again, never clean            the picture of queries
 
-Judgements ignore families: whatever is true of a query in the whole split is relevant to it (`scene_world`). What is
+Judgements ignore families: whatever is true of a query in the whole split is relevant to it (`facts`). What is
 false within the family, or within the families made of the same parts, is a hard negative.
 """
 
@@ -21,7 +21,8 @@ from functools import lru_cache
 from random import Random
 from typing import Any
 
-from stages.data.scenes import language as scene_language
+from stages.data.modalities import modality_of
+from stages.data.scenes import language
 from stages.data.scenes.language import ROOMS, Outline
 from stages.data.scenes.world import Fact, Scene, change, facts, sample
 from stages.data.schemas import SPLITS
@@ -62,7 +63,7 @@ class Difficulty:
 
 
 @dataclass(frozen=True)
-class Family:
+class SceneFamily:
     """A scene, its change, and what is said about them."""
 
     number: int
@@ -83,7 +84,7 @@ class Family:
 class World:
     """A split with its judgements: which candidates, by did, show a scene, tell a set of facts, or say a sentence."""
 
-    families: list[Family]
+    families: list[SceneFamily]
     difficulty: Difficulty
     by_scene: dict[Scene, list[str]]
     by_card: dict[tuple[Scene, str], list[str]]
@@ -126,35 +127,35 @@ def judged_world(seed: int, split: str, count: int, first_number: int, difficult
     return world
 
 
-def family(seed: int, split: str, index: int, number: int, difficulty: Difficulty) -> Family:
+def family(seed: int, split: str, index: int, number: int, difficulty: Difficulty) -> SceneFamily:
     """The family of an index."""
     random = Random(f"{seed}/{split}/{index}")
     bag = Random(f"{seed}/{split}/parts/{index // difficulty.siblings}")
     scene = sample(difficulty.counts, bag, random)
     edit, changed = change(scene, random, difficulty.edits)
-    told = scene_language.outline(scene, random)
+    told = language.outline(scene, random)
     told_changed = Outline(changed, told.sized, told.textured, told.placed)
-    question = random.choice(scene_language.questions(scene))
-    return Family(
+    question = random.choice(language.questions(scene))
+    return SceneFamily(
         number=number,
         scenes=(scene, changed),
         edit=edit,
         outlines=(told, told_changed),
-        captions=(scene_language.tell(told, random), scene_language.tell(told_changed, random)),
-        retold=scene_language.retell(told, random),
-        asked=scene_language.tell(told, random),
+        captions=(language.tell(told, random), language.tell(told_changed, random)),
+        retold=language.retell(told, random),
+        asked=language.tell(told, random),
         question=question,
-        answers=(scene_language.answer(question, scene), scene_language.answer(question, changed)),
+        answers=(language.answer(question, scene), language.answer(question, changed)),
         rooms=tuple(random.sample(ROOMS, 2)),
     )
 
 
-def did(family: Family, slot: int) -> str:
+def did(family: SceneFamily, slot: int) -> str:
     """0, 1 the pictures; 2, 3 the captions; 4, 5, 6 the cards."""
     return f"{DATASET_ID}:{family.number * SLOTS + slot}"
 
 
-def siblings(family: Family, world: World) -> list[Family]:
+def siblings(family: SceneFamily, world: World) -> list[SceneFamily]:
     """The families of the same parts, this one first."""
     first = world.families[0].number
     place, size = family.number - first, world.difficulty.siblings
@@ -162,26 +163,26 @@ def siblings(family: Family, world: World) -> list[Family]:
     return [family, *(one for one in world.families[start : start + size] if one is not family)]
 
 
-def cards(family: Family) -> list[tuple[int, Scene, str]]:
+def cards(family: SceneFamily) -> list[tuple[int, Scene, str]]:
     """(slot, scene, room) of the family's cards."""
     (scene, changed), (room, elsewhere) = family.scenes, family.rooms
     return [(4, scene, room), (5, changed, room), (6, scene, elsewhere)]
 
 
-def image_path(family: Family, split: str, which: str) -> str:
+def image_path(family: SceneFamily, split: str, which: str) -> str:
     """Relative to the root; `which` is scene, change or snapshot."""
     suffix = "jpg" if which == "snapshot" else "png"
     return f"mbeir_images/{DATASET}/{split}/{family.number:06d}_{which}.{suffix}"
 
 
-def candidate_rows(family: Family, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def candidate_rows(family: SceneFamily, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(kind, row) of all candidates of a family but its answers."""
     paths = [image_path(family, split, which) for which in ("scene", "change")]
     for slot in (0, 1):
         yield "pictures", _candidate(did(family, slot), None, paths[slot])
         yield "captions", _candidate(did(family, 2 + slot), family.captions[slot], None)
     for slot, scene, room in cards(family):
-        yield "cards", _candidate(did(family, slot), scene_language.note(room), paths[family.scenes.index(scene)])
+        yield "cards", _candidate(did(family, slot), language.note(room), paths[family.scenes.index(scene)])
 
 
 def answer_rows(world: World) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -190,7 +191,7 @@ def answer_rows(world: World) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "answers", _candidate(identity, text, None)
 
 
-def query_rows(family: Family, split: str, world: World) -> Iterator[dict[str, Any]]:
+def query_rows(family: SceneFamily, split: str, world: World) -> Iterator[dict[str, Any]]:
     """The family's query of each task, with all that is relevant in the split."""
     (scene, changed), told, room = family.scenes, family.outlines[0].facts(), family.rooms[0]
     shot = image_path(family, split, "snapshot")
@@ -221,5 +222,5 @@ def query_rows(family: Family, split: str, world: World) -> Iterator[dict[str, A
 
 
 def _candidate(identity: str, text: str | None, path: str | None) -> dict[str, Any]:
-    modality = ",".join(name for name, part in (("image", path), ("text", text)) if part)
+    modality = modality_of(text, path)
     return {"did": identity, "txt": text, "img_path": path, "modality": modality, "src_content": None}

@@ -1,28 +1,24 @@
-"""The M-BEIR layout on disk: which files there are, what they are called, and how they are cut into chunks.
+"""The M-BEIR layout on disk: which files there are and what they are called. Their rows are parsed in `mbeir_rows`.
 
-    query/train/mbeir_{ds}_train.jsonl                     or, where none is, query/union_train/*.jsonl
-    query/val|test/mbeir_{ds}_task{N}_{split}.jsonl
-    cand_pool/local/mbeir_{ds}_task{N}_cand_pool.jsonl     (also …_task{N}_{split}_cand_pool.jsonl)
-    cand_pool/global/mbeir_union_{split}_cand_pool.jsonl
-    qrels/val|test/mbeir_{ds}_task{N}_{split}_qrels.txt    qid, unused, did, relevance, task
-    instructions/query_instructions.tsv
-
-The files of a corpus are few and large, the tasks of a cluster many: every file is cut at line ends into chunks, and
-one Ray task reads a chunk by seeking. A chunk knows the number of its first line, so that a reject can name
-file:line. Rows are parsed in `mbeir_rows`.
+query/train/mbeir_{ds}_train.jsonl                     or, where none is, query/union_train/*.jsonl
+query/val|test/mbeir_{ds}_task{N}_{split}.jsonl
+cand_pool/local/mbeir_{ds}_task{N}_cand_pool.jsonl     (also …_task{N}_{split}_cand_pool.jsonl)
+cand_pool/global/mbeir_union_{split}_cand_pool.jsonl
+qrels/val|test/mbeir_{ds}_task{N}_{split}_qrels.txt    qid, unused, did, relevance, task
+instructions/query_instructions.tsv
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
+from typing import Any
 
 from stages.contract.context import InputError
+from stages.data.sources.chunks import SourceFile
+from stages.data.sources.fields import BadField, modality
 from stages.data.sources.remote import Place
 
 INSTRUCTIONS_FILE = "instructions/query_instructions.tsv"
 INSTRUCTIONS_HEADER = "query_modality\tcand_modality\tdataset_name\tdataset_id\tprompt_1"
-CHUNK_BYTES = 16 * 2**20
 
 NEEDED = {
     "query/train/*.jsonl or query/union_train/*.jsonl": ("query/train/*.jsonl", "query/union_train/*.jsonl"),
@@ -48,37 +44,7 @@ NAMES = {
 """What the files of each folder are called: the form, and how to say it."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """One JSONL file. `path` is relative to the root or `home`; `pool` is set for candidates, the rest for queries."""
-
-    path: str
-    pool: str | None = None
-    split: str | None = None
-    dataset: str | None = None
-    task_id: int | None = None
-    qrels: str | None = None
-    pools: tuple[str, ...] = ()
-    """Pools that may be this query file's own, the likeliest first, the union last; `ingest` chooses."""
-    home: Place | None = None
-    """Where the file lies if not below the root, as what was written out on the way does; pictures are never there."""
-
-    def below(self, root: Place) -> Place:
-        """The file itself."""
-        return (self.home or root) / self.path
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Whole lines of a source: `nbytes` from `offset`, the first being line `first_line` (counted from 1)."""
-
-    source: Source
-    offset: int
-    nbytes: int
-    first_line: int
-
-
-def require(root: Path) -> None:
+def require(root: Place) -> None:
     """Raises InputError where `root` is no M-BEIR directory: one line naming all that is missing, or a wrong name."""
     if not root.is_dir():
         raise InputError(f"data.path={root} is not a directory: give the one that holds query/ and cand_pool/")
@@ -86,46 +52,46 @@ def require(root: Path) -> None:
     if not missing:
         refuse_misnamed(root)
         return
-    mend = "give the directory that holds query/, cand_pool/ and instructions/"
+    advice = "give the directory that holds query/, cand_pool/ and instructions/"
     if missing == [INSTRUCTIONS_FILE]:
-        mend = "a file with only its header line will do: " + INSTRUCTIONS_HEADER.replace("\t", "<tab>")
-    raise InputError(f"data.path={root} is not in the M-BEIR layout, it lacks {', '.join(missing)}: {mend}")
+        advice = "a file with only its header line will do: " + INSTRUCTIONS_HEADER.replace("\t", "<tab>")
+    raise InputError(f"data.path={root} is not in the M-BEIR layout, it lacks {', '.join(missing)}: {advice}")
 
 
-def refuse_misnamed(root: Path) -> None:
-    """Raises InputError for the first file whose name tells no dataset, task or pool; it would be passed over."""
-    for folder, (form, told) in NAMES.items():
+def refuse_misnamed(root: Place) -> None:
+    """Raises InputError for the first file whose name holds no dataset, task or pool; it would be passed over."""
+    for folder, (form, right) in NAMES.items():
         for path in sorted(root.glob(f"{folder}/*.jsonl")):
             if not form.fullmatch(path.name) and not path.name.startswith("."):
-                raise InputError(f"{path} is not named as M-BEIR names it: call it {told}, or take it away")
+                raise InputError(f"{path} is not named as M-BEIR names it: call it {right}, or take it away")
 
 
-def candidate_sources(root: Path) -> list[Source]:
+def candidate_files(root: Place) -> list[SourceFile]:
     """The local pools, then the global ones, each sorted by name."""
     paths = [*sorted(root.glob("cand_pool/local/*.jsonl")), *sorted(root.glob("cand_pool/global/*.jsonl"))]
     matches = [(path, POOL_NAME.fullmatch(path.name)) for path in paths]
-    return [Source(str(path.relative_to(root)), pool=match["pool"]) for path, match in matches if match]
+    return [SourceFile(str(path.relative_to(root)), pool=match["pool"]) for path, match in matches if match]
 
 
-def query_sources(root: Path) -> list[Source]:
+def query_files(root: Place) -> list[SourceFile]:
     """Train, val and test query files; the up-sampled union of train only where there are no files by data set."""
     train = sorted(root.glob("query/train/*.jsonl")) or sorted(root.glob("query/union_train/*.jsonl"))
     paths = [*train, *sorted(root.glob("query/val/*.jsonl")), *sorted(root.glob("query/test/*.jsonl"))]
-    pools = {source.pool for source in candidate_sources(root)}
-    return [source for path in paths if (source := _query_source(root, path, pools))]
+    pools = {file.pool for file in candidate_files(root)}
+    return [file for path in paths if (file := _query_file(root, path, pools))]
 
 
-def _query_source(root: Path, path: Path, pools: set[str | None]) -> Source | None:
+def _query_file(root: Place, path: Place, pools: set[str | None]) -> SourceFile | None:
     match = QUERY_NAME.fullmatch(path.name)
     if match is None:
         return None
     split, task = match["split"], match["task"]
     dataset = None if path.parent.name.startswith("union_") else match["dataset"]
     if split == "train":
-        return Source(str(path.relative_to(root)), split=split, dataset=dataset)
-    qrels = Path("qrels") / split / f"{path.stem}_qrels.txt"
+        return SourceFile(str(path.relative_to(root)), split=split, dataset=dataset)
+    qrels = PurePosixPath("qrels") / split / f"{path.stem}_qrels.txt"
     stem = f"{dataset}_task{task}"
-    return Source(
+    return SourceFile(
         str(path.relative_to(root)),
         split=split,
         dataset=dataset,
@@ -148,29 +114,7 @@ def implied_unions(pools: list[str]) -> dict[str, set[str]]:
     }
 
 
-def chunks(root: Place, source: Source, size: int = CHUNK_BYTES) -> Iterator[Chunk]:
-    """Cuts a file into chunks of about `size` bytes, at line ends. Reads the file once to count its lines."""
-    offset, line = 0, 1
-    with source.below(root).open("rb") as file:
-        while block := file.read(size):
-            if not block.endswith(b"\n"):
-                block += file.readline()
-            yield Chunk(source, offset, len(block), line)
-            offset += len(block)
-            line += block.count(b"\n")
-
-
-def lines(root: Place, chunk: Chunk) -> Iterator[tuple[int, bytes]]:
-    """(line number, line) of the lines of a chunk that are not blank."""
-    with chunk.source.below(root).open("rb") as file:
-        file.seek(chunk.offset)
-        block = file.read(chunk.nbytes)
-    for number, line in enumerate(block.split(b"\n"), start=chunk.first_line):
-        if line.strip():
-            yield number, line
-
-
-def relevant(root: Path, qrels: str, wanted: set[str]) -> dict[str, list[str]]:
+def relevant(root: Place, qrels: str, wanted: set[str]) -> dict[str, list[str]]:
     """qid → dids of relevance above 0 in a qrels file, for the `wanted` qids; other lines are passed over."""
     found: dict[str, list[str]] = {}
     with (root / qrels).open(encoding="utf-8", errors="replace") as file:
@@ -188,14 +132,12 @@ def _positive(relevance: str) -> bool:
         return False
 
 
-def instructions(root: Path) -> list[dict]:
+def instructions(root: Place) -> list[dict[str, Any]]:
     """The rows of the instruction file, in the columns of `schemas.INSTRUCTIONS`.
 
     Columns are read by position, as published loaders do: 0 query modality, 1 target modality, 2 name of the data
     set, 3 its id, 4 and on the wordings, of which empty ones are skipped. Raises InputError naming a broken line.
     """
-    from stages.data.sources.mbeir_rows import BadField, modality
-
     rows = []
     try:
         text = (root / INSTRUCTIONS_FILE).read_text(encoding="utf-8-sig")
@@ -220,5 +162,6 @@ def instructions(root: Path) -> list[dict]:
             )
         except (IndexError, ValueError, BadField):
             where = f"{root / INSTRUCTIONS_FILE}:{number}"
-            raise InputError(f"{where}: mend the line, its tabbed columns are {INSTRUCTIONS_HEADER.split()}") from None
+            columns = INSTRUCTIONS_HEADER.split()
+            raise InputError(f"{where}: correct the line, its tabbed columns are {columns}") from None
     return rows

@@ -1,72 +1,29 @@
 """One line of an M-BEIR file → one row, or the reason why not.
 
 Published files and the dataset's own card disagree in places: lists hold dids or objects with a `did`, modalities are
-spelled "image,text" or "text,image". Both spellings are read, one is written.
+written "image,text" or "text,image". Both forms are read, one is written on.
 """
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from stages.data.schemas import MODALITIES
-from stages.data.sources.mbeir import Chunk, lines, relevant
+from stages.data.schemas import RAW_CANDIDATES, RAW_QUERIES
+from stages.data.sources.chunks import FileChunk, lines, position
+from stages.data.sources.fields import BadField, modality, normalise, parse, string
+from stages.data.sources.mbeir import relevant
+from stages.data.sources.remote import Place
 
 TASKS = range(9)
-POSITION_BITS = 32
-"""A row's position is chunk number · 2³² + line in the chunk: the order of the source, unique over all files."""
-
-_ALWAYS = [
-    ("position", pa.int64()),
-    ("source", pa.string()),
-    ("reason", pa.string()),  # null for a good row
-    ("detail", pa.string()),
-]
-RAW_CANDIDATES = pa.schema(
-    [
-        *_ALWAYS,
-        ("did", pa.string()),
-        ("dataset_id", pa.int32()),
-        ("modality", pa.string()),
-        ("text", pa.string()),
-        ("image_path", pa.string()),
-        ("pool", pa.string()),
-    ]
-)
-RAW_QUERIES = pa.schema(
-    [
-        *_ALWAYS,
-        ("qid", pa.string()),
-        ("split", pa.string()),
-        ("dataset", pa.string()),  # null where neither the file name nor the instructions know it
-        ("dataset_id", pa.int32()),
-        ("task_id", pa.int32()),
-        ("modality", pa.string()),
-        ("text", pa.string()),
-        ("image_path", pa.string()),
-        ("positives", pa.list_(pa.string())),
-        ("negatives", pa.list_(pa.string())),
-        ("pool", pa.string()),  # null where the file decides, as in M-BEIR
-    ]
-)
 
 
-class BadField(Exception):
-    """A field that cannot be used: `reason` in short fixed words, `detail` for a person."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
-
-
-def read_chunk(root: Path, number: int, chunk: Chunk, datasets: dict[int, str]) -> pa.Table:
+def read_chunk(root: Place, number: int, chunk: FileChunk, datasets: dict[int, str]) -> pa.Table:
     """All rows of chunk `number`, in `RAW_CANDIDATES` or `RAW_QUERIES`; bad lines have a reason and what is known."""
     read, id_field, schema = (candidate, "did", RAW_CANDIDATES) if chunk.source.pool else (query, "qid", RAW_QUERIES)
     rows = []
     for line_number, line in lines(root, chunk):
-        position = (number << POSITION_BITS) + line_number - chunk.first_line
-        row = {"position": position, "source": f"{chunk.source.path}:{line_number}"}
+        row = {"position": position(number, line_number - chunk.first_line)}
+        row["source"] = f"{chunk.source.path}:{line_number}"
         try:
             fields = parse(line)
             row[id_field] = fields.get(id_field) if isinstance(fields.get(id_field), str) else None
@@ -79,20 +36,7 @@ def read_chunk(root: Path, number: int, chunk: Chunk, datasets: dict[int, str]) 
     return pa.Table.from_pylist(rows, schema)
 
 
-def parse(line: bytes) -> dict[str, Any]:
-    """The JSON object of one line. Raises BadField."""
-    try:
-        fields = json.loads(line.decode("utf-8-sig"))
-        if b"\\ud" in line.lower():  # half a surrogate pair is no text: nothing behind this point can hold it
-            json.dumps(fields, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise BadField("broken JSON", str(error)) from None
-    if not isinstance(fields, dict):
-        raise BadField("broken JSON", f"a line must be an object, this is {type(fields).__name__}")
-    return fields
-
-
-def candidate(fields: dict[str, Any], chunk: Chunk) -> dict[str, Any]:
+def candidate(fields: dict[str, Any], chunk: FileChunk) -> dict[str, Any]:
     """The columns of a candidate. Raises BadField."""
     did, dataset_id = identity(fields, "did")
     kind = modality(fields.get("modality"))
@@ -107,7 +51,7 @@ def candidate(fields: dict[str, Any], chunk: Chunk) -> dict[str, Any]:
     }
 
 
-def query(fields: dict[str, Any], chunk: Chunk) -> dict[str, Any]:
+def query(fields: dict[str, Any], chunk: FileChunk) -> dict[str, Any]:
     """The columns of a query; its positives are those of the row. Raises BadField."""
     qid, dataset_id = identity(fields, "qid")
     kind = modality(fields.get("query_modality"))
@@ -139,33 +83,15 @@ def identity(fields: dict[str, Any], name: str) -> tuple[str, int]:
     return value, int(prefix)
 
 
-def modality(value: Any) -> str:
-    """One of `MODALITIES`; "text,image" means "image,text". Raises BadField."""
-    spelled = value.replace(" ", "") if isinstance(value, str) else value
-    spelled = "image,text" if spelled == "text,image" else spelled
-    if spelled not in MODALITIES:
-        raise BadField("bad modality", f"{value!r} is none of {', '.join(MODALITIES)}")
-    return spelled
-
-
 def content(kind: str, fields: dict[str, Any], text_name: str, image_name: str) -> tuple[str | None, str | None]:
     """(normalised text, image path) as far as the modality names them. Raises BadField where one is missing."""
-    text = normalise(_string(fields, text_name)) if "text" in kind else None
-    image_path = _string(fields, image_name) if "image" in kind else None
+    text = normalise(string(fields, text_name)) if "text" in kind else None
+    image_path = string(fields, image_name) if "image" in kind else None
     if "text" in kind and not text:
         raise BadField("missing text", f"modality is {kind!r}, but {text_name} is empty")
     if "image" in kind and not image_path:
         raise BadField("missing image", f"modality is {kind!r}, but {image_name} is empty")
     return text, image_path
-
-
-def normalise(text: str | None) -> str | None:
-    """M-BEIR's form: no carriage returns, no outer quotes, a capital first, a mark last. None for nothing."""
-    text = (text or "").replace("\r", "").strip().strip('"').strip()
-    if not text:
-        return None
-    text = text[0].upper() + text[1:]
-    return text if text.endswith((".", "?", "!")) else text + "."
 
 
 def task(fields: dict[str, Any], expected: int | None) -> int:
@@ -190,14 +116,7 @@ def dids(fields: dict[str, Any], name: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _string(fields: dict[str, Any], name: str) -> str | None:
-    value = fields.get(name)
-    if value is not None and not isinstance(value, str):
-        raise BadField("bad field", f"{name} must be a string or null, this is {type(value).__name__}")
-    return value
-
-
-def _finish_queries(root: Path, chunk: Chunk, rows: list[dict[str, Any]], datasets: dict[int, str]) -> None:
+def _finish_queries(root: Place, chunk: FileChunk, rows: list[dict[str, Any]], datasets: dict[int, str]) -> None:
     """Takes val and test positives from the qrels file where there is one, and names the data set."""
     good = [row for row in rows if "reason" not in row]
     if chunk.source.qrels is not None:

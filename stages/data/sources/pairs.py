@@ -1,4 +1,4 @@
-"""Pairs of one's own: each record is a query with the candidates that answer it, and perhaps some that do not.
+"""A user's own pairs: each record is a query with the candidates that answer it, and perhaps some that do not.
 
     {"id": "q7", "query": {"text": "…", "image": "a.jpg"}, "positives": [{"id": "p1", "text": "…", "image": "b.jpg"}],
      "negatives": [{"text": "…"}], "split": "train", "task": "shoes"}
@@ -10,20 +10,18 @@ From here on a pair is what M-BEIR calls a query: all candidates of a task are i
 
 import hashlib
 import re
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 
+from stages.data.instructions import PAIRS, dataset_number
 from stages.data.keys import hash64
-from stages.data.schemas import MODALITIES, SPLITS
-from stages.data.sources.mbeir import Chunk, lines
-from stages.data.sources.mbeir_rows import POSITION_BITS, RAW_CANDIDATES, RAW_QUERIES, BadField
-from stages.data.sources.records import Records, content_of, read_line, told_line
-from stages.data.sources.records import own_id as any_id
+from stages.data.schemas import RAW_CANDIDATES, RAW_QUERIES, SPLITS
+from stages.data.sources.chunks import FileChunk, lines, position
+from stages.data.sources.fields import BadField
+from stages.data.sources.records import Records, content_of, id_of, read_line, source_line
 
-DATASET = "pairs"  # of rows that name no task
 TASK_NAME = re.compile(r"\w[\w.-]{0,63}")
 TASK_IDS = {
     ("text", "image"): 0,
@@ -38,10 +36,9 @@ TASK_IDS = {
 }
 """M-BEIR's number of each pair of modalities."""
 SHARES = ("val", "test", *["train"] * 8)  # of rows that name no split
-WORDS = {"text": "text", "image": "image", "image,text": "image with its text"}
 
 
-def read_queries(records: Records, number: int, chunk: Chunk) -> pa.Table:
+def read_queries(records: Records, number: int, chunk: FileChunk) -> pa.Table:
     """All rows of chunk `number` in RAW_QUERIES; bad ones have a reason."""
     rows = []
     for place, line_number, line in _placed(records, number, chunk):
@@ -56,20 +53,20 @@ def read_queries(records: Records, number: int, chunk: Chunk) -> pa.Table:
     return pa.Table.from_pylist(rows, RAW_QUERIES)
 
 
-def read_candidates(records: Records, number: int, chunk: Chunk) -> pa.Table:
+def read_candidates(records: Records, number: int, chunk: FileChunk) -> pa.Table:
     """The candidates of all good rows of chunk `number` in RAW_CANDIDATES, each as often as it is given."""
     rows: list[dict[str, Any]] = []
     for _, line_number, line in _placed(records, number, chunk):
         try:
             fields = read_line(line)
             asked, given = query(fields, ""), nested(fields)
-        except BadField:  # told with the query
+        except BadField:  # it is rejected as a query
             continue
         for name in ("positives", "negatives"):
             for one in given.get(name) or []:
                 common = {"dataset_id": asked["dataset_id"], "pool": pool_name(asked["dataset"], asked["task_id"])}
                 source = {"source": f"{records.name(chunk.source)}:{line_number}"}
-                rows.append({"position": (number << POSITION_BITS) + len(rows), **source, **common, **candidate(one)})
+                rows.append({"position": position(number, len(rows)), **source, **common, **candidate(one)})
     return pa.Table.from_pylist(rows, RAW_CANDIDATES)
 
 
@@ -98,7 +95,7 @@ def query(fields: dict[str, Any], default_id: str) -> dict[str, Any]:
 
 
 def candidate(fields: Any) -> dict[str, Any]:
-    """The columns of a candidate that its record tells; without an id it is known by its content. Raises BadField."""
+    """The columns of a candidate that its record names; without an id it is known by its content. Raises BadField."""
     kind, text, image = content_of(fields, "a candidate")
     content = hashlib.sha256(f"{text or ''}\0{image or ''}".encode()).hexdigest()[:16]
     return {"did": own_id(fields, "a candidate") or content, "modality": kind, "text": text, "image_path": image}
@@ -113,14 +110,9 @@ def nested(fields: dict[str, Any]) -> dict[str, Any]:
     parts: dict[str, dict[str, Any]] = {"query": {}, "positive": {}, "negative": {}}
     for part, found in parts.items():
         found |= {name: fields[f"{part}_{name}"] for name in ("id", "text", "image") if f"{part}_{name}" in fields}
-    told = {name: fields[name] for name in ("id", "split", "task") if name in fields}
+    rest = {name: fields[name] for name in ("id", "split", "task") if name in fields}
     lists = {f"{name}s": [parts[name]] for name in ("positive", "negative") if parts[name]}
-    return {**told, "query": parts["query"], **lists}
-
-
-def dataset_number(dataset: str) -> int:
-    """The number of a data set, from its name alone."""
-    return 0 if dataset == DATASET else zlib.crc32(dataset.encode()) & 0x7FFFFFFF
+    return {**rest, "query": parts["query"], **lists}
 
 
 def pool_name(dataset: str, task_id: int) -> str:
@@ -128,44 +120,18 @@ def pool_name(dataset: str, task_id: int) -> str:
     return f"{dataset}_task{task_id}"
 
 
-def instructions(tasks: Iterable[tuple[str, str, str]]) -> list[dict[str, Any]]:
-    """Plain wordings for each (data set, query modality, target modality), in the columns of schemas.INSTRUCTIONS."""
-    return [
-        {
-            "dataset_id": dataset_number(dataset),
-            "dataset": dataset,
-            "query_modality": asked,
-            "target_modality": wanted,
-            "prompts": prompts(asked, wanted),
-        }
-        for dataset, asked, wanted in sorted(set(tasks))
-    ]
-
-
-def prompts(asked: str, wanted: str) -> list[str]:
-    """Interchangeable wordings for a pair of modalities."""
-    given, target = WORDS[asked], WORDS[wanted]
-    article = "an" if target.startswith("image") else "a"
-    return [f"Find the {target} that answers the {given}.", f"Retrieve {article} {target} that matches the {given}."]
-
-
-def default_instructions() -> list[dict[str, Any]]:
-    """The wordings for every pair of modalities, for a student that brings none."""
-    return instructions((DATASET, asked, wanted) for asked in MODALITIES for wanted in MODALITIES)
-
-
 def own_id(fields: dict[str, Any], what: str) -> str | None:
     """The id that a record gives itself. Raises BadField where run files could not hold it."""
-    told = any_id(fields, what)
-    if told is not None and re.search(r"\s", told):
-        raise BadField("bad id", f"the id of {what} must hold no spaces, this is {told!r}")
-    return told
+    own = id_of(fields, what)
+    if own is not None and re.search(r"\s", own):
+        raise BadField("bad id", f"the id of {what} must hold no spaces, this is {own!r}")
+    return own
 
 
-def _placed(records: Records, number: int, chunk: Chunk) -> Iterator[tuple[int, int, bytes]]:
+def _placed(records: Records, number: int, chunk: FileChunk) -> Iterator[tuple[int, int, bytes]]:
     """(position, the line number for a person, line) of the lines of a chunk."""
     for line_number, line in lines(records.root, chunk):
-        yield (number << POSITION_BITS) + line_number - chunk.first_line, told_line(line, line_number), line
+        yield position(number, line_number - chunk.first_line), source_line(line, line_number), line
 
 
 def _candidates(fields: dict[str, Any], name: str) -> list[dict[str, Any]]:
@@ -178,7 +144,7 @@ def _candidates(fields: dict[str, Any], name: str) -> list[dict[str, Any]]:
 def _dataset(fields: dict[str, Any]) -> str:
     value = fields.get("task")
     if value is None or value == "":
-        return DATASET
+        return PAIRS
     if isinstance(value, bool) or not isinstance(value, str | int) or not TASK_NAME.fullmatch(str(value)):
         raise BadField("bad task", f"task must be a short name of letters, digits, _ . and -, this is {value!r}")
     return str(value)

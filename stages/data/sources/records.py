@@ -1,4 +1,4 @@
-"""Records in files of one's own: JSONL, CSV, TSV, or simply a folder of pictures, all read as chunks of JSON lines.
+"""Records in a user's own files: JSONL, CSV, TSV, or simply a folder of pictures, all read as chunks of JSON lines.
 
 JSONL is read where it lies, be it in a bucket. A table or the list of a folder is first written out as JSON lines, row
 by row, so that everything behind this module knows one format, can cut it into chunks, and can name the file and the
@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from stages.contract.context import InputError
-from stages.data.sources.mbeir import Source
-from stages.data.sources.remote import MEND, Place, RemotePath, listing, walk
+from stages.data.modalities import modality_of
+from stages.data.sources.chunks import SourceFile
+from stages.data.sources.fields import BadField, normalise, parse
+from stages.data.sources.remote import ADVICE, Place, RemotePath, listing, walk
 
 LINES = (".jsonl", ".ndjson")
 TABLES = {".csv": ",", ".tsv": "\t"}
@@ -33,11 +35,11 @@ class Records:
     """Where records are read from: JSON lines, each file with its `home`, and the root that pictures may not leave."""
 
     root: Place
-    sources: tuple[Source, ...]
+    sources: tuple[SourceFile, ...]
     names: tuple[str, ...]
     """What a person calls each source, in the same order."""
 
-    def name(self, source: Source) -> str:
+    def name(self, source: SourceFile) -> str:
         """What a person calls a source."""
         return self.names[self.sources.index(source)]
 
@@ -59,8 +61,8 @@ def find(path: Place, setting: str, pictures: bool) -> list[Place]:
             raise InputError(f"{setting}={path} is not read by its name; give a file that ends in {' '.join(kinds)}")
         return [path]
     if not path.is_dir():
-        mend = MEND if isinstance(path, RemotePath) else "give a file or a directory"
-        raise InputError(f"{setting}={path} is not there; {mend}")
+        advice = ADVICE if isinstance(path, RemotePath) else "give a file or a directory"
+        raise InputError(f"{setting}={path} is not there; {advice}")
     files = sorted(one for one in path.glob("*") if one.suffix.lower() in kinds and _is_file(one))
     if not files and not (pictures and next(list_pictures(path), None)):
         wanted = "a file of records" + (" and no picture" if pictures else "")
@@ -74,11 +76,11 @@ def lay_out(path: Place, files: list[Place], work: Path) -> Records:
     work.mkdir(parents=True, exist_ok=True)
     if not files:
         return Records(root, (_source(write_folder(root, work / "pictures.jsonl")),), (path.name,))
-    laid = [
+    as_lines = [
         write_table(file, work / f"{number:04d}.jsonl") if file.suffix.lower() in TABLES else file
         for number, file in enumerate(files)
     ]
-    return Records(root, tuple(_source(one) for one in laid), tuple(file.name for file in files))
+    return Records(root, tuple(_source(one) for one in as_lines), tuple(file.name for file in files))
 
 
 def _is_file(found: Place) -> bool:
@@ -86,9 +88,9 @@ def _is_file(found: Place) -> bool:
     return isinstance(found, RemotePath) or found.is_file()
 
 
-def _source(file: Place) -> Source:
+def _source(file: Place) -> SourceFile:
     """A file of JSON lines by where it lies, whatever the root of the pictures is."""
-    return Source(file.name, home=file.parent if isinstance(file, RemotePath) else file.parent.resolve())
+    return SourceFile(file.name, home=file.parent if isinstance(file, RemotePath) else file.parent.resolve())
 
 
 def list_pictures(root: Place) -> Iterator[str]:
@@ -169,12 +171,12 @@ def write_table(source: Place, target: Path) -> Path:
                 cells = {name: cell(name, text) for name, text in row.items() if text}
                 written.write(json.dumps({**cells, **extra, LINE: reader.line_num}) + "\n")
         except csv.Error as error:
-            raise InputError(f"{source}:{reader.line_num}: {error}; mend the quotes of the row") from None
+            raise InputError(f"{source}:{reader.line_num}: {error}; correct the quotes of the row") from None
     return target
 
 
 def cell(name: str, text: str) -> Any:
-    """The value of a table's cell: a number or a truth where it is spelled as one, except in ids, texts and paths."""
+    """The value of a table's cell: a number or a truth where it is written as one, except in ids, texts and paths."""
     if re.fullmatch(r"(\w+_)?(id|text|image|split|task)", name):
         return text
     if text.lower() in ("true", "false"):
@@ -184,23 +186,19 @@ def cell(name: str, text: str) -> Any:
 
 def read_line(line: bytes) -> dict[str, Any]:
     """The record of one line. Raises BadField."""
-    from stages.data.sources.mbeir_rows import parse
-
     fields = parse(line)
     fields.pop(LINE, None)
     return fields
 
 
-def told_line(line: bytes, number: int) -> int:
+def source_line(line: bytes, number: int) -> int:
     """The line on which a person finds the record: of its table, else `number`; of lines that are no JSON too."""
-    told = TABLE_LINE.search(line)
-    return int(told[1]) if told else number
+    match = TABLE_LINE.search(line)
+    return int(match[1]) if match else number
 
 
 def content_of(fields: Any, what: str) -> tuple[str, str | None, str | None]:
     """(modality, normalised text, image path) of a record with `text`, `image` or both. Raises BadField."""
-    from stages.data.sources.mbeir_rows import BadField, normalise
-
     if not isinstance(fields, dict):
         raise BadField("bad field", f"{what} must be an object with text or image, this is {type(fields).__name__}")
     for name in ("text", "image"):
@@ -209,13 +207,11 @@ def content_of(fields: Any, what: str) -> tuple[str, str | None, str | None]:
     text, image = normalise(fields.get("text")), fields.get("image") or None
     if text is None and image is None:
         raise BadField("empty", f"{what} has neither text nor image")
-    return ("image,text" if text and image else "image" if image else "text"), text, image
+    return modality_of(text, image), text, image
 
 
-def own_id(fields: dict[str, Any], what: str) -> str | None:
+def id_of(fields: dict[str, Any], what: str) -> str | None:
     """The `id` of a record as text; None where it has none. Raises BadField."""
-    from stages.data.sources.mbeir_rows import BadField
-
     value = fields.get("id")
     if value is None or value == "":
         return None

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from stages.contract.context import InputError
 
 SCHEME = "s3://"
-MEND = "check the bucket and the AWS_* variables"
+ADVICE = "check the bucket and the AWS_* variables"
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
@@ -71,17 +71,17 @@ class RemotePath:
 
         folder, _, names = pattern.rpartition("/")
         place = self / folder if folder else self
-        for info in place._look(FileSelector(place.path, allow_not_found=True)):
+        for info in place._info(FileSelector(place.path, allow_not_found=True)):
             if info.is_file and fnmatchcase(info.base_name, names):
                 yield replace(self, path=info.path)
 
     def is_dir(self) -> bool:
         """Whether anything lies below."""
-        return self._look(self.path).type.name == "Directory"
+        return self._info(self.path).type.name == "Directory"
 
     def is_file(self) -> bool:
         """Whether it is an object."""
-        return self._look(self.path).is_file
+        return self._info(self.path).is_file
 
     def stat(self) -> SimpleNamespace:
         """`st_size`. Raises FileNotFoundError."""
@@ -106,13 +106,13 @@ class RemotePath:
         """The whole content as text."""
         return self.read_bytes().decode(encoding)
 
-    def _look(self, wanted: Any) -> Any:
-        """What the bucket tells of a path, or of a folder's content. Raises InputError where it does not answer."""
+    def _info(self, wanted: Any) -> Any:
+        """What the bucket says of a path, or of a folder's content. Raises InputError where it does not answer."""
         try:
             return self.filesystem.get_file_info(wanted)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{self.setting}={self} can't be read: {reason}; {MEND}") from None
+            raise InputError(f"{self.setting}={self} can't be read: {reason}; {ADVICE}") from None
 
 
 Place = Path | RemotePath
@@ -159,4 +159,4 @@ def walk(root: RemotePath) -> Iterator[tuple[str, int, str]]:
             for entry in page.get("Contents", ()):
                 yield entry["Key"].removeprefix(start), entry["Size"], entry["ETag"]
     except (BotoCoreError, ClientError) as error:
-        raise InputError(f"{root.setting}={root} can't be listed: {error}; {MEND}") from None
+        raise InputError(f"{root.setting}={root} can't be listed: {error}; {ADVICE}") from None

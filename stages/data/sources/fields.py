@@ -1,0 +1,53 @@
+"""What one line says, field by field, or why it cannot be used. Light on purpose: plans read instructions by it."""
+
+import json
+from typing import Any
+
+from stages.data.modalities import MODALITIES
+
+
+class BadField(Exception):
+    """A field that cannot be used: `reason` in short fixed words, `detail` for a person."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+def parse(line: bytes) -> dict[str, Any]:
+    """The JSON object of one line. Raises BadField."""
+    try:
+        fields = json.loads(line.decode("utf-8-sig"))
+        if b"\\ud" in line.lower():  # half a surrogate pair is no text: nothing behind this point can hold it
+            json.dumps(fields, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise BadField("broken JSON", str(error)) from None
+    if not isinstance(fields, dict):
+        raise BadField("broken JSON", f"a line must be an object, this is {type(fields).__name__}")
+    return fields
+
+
+def modality(value: object) -> str:
+    """One of `MODALITIES`; "text,image" means "image,text". Raises BadField."""
+    written = value.replace(" ", "") if isinstance(value, str) else value
+    written = "image,text" if written == "text,image" else written
+    if not isinstance(written, str) or written not in MODALITIES:
+        raise BadField("bad modality", f"{value!r} is none of {', '.join(MODALITIES)}")
+    return written
+
+
+def string(fields: dict[str, Any], name: str) -> str | None:
+    """A field that is a string, null or missing. Raises BadField."""
+    value = fields.get(name)
+    if value is not None and not isinstance(value, str):
+        raise BadField("bad field", f"{name} must be a string or null, this is {type(value).__name__}")
+    return value
+
+
+def normalise(text: str | None) -> str | None:
+    """M-BEIR's form: no carriage returns, no outer quotes, a capital first, a mark last. None for nothing."""
+    text = (text or "").replace("\r", "").strip().strip('"').strip()
+    if not text:
+        return None
+    text = text[0].upper() + text[1:]
+    return text if text.endswith((".", "?", "!")) else text + "."
