@@ -99,19 +99,20 @@ def embed(
 ) -> "tuple[dict[str, ExactIndex], dict[str, dict[str, Any]]]":
     """All that models do, in one pool: query vectors to this artifact, the teacher's candidates to theirs, costs."""
     from stages.distributed.pool import carry_out
-    from stages.distributed.queries import put_blocks, query_work
+    from stages.distributed.queries import query_work, write_asked
     from stages.distributed.teacher import PoolVectors
     from stages.search.exact import ExactIndex
 
     params, layers = context.params.evaluate, read_layers(models)
-    blocks = put_blocks(context, card["split"], sets)
+    asked = write_asked(context, card["split"], sets)
     indexes = {STUDENT: ExactIndex.open(context.inputs["index"])}
     with ExitStack() as stack:
         teacher = PoolVectors.open(context, stack, card, list(layers.values()))
-        work = [*teacher.work, *query_work(context, blocks, layers, params.batch_size)]
+        work = [*teacher.work, *query_work(context, asked, layers, params.batch_size)]
         timing = partial(
-            time_models, blocks=blocks, names=list(models), count=params.latency_queries, batch_size=params.batch_size
-        )
+            time_models, asked=asked, filesystem=context.output.filesystem, names=list(models),
+            count=params.latency_queries, batch_size=params.batch_size,
+        )  # fmt: skip
         *_, costs = carry_out(context, models, work, alone=[timing], label="evaluate")
         vectors = teacher.artifacts(card["rows"])
     context.output.write_json("teacher.json", {name: vectors[layer].key for name, layer in layers.items()})
@@ -119,15 +120,15 @@ def embed(
 
 
 def time_models(
-    models: "Models", *, blocks: Sequence["ObjectRef"], names: Sequence[str], count: int, batch_size: int
+    models: "Models", *, asked: Sequence[str], filesystem: Any, names: Sequence[str], count: int, batch_size: int
 ) -> dict[str, dict[str, Any]]:
     """Size, latency and throughput of each model, in one process while nothing else of this run works."""
-    import ray
+    import pyarrow.parquet as pq
 
     from stages.evaluation.cost import measure_cost
     from stages.evaluation.sets import spaced_rows
 
-    stored = [ray.get(block).drop_columns(["positives"]) for block in blocks]
+    stored = [pq.read_table(path, filesystem=filesystem).drop_columns(["positives"]) for path in asked]
     rows = [models.reader("query").read(row) for row in spaced_rows(stored, count)]
     return measure_cost({name: models.encoder(name) for name in names}, rows, batch_size)
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 VERSION = 1
 WINDOW = 4
 """Model batches of the sample that an actor reads at once."""
+_POSITIVES: "dict[str, np.ndarray]" = {}
+"""What this process has read of `_write_positives`, by path."""
 
 
 class Params(Section):
@@ -101,14 +103,15 @@ def _teaching_layer(model: Path, chosen: int) -> tuple[int, int, int]:
 
 def _distillation_work(context: Context, layer: int) -> list["Work"]:
     """The work that reads the teacher over train queries and their positives, shard by shard."""
-    import ray
-
     from stages.distributed.shards import Target, shard_work
     from stages.distributed.teacher import read_states
 
     params, ingest = context.params.features, context.inputs["ingest"]
-    positives = ray.put(_positive_hashes(ingest, "train"))
-    keep = {"query": partial(_of_split, split="train"), "candidate": partial(_among, hashes=positives)}
+    path = _write_positives(context)
+    keep = {
+        "query": partial(_of_split, split="train"),
+        "candidate": partial(_among, path=path, filesystem=context.output.filesystem),
+    }
     work: list[Work] = []
     for side, (prefix, shards) in zip(keep, _shards(context).items(), strict=True):
         target = Target(context.output, f"features/{prefix}", partial(_as_features, side=side))
@@ -135,13 +138,30 @@ def _of_split(table: "pa.Table", split: str) -> "pa.Table":
     return table.filter(pc.equal(table["split"], split))
 
 
-def _among(table: "pa.Table", hashes: Any) -> "pa.Table":
+def _among(table: "pa.Table", path: str, filesystem: Any) -> "pa.Table":
     import pyarrow as pa
-    import ray
 
     from stages.data.keys import hash_ids, locate
 
-    return table.filter(pa.array(locate(hash_ids(table["did"].to_pylist()), ray.get(hashes)) >= 0))
+    return table.filter(pa.array(locate(hash_ids(table["did"].to_pylist()), _read_positives(path, filesystem)) >= 0))
+
+
+def _write_positives(context: Context) -> str:
+    """The hashes of the train queries' positives as a file that all actors read; its path."""
+    path = f"{context.output.work_uri}/positives.bin"
+    with context.output.filesystem.open_output_stream(path) as file:
+        file.write(_positive_hashes(context.inputs["ingest"], "train").tobytes())
+    return path
+
+
+def _read_positives(path: str, filesystem: Any) -> "np.ndarray":
+    """The hashes, read once by each process."""
+    import numpy as np
+
+    if path not in _POSITIVES:
+        with filesystem.open_input_file(path) as file:
+            _POSITIVES[path] = np.frombuffer(file.read(), np.uint64)
+    return _POSITIVES[path]
 
 
 def _positive_hashes(ingest: Any, split: str) -> "np.ndarray":

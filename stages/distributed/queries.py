@@ -1,7 +1,12 @@
-"""The queries of an evaluation as each model embeds them: one file a block and model, which a killed run keeps."""
+"""The queries of an evaluation as each model embeds them: one file for each block and model, which a killed run keeps.
+
+Blocks go through files and not through Ray's object store: actors that were handed references could not be started
+again, and Ray says so in words that look like an error.
+"""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from stages.contract.context import Attempt, Context
@@ -11,54 +16,56 @@ from stages.distributed.pool import Models, Work
 from stages.distributed.shards import Target, files, write_table
 
 if TYPE_CHECKING:
-    from ray import ObjectRef
+    import pyarrow as pa
 
     from stages.evaluation.sets import EvaluationSet
 
 STUDENT = "student"
+ASKED = "asked"
+"""What the queries without vectors are stored under."""
 
 
-def put_blocks(context: Context, split: str, sets: "Sequence[EvaluationSet]") -> list["ObjectRef"]:
-    """The asked queries in the object store, block by block, so that the driver holds one block at a time."""
-    import ray
-
+def write_asked(context: Context, split: str, sets: "Sequence[EvaluationSet]") -> list[str]:
+    """Writes the asked queries block by block, so that the driver holds one block at a time; the files."""
     from stages.evaluation.sets import query_blocks
 
-    return [ray.put(block) for block in query_blocks(context.inputs["ingest"], split, sets)]
+    target = Target(context.output, prefix_of(ASKED), unchanged)
+    done = set(context.output.adopt(target.prefix))
+    for number, block in enumerate(query_blocks(context.inputs["ingest"], split, sets)):
+        if (name := f"{number:06d}.parquet") not in done:
+            write_table(block, name, [target])
+    return files(context.output, target.prefix)
 
 
-def query_work(
-    context: Context, blocks: Sequence["ObjectRef"], layers: Mapping[str, int], batch_size: int
-) -> list[Work]:
+def query_work(context: Context, asked: Sequence[str], layers: Mapping[str, int], batch_size: int) -> list[Work]:
     """The work that writes each block's vectors: by the student, and by the teacher at the layers of `layers`.
 
     Args:
+        asked: files of `write_asked`.
         layers: name → teacher layer, such as {"teacher": 28, "cut": 12}; empty without a teacher.
     """
     output = context.output
     student = partial(embed_table, model=STUDENT, side="query", batch_size=batch_size)
     targets = [Target(output, prefix_of(name), partial(teacher.one_layer, layer=layers[name])) for name in layers]
     read = partial(teacher.embed_layers, side="query", layers=list(layers.values()), batch_size=batch_size)
-    asked = [(student, [Target(output, prefix_of(STUDENT), unchanged)]), *([(read, targets)] if layers else [])]
+    readings = [(student, [Target(output, prefix_of(STUDENT), unchanged)]), *([(read, targets)] if layers else [])]
     work: list[Work] = []
-    for compute, written in asked:
+    for compute, written in readings:
         done = set.intersection(*(set(output.adopt(one.prefix)) for one in written))
-        work += [
-            partial(write_block, block=block, name=name, compute=compute, targets=written)
-            for number, block in enumerate(blocks)
-            if (name := f"{number:06d}.parquet") not in done
-        ]
+        write = partial(write_vectors, filesystem=output.filesystem, compute=compute, targets=written)
+        work += [partial(write, path=path) for path in asked if PurePosixPath(path).name not in done]
     return work
 
 
-def write_block(models: Models, *, block: "ObjectRef", name: str, compute: Any, targets: Sequence[Target]) -> None:
+def write_vectors(models: Models, *, path: str, filesystem: Any, compute: Any, targets: Sequence[Target]) -> None:
     """Embeds a block and writes its file to each target."""
-    import ray
+    import pyarrow.parquet as pq
 
-    write_table(compute(models, ray.get(block)), name, targets)
+    block = pq.read_table(path, filesystem=filesystem)
+    write_table(compute(models, block), PurePosixPath(path).name, targets)
 
 
-def unchanged(table: Any) -> Any:
+def unchanged(table: "pa.Table") -> "pa.Table":
     """The table as it was computed."""
     return table
 
