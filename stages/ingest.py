@@ -14,7 +14,7 @@ the place of shuffles.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -35,20 +35,12 @@ MOST_POOLS = 1000
 
 
 class Scenes(Section):
-    """How many of the made pictures, and how hard they are."""
+    """How many of the made pictures, and how large they are."""
 
     train: int = Field(1200, ge=16, description="training scenes")
     val: int = Field(150, ge=8)
     test: int = Field(150, ge=8)
     size: int = Field(64, ge=32, le=512, description="pixels of a picture's side")
-    things: tuple[Annotated[int, Field(ge=1, le=4)], ...] = Field(
-        (1, 1, 2, 2, 2, 3), min_length=1, description="how many things a scene has: one of these, each as likely"
-    )
-    siblings: int = Field(1, ge=1, le=24, description="scenes in a row of the same parts, combined differently")
-    edits: int = Field(1, ge=1, le=4, description="steps of the change that is asked for")
-    tasks: tuple[Literal[0, 1, 2, 3, 4, 6, 7, 8], ...] = Field(
-        (0, 1, 2, 3, 4, 6, 7, 8), min_length=1, description="M-BEIR's tasks that are asked"
-    )
 
 
 class Params(Section):
