@@ -40,17 +40,8 @@ class Tiny(Section):
     steps: int = Field(600, ge=1)
     batch_size: int = Field(64, ge=2)
     smallest_task: int = Field(0, ge=0, description="repeat the queries of small tasks until an epoch has this many")
-    repeat_positives: int = Field(
-        1, ge=1, description="a query of several positives comes so often in an epoch at most, once for each"
-    )
     least_crop: float = Field(
         1.0, gt=0, le=1, description="random crops of training images keep this share of the area; 1 shows all whole"
-    )
-    mirror: bool = Field(
-        False, description="every other training image is mirrored; only where left and right mean nothing"
-    )
-    drop_words: float = Field(
-        0.0, ge=0, lt=1, description="a step leaves out this share of the words of queries of text alone"
     )
     learning_rate: float = Field(1e-3, gt=0)
     temperature: float = Field(0.05, gt=0)
@@ -189,10 +180,7 @@ def _train_tiny(context: Context) -> dict[str, Any]:
         seed=context.params.seed,
         vary_instructions=True,
         smallest_task=tiny.smallest_task,
-        repeat_positives=tiny.repeat_positives,
         least_crop=tiny.least_crop,
-        mirror=tiny.mirror,
-        drop_words=tiny.drop_words,
         train_vision=True,
         precision=context.cluster.chosen_precision(),
         threads=context.cluster.threads_each(context.cluster.workers),

@@ -30,20 +30,11 @@ class Params(Section):
     steps: int = Field(300, ge=0, description="0 leaves the student as it was distilled")
     batch_size: int = Field(64, ge=2)
     smallest_task: int = Field(0, ge=0, description="repeat the queries of small tasks until an epoch has this many")
-    repeat_positives: int = Field(
-        1, ge=1, description="a query of several positives comes so often in an epoch at most, once for each"
-    )
     sub_batch: int = Field(
         0, ge=0, description="so many neighbours in a batch are of one task, for harder negatives; 0 mixes freely"
     )
     least_crop: float = Field(
         1.0, gt=0, le=1, description="random crops of training images keep this share of the area; 1 shows all whole"
-    )
-    mirror: bool = Field(
-        False, description="every other training image is mirrored; only where left and right mean nothing"
-    )
-    drop_words: float = Field(
-        0.0, ge=0, lt=1, description="a step leaves out this share of the words of queries of text alone"
     )
     learning_rate: float = Field(1e-3, gt=0)
     temperature: float = Field(

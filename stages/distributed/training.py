@@ -51,7 +51,6 @@ class TrainingJob:
         seed: order of the samples.
         vary_instructions: draw an instruction for each use.
         smallest_task: samples of an epoch that every task of a data set has at least, by repetition.
-        repeat_positives: times that a query comes in an epoch at most, once for each of its positives.
         sub_batch: queries of one task that stand together in a batch; 0 mixes them freely.
         train_vision: train the vision tower too.
         precision: fp32 or bf16.
@@ -64,8 +63,6 @@ class TrainingJob:
         live: the teacher, where it is run and not looked up.
         hard_negatives: hard negatives of a query in each of its steps.
         least_crop: share of an image's area that its random crops keep at least; 1 shows all whole.
-        drop_words: share of the words of a query of text alone that a step leaves out.
-        mirror: show every other image mirrored.
         lora: the adapters to train in the place of the whole decoder.
     """
 
@@ -78,7 +75,6 @@ class TrainingJob:
     seed: int
     vary_instructions: bool
     smallest_task: int
-    repeat_positives: int
     train_vision: bool
     precision: str
     threads: int
@@ -91,8 +87,6 @@ class TrainingJob:
     hard_negatives: int = 0
     sub_batch: int = 0
     least_crop: float = 1.0
-    drop_words: float = 0.0
-    mirror: bool = False
     lora: Any = None
 
 
@@ -194,13 +188,10 @@ def train_worker(config: dict[str, Any]) -> None:
         seed=job.seed,
         vary_instructions=job.vary_instructions,
         smallest_task=job.smallest_task,
-        repeat_positives=job.repeat_positives,
         sub_batch=job.sub_batch,
         mined=job.mined,
         hard_negatives=job.hard_negatives,
         least_crop=job.least_crop,
-        drop_words=job.drop_words,
-        mirror=job.mirror,
     )
     if len(sampler) < job.settings.batch_size:
         raise ValueError(

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from stages.model.prompt import IMAGE_PAD, RETRIEVAL_TOKEN, render
 
@@ -37,8 +37,6 @@ class Row:
     image: bytes | None = None
     box: Box | None = None
     """The part of the image that is seen; None is the whole."""
-    mirrored: bool = False
-    """Whether the image is seen with left and right exchanged."""
 
 
 SPREAD = 1.25
@@ -181,8 +179,6 @@ class Collator:
         image = Image.open(io.BytesIO(row.image)).convert("RGB")
         if row.box is not None:
             image = image.crop(pixels(row.box, image.size))
-        if row.mirrored:
-            image = ImageOps.mirror(image)
         features = self.image_processor(images=[image], return_tensors="np")
         return features["pixel_values"], features["image_grid_thw"][0]
 

@@ -14,10 +14,9 @@ from pipeline.artifacts.store import open_store
 from stages.data.keys import NOTHING, hash_ids
 from stages.data.schemas import NEGATIVES
 from stages.learn.loop import cached_teacher, live_teacher
-from stages.learn.sampling import PairSampler, some_words
+from stages.learn.sampling import PairSampler
 from stages.mining.mine import Mined
 from stages.model.encoder import Encoder
-from tests import training_world
 from tests.tiny_models import write_checkpoint
 from tests.training_world import PAIRS, write_ingest
 
@@ -82,33 +81,6 @@ def test_sub_batches_are_of_one_task(tmp_path, monkeypatch):
     assert len(set(kinds[0][:4])) == len(set(kinds[0][4:])) == 1 < len(set(kinds[1][:4]))
 
 
-def test_some_words_of_a_text_are_left_out_by_its_own_draw_alone(tmp_path, monkeypatch):
-    whole = sampler_of(tmp_path, monkeypatch)
-    sampler = sampler_of(tmp_path, monkeypatch, drop_words=0.5)
-    halves = [sampler_of(tmp_path, monkeypatch, drop_words=0.5, world=2, rank=rank) for rank in (0, 1)]
-    changed = 0
-    for step in range(9):
-        rows = sampler.pairs(step).query_rows
-        assert rows == sampler.pairs(step).query_rows
-        assert rows == [row for half in halves for row in half.pairs(step).query_rows]
-        for row, full in zip(rows, whole.pairs(step).query_rows, strict=True):
-            instruction, *words = (row.text or "").split("\n")
-            assert instruction == (full.text or "").split("\n")[0] and row.image == full.image
-            changed += row.text != full.text
-            assert bool(words) == (row.image is None)
-    assert changed > 20  # of 72, a third of them pictures
-
-
-def test_words_are_left_out_as_often_as_asked_and_one_always_stays():
-    texts = [some_words("One two three four five.", draw, 0.3) for draw in range(2000)]
-    # One word is kept in any case: 5 · 0.7 + 0.3 of 5 on average; three standard errors are 0.07.
-    assert np.mean([len(text.split()) for text in texts]) == pytest.approx(3.8, abs=0.07)
-    assert all(text.endswith(".") for text in texts)
-    assert {some_words('Nails 2 ".', draw, 0.99) for draw in range(50)} >= {"Nails.", "2."}
-    assert all(some_words('" x.', draw, 0.99) for draw in range(50))
-    assert {some_words("One two.", draw, 0.99) for draw in range(50)} <= {"One.", "Two.", "One two."}
-
-
 def test_only_positives_of_the_target_s_modality_are_drawn(tmp_path, monkeypatch):
     sampler = sampler_of(tmp_path, monkeypatch)
     query = {"positives": ["9:1", "9:0", "9:2", "9:3"], "target_modality": "image"}  # pictures are 9:0, 9:3, …
@@ -147,27 +119,7 @@ def test_a_live_teacher_says_what_the_cached_one_does(tmp_path, monkeypatch, lay
     torch.testing.assert_close(live, cached_teacher(*tables)(pairs), rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("most", [1, 2, 50])
-def test_a_query_comes_as_often_as_it_has_positives_up_to_a_limit(tmp_path, monkeypatch, most):
-    count = sampler_of_counts(tmp_path, monkeypatch, repeat_positives=most)
-    assert count == {f"9:{number}": min(1 + number % 3, most) for number in range(PAIRS)}
-
-
-def test_small_tasks_are_counted_after_their_queries_are_repeated(tmp_path, monkeypatch):
-    count = sampler_of_counts(tmp_path, monkeypatch, repeat_positives=50, smallest_task=PAIRS)
-    # Task k holds the queries of k + 1 positives, a third of all: one and two thirds are filled up to three.
-    tasks = [sum(count[f"9:{number}"] for number in range(PAIRS) if number % 3 == task) for task in range(3)]
-    assert tasks == [PAIRS, PAIRS, PAIRS]
-
-
-def sampler_of_counts(tmp_path, monkeypatch, **arguments) -> dict[str, int]:
-    """How often each query is in an epoch, where query k has 1 + k mod 3 positives."""
-    made = training_world._query
-
-    def query(index: int) -> dict:
-        positives = [f"9:{(index + step) % PAIRS}" for step in range(0, 3 * (1 + index % 3), 3)]
-        return made(index) | {"positives": positives}
-
-    monkeypatch.setattr(training_world, "_query", query)
-    sampler = sampler_of(tmp_path, monkeypatch, **arguments)
-    return Counter(sampler.queries.row(row)["qid"] for row in sampler.epoch)
+def test_small_tasks_are_filled_up_by_whole_repetitions(tmp_path, monkeypatch):
+    sampler = sampler_of(tmp_path, monkeypatch, smallest_task=PAIRS)
+    count = Counter(sampler.queries.row(row)["qid"] for row in sampler.epoch)
+    assert count == {f"9:{number}": 3 for number in range(PAIRS)}  # each of the three tasks has a third of them
