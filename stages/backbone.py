@@ -19,6 +19,7 @@ from stages.contract.context import Artifact, Context, StageError
 from stages.contract.params import Section, knob
 
 VERSION = 1
+HEAD = 32  # values of a decoder's attention head
 
 
 class Tiny(Section):
@@ -26,17 +27,10 @@ class Tiny(Section):
 
     layers: int = Field(6, ge=1)
     hidden: int = Field(128, ge=32, multiple_of=32)
-    heads: int = Field(4, ge=1)
     vocabulary: int = Field(2048, ge=300)
     vision_layers: int = Field(2, ge=1)
     vision_hidden: int = Field(128, ge=32, multiple_of=32)
     patch: int = Field(14, ge=4)
-    unit_scale: bool = Field(
-        False, description="weights start by the model's width, and not with the 0.02 of models of thousands"
-    )
-    mimetic: bool = Field(
-        False, description="the vision tower's attention starts like that of trained towers, for data of few images"
-    )
     steps: int = Field(600, ge=1)
     batch_size: int = Field(64, ge=2)
     smallest_task: int = Field(0, ge=0, description="repeat the queries of small tasks until an epoch has this many")
@@ -202,13 +196,11 @@ def _draw(context: Context, target: Path) -> None:
 
     params, tiny = context.params.backbone, context.params.backbone.tiny
     tokenizer = train_tokenizer(_texts(context.inputs["ingest"]), tiny.vocabulary)
-    sizes = {
-        name: getattr(tiny, name) for name in ("layers", "hidden", "heads", "vision_layers", "vision_hidden", "patch")
-    }
+    sizes = {name: getattr(tiny, name) for name in ("layers", "hidden", "vision_layers", "vision_hidden", "patch")}
+    config = tiny_config(tokenizer, heads=tiny.hidden // HEAD, **sizes)
     limits = {name: getattr(params, name) for name in ("min_pixels", "max_pixels", "max_text_tokens")}
     target.mkdir(parents=True, exist_ok=True)
-    start = {"seed": context.params.seed, "unit_scale": tiny.unit_scale, "mimetic": tiny.mimetic}
-    write_tiny(target, tokenizer, tiny_config(tokenizer, **sizes), **limits, **start)
+    write_tiny(target, tokenizer, config, **limits, seed=context.params.seed)
 
 
 def _texts(ingest: Artifact) -> Iterator[str]:

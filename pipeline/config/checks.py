@@ -25,7 +25,6 @@ def check_combinations(config: "Config", settings: Settings) -> None:
     check_corpus(config)
     check_data(config)
     check_backbone(config)
-    check_tiny(config)
     check_layers(config, settings)
     check_batches(config)
     check_muon(config)
@@ -84,18 +83,6 @@ def check_backbone(config: "Config") -> None:
         raise InputError(
             f"backbone.min_pixels={backbone.min_pixels} is above backbone.max_pixels={backbone.max_pixels}; lower it"
         )
-
-
-def check_tiny(config: "Config") -> None:
-    """Heads must share the width evenly, and rotary positions turn pairs."""
-    tiny = config.backbone.tiny
-    if tiny.hidden % (2 * tiny.heads):
-        raise InputError(
-            f"backbone.tiny.hidden={tiny.hidden} can't be shared by backbone.tiny.heads={tiny.heads};"
-            f" choose a multiple of {2 * tiny.heads}"
-        )
-    if tiny.heads > 1 and tiny.heads % (tiny.heads // 2):
-        raise InputError(f"backbone.tiny.heads={tiny.heads} can't be grouped in twos; choose an even number")
 
 
 def check_muon(config: "Config") -> None:
