@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from stages.contract.context import Context, InputError, StageError
+from stages.contract.context import Context, StageError
 from stages.contract.params import Adapter, Section, knob
 
 if TYPE_CHECKING:
@@ -34,14 +34,6 @@ class Student(Section):
     )
 
 
-class FeatureLosses(Section):
-    """Further feature losses: feature_weight * (feature_scale * feature_loss + Σ factor * loss)."""
-
-    mse: float = Field(0, ge=0)
-    cosine: float = Field(0, ge=0)
-    relational: float = Field(0, ge=0)
-
-
 class Params(Section):
     """The section `distill`."""
 
@@ -54,17 +46,15 @@ class Params(Section):
         False, description="in-batch candidates are to find their queries as well, as CLIP trains; else queries alone"
     )
     contrastive_weight: float = Field(0.9, ge=0)
-    feature_weight: float = Field(0.1, ge=0)
+    feature_weight: float = Field(
+        0.1, ge=0, description="0 takes the teacher out of the loss; published: 0.01, with mse"
+    )
     feature_loss: Literal["mse", "cosine", "relational"] = Field(
         "cosine", description="mse on states of any length, as published; relational compares cosines between rows"
     )
     teacher: Literal["cached", "live"] = Field(
         "cached", description="look the teacher's states up, or run it in every step, on instructions that vary"
     )
-    feature_scale: float = Field(
-        1.0, gt=0, description="factor on the feature loss; the paper's code uses 0.05 with mse"
-    )
-    also: FeatureLosses = FeatureLosses()
     first_layer_rate: float = Field(1.0, gt=0, description="factor on the learning rate of the first decoder layer")
     warmup: float = Field(0.03, ge=0, le=1)
     weight_decay: float = Field(0.01, ge=0)
@@ -90,10 +80,8 @@ def run(context: Context) -> dict[str, Any]:
     depth, layers = _choose_layers(context, source)
     print(f"distill: keeping {layers} of {depth} layers", file=sys.stderr, flush=True)
     features, live = context.inputs["features"], None
-    known = features.read_json("features.json")
-    check_alike(known["normed"], params)
     if params.teacher == "live":
-        features, live = None, LiveTeacher(source, known["layer"], known["normed"], known.get("before_mlp", False))
+        features, live = None, LiveTeacher(source, features.read_json("features.json")["layer"])
     measures = student_stage(context, params, source, layers, objective(params), features, live=live)
     return {"layers": layers, "teacher_layers": depth, **measures}
 
@@ -106,30 +94,10 @@ def objective(params: Params) -> "Objective":
         loss="infonce",
         temperature=params.temperature,
         contrastive_weight=params.contrastive_weight,
-        feature_weights=feature_weights(params),
+        feature_loss=params.feature_loss,
+        feature_weight=params.feature_weight,
         symmetric=params.symmetric,
     )
-
-
-def feature_weights(params: Params) -> dict[str, float]:
-    """The weight of each feature loss in the objective; without those that weigh nothing."""
-    factors = params.also.model_dump()
-    factors[params.feature_loss] += params.feature_scale
-    weights = {kind: params.feature_weight * factor for kind, factor in factors.items()}
-    return {kind: weight for kind, weight in weights.items() if weight}
-
-
-def check_alike(normed: bool, params: Params) -> None:
-    """Refuses to pull states after the final norm to states before it: their scale and direction differ by design.
-
-    Cosines between rows are compared by `relational`, whatever the states are.
-    """
-    direct = [kind for kind in feature_weights(params) if kind != "relational"]
-    if direct and not normed and params.steps:
-        raise InputError(
-            f"features.normed=false gives states before the final norm, and distillation with {' and '.join(direct)} "
-            "compares them to states after it; set features.normed=true, or distill.feature_loss=relational"
-        )
 
 
 def _choose_layers(context: Context, source: Path) -> tuple[int, int]:

@@ -35,13 +35,8 @@ class Params(Section):
 
     layer: int = Field(
         -1,
-        description="teacher layer that is read: k > 0 is the state after k layers, -1 the last, -2 the one before",
+        description="teacher layer that is read, after the final norm: k > 0 is the state after k layers, -1 the last",
     )
-    before_mlp: bool = Field(
-        False,
-        description="read that layer before its MLP; the last MLP turns states toward the vocabulary (FreeRet)",
-    )
-    normed: bool = Field(True, description="apply the final norm to the state, as the student's own output has it")
     curve_queries: int = Field(40, ge=1, description="validation queries of each task for the depth curve")
     curve_candidates: int = Field(1000, ge=10, description="candidates for the depth curve; positives always belong")
     cost_queries: int = Field(16, ge=1, description="of these validation queries, those that every depth is timed on")
@@ -64,8 +59,7 @@ def run(context: Context) -> dict[str, Any]:
         raise StageError(f"features.layer is {params.layer}, but the backbone has layers 1..{depth} (-1 is the last)")
     dim = config.hidden_size
     rows = _write_features(context, model, layer)
-    read = {"layer": layer, "before_mlp": params.before_mlp, "normed": params.normed}
-    context.output.write_json("features.json", {**read, "dim": dim, "rows": rows})
+    context.output.write_json("features.json", {"layer": layer, "dim": dim, "rows": rows})
     curve = _depth_curve(context, model, dim)
     context.output.write_json("depth_curve.json", curve)
     context.output.write_bytes("depth_curve.md", f"{curve_table(curve)}\n".encode())
@@ -92,7 +86,6 @@ def _write_features(context: Context, model: Path, layer: int) -> int:
     params, ingest = context.params.features, context.inputs["ingest"]
     positives = ray.put(_positive_hashes(ingest, "train"))
     keep = {"query": partial(_of_split, split="train"), "candidate": partial(_among, hashes=positives)}
-    reading = {"model": model, "layers": (layer,), "normed": params.normed, "before_mlp": params.before_mlp}
     rows = 0
     for side, prefix in (("query", "queries"), ("candidate", "candidates")):
         finish = partial(_as_features, side=side)
@@ -107,7 +100,8 @@ def _write_features(context: Context, model: Path, layer: int) -> int:
             finish=finish,
             side=side,
             batch_size=params.batch_size,
-            **reading,
+            model=model,
+            layers=(layer,),
         )
     return rows
 
@@ -157,14 +151,13 @@ def _as_features(table: "pa.Table", side: str) -> "pa.Table":
 class Teacher:
     """The actor: one model load, then a table in and the same table with the states of some layers out."""
 
-    def __init__(self, ingest: Any, model: Path, side: str, layers: tuple[int, ...] | None, normed: bool,
-                 before_mlp: bool, batch_size: int, cluster: Any):  # fmt: skip
+    def __init__(self, ingest: Any, model: Path, side: str, layers: tuple[int, ...] | None, batch_size: int,
+                 cluster: Any):  # fmt: skip
         from stages.distributed.embedding import RowReader, load_encoder
 
         self.reader = RowReader(ingest, side)
         self.encoder = load_encoder(model, cluster)
         self.layers, self.batch_size = layers, batch_size
-        self.normed, self.before_mlp = normed, before_mlp
 
     def __call__(self, table: "pa.Table") -> "pa.Table":
         import numpy as np
@@ -176,7 +169,7 @@ class Teacher:
         for start, batch in self.encoder.batches(rows, self.batch_size):
             states_NKD[start : start + self.batch_size] = self._states(batch)
         if not np.isfinite(states_NKD).all() or np.abs(states_NKD).max(initial=0) > FP16_LARGEST:
-            raise StageError("the teacher's states do not fit fp16; set features.normed=true")
+            raise StageError("the teacher's states do not fit fp16; check its weights, or set cluster.precision=fp32")
         values = pa.array(states_NKD.astype(np.float16).reshape(-1))
         return table.append_column("vector", pa.FixedSizeListArray.from_arrays(values, depth * self.encoder.dim))
 
@@ -185,7 +178,7 @@ class Teacher:
         import torch
 
         with torch.inference_mode():
-            states_KBD = self.encoder.states_by_layer(batch, self.normed, self.before_mlp)
+            states_KBD = self.encoder.states_by_layer(batch)
         if self.layers is not None:
             states_KBD = states_KBD[[layer - 1 for layer in self.layers]]
         return states_KBD.transpose(0, 1).float().cpu().numpy()
@@ -196,12 +189,8 @@ def _teacher(context: Context, dataset: "ray.data.Dataset", model: Path, side: s
     """Adds `vector`, the states of `layers` one after the other (None: of every layer), fp16."""
     from stages.distributed.embedding import map_with_models
 
-    params = context.params.features
-    # A student of any depth reads its last layer through the final norm, whatever distillation compares.
-    curve = layers is None
-    reading = {"normed": params.normed or curve, "before_mlp": params.before_mlp and not curve}
-    reading |= {"model": model, "side": side, "layers": layers}
-    return map_with_models(context, dataset, Teacher, batch_size=params.batch_size, **reading)
+    batch_size = context.params.features.batch_size
+    return map_with_models(context, dataset, Teacher, batch_size=batch_size, model=model, side=side, layers=layers)
 
 
 # ------------------------------------------------------------------------------------------------ the depth curve

@@ -44,9 +44,8 @@ class Params(Section):
         False, description="in-batch candidates are to find their queries as well, as CLIP trains; else queries alone"
     )
     hard_temperature: float = Field(0, ge=0, description="where τ_hard starts; 0 is `temperature`, as published")
-    hard_decay: float = Field(0.5, ge=0, description="r of τ_hard(t) = round(start · exp(-2 r min(until, t)), digits)")
+    hard_decay: float = Field(0.5, ge=0, description="r of τ_hard(t) = start · exp(-2 r min(until, t)), to 3 decimals")
     hard_until: float = Field(0.5, ge=0, le=1, description="share of the training after which τ_hard stays")
-    hard_digits: int = Field(3, ge=2, description="decimals of τ_hard; the published rounding makes it a staircase")
     hard_negatives: int = Field(
         -1, ge=-1, description="hard negatives of a query that join its steps, given or mined; -1 is mine.per_query"
     )
@@ -96,10 +95,9 @@ def objective(params: Params) -> "Objective":
     return Objective(
         loss=params.loss,
         temperature=params.temperature,
-        hard_temperature=params.hard_temperature or None,
+        hard_temperature=params.hard_temperature,
         hard_decay=params.hard_decay,
         hard_until=params.hard_until,
-        hard_digits=params.hard_digits,
         dims=tuple(sorted(set(params.matryoshka))),
         symmetric=params.symmetric,
     )

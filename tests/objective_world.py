@@ -1,8 +1,8 @@
 """One rank of a training with everything at once: `python -m tests.objective_world CASE_JSON`.
 
-Learnable τ in both directions, LoRA, hard negatives in uneven numbers, leading dimensions, two feature losses. A case
-lists trainings, which share one start of the process; rank 0 writes for each its losses, its last τ and its trained
-weights.
+Learnable τ in both directions, LoRA, hard negatives in uneven numbers, leading dimensions, a feature loss over all
+ranks. A case lists trainings, which share one start of the process; rank 0 writes for each its losses, its last τ and
+its trained weights.
 """
 
 import json
@@ -37,8 +37,8 @@ def everything():
     """The objective of the first trainings."""
     from stages.learn.objective import Objective
 
-    weights = {"mse": 0.1, "relational": 1.0}
-    return Objective("learnable", 0.07, contrastive_weight=0.9, feature_weights=weights, dims=(16, 32), symmetric=True)
+    weighed = {"contrastive_weight": 0.9, "feature_loss": "relational", "feature_weight": 1.0}
+    return Objective("learnable", 0.07, dims=(16, 32), symmetric=True, **weighed)
 
 
 def recipe(name: str, section: str):
@@ -117,7 +117,7 @@ def trained(case: dict, job: dict) -> dict:
             sampler,
             objective,
             settings,
-            teacher=loop.cached_teacher(table, table) if objective.feature_weights else None,
+            teacher=loop.cached_teacher(table, table) if objective.feature_weight else None,
             resume=Path(job["resume"]) if "resume" in job else None,
             log_every=1,
             checkpoint_every=job.get("save_every", 10**9),

@@ -133,7 +133,7 @@ def trained(world: Path, job: dict) -> dict:
             loop.Objective(
                 "mac",
                 0.05,
-                feature_weights={"cosine": weight} if weight else {},
+                feature_weight=weight,
                 contrastive_weight=0.0 if weight else 1.0,
             ),
             Optimisation(steps, 8, 3e-3, 0.1, 0.01, 0.0 if muon else 1.0, stage, False, chunk, muon_rate=muon),

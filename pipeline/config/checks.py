@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.recipes import Settings
 from stages.contract.context import InputError
-from stages.distill import check_alike
 from stages.learn.schedules import tau_hard_at
 from stages.model.families import ADAPTERS
 
@@ -29,7 +28,6 @@ def check_combinations(config: "Config", settings: Settings) -> None:
     check_batches(config)
     check_muon(config)
     check_mining(config, settings)
-    check_alike(config.features.normed, config.distill)
     check_matryoshka(config, settings)
     check_temperatures(config, settings)
     for section in ("ingest", "backbone"):
@@ -176,11 +174,9 @@ def check_temperatures(config: "Config", settings: Settings) -> None:
     """A τ_hard that is rounded to 0 divides by nothing; a learnable τ is kept above a hundredth, as CLIP's is."""
     train = config.train
     start = train.hard_temperature or train.temperature
-    least = tau_hard_at(1, start, train.hard_decay, train.hard_until, train.hard_digits)
-    if train.loss == "mac" and not least:
-        raise InputError(
-            f"τ_hard falls to 0 at train.hard_digits={train.hard_digits}: lower train.hard_decay or give more digits"
-        )
+    if train.loss == "mac" and not tau_hard_at(1, start, train.hard_decay, train.hard_until):
+        raised = "train.hard_temperature" if train.hard_temperature else "train.temperature"
+        raise InputError(f"τ_hard falls to 0, rounded to thousandths; lower train.hard_decay or raise {raised}")
     if train.loss == "learnable" and train.temperature < 0.01:
         origin = settings.origin("train.temperature")
         raise InputError(f"train.temperature={train.temperature} is below 0.01 in {origin}, where a learnable τ ends")

@@ -33,8 +33,6 @@ class LiveTeacher:
 
     model: Path
     layer: int
-    normed: bool
-    before_mlp: bool = False
 
 
 @dataclass(frozen=True)
@@ -223,12 +221,12 @@ def train_worker(config: dict[str, Any]) -> None:
             delete_local_checkpoint_after_upload=True,
         )
 
-    teacher, compared = None, bool(job.objective.feature_weights)
+    teacher, compared = None, bool(job.objective.feature_weight)
     if compared and job.features is not None:
         teacher = loop.cached_teacher(FeatureTable(job.features, "query"), FeatureTable(job.features, "candidate"))
     elif compared and job.live is not None:
         whole = Encoder.load(job.live.model, job.live.layer, job.precision, device)
-        teacher = loop.live_teacher(whole, job.live.normed, job.live.before_mlp, job.settings.chunk)
+        teacher = loop.live_teacher(whole, job.settings.chunk)
     resume = ray.train.get_checkpoint()
     arguments = {
         "teacher": teacher,

@@ -48,7 +48,7 @@ def fit(
         sampler: the pairs of each step.
         objective: what is minimised.
         settings: optimizer and ZeRO.
-        teacher: needed when the objective has a feature weight.
+        teacher: needed where the objective has a feature weight.
         resume: a directory written by `engine.save_checkpoint`; training goes on at the step that it names.
         log_every: steps between calls of `on_log`.
         checkpoint_every: steps between calls of `on_checkpoint`, which also follows the last step.
@@ -142,25 +142,20 @@ def cached_teacher(queries: Mapping, candidates: Mapping) -> Teacher:
     return look_up
 
 
-def live_teacher(encoder: Encoder, normed: bool, before_mlp: bool = False, chunk: int = 0) -> Teacher:
+def live_teacher(encoder: Encoder, chunk: int = 0) -> Teacher:
     """A teacher that reads each step's rows itself, as the paper does: a second model in memory and in every step.
 
     Args:
         encoder: the backbone up to the layer that teaches.
-        normed: whether its final norm is applied.
-        before_mlp: read the layer before its MLP.
         chunk: rows that are on the device at a time; 0 is the whole step.
     """
     encoder.eval()
-    whole = normed and not before_mlp
 
     @torch.no_grad()
     def read(pairs: Pairs) -> torch.Tensor:
         batch, parts_RD = encoder.collator(pairs.query_rows + pairs.candidate_rows, chunk), []
         for one in batch.chunks:
-            rows = Batch.of(one.to(encoder.device))
-            states_RD = encoder.states(rows) if whole else encoder.states_by_layer(rows, normed, before_mlp)[-1]
-            parts_RD.append(states_RD.float())
+            parts_RD.append(encoder.states(Batch.of(one.to(encoder.device))).float())
         return torch.cat(parts_RD)[batch.place_B.to(encoder.device)]
 
     return read

@@ -9,8 +9,8 @@ import pytest
 from pipeline.config.checks import check_made
 from pipeline.config.recipes import RECIPES
 from pipeline.config.sections import Config, load_config
+from stages import distill as distillation
 from stages.contract.context import InputError
-from stages.distill import feature_weights
 from stages.train import objective
 
 
@@ -54,8 +54,9 @@ def test_the_paper_s_recipe_has_the_published_numbers():
     distill, train, gpus = config.distill, config.train, config.cluster.workers
     assert (distill.batch_size // gpus, train.batch_size // gpus) == (72, 150)
     assert train.steps == 2 * (1_332_790 // train.batch_size)
-    queries_and_candidates = feature_weights(distill)["mse"] / 2  # the mean over both sides is half their sum
-    assert queries_and_candidates == pytest.approx(0.1 * 0.05) and list(feature_weights(distill)) == ["mse"]
+    published = distillation.objective(distill)
+    assert published.feature_loss == "mse"
+    assert published.feature_weight / 2 == pytest.approx(0.1 * 0.05)  # the mean over both sides is half their sum
     assert distill.learning_rate * distill.first_layer_rate == pytest.approx(1e-4)
     hard = objective(train)
     assert [hard.tau_hard(progress) for progress in (0, 0.1, 0.25, 0.5, 1)] == [0.03, 0.027, 0.023, 0.018, 0.018]
@@ -156,8 +157,6 @@ def test_wrong_overrides_are_told_in_one_line(override, words):
         (["features.layer=0"], "features.layer=0 is no layer"),
         (["features.layer=99"], "choose -1 for the last, or 1 to"),
         (["features.layer=-99"], "choose -1 for the last, or 1 to"),
-        (["features.normed=false"], "set features.normed=true, or distill.feature_loss=relational"),
-        (["features.normed=false", "distill.also.mse=1", "distill.feature_loss=relational"], "distillation with mse"),
         (["train.matryoshka=[64, 128]"], "choose from 1 to 127, a vector has 128"),
         (["train.matryoshka=[0]"], "train.matryoshka=[0] are no leading dimensions in override"),
         (["train.matryoshka=[a]"], "train.matryoshka must be a list, each a whole number, not 'a'"),
@@ -269,7 +268,7 @@ def test_the_top_level_keys_are_the_contract_s():
     ("overrides", "words"),
     [
         (["train.hard_decay=6"], "τ_hard falls to 0"),
-        (["train.temperature=0.004", "train.hard_digits=2"], "give more digits"),
+        (["train.temperature=0.0008"], "lower train.hard_decay or raise train.temperature"),
         (["train.loss=learnable", "train.temperature=0.005"], "below 0.01 in override train.temperature=0.005"),
     ],
 )
