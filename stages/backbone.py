@@ -61,8 +61,6 @@ class Params(Section):
     max_pixels: int = Field(300 * 28 * 28, ge=1)
     max_text_tokens: int = Field(450, ge=8)
     tiny: Tiny = Tiny()
-    log_every: int = knob(25, ge=1)
-    checkpoint_every: int = knob(100, ge=1, description="steps that a killed run repeats at most")
 
 
 def fingerprint(params: Params) -> dict[str, Any] | None:
@@ -160,7 +158,7 @@ def _train_tiny(context: Context) -> dict[str, Any]:
     from stages.learn.objective import Objective
 
     quiet_libraries()
-    params, tiny = context.params.backbone, context.params.backbone.tiny
+    tiny = context.params.backbone.tiny
     untrained = context.output.work / "untrained"
     if not (untrained / "puma.json").exists():
         _draw(context, untrained)
@@ -178,8 +176,8 @@ def _train_tiny(context: Context) -> dict[str, Any]:
         train_vision=True,
         precision=context.cluster.chosen_precision(),
         threads=context.cluster.threads_each(context.cluster.workers),
-        log_every=params.log_every,
-        checkpoint_every=params.checkpoint_every,
+        log_every=context.cluster.log_every,
+        checkpoint_every=context.cluster.checkpoint_every,
         run=context.tracker.handle(),
         label="backbone",
     )

@@ -66,8 +66,6 @@ class Params(Section):
     lora: Adapter = Adapter(dropout=0.05)
     seed: int = Field(-1, ge=-1, description="of this stage's random choices; -1 takes the run's `seed`")
     chunk: int = knob(0, ge=0, description="rows embedded at a time, by GradCache; 0 is the whole batch")
-    checkpoint_every: int = knob(100, ge=1, description="steps that a killed run repeats at most")
-    log_every: int = knob(25, ge=1)
 
 
 def run(context: Context) -> dict[str, Any]:

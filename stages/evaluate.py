@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from stages.contract.context import Artifact, Context
-from stages.contract.params import Cluster, Section, knob
-from stages.distributed.shards import ROWS, ROWS_TOLD
+from stages.contract.params import Cluster, Section
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 SCOPES = ("local", "union")
+DEPTH = 50  # ranked candidates kept for each query
+TIMED_QUERIES = 50
 
 
 class Params(Section):
@@ -39,11 +40,7 @@ class Params(Section):
     queries_per_task: int = Field(
         0, ge=0, description="at most this many queries of each task, evenly spaced; 0 is all"
     )
-    depth: int = Field(50, ge=10, description="ranked candidates kept for each query")
-    latency_queries: int = Field(50, ge=5, description="queries that the cost is measured on")
     teacher: bool = Field(True, description="measure the teacher beside the student")
-    rows_per_shard: int = Field(ROWS, ge=1, description=ROWS_TOLD)
-    batch_size: int = knob(64, ge=1)
 
 
 def run(context: Context) -> dict[str, float | dict]:
@@ -81,7 +78,7 @@ def embed_teacher(context: Context, card: Mapping[str, Any], model: Path) -> "Ex
     from stages.index import embed_pools
     from stages.search.exact import ExactIndex
 
-    written = embed_pools(context, "teacher", card, model, context.params.evaluate)
+    written = embed_pools(context, "teacher", card, model)
     return ExactIndex(tuple(written["files"]), context.output.filesystem)
 
 
@@ -100,11 +97,9 @@ def embed_queries(context: Context, queries: list["ObjectRef"], model: Path) -> 
 
     from stages.distributed.embedding import embed_rows
 
-    batch_size = context.params.evaluate.batch_size
     stored = ray.data.from_arrow_refs(queries)
     stored.context.execution_options.preserve_order = True  # else run files depend on which actor is faster
-    embedded = embed_rows(context, stored, model=model, side="query", batch_size=batch_size)
-    return embedded.materialize().to_arrow_refs()
+    return embed_rows(context, stored, model=model, side="query").materialize().to_arrow_refs()
 
 
 def rank_queries(
@@ -121,13 +116,13 @@ def rank_queries(
     from stages.evaluation.rank import Tally, rank_block
 
     rank = ray.remote(num_cpus=1)(rank_block)
-    depth, runs = context.params.evaluate.depth, context.output.work / "runs"
+    runs = context.output.work / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     total = {(one.name, scope): Tally() for one in sets for scope in SCOPES}
     files = {(name, scope): runs / f"{model}.{scope}.{name}.trec" for name, scope in total}
     for path in files.values():
         path.write_text("")  # a killed attempt may have left half a run here
-    for tallies in in_order(rank.remote(block, sets, pools, index, depth, f"puma-{model}") for block in blocks):
+    for tallies in in_order(rank.remote(block, sets, pools, index, DEPTH, f"puma-{model}") for block in blocks):
         for key, tally in tallies.items():
             total[key].add(tally)
             with files[key].open("a", encoding="utf-8") as run_file:
@@ -181,18 +176,12 @@ def time_models(context: Context, queries: list["ObjectRef"], models: Mapping[st
     from stages.distributed.embedding import pool_size
 
     _, resources = pool_size(context.cluster)
-    params, ingest = context.params.evaluate, context.inputs["ingest"]
-    sizes = (params.latency_queries, params.batch_size)
-    return ray.get(ray.remote(**resources)(_time_models).remote(queries, ingest, context.cluster, models, *sizes))
+    measure = ray.remote(**resources)(_time_models)
+    return ray.get(measure.remote(queries, context.inputs["ingest"], context.cluster, models))
 
 
 def _time_models(
-    queries: list["ObjectRef"],
-    ingest: Artifact,
-    cluster: Cluster,
-    models: Mapping[str, Path],
-    count: int,
-    batch_size: int,
+    queries: list["ObjectRef"], ingest: Artifact, cluster: Cluster, models: Mapping[str, Path]
 ) -> dict[str, dict]:
     import ray
 
@@ -202,8 +191,9 @@ def _time_models(
 
     reader = RowReader(ingest, "query")
     stored = [ray.get(block).drop_columns(["positives"]) for block in queries]
-    rows = [reader.read(row) for row in spaced_rows(stored, count)]
-    return measure_cost({name: load_encoder(path, cluster) for name, path in models.items()}, rows, batch_size)
+    rows = [reader.read(row) for row in spaced_rows(stored, TIMED_QUERIES)]
+    encoders = {name: load_encoder(path, cluster) for name, path in models.items()}
+    return measure_cost(encoders, rows, cluster.batch_size)
 
 
 def find_examples(

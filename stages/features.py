@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from stages.contract.context import Context, StageError
-from stages.contract.params import Section, knob
-from stages.distributed.shards import ROWS, ROWS_TOLD
+from stages.contract.params import Section
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 FP16_LARGEST = 65504.0
+CURVE_CANDIDATES = 1000
+TIMED_QUERIES = 16  # of the curve's queries, those that every depth is timed on
 
 
 class Params(Section):
@@ -38,10 +39,6 @@ class Params(Section):
         description="teacher layer that is read, after the final norm: k > 0 is the state after k layers, -1 the last",
     )
     curve_queries: int = Field(40, ge=1, description="validation queries of each task for the depth curve")
-    curve_candidates: int = Field(1000, ge=10, description="candidates for the depth curve; positives always belong")
-    cost_queries: int = Field(16, ge=1, description="of these validation queries, those that every depth is timed on")
-    rows_per_shard: int = Field(ROWS, ge=1, description=ROWS_TOLD)
-    batch_size: int = knob(64, ge=1)
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -81,25 +78,23 @@ def _write_features(context: Context, model: Path, layer: int) -> int:
 
     import ray
 
-    from stages.distributed.shards import cut, map_shards
+    from stages.distributed.shards import map_shards
 
-    params, ingest = context.params.features, context.inputs["ingest"]
+    ingest = context.inputs["ingest"]
     positives = ray.put(_positive_hashes(ingest, "train"))
     keep = {"query": partial(_of_split, split="train"), "candidate": partial(_among, hashes=positives)}
     rows = 0
     for side, prefix in (("query", "queries"), ("candidate", "candidates")):
         finish = partial(_as_features, side=side)
-        shards = cut(ingest, prefix, params.rows_per_shard)
         rows += map_shards(
             context,
             f"features/{prefix}",
-            shards,
+            prefix,
             ingest,
             Teacher,
             keep=keep[side],
             finish=finish,
             side=side,
-            batch_size=params.batch_size,
             model=model,
             layers=(layer,),
         )
@@ -151,13 +146,12 @@ def _as_features(table: "pa.Table", side: str) -> "pa.Table":
 class Teacher:
     """The actor: one model load, then a table in and the same table with the states of some layers out."""
 
-    def __init__(self, ingest: Any, model: Path, side: str, layers: tuple[int, ...] | None, batch_size: int,
-                 cluster: Any):  # fmt: skip
+    def __init__(self, ingest: Any, model: Path, side: str, layers: tuple[int, ...] | None, cluster: Any):
         from stages.distributed.embedding import RowReader, load_encoder
 
         self.reader = RowReader(ingest, side)
         self.encoder = load_encoder(model, cluster)
-        self.layers, self.batch_size = layers, batch_size
+        self.layers, self.batch_size = layers, cluster.batch_size
 
     def __call__(self, table: "pa.Table") -> "pa.Table":
         import numpy as np
@@ -189,8 +183,7 @@ def _teacher(context: Context, dataset: "ray.data.Dataset", model: Path, side: s
     """Adds `vector`, the states of `layers` one after the other (None: of every layer), fp16."""
     from stages.distributed.embedding import map_with_models
 
-    batch_size = context.params.features.batch_size
-    return map_with_models(context, dataset, Teacher, batch_size=batch_size, model=model, side=side, layers=layers)
+    return map_with_models(context, dataset, Teacher, model=model, side=side, layers=layers)
 
 
 # ------------------------------------------------------------------------------------------------ the depth curve
@@ -205,25 +198,25 @@ def _depth_curve(context: Context, model: Path, dim: int) -> dict[str, Any]:
     from stages.distributed.embedding import pool_size
     from stages.evaluation.depth import curve_of, evenly, validation_sample
 
-    params, ingest = context.params.features, context.inputs["ingest"]
-    sample = validation_sample(ingest, params.curve_queries, params.curve_candidates)
+    ingest = context.inputs["ingest"]
+    sample = validation_sample(ingest, context.params.features.curve_queries, CURVE_CANDIDATES)
     states = []
     for side, table in zip(("query", "candidate"), sample, strict=True):
         dataset = _teacher(context, ray.data.from_arrow(table), model, side, layers=None)
         # The two sample sizes bound what comes to the driver here.
         states.append(pa.concat_tables(part for part in ray.get(dataset.to_arrow_refs()) if len(part)))
     curve = curve_of(*states, dim)
-    timed = sample[0].take(evenly(len(sample[0]), params.cost_queries)).to_pylist()
+    timed = sample[0].take(evenly(len(sample[0]), TIMED_QUERIES)).to_pylist()
     _, resources = pool_size(context.cluster)
     measure = ray.remote(**resources)(_time_depths)
-    costs = ray.get(measure.remote(timed, ingest, context.cluster, model, params.batch_size))
+    costs = ray.get(measure.remote(timed, ingest, context.cluster, model))
     return {**curve, "layers": [one | cost for one, cost in zip(curve["layers"], costs, strict=True)]}
 
 
-def _time_depths(rows: list[dict], ingest: Any, cluster: Any, model: Path, batch_size: int) -> list[dict[str, Any]]:
+def _time_depths(rows: list[dict], ingest: Any, cluster: Any, model: Path) -> list[dict[str, Any]]:
     """The cost of every depth, in a process of its own while nothing else of this run works."""
     from stages.distributed.embedding import RowReader, load_encoder
     from stages.evaluation.cost import measure_depths
 
     reader = RowReader(ingest, "query")
-    return measure_depths(load_encoder(model, cluster), [reader.read(row) for row in rows], batch_size)
+    return measure_depths(load_encoder(model, cluster), [reader.read(row) for row in rows], cluster.batch_size)

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from stages.contract.context import Artifact, Attempt, Context, StageError
-from stages.contract.params import Section, knob
-from stages.distributed.shards import ROWS, ROWS_TOLD
+from stages.contract.params import Section
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,8 +32,6 @@ class Params(Section):
         " disk or below s3://bucket/",
     )
     split: Literal["val", "test"] = Field("test", description="the pools of this split are embedded")
-    rows_per_shard: int = Field(ROWS, ge=1, description=ROWS_TOLD)
-    batch_size: int = knob(64, ge=1)
 
 
 def run(context: Context) -> dict[str, float | dict]:
@@ -45,7 +42,7 @@ def run(context: Context) -> dict[str, float | dict]:
     summary = summarise_pools(ingest, params.split)
     backend = choose(params.backend, summary["rows"])
     start = time.monotonic()
-    written = embed_pools(context, "embeddings", summary, train.local("model"), params)
+    written = embed_pools(context, "embeddings", summary, train.local("model"))
     seconds = time.monotonic() - start
     made = build(context.output, backend, written["files"])
     context.output.write_json("retriever.json", describe(context, summary, written["dim"]) | made)
@@ -87,23 +84,18 @@ def summarise_pools(ingest: Artifact, split: str) -> dict[str, Any]:
     return {"pools": pools, "rows": sum(modalities.values()), "modalities": modalities}
 
 
-def embed_pools(context: Context, name: str, summary: dict[str, Any], model: Path, params: Any) -> dict[str, Any]:
-    """Embeds the candidates of the summary's pools into `name/` of the output, shard by shard; see `written`.
-
-    Args:
-        params: a section with `rows_per_shard` and `batch_size`.
-    """
+def embed_pools(context: Context, name: str, summary: dict[str, Any], model: Path) -> dict[str, Any]:
+    """Embeds the candidates of the summary's pools into `name/` of the output, shard by shard; see `written`."""
     from functools import partial
 
     from stages.distributed.embedding import Embedder
-    from stages.distributed.shards import cut, map_shards
+    from stages.distributed.shards import map_shards
 
-    ingest = context.inputs["ingest"]
     map_shards(
-        context, name, cut(ingest, "candidates", params.rows_per_shard), ingest, Embedder,
+        context, name, "candidates", context.inputs["ingest"], Embedder,
         columns=["did", "dataset_id", "modality", "text", "image_id", "pools"],
         keep=partial(keep_pools, pools=sorted(summary["pools"])), finish=without_content,
-        model=model, side="candidate", batch_size=params.batch_size,
+        model=model, side="candidate",
     )  # fmt: skip
     return written(context.output, name, summary["rows"])
 

@@ -71,8 +71,6 @@ class Params(Section):
     register_alias: Literal["auto", "always", "never"] = knob(
         "auto", description="make it champion: if at least as good on the same test data; in any case; not at all"
     )
-    checkpoint_every: int = knob(100, ge=1, description="steps that a killed run repeats at most")
-    log_every: int = knob(25, ge=1)
 
 
 def run(context: Context) -> dict[str, Any]:

@@ -126,7 +126,8 @@ def run_stage(store: Store, inputs: dict[str, Artifact], stage: str, params: Any
     """Runs one stage by its module and commits what it wrote."""
     tracker = Witness()
     attempt = store.begin(stage, "f" * 16)
-    context = Context(SimpleNamespace(**{stage: params}), Cluster(threads=1), inputs, attempt, tracker)
+    cluster = Cluster(threads=1, batch_size=4)
+    context = Context(SimpleNamespace(**{stage: params}), cluster, inputs, attempt, tracker)
     metrics = import_module(f"stages.{stage}").run(context)
     return store.commit(attempt, {"metrics": metrics}), metrics, tracker
 

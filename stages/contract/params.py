@@ -22,16 +22,22 @@ def knob(default: Any, **constraints: Any) -> Any:
 
 
 class Cluster(Section):
-    """How a run uses its machines. Of all this only the chosen precision changes results, and only it is in keys."""
+    """How a run uses its machines. Precision and rows of a shard change vectors; no key has the rest."""
 
     workers: int = Field(1, ge=1, description="training processes (data-parallel ranks)")
     cpus_per_worker: float = Field(1, gt=0, description="CPUs that Ray reserves for each training process")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs for each training process and each embedding actor")
     actors: int = Field(1, ge=1, description="embedding actors for features, index and evaluate")
+    batch_size: int = knob(64, ge=1, description="rows that an embedding actor sends through the model at a time")
+    rows_per_shard: int = Field(
+        2048, ge=1, description="rows of an embedded file; a killed run repeats at most so many for each actor"
+    )
     threads: int = Field(0, ge=0, description="torch threads of a process on CPU; 0 divides the cores")
     zero_stage: int = Field(1, ge=0, le=3, description="DeepSpeed ZeRO stage")
     precision: str = Field("auto", pattern="^(auto|fp32|bf16)$", description="auto is bf16 on GPU and fp32 on CPU")
     max_failures: int = Field(1, ge=-1, description="restarts of a training job from its last checkpoint")
+    checkpoint_every: int = knob(100, ge=1, description="steps that a killed training repeats at most")
+    log_every: int = knob(25, ge=1, description="steps of a training between two lines of its log")
 
     def chosen_precision(self) -> str:
         """fp32 or bf16: on CPU bf16 matmuls can be hundreds of times slower, so `auto` takes it on GPU only."""

@@ -93,7 +93,7 @@ def read(context: Context) -> "ray.data.Dataset":
     rows = flow.read_chunks(flow.cut(laid.root, laid.sources), partial(corpus_rows.read_rows, laid))
     none = ray.data.from_arrow(corpus_rows.NO_QUERIES)
     numbers = flow.take_numbers(rows, none, [corpus_rows.POOL])
-    images = flow.write_images(output, laid.root, (rows,), numbers, Limits(), corpus_rows.PICTURES_PER_TASK)
+    images = flow.write_images(output, laid.root, (rows,), numbers, Limits())
     flow.say(f"checked {numbers.path_count} pictures: {images.count} kept, {images.rejects.num_rows} rejected")
     known = flow.settle(numbers, images, [corpus_rows.POOL], {})
     judged = flow.judge_candidates(rows, known, images, corpus_rows.JUDGED)
@@ -148,14 +148,13 @@ def embed(context: Context, told: dict[str, Any], model: Path) -> dict[str, Any]
     """Writes vectors and typed metadata columns of the candidates to `embeddings/`; see `stages.index.written`."""
     from stages.data.sources import corpus_rows
     from stages.distributed.embedding import Embedder
-    from stages.distributed.shards import cut, map_shards
+    from stages.distributed.shards import map_shards
     from stages.index import written
 
-    own, params = Unfinished.of(context.output), context.params.index
+    own = Unfinished.of(context.output)
     map_shards(
-        replace(context, inputs={"ingest": own}), "embeddings", cut(own, "candidates", params.rows_per_shard), own,
-        Embedder, keep=whole, finish=partial(corpus_rows.finish, columns=told["columns"]), model=model,
-        side="candidate", batch_size=params.batch_size,
+        replace(context, inputs={"ingest": own}), "embeddings", "candidates", own, Embedder, keep=whole,
+        finish=partial(corpus_rows.finish, columns=told["columns"]), model=model, side="candidate",
     )  # fmt: skip
     return written(context.output, "embeddings", told["rows"])
 

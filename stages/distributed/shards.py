@@ -22,8 +22,6 @@ from stages.contract.context import Artifact, Attempt, Context, StageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROWS = 2048
-ROWS_TOLD = "stored rows that make one output file; a killed run repeats at most so many for each actor"
 SECONDS_BETWEEN_LINES = 30
 
 Keep = Callable[["pa.Table"], "pa.Table"]
@@ -93,31 +91,31 @@ def _within(batches: Iterator["pa.RecordBatch"], start: int, count: int) -> list
 
 
 def map_shards(
-    context: Context, prefix: str, shards: list[Shard], source: Artifact, actor: type, *,
-    columns: list[str] | None = None, keep: Keep, finish: Keep, batch_size: int, **arguments: Any,
+    context: Context, prefix: str, stored: str, source: Artifact, actor: type, *,
+    columns: list[str] | None = None, keep: Keep, finish: Keep, **arguments: Any,
 ) -> int:  # fmt: skip
     """Fills `prefix/` of the output with one file for each shard, those of killed attempts included; returns the rows.
 
     Args:
-        shards: of `cut`.
+        stored: prefix of the rows in `source`.
         source: the artifact whose rows they are.
         actor: as for `stages.distributed.embedding.map_with_models`: loads a model, is called with tables.
         columns: of the stored rows; None is all.
         keep: chooses among the stored rows, before the actor sees them.
         finish: turns the actor's table into the one that is written.
-        batch_size: rows of one forward pass.
     """
     import ray.data
 
     from stages.distributed.embedding import pool_of
 
+    shards = cut(source, stored, context.cluster.rows_per_shard)
     done = set(context.output.adopt(prefix))
     todo = [shard for shard in shards if shard.name not in done]
     label = context.output.stage
     if len(todo) < len(shards):
         say(f"{label}: {len(shards) - len(todo)} of {len(shards)} shards of {prefix} were there")
     if todo:
-        shared = {"ingest": context.inputs["ingest"], "cluster": context.cluster, "batch_size": batch_size}
+        shared = {"ingest": context.inputs["ingest"], "cluster": context.cluster}
         work = {
             "output": context.output, "prefix": prefix, "shards": todo, "filesystem": source.filesystem,
             "columns": columns, "keep": keep, "finish": finish, "actor": actor, "arguments": shared | arguments,

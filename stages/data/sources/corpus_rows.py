@@ -18,7 +18,6 @@ JUDGED = pa.schema([*JUDGED_CANDIDATES, METADATA])
 CANDIDATES = pa.schema([*schemas.CANDIDATES, METADATA])
 NO_QUERIES = RAW_QUERIES.empty_table()
 POOL = "corpus"
-PICTURES_PER_TASK = 2000
 LARGEST = 2**53  # float64 holds every integer up to here; beyond lie ids and barcodes, which are no amounts
 KINDS = {"text": pa.string(), "number": pa.float64(), "truth": pa.bool_()}
 
