@@ -16,50 +16,36 @@ from pydantic import Field
 
 from stages.contract.cache import cache_root
 from stages.contract.context import Artifact, Context, StageError
-from stages.contract.params import Section, knob
+from stages.contract.params import Section
+from stages.learn.settings import Training
 
 VERSION = 1
 HEAD = 32  # values of a decoder's attention head
 
 
-class Tiny(Section):
+class Tiny(Training):
     """A real Qwen2-VL, a few million parameters, trained in the run."""
 
-    layers: int = Field(6, ge=1)
-    hidden: int = Field(128, ge=32, multiple_of=32)
-    vocabulary: int = Field(2048, ge=300)
-    vision_layers: int = Field(2, ge=1)
-    vision_hidden: int = Field(128, ge=32, multiple_of=32)
-    patch: int = Field(14, ge=4)
-    steps: int = Field(600, ge=1)
-    batch_size: int = Field(64, ge=2)
-    smallest_task: int = Field(0, ge=0, description="repeat the queries of small tasks until an epoch has this many")
-    least_crop: float = Field(
-        1.0, gt=0, le=1, description="random crops of training images keep this share of the area; 1 shows all whole"
-    )
-    learning_rate: float = Field(1e-3, gt=0)
-    temperature: float = Field(0.05, gt=0)
-    symmetric: bool = Field(
-        False, description="in-batch candidates are to find their queries as well, as CLIP trains; else queries alone"
-    )
-    warmup: float = Field(0.05, ge=0, le=1)
-    weight_decay: float = Field(0.01, ge=0)
-    clip: float = Field(1.0, ge=0)
-    muon_rate: float = Field(
-        0.0, ge=0, description="Muon trains the layers' matrices at this rate (0.02 is usual, with clip=0); 0 is AdamW"
-    )
-    chunk: int = knob(0, ge=0, description="rows embedded at a time, by GradCache; 0 is the whole batch")
+    steps: int = Field(600, ge=1, description="of the training from scratch")
+    layers: int = Field(6, ge=1, description="decoder layers")
+    hidden: int = Field(128, ge=32, multiple_of=32, description="width of the decoder and of a vector")
+    vocabulary: int = Field(2048, ge=300, description="tokens, learned from the data's texts")
+    vision_layers: int = Field(2, ge=1, description="layers of the vision tower")
+    vision_hidden: int = Field(128, ge=32, multiple_of=32, description="width of the vision tower")
+    patch: int = Field(14, ge=4, description="pixels of an image patch's side")
 
 
 class Params(Section):
     """The section `backbone`."""
 
-    source: Literal["tiny", "hub", "local"] = "tiny"
+    source: Literal["tiny", "hub", "local"] = Field(
+        "tiny", description="trained from scratch in the run, from the Hugging Face hub, or a directory"
+    )
     model: str = Field("", description="hub id for `hub`, directory for `local`")
     revision: str = Field("", description="commit of the hub model; required for `hub`")
-    min_pixels: int = Field(4 * 28 * 28, ge=1)
-    max_pixels: int = Field(300 * 28 * 28, ge=1)
-    max_text_tokens: int = Field(450, ge=8)
+    min_pixels: int = Field(4 * 28 * 28, ge=1, description="the model sees smaller pictures enlarged to this")
+    max_pixels: int = Field(300 * 28 * 28, ge=1, description="the model sees larger pictures reduced to this")
+    max_text_tokens: int = Field(450, ge=8, description="longer texts are cut")
     tiny: Tiny = Tiny()
 
 
@@ -153,7 +139,7 @@ def _point(context: Context) -> dict[str, Any]:
 
 
 def _train_tiny(context: Context) -> dict[str, Any]:
-    from stages.distributed.training import TrainingJob, optimisation, quiet_libraries, run_training
+    from stages.distributed.training import TrainingJob, quiet_libraries, run_training
     from stages.export.checkpoint import export_student
     from stages.learn.objective import Objective
 
@@ -162,24 +148,9 @@ def _train_tiny(context: Context) -> dict[str, Any]:
     untrained = context.output.work / "untrained"
     if not (untrained / "puma.json").exists():
         _draw(context, untrained)
-    job = TrainingJob(
-        model=untrained,
-        layers=None,
-        ingest=context.inputs["ingest"],
-        features=None,
-        objective=Objective(loss="infonce", temperature=tiny.temperature, symmetric=tiny.symmetric),
-        settings=optimisation(tiny, context.cluster),
-        seed=context.params.seed,
-        vary_instructions=True,
-        smallest_task=tiny.smallest_task,
-        least_crop=tiny.least_crop,
-        train_vision=True,
-        precision=context.cluster.chosen_precision(),
-        threads=context.cluster.threads_each(context.cluster.workers),
-        log_every=context.cluster.log_every,
-        checkpoint_every=context.cluster.checkpoint_every,
-        run=context.tracker.handle(),
-        label="backbone",
+    objective = Objective(loss="infonce", temperature=tiny.temperature, symmetric=tiny.symmetric)
+    job = TrainingJob.of(
+        context, model=untrained, layers=None, objective=objective, settings=tiny, seed=context.params.seed
     )
     weights, measures = run_training(context, job)
     model = context.output.work / "model"

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from stages.contract.context import Context, StageError
-from stages.contract.params import Adapter, Section, knob
+from stages.contract.params import Section
+from stages.learn.settings import FineTuning
 
 if TYPE_CHECKING:
     from stages.learn.objective import Objective
@@ -34,18 +35,10 @@ class Student(Section):
     )
 
 
-class Params(Section):
+class Params(FineTuning):
     """The section `distill`."""
 
-    steps: int = Field(300, ge=0, description="0 leaves the student as it was cut")
-    batch_size: int = Field(64, ge=2)
-    smallest_task: int = Field(0, ge=0, description="repeat the queries of small tasks until an epoch has this many")
-    learning_rate: float = Field(1e-3, gt=0)
-    temperature: float = Field(0.05, gt=0)
-    symmetric: bool = Field(
-        False, description="in-batch candidates are to find their queries as well, as CLIP trains; else queries alone"
-    )
-    contrastive_weight: float = Field(0.9, ge=0)
+    contrastive_weight: float = Field(0.9, ge=0, description="of InfoNCE in the loss")
     feature_weight: float = Field(
         0.1, ge=0, description="0 takes the teacher out of the loss; published: 0.01, with mse"
     )
@@ -55,17 +48,6 @@ class Params(Section):
     teacher: Literal["cached", "live"] = Field(
         "cached", description="look the teacher's states up, or run it in every step, on instructions that vary"
     )
-    first_layer_rate: float = Field(1.0, gt=0, description="factor on the learning rate of the first decoder layer")
-    warmup: float = Field(0.03, ge=0, le=1)
-    weight_decay: float = Field(0.01, ge=0)
-    clip: float = Field(1.0, ge=0)
-    muon_rate: float = Field(
-        0.0, ge=0, description="Muon trains the layers' matrices at this rate (0.02 is usual, with clip=0); 0 is AdamW"
-    )
-    adapter: Literal["full", "lora"] = Field("full", description="train the whole decoder, or LoRA adapters in it")
-    lora: Adapter = Adapter(dropout=0.05)
-    seed: int = Field(-1, ge=-1, description="of this stage's random choices; -1 takes the run's `seed`")
-    chunk: int = knob(0, ge=0, description="rows embedded at a time, by GradCache; 0 is the whole batch")
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -77,10 +59,10 @@ def run(context: Context) -> dict[str, Any]:
     params, source = context.params.distill, backbone.directory(context.inputs["backbone"])
     depth, layers = _choose_layers(context, source)
     print(f"distill: keeping {layers} of {depth} layers", file=sys.stderr, flush=True)
-    features, live = context.inputs["features"], None
-    if params.teacher == "live":
-        features, live = None, LiveTeacher(source, features.read_json("features.json")["layer"])
-    measures = student_stage(context, params, source, layers, objective(params), features, live=live)
+    features = context.inputs["features"]
+    live = params.teacher == "live"
+    teacher = LiveTeacher(source, features.read_json("features.json")["layer"]) if live else features
+    measures = student_stage(context, params, source, layers, objective(params), teacher=teacher)
     return {"layers": layers, "teacher_layers": depth, **measures}
 
 

@@ -26,7 +26,7 @@ def check_combinations(config: "Config", settings: Settings) -> None:
     check_backbone(config)
     check_layers(config, settings)
     check_batches(config)
-    check_muon(config)
+    check_crops(config)
     check_mining(config, settings)
     check_matryoshka(config, settings)
     check_temperatures(config, settings)
@@ -83,15 +83,14 @@ def check_backbone(config: "Config") -> None:
         )
 
 
-def check_muon(config: "Config") -> None:
-    """Muon's steps have their length by themselves; some ZeRO stages would clip that, others the gradient's."""
-    for path, section in (
-        ("backbone.tiny", config.backbone.tiny),
-        ("distill", config.distill),
-        ("train", config.train),
-    ):
-        if section.muon_rate and section.clip:
-            raise InputError(f"{path}.muon_rate works without clipping, and {path}.clip={section.clip:g}; set it to 0")
+def check_crops(config: "Config") -> None:
+    """A teacher whose states were computed before has read every image whole."""
+    distill = config.distill
+    if distill.least_crop < 1 and distill.teacher == "cached":
+        raise InputError(
+            f"distill.least_crop={distill.least_crop:g} shows the student parts of images that the cached teacher has"
+            " read whole; set it to 1, or distill.teacher=live"
+        )
 
 
 def check_layers(config: "Config", settings: Settings) -> None:

@@ -133,7 +133,7 @@ def value_message(error: ValidationError, settings: Settings, fields: Mapping[st
     while path not in fields and path:
         path = path.rpartition(".")[0]
     if not path or is_section(fields[path]):  # a section's own validator spoke
-        return f"{path or 'the configuration'}: {one_line(first['msg'])} in {settings.origin(path)}"
+        return f"{path or 'the configuration'}: {one_line(first['msg']).removeprefix('Value error, ')}"
     return wrong_value(path, first["input"], fields[path], settings.origin(path))
 
 

@@ -50,12 +50,17 @@ class Cluster(Section):
         return self.threads or max(1, cores() // processes)
 
 
-class Adapter(Section):
-    """The size of LoRA's adapters, as published."""
+class Lora(Section):
+    """LoRA's adapters in the decoder (Hu et al. 2021, arXiv 2106.09685)."""
 
-    rank: int = Field(128, ge=1)
-    alpha: float = Field(256, gt=0, description="adapters are scaled by alpha / rank")
+    rank: int = Field(0, ge=0, description="inner width of the adapters; 0 trains the whole decoder, without any")
+    alpha: float = Field(0, ge=0, description="adapters are scaled by alpha / rank; 0 is 2 · rank, as published")
     dropout: float = Field(0.1, ge=0, lt=1, description="on the adapters' input")
+
+    @property
+    def scale(self) -> float:
+        """The factor on an adapter's output."""
+        return self.alpha / self.rank if self.alpha else 2.0
 
 
 def cores() -> int:

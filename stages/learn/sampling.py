@@ -17,6 +17,7 @@ from stages.data.order import batch_at, epoch_order, in_blocks, picks, upsampled
 from stages.data.schemas import MODALITIES
 from stages.data.tables import MappedTable
 from stages.learn.crops import random_box
+from stages.learn.settings import Sampling
 from stages.model.inputs import Row
 
 CONTENTS = 1 << 16  # content ids that are remembered: a popular positive is looked up once
@@ -56,47 +57,42 @@ class PairSampler:
 
     Args:
         ingest: the ingest artifact.
-        batch: queries of a step over all ranks.
+        settings: which queries meet, and what of an image is shown.
+        world: number of ranks.
+        rank: this process's.
         seed: decides everything that is random.
         vary_instructions: draw an instruction for each use; False always takes the first, as evaluation does.
-        smallest_task: queries of a task of a data set are repeated until an epoch has this many; 0 repeats none.
-        sub_batch: so many neighbours in a batch are of one task of a data set; 0 mixes all freely.
         mined: a table of mined hard negatives by qid, beside those that the data gives.
         hard_negatives: so many of a query's hard negatives are drawn for each use, or all where there are fewer.
-        least_crop: share of an image's area that a random crop of it keeps at least; 1 always shows the whole.
     """
 
     def __init__(
         self,
         ingest: Any,
+        settings: Sampling,
         *,
-        batch: int,
         world: int,
         rank: int,
         seed: int,
         vary_instructions: bool,
-        smallest_task: int = 0,
-        sub_batch: int = 0,
         mined: Any = None,
         hard_negatives: int = 0,
-        least_crop: float = 1.0,
     ):
         self.queries = MappedTable.open(ingest, "queries", "qid", where={"split": "train"})
         self.candidates = MappedTable.open(ingest, "candidates", "did")
         self.images = MappedTable.open(ingest, "images", "image_id")
         self.instructions = Instructions.load(ingest)
-        self.batch, self.world, self.rank, self.seed = batch, world, rank, seed
+        self.settings, self.world, self.rank, self.seed = settings, world, rank, seed
         self.vary_instructions, self.hard_negatives = vary_instructions, hard_negatives
-        self.least_crop = least_crop
         self.known = lru_cache(CONTENTS)(self._known)
         datasets, tasks = (self.queries.column(name).to_numpy() for name in ("dataset_id", "task_id"))
         self.mined = None if mined is None else MappedTable.open(mined, "negatives", "qid")
         group = datasets.astype(np.int64) << 32 | tasks
-        self.epoch = upsampled(group, smallest_task)
+        self.epoch = upsampled(group, settings.smallest_task)
         self.order_of = epoch_order
-        if sub_batch:
+        if settings.sub_batch:
             group = group[self.epoch]
-            self.order_of = lru_cache(2)(lambda *of: in_blocks(epoch_order(*of), group, sub_batch))
+            self.order_of = lru_cache(2)(lambda *of: in_blocks(epoch_order(*of), group, settings.sub_batch))
 
     def __len__(self) -> int:
         """Samples of an epoch; a query that is repeated counts each time."""
@@ -104,8 +100,8 @@ class PairSampler:
 
     def pairs(self, step: int) -> Pairs:
         """This rank's pairs of one step."""
-        place = {"batch": self.batch, "world": self.world, "rank": self.rank, "seed": self.seed}
-        indices = batch_at(step, size=len(self), **place, order_of=self.order_of)
+        place = {"world": self.world, "rank": self.rank, "seed": self.seed}
+        indices = batch_at(step, size=len(self), batch=self.settings.batch_size, **place, order_of=self.order_of)
         queries = [self.queries.row(int(row)) for row in self.epoch[indices]]
         which = picks(step, indices, seed=self.seed, stream=0)
         wording = picks(step, indices, seed=self.seed, stream=1) if self.vary_instructions else [0] * len(indices)
@@ -169,7 +165,7 @@ class PairSampler:
             return Row(text)
         image = self.images.row(self.images.find(image_id))["bytes"]
         draw = int(picks(step, hash_ids([identity]), seed=self.seed, stream=3)[0])
-        return Row(text, image, random_box(draw, self.least_crop))
+        return Row(text, image, random_box(draw, self.settings.least_crop))
 
 
 def _hashes(ids: Iterable[str]) -> np.ndarray:

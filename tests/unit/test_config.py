@@ -60,8 +60,7 @@ def test_the_paper_s_recipe_has_the_published_numbers():
     assert distill.learning_rate * distill.first_layer_rate == pytest.approx(1e-4)
     hard = objective(train)
     assert [hard.tau_hard(progress) for progress in (0, 0.1, 0.25, 0.5, 1)] == [0.03, 0.027, 0.023, 0.018, 0.018]
-    assert {one.adapter for one in (distill, train)} == {"lora"}
-    assert {(one.lora.rank, one.lora.alpha) for one in (distill, train)} == {(128, 256)}
+    assert {(one.lora.rank, one.lora.alpha, one.lora.scale) for one in (distill, train)} == {(128, 256, 2)}
 
 
 @pytest.mark.parametrize(
@@ -108,7 +107,7 @@ def test_later_overrides_win():
         ("layers=3", "did you mean 'student.layers'?"),
         ("xyzzy=3", "known: store, store_endpoint, tracking_uri, seed, data"),
         ("train.steps.x=3", "'train.steps' is one value and has no key 'x'"),
-        ("train=3", "'train' is a section in override train=3; set one of its keys: loss"),
+        ("train=3", "'train' is a section in override train=3; set one of its keys: steps"),
         ("train.steps=many", "train.steps must be a whole number ≥ 0, not 'many', in override train.steps=many"),
         ("train.steps=-1", "train.steps must be a whole number ≥ 0, not -1"),
         ("train.steps=3.5", "a whole number"),
@@ -161,7 +160,9 @@ def test_wrong_overrides_are_told_in_one_line(override, words):
         (["train.matryoshka=[0]"], "train.matryoshka=[0] are no leading dimensions in override"),
         (["train.matryoshka=[a]"], "train.matryoshka must be a list, each a whole number, not 'a'"),
         (["cluster.workers=3", "train.batch_size=64"], "can't be shared by cluster.workers=3"),
-        (["train.muon_rate=0.02"], "train.muon_rate works without clipping, and train.clip=1; set it to 0"),
+        (["train.muon_rate=0.02"], "train: muon_rate works without clipping, and clip is 1; set clip=0"),
+        (["backbone.tiny.muon_rate=0.02"], "backbone.tiny: muon_rate works without clipping"),
+        (["distill.least_crop=0.5"], "set it to 1, or distill.teacher=live"),
     ],
 )
 def test_impossible_combinations_are_refused(overrides, words):

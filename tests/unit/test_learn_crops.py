@@ -11,6 +11,7 @@ from PIL import Image
 
 from stages.learn.crops import random_box
 from stages.learn.sampling import PairSampler
+from stages.learn.settings import Sampling
 from stages.model.encoder import Encoder, Row
 from stages.model.inputs import pixels
 from tests.tiny_models import write_checkpoint
@@ -43,8 +44,10 @@ def test_a_part_of_a_tiny_image_has_pixels(width, height, draw):
 def sampler_of(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     ingest = write_ingest(Path(tmp_path, "store"))
-    settings = {"batch": 8, "world": 1, "rank": 0, "seed": 0, "vary_instructions": False, "least_crop": 0.3}
-    return lambda **changes: PairSampler(ingest, **settings | changes)
+    place = {"world": 1, "rank": 0, "seed": 0, "vary_instructions": False}
+    return lambda least_crop=0.3, **changes: PairSampler(
+        ingest, Sampling(batch_size=8, least_crop=least_crop), **place | changes
+    )
 
 
 def test_a_crop_is_a_function_of_seed_step_and_row(sampler_of):

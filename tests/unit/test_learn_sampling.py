@@ -15,12 +15,14 @@ from stages.data.keys import NOTHING, hash_ids
 from stages.data.schemas import NEGATIVES
 from stages.learn.loop import cached_teacher, live_teacher
 from stages.learn.sampling import PairSampler
+from stages.learn.settings import Sampling
 from stages.mining.mine import Mined
 from stages.model.encoder import Encoder
 from tests.tiny_models import write_checkpoint
 from tests.training_world import PAIRS, write_ingest
 
-ARGUMENTS = {"batch": 8, "world": 1, "rank": 0, "seed": 0, "vary_instructions": False}
+PLACE = {"world": 1, "rank": 0, "seed": 0, "vary_instructions": False}
+EIGHT = Sampling(batch_size=8)
 
 
 def test_mined_negatives_follow_those_of_the_data(tmp_path, monkeypatch):
@@ -29,13 +31,13 @@ def test_mined_negatives_follow_those_of_the_data(tmp_path, monkeypatch):
     pq.write_table(pa.Table.from_pylist([row], NEGATIVES), tmp_path / "mined.parquet")
     mined = Mined("train", "k", (str(tmp_path / "mined.parquet"),), LocalFileSystem())
     ingest = write_ingest(Path(tmp_path, "store"))
-    sampler = PairSampler(ingest, **ARGUMENTS, mined=mined)
+    sampler = PairSampler(ingest, EIGHT, **PLACE, mined=mined)
     assert sampler.negatives({"qid": "9:1", "negatives": ["9:7", "9:2"]}) == ["9:7", "9:2", "9:5"]
     assert sampler.negatives({"qid": "9:2", "negatives": ["9:4"]}) == ["9:4"]
-    assert PairSampler(ingest, **ARGUMENTS).negatives({"qid": "9:1", "negatives": []}) == []
+    assert PairSampler(ingest, EIGHT, **PLACE).negatives({"qid": "9:1", "negatives": []}) == []
 
 
-def sampler_of(tmp_path, monkeypatch, **changes) -> PairSampler:
+def sampler_of(tmp_path, monkeypatch, settings: Sampling = EIGHT, **changes) -> PairSampler:
     """Over made pairs in which query 9:3k+1 has one hard negative, 9:3k+2 three, one of them a positive, 9:3k none."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     names = [f"9:{number}" for number in range(PAIRS)]
@@ -48,7 +50,7 @@ def sampler_of(tmp_path, monkeypatch, **changes) -> PairSampler:
     mined = Mined("train", "k", (str(tmp_path / "mined.parquet"),), LocalFileSystem())
     store = tmp_path / "store"
     ingest = open_store(str(store)).artifact("ingest", "0123456789ab") if store.exists() else write_ingest(store)
-    return PairSampler(ingest, **ARGUMENTS | {"mined": mined, "hard_negatives": 2} | changes)
+    return PairSampler(ingest, settings, **PLACE | {"mined": mined, "hard_negatives": 2} | changes)
 
 
 def test_hard_negatives_fill_their_places_and_leave_the_others_empty(tmp_path, monkeypatch):
@@ -75,7 +77,7 @@ def test_hard_negatives_are_drawn_by_step_and_query_alone(tmp_path, monkeypatch)
 
 
 def test_sub_batches_are_of_one_task(tmp_path, monkeypatch):
-    sampler = sampler_of(tmp_path, monkeypatch, sub_batch=4)
+    sampler = sampler_of(tmp_path, monkeypatch, Sampling(batch_size=8, sub_batch=4))
     mixed = sampler_of(tmp_path, monkeypatch)
     kinds = [[int(qid.split(":")[1]) % 3 for qid in one.pairs(0).query_ids] for one in (sampler, mixed)]
     assert len(set(kinds[0][:4])) == len(set(kinds[0][4:])) == 1 < len(set(kinds[1][:4]))
@@ -101,7 +103,7 @@ def test_contents_of_all_positives_are_known(tmp_path, monkeypatch):
 def test_a_live_teacher_says_what_the_cached_one_does(tmp_path, monkeypatch, layer):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model = write_checkpoint(tmp_path / "model", "qwen2_vl")
-    pairs = PairSampler(write_ingest(Path(tmp_path, "store")), **ARGUMENTS).pairs(0)
+    pairs = PairSampler(write_ingest(Path(tmp_path, "store")), EIGHT, **PLACE).pairs(0)
     whole = Encoder.load(model)
     tables = []
     for ids, rows in ((pairs.query_ids, pairs.query_rows), (pairs.candidate_ids, pairs.candidate_rows)):
@@ -116,6 +118,6 @@ def test_a_live_teacher_says_what_the_cached_one_does(tmp_path, monkeypatch, lay
 
 
 def test_small_tasks_are_filled_up_by_whole_repetitions(tmp_path, monkeypatch):
-    sampler = sampler_of(tmp_path, monkeypatch, smallest_task=PAIRS)
+    sampler = sampler_of(tmp_path, monkeypatch, Sampling(batch_size=8, smallest_task=PAIRS))
     count = Counter(sampler.queries.row(row)["qid"] for row in sampler.epoch)
     assert count == {f"9:{number}": 3 for number in range(PAIRS)}  # each of the three tasks has a third of them
