@@ -30,7 +30,7 @@ class Cluster(Section):
     actors: int = Field(1, ge=1, description="embedding actors for features, index and evaluate")
     batch_size: int = knob(64, ge=1, description="rows that an embedding actor sends through the model at a time")
     rows_per_shard: int = Field(
-        2048, ge=1, description="rows of an embedded file; a killed run repeats at most so many for each actor"
+        2048, ge=1, description="rows of an embedded file; a killed run repeats at most that many for each actor"
     )
     threads: int = Field(0, ge=0, description="torch threads of a process on CPU; 0 divides the cores")
     zero_stage: int = Field(1, ge=0, le=3, description="DeepSpeed ZeRO stage")

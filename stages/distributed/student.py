@@ -1,6 +1,6 @@
 """A student from start to end, for `distill` and `train`: train it with frozen vision, export it, check the export.
 
-How the training runs is told in `stages.distributed.training`; what the exported directory holds, in
+How the training runs is written in `stages.distributed.training`; what the exported directory holds, in
 `stages.export.checkpoint`.
 """
 
@@ -105,6 +105,5 @@ def query_prompts(instructions: Any) -> dict[str, str]:
         for row in instructions.to_json()
         if row["prompts"]
     }
-    told = (instructions.any("text", target) for target in PREFERRED)
-    default = next((one for one in told if one), None)
+    default = next(filter(None, (instructions.any("text", target) for target in PREFERRED)), None)
     return {**prompts, **({"query": f"{default}\n"} if default else {})}

@@ -236,7 +236,7 @@ def open_teacher(job: TrainingJob, device: str) -> "Teacher | None":
 
 
 class Progress:
-    """What a rank tells of its training: measures to the log and the tracker, checkpoints to Ray Train."""
+    """What a rank reports of its training: measures to the log and the tracker, checkpoints to Ray Train."""
 
     def __init__(self, job: TrainingJob, encoder: "Encoder"):
         self.job, self.encoder = job, encoder

@@ -63,7 +63,7 @@ class PairSampler:
         seed: decides everything that is random.
         vary_instructions: draw an instruction for each use; False always takes the first, as evaluation does.
         mined: a table of mined hard negatives by qid, beside those that the data gives.
-        hard_negatives: so many of a query's hard negatives are drawn for each use, or all where there are fewer.
+        hard_negatives: of a query's, drawn for each use, or all where there are fewer.
     """
 
     def __init__(
