@@ -16,68 +16,37 @@ from pydantic import Field
 
 from stages.contract.cache import cache_root
 from stages.contract.context import Artifact, Context, StageError
-from stages.contract.params import Section, knob
+from stages.contract.params import Section
+from stages.learn.settings import Training
 
 VERSION = 1
+HEAD = 32  # values of a decoder's attention head
 
 
-class Tiny(Section):
+class Tiny(Training):
     """A real Qwen2-VL, a few million parameters, trained in the run."""
 
-    layers: int = Field(6, ge=1)
-    hidden: int = Field(128, ge=32, multiple_of=32)
-    heads: int = Field(4, ge=1)
-    vocabulary: int = Field(2048, ge=300)
-    vision_layers: int = Field(2, ge=1)
-    vision_hidden: int = Field(128, ge=32, multiple_of=32)
-    patch: int = Field(14, ge=4)
-    unit_scale: bool = Field(
-        False, description="weights start by the model's width, and not with the 0.02 of models of thousands"
-    )
-    mimetic: bool = Field(
-        False, description="the vision tower's attention starts like that of trained towers, for data of few images"
-    )
-    steps: int = Field(600, ge=1)
-    batch_size: int = Field(64, ge=2)
-    smallest_task: int = Field(0, ge=0, description="repeat the queries of small tasks until an epoch has this many")
-    repeat_positives: int = Field(
-        1, ge=1, description="a query of several positives comes so often in an epoch at most, once for each"
-    )
-    least_crop: float = Field(
-        1.0, gt=0, le=1, description="random crops of training images keep this share of the area; 1 shows all whole"
-    )
-    mirror: bool = Field(
-        False, description="every other training image is mirrored; only where left and right mean nothing"
-    )
-    drop_words: float = Field(
-        0.0, ge=0, lt=1, description="a step leaves out this share of the words of queries of text alone"
-    )
-    learning_rate: float = Field(1e-3, gt=0)
-    temperature: float = Field(0.05, gt=0)
-    symmetric: bool = Field(
-        False, description="in-batch candidates are to find their queries as well, as CLIP trains; else queries alone"
-    )
-    warmup: float = Field(0.05, ge=0, le=1)
-    weight_decay: float = Field(0.01, ge=0)
-    clip: float = Field(1.0, ge=0)
-    muon_rate: float = Field(
-        0.0, ge=0, description="Muon trains the layers' matrices at this rate (0.02 is usual, with clip=0); 0 is AdamW"
-    )
-    chunk: int = knob(0, ge=0, description="rows embedded at a time, by GradCache; 0 is the whole batch")
+    steps: int = Field(600, ge=1, description="of the training from scratch")
+    layers: int = Field(6, ge=1, description="decoder layers")
+    hidden: int = Field(128, ge=32, multiple_of=32, description="width of the decoder and of a vector")
+    vocabulary: int = Field(2048, ge=300, description="tokens, learned from the data's texts")
+    vision_layers: int = Field(2, ge=1, description="layers of the vision tower")
+    vision_hidden: int = Field(128, ge=32, multiple_of=32, description="width of the vision tower")
+    patch: int = Field(14, ge=4, description="pixels of an image patch's side")
 
 
 class Params(Section):
     """The section `backbone`."""
 
-    source: Literal["tiny", "hub", "local"] = "tiny"
+    source: Literal["tiny", "hub", "local"] = Field(
+        "tiny", description="trained from scratch in the run, from the Hugging Face hub, or a directory"
+    )
     model: str = Field("", description="hub id for `hub`, directory for `local`")
     revision: str = Field("", description="commit of the hub model; required for `hub`")
-    min_pixels: int = Field(4 * 28 * 28, ge=1)
-    max_pixels: int = Field(300 * 28 * 28, ge=1)
-    max_text_tokens: int = Field(450, ge=8)
+    min_pixels: int = Field(4 * 28 * 28, ge=1, description="the model sees smaller pictures enlarged to this")
+    max_pixels: int = Field(300 * 28 * 28, ge=1, description="the model sees larger pictures reduced to this")
+    max_text_tokens: int = Field(450, ge=8, description="longer texts are cut")
     tiny: Tiny = Tiny()
-    log_every: int = knob(25, ge=1)
-    checkpoint_every: int = knob(100, ge=1, description="steps that a killed run repeats at most")
 
 
 def fingerprint(params: Params) -> dict[str, Any] | None:
@@ -170,36 +139,18 @@ def _point(context: Context) -> dict[str, Any]:
 
 
 def _train_tiny(context: Context) -> dict[str, Any]:
-    from stages.distributed.training import TrainingJob, optimisation, quiet_libraries, run_training
+    from stages.distributed.training import TrainingJob, quiet_libraries, run_training
     from stages.export.checkpoint import export_student
     from stages.learn.objective import Objective
 
     quiet_libraries()
-    params, tiny = context.params.backbone, context.params.backbone.tiny
+    tiny = context.params.backbone.tiny
     untrained = context.output.work / "untrained"
     if not (untrained / "puma.json").exists():
         _draw(context, untrained)
-    job = TrainingJob(
-        model=untrained,
-        layers=None,
-        ingest=context.inputs["ingest"],
-        features=None,
-        objective=Objective(loss="infonce", temperature=tiny.temperature, symmetric=tiny.symmetric),
-        settings=optimisation(tiny, context.cluster),
-        seed=context.params.seed,
-        vary_instructions=True,
-        smallest_task=tiny.smallest_task,
-        repeat_positives=tiny.repeat_positives,
-        least_crop=tiny.least_crop,
-        mirror=tiny.mirror,
-        drop_words=tiny.drop_words,
-        train_vision=True,
-        precision=context.cluster.chosen_precision(),
-        threads=context.cluster.threads_each(context.cluster.workers),
-        log_every=params.log_every,
-        checkpoint_every=params.checkpoint_every,
-        run=context.tracker.handle(),
-        label="backbone",
+    objective = Objective(loss="infonce", temperature=tiny.temperature, symmetric=tiny.symmetric)
+    job = TrainingJob.of(
+        context, model=untrained, layers=None, objective=objective, settings=tiny, seed=context.params.seed
     )
     weights, measures = run_training(context, job)
     model = context.output.work / "model"
@@ -214,13 +165,11 @@ def _draw(context: Context, target: Path) -> None:
 
     params, tiny = context.params.backbone, context.params.backbone.tiny
     tokenizer = train_tokenizer(_texts(context.inputs["ingest"]), tiny.vocabulary)
-    sizes = {
-        name: getattr(tiny, name) for name in ("layers", "hidden", "heads", "vision_layers", "vision_hidden", "patch")
-    }
+    sizes = {name: getattr(tiny, name) for name in ("layers", "hidden", "vision_layers", "vision_hidden", "patch")}
+    config = tiny_config(tokenizer, heads=tiny.hidden // HEAD, **sizes)
     limits = {name: getattr(params, name) for name in ("min_pixels", "max_pixels", "max_text_tokens")}
     target.mkdir(parents=True, exist_ok=True)
-    start = {"seed": context.params.seed, "unit_scale": tiny.unit_scale, "mimetic": tiny.mimetic}
-    write_tiny(target, tokenizer, tiny_config(tokenizer, **sizes), **limits, **start)
+    write_tiny(target, tokenizer, config, **limits, seed=context.params.seed)
 
 
 def _texts(ingest: Artifact) -> Iterator[str]:

@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from stages.contract.context import Context
-from stages.contract.params import Section, knob
-from stages.distributed.shards import ROWS, ROWS_TOLD
+from stages.contract.params import Section
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 SCOPES = ("local", "union")
+DEPTH = 50  # ranked candidates kept for each query
+TIMED_QUERIES = 50
 STUDENT, TEACHER, CUT = "student", "teacher", "cut"
 """The models: CUT is the teacher's first layers, as many as the student has, before any training."""
 
@@ -46,11 +47,7 @@ class Params(Section):
     queries_per_task: int = Field(
         0, ge=0, description="at most this many queries of each task, evenly spaced; 0 is all"
     )
-    depth: int = Field(50, ge=10, description="ranked candidates kept for each query")
-    latency_queries: int = Field(50, ge=5, description="queries that the cost is measured on")
     teacher: bool = Field(True, description="measure the teacher beside the student")
-    rows_per_shard: int = Field(ROWS, ge=1, description=ROWS_TOLD)
-    batch_size: int = knob(64, ge=1)
 
 
 def run(context: Context) -> dict[str, float | dict]:
@@ -103,16 +100,13 @@ def embed(
     from stages.distributed.teacher import PoolVectors
     from stages.search.exact import ExactIndex
 
-    params, layers = context.params.evaluate, read_layers(models)
+    layers = read_layers(models)
     asked = write_asked(context, card["split"], sets)
     indexes = {STUDENT: ExactIndex.open(context.inputs["index"])}
     with ExitStack() as stack:
         teacher = PoolVectors.open(context, stack, card, list(layers.values()))
-        work = [*teacher.work, *query_work(context, asked, layers, params.batch_size)]
-        timing = partial(
-            time_models, asked=asked, filesystem=context.output.filesystem, names=list(models),
-            count=params.latency_queries, batch_size=params.batch_size,
-        )  # fmt: skip
+        work = [*teacher.work, *query_work(context, asked, layers)]
+        timing = partial(time_models, asked=asked, filesystem=context.output.filesystem, names=list(models))
         *_, costs = carry_out(context, models, work, alone=[timing], label="evaluate")
         vectors = teacher.artifacts(card["rows"])
     context.output.write_json("teacher.json", {name: vectors[layer].key for name, layer in layers.items()})
@@ -120,7 +114,7 @@ def embed(
 
 
 def time_models(
-    models: "Models", *, asked: Sequence[str], filesystem: Any, names: Sequence[str], count: int, batch_size: int
+    models: "Models", *, asked: Sequence[str], filesystem: Any, names: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """Size, latency and throughput of each model, in one process while nothing else of this run works."""
     import pyarrow.parquet as pq
@@ -129,8 +123,8 @@ def time_models(
     from stages.evaluation.sets import spaced_rows
 
     stored = [pq.read_table(path, filesystem=filesystem).drop_columns(["positives"]) for path in asked]
-    rows = [models.reader("query").read(row) for row in spaced_rows(stored, count)]
-    return measure_cost({name: models.encoder(name) for name in names}, rows, batch_size)
+    rows = [models.reader("query").read(row) for row in spaced_rows(stored, TIMED_QUERIES)]
+    return measure_cost({name: models.encoder(name) for name in names}, rows, models.batch_size)
 
 
 @dataclass(frozen=True)
@@ -159,13 +153,13 @@ class Ranking:
 
         context = self.context
         rank = ray.remote(num_cpus=1)(rank_file)
-        depth, runs = context.params.evaluate.depth, context.output.work / "runs"
+        runs = context.output.work / "runs"
         runs.mkdir(parents=True, exist_ok=True)
         total = {(one.name, scope): Tally() for one in self.sets for scope in SCOPES}
         files = {(name, scope): runs / f"{model}.{scope}.{name}.trec" for name, scope in total}
         for path in files.values():
             path.write_text("")  # a killed attempt may have left half a run here
-        common = (context.output.filesystem, dim, self.sets, self.pools, index, depth, f"puma-{model}")
+        common = (context.output.filesystem, dim, self.sets, self.pools, index, DEPTH, f"puma-{model}")
         stored = vector_files(context.output, queries or model)
         for tallies in in_order(rank.remote(path, *common) for path in stored):
             for key, tally in tallies.items():

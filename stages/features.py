@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from stages.contract.context import Context, StageError
-from stages.contract.params import Section, knob
-from stages.distributed.shards import ROWS, ROWS_TOLD
+from stages.contract.params import Section
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
     from stages.distributed.shards import Shard
 
 VERSION = 1
+CURVE_CANDIDATES = 1000
+TIMED_QUERIES = 16  # of the curve's queries, those that every depth is timed on
 WINDOW = 4
 """Model batches of the sample that an actor reads at once."""
 _POSITIVES: "dict[str, np.ndarray]" = {}
@@ -39,18 +40,9 @@ class Params(Section):
 
     layer: int = Field(
         -1,
-        description="teacher layer that is read: k > 0 is the state after k layers, -1 the last, -2 the one before",
+        description="teacher layer that is read, after the final norm: k > 0 is the state after k layers, -1 the last",
     )
-    before_mlp: bool = Field(
-        False,
-        description="read that layer before its MLP; the last MLP turns states toward the vocabulary (FreeRet)",
-    )
-    normed: bool = Field(True, description="apply the final norm to the state, as the student's own output has it")
     curve_queries: int = Field(40, ge=1, description="validation queries of each task for the depth curve")
-    curve_candidates: int = Field(1000, ge=10, description="candidates for the depth curve; positives always belong")
-    cost_queries: int = Field(16, ge=1, description="of these validation queries, those that every depth is timed on")
-    rows_per_shard: int = Field(ROWS, ge=1, description=ROWS_TOLD)
-    batch_size: int = knob(64, ge=1)
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -65,8 +57,8 @@ def run(context: Context) -> dict[str, Any]:
     model = backbone.directory(context.inputs["backbone"])
     layer, depth, dim = _teaching_layer(model, params.layer)
     sample = _sample(context)
-    shards, reading = _distillation_work(context, layer), _sample_work(sample, depth, params.batch_size)
-    timing = partial(_time_depths, rows=_timed_rows(sample, params.cost_queries), batch_size=params.batch_size)
+    shards, reading = _distillation_work(context, layer), _sample_work(sample, depth, context.cluster.batch_size)
+    timing = partial(_time_depths, rows=_timed_rows(sample))
     done = carry_out(context, {NAME: model}, [*shards, *reading], alone=[timing], label="features")
     rows = sum(count_rows(context.output, f"features/{name}", count) for name, count in _shard_counts(context).items())
     context.output.write_json("features.json", {"layer": layer, "dim": dim, "rows": rows})
@@ -106,7 +98,7 @@ def _distillation_work(context: Context, layer: int) -> list["Work"]:
     from stages.distributed.shards import Target, shard_work
     from stages.distributed.teacher import read_states
 
-    params, ingest = context.params.features, context.inputs["ingest"]
+    ingest = context.inputs["ingest"]
     path = _write_positives(context)
     keep = {
         "query": partial(_of_split, split="train"),
@@ -115,7 +107,7 @@ def _distillation_work(context: Context, layer: int) -> list["Work"]:
     work: list[Work] = []
     for side, (prefix, shards) in zip(keep, _shards(context).items(), strict=True):
         target = Target(context.output, f"features/{prefix}", partial(_as_features, side=side))
-        compute = partial(read_states, side=side, layers=(layer,), batch_size=params.batch_size)
+        compute = partial(read_states, side=side, layers=(layer,))
         work += shard_work([target], shards, ingest, compute, keep=keep[side])
     return work
 
@@ -124,7 +116,7 @@ def _shards(context: Context) -> dict[str, list["Shard"]]:
     """The shards of queries and of candidates."""
     from stages.distributed.shards import cut
 
-    rows = context.params.features.rows_per_shard
+    rows = context.cluster.rows_per_shard
     return {prefix: cut(context.inputs["ingest"], prefix, rows) for prefix in ("queries", "candidates")}
 
 
@@ -195,8 +187,8 @@ def _sample(context: Context) -> dict[str, "pa.Table"]:
     """The validation sample by side; the two sample sizes bound what comes to the driver of it."""
     from stages.evaluation.depth import validation_sample
 
-    params = context.params.features
-    tables = validation_sample(context.inputs["ingest"], params.curve_queries, params.curve_candidates)
+    queries = context.params.features.curve_queries
+    tables = validation_sample(context.inputs["ingest"], queries, CURVE_CANDIDATES)
     return dict(zip(("query", "candidate"), tables, strict=True))
 
 
@@ -204,19 +196,19 @@ def _sample_work(sample: dict[str, "pa.Table"], depth: int, batch_size: int) -> 
     """The work that reads the sample by every layer, some batches at a time."""
     layers, rows = tuple(range(1, depth + 1)), batch_size * WINDOW
     return [
-        partial(_read_sample, table=table.slice(start, rows), side=side, layers=layers, batch_size=batch_size)
+        partial(_read_sample, table=table.slice(start, rows), side=side, layers=layers)
         for side, table in sample.items()
         for start in range(0, len(table), rows)
     ]
 
 
 def _read_sample(
-    models: "Models", *, table: "pa.Table", side: str, layers: tuple[int, ...], batch_size: int
+    models: "Models", *, table: "pa.Table", side: str, layers: tuple[int, ...]
 ) -> tuple[str, "pa.ChunkedArray"]:
     """The side, and the states of a part of its sample after all layers."""
     from stages.distributed.teacher import read_states
 
-    return side, read_states(models, table, side=side, layers=layers, batch_size=batch_size)["vector"]
+    return side, read_states(models, table, side=side, layers=layers)["vector"]
 
 
 def _depth_curve(
@@ -235,17 +227,17 @@ def _depth_curve(
     return {**curve, "layers": [one | cost for one, cost in zip(curve["layers"], costs, strict=True)]}
 
 
-def _timed_rows(sample: dict[str, "pa.Table"], count: int) -> list[dict[str, Any]]:
+def _timed_rows(sample: dict[str, "pa.Table"]) -> list[dict[str, Any]]:
     """The stored queries that every depth is timed on."""
     from stages.evaluation.depth import evenly
 
-    return sample["query"].take(evenly(len(sample["query"]), count)).to_pylist()
+    return sample["query"].take(evenly(len(sample["query"]), TIMED_QUERIES)).to_pylist()
 
 
-def _time_depths(models: "Models", *, rows: list[dict[str, Any]], batch_size: int) -> list[dict[str, Any]]:
+def _time_depths(models: "Models", *, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The cost of every depth, while nothing else of this run works."""
     from stages.distributed.teacher import NAME
     from stages.evaluation.cost import measure_depths
 
     reader = models.reader("query")
-    return measure_depths(models.encoder(NAME), [reader.read(row) for row in rows], batch_size)
+    return measure_depths(models.encoder(NAME), [reader.read(row) for row in rows], models.batch_size)

@@ -12,8 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from stages.contract.context import Artifact, Context, StageError
-from stages.contract.params import Section, knob
-from stages.distributed.shards import ROWS, ROWS_TOLD
+from stages.contract.params import Section
 
 VERSION = 1
 
@@ -30,8 +29,6 @@ class Params(Section):
         " disk or below s3://bucket/",
     )
     split: Literal["val", "test"] = Field("test", description="the pools of this split are embedded")
-    rows_per_shard: int = Field(ROWS, ge=1, description=ROWS_TOLD)
-    batch_size: int = knob(64, ge=1)
 
 
 def run(context: Context) -> dict[str, float | dict]:
@@ -93,12 +90,12 @@ def embed_pools(context: Context, summary: dict[str, Any]) -> dict[str, Any]:
     from stages.distributed.shards import Target, cut, shard_work
     from stages.search.filters import keep_pools
 
-    params, ingest = context.params.index, context.inputs["ingest"]
+    ingest = context.inputs["ingest"]
     work = shard_work(
         [Target(context.output, EMBEDDINGS, without_content)],
-        cut(ingest, "candidates", params.rows_per_shard),
+        cut(ingest, "candidates", context.cluster.rows_per_shard),
         ingest,
-        partial(embed_table, model=STUDENT, side="candidate", batch_size=params.batch_size),
+        partial(embed_table, model=STUDENT, side="candidate"),
         columns=CANDIDATE_COLUMNS,
         keep=partial(keep_pools, pools=sorted(summary["pools"])),
     )

@@ -14,12 +14,12 @@ the place of shuffles.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from stages.contract.context import Context, InputError
-from stages.contract.params import Section, knob
+from stages.contract.params import Section
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,20 +35,12 @@ MOST_POOLS = 1000
 
 
 class Scenes(Section):
-    """How many of the made pictures, and how hard they are."""
+    """How many of the made pictures, and how large they are."""
 
     train: int = Field(1200, ge=16, description="training scenes")
     val: int = Field(150, ge=8)
     test: int = Field(150, ge=8)
     size: int = Field(64, ge=32, le=512, description="pixels of a picture's side")
-    things: tuple[Annotated[int, Field(ge=1, le=4)], ...] = Field(
-        (1, 1, 2, 2, 2, 3), min_length=1, description="how many things a scene has: one of these, each as likely"
-    )
-    siblings: int = Field(1, ge=1, le=24, description="scenes in a row of the same parts, combined differently")
-    edits: int = Field(1, ge=1, le=4, description="steps of the change that is asked for")
-    tasks: tuple[Literal[0, 1, 2, 3, 4, 6, 7, 8], ...] = Field(
-        (0, 1, 2, 3, 4, 6, 7, 8), min_length=1, description="M-BEIR's tasks that are asked"
-    )
 
 
 class Params(Section):
@@ -57,11 +49,13 @@ class Params(Section):
     kind: Literal["scenes", "mbeir", "pairs"] = "scenes"
     path: str = Field("", description="source: a directory, a file of pairs, or s3://bucket/prefix of either")
     max_reject_share: float = Field(0.05, ge=0, le=1)
-    max_pixels: int = Field(1_048_576, ge=1024, description="larger pictures are scaled down to this many pixels")
-    refuse_pixels: int = Field(100_000_000, ge=1024, description="larger pictures are rejected before decoding")
-    max_image_bytes: int = Field(20_000_000, ge=1024)
+    max_pixels: int = Field(
+        1_048_576,
+        ge=1024,
+        le=100_000_000,
+        description="larger pictures are scaled down to this many pixels; those of 100 million or 20 MB are rejected",
+    )
     scenes: Scenes = Scenes()
-    rows_per_task: int = knob(2000, ge=1, description="pictures that one Ray task checks, at most")
 
 
 def run(context: Context) -> dict[str, float | dict]:
@@ -133,8 +127,7 @@ def _ingest(context: Context, source: Reading) -> "Counts":
     flow.say(f"read {queries.count()} query rows and {candidates.count()} rows of {len(pools)} pools from {root}")
 
     numbers = flow.take_numbers(candidates, queries, pools)
-    limits = ImageLimits(data.max_pixels, data.refuse_pixels, data.max_image_bytes)
-    images = flow.write_images(output, root, (candidates, queries), numbers, limits, data.rows_per_task)
+    images = flow.write_images(output, root, (candidates, queries), numbers, ImageLimits(data.max_pixels))
     flow.say(f"checked {numbers.path_count} pictures: {images.count} kept, {images.rejects.num_rows} rejected")
 
     known = flow.survey_candidates(numbers, images, pools, mbeir.implied_unions(pools))
@@ -174,8 +167,6 @@ def check(params: Params) -> None:
 
         mbeir.require(_root(params))
         mbeir.instructions(_root(params))
-    if params.max_pixels > params.refuse_pixels:
-        raise InputError("data.max_pixels passes data.refuse_pixels: a picture is refused before it is scaled down")
 
 
 def fingerprint(params: Params) -> str | None:

@@ -14,10 +14,12 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
+from stages.contract.params import Cluster
 from stages.learn import gradcache
 from stages.learn.collectives import gather, rank, world_size
-from stages.learn.engine import Optimisation, full_weights, start_engine
+from stages.learn.engine import full_weights, start_engine
 from stages.learn.losses import softmax_loss
+from stages.learn.settings import Training
 from stages.model.encoder import Encoder
 from stages.model.rows import Row
 from tests.support import joined_ranks
@@ -69,9 +71,10 @@ def update(directory: Path, *, stage: int, cached: bool, limit: int = LIMIT, tra
         encoder.freeze_vision()
     module = Trained(encoder).to(device, torch.bfloat16 if bf16 else torch.float32)
     before = {name: tensor.to("cpu", copy=True) for name, tensor in module.state_dict().items()}
-    settings = Optimisation(1, 12, 1.0, 0.0, 0.0, 0.0, stage, bf16=bf16)
+    settings = Training(steps=1, batch_size=12, learning_rate=1.0, warmup=0, weight_decay=0, clip=0)
+    cluster = Cluster(zero_stage=stage, precision="bf16" if bf16 else "fp32")
     with patch("torch.optim.AdamW", lambda groups, lr, **_: torch.optim.SGD(groups, lr=lr)):
-        engine = start_engine(module, settings, world_size())
+        engine = start_engine(module, settings, cluster, world_size())
 
     def loss_of(states_RD: torch.Tensor) -> tuple[torch.Tensor, dict]:
         query_BD, candidate_BD = nn.functional.normalize(states_RD.float(), dim=-1).chunk(2)

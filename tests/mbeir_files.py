@@ -10,10 +10,10 @@ from PIL import Image
 INSTRUCTIONS = "query_modality\tcand_modality\tdataset_name\tdataset_id\tprompt_1\tprompt_2\n"
 
 
-def png(colour: str, size: tuple[int, int] = (32, 32)) -> bytes:
+def png(colour: str | int, size: tuple[int, int] = (32, 32), mode: str = "RGB") -> bytes:
     """A picture of one colour."""
     buffer = io.BytesIO()
-    Image.new("RGB", size, colour).save(buffer, "PNG")
+    Image.new(mode, size, colour).save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -1,8 +1,8 @@
 """One rank of a training with everything at once: `python -m tests.objective_world CASE_JSON`.
 
-Learnable τ in both directions, LoRA, hard negatives in uneven numbers, leading dimensions, two feature losses. A case
-lists trainings, which share one start of the process; rank 0 writes for each its losses, its last τ and its trained
-weights.
+Learnable τ in both directions, LoRA, hard negatives in uneven numbers, leading dimensions, a feature loss over all
+ranks. A case lists trainings, which share one start of the process; rank 0 writes for each its losses, its last τ and
+its trained weights.
 """
 
 import json
@@ -37,22 +37,19 @@ def everything():
     """The objective of the first trainings."""
     from stages.learn.objective import Objective
 
-    weights = {"mse": 0.1, "relational": 1.0}
-    return Objective("learnable", 0.07, contrastive_weight=0.9, feature_weights=weights, dims=(16, 32), symmetric=True)
+    weighed = {"contrastive_weight": 0.9, "feature_loss": "relational", "feature_weight": 1.0}
+    return Objective("learnable", 0.07, dims=(16, 32), symmetric=True, **weighed)
 
 
 def recipe(name: str, section: str):
-    """(objective, optimisation, adapters, depth) of a recipe's stage; batch, chunk and precision shrunk."""
+    """(objective, settings, cluster, depth) of a recipe's stage; batch, chunk and precision shrunk."""
     from pipeline.config.sections import load_config
     from stages import distill, train
-    from stages.distributed.training import optimisation
-    from stages.model.lora import Lora
 
-    shrunk = ["data.kind=scenes", "backbone.revision=x", "cluster.precision=fp32", f"{section}.chunk=3"]
-    config = load_config(name, [*shrunk, "distill.batch_size=8", "train.batch_size=8"])
+    shrunk = ["data.kind=scenes", "backbone.revision=x", "cluster.precision=fp32", "cluster.log_every=1"]
+    config = load_config(name, [*shrunk, f"{section}.chunk=3", "distill.batch_size=8", "train.batch_size=8"])
     params, stage = getattr(config, section), {"distill": distill, "train": train}[section]
-    adapters = Lora(**params.lora.model_dump())
-    return stage.objective(params), optimisation(params, config.cluster), adapters, config.student.layers
+    return stage.objective(params), params, config.cluster, config.student.layers
 
 
 def trained(case: dict, job: dict) -> dict:
@@ -60,31 +57,40 @@ def trained(case: dict, job: dict) -> dict:
     from pyarrow.fs import LocalFileSystem
 
     from pipeline.artifacts.store import open_store
+    from stages.contract.params import Cluster, Lora
     from stages.distributed.training import backbone_weights
     from stages.learn import loop
     from stages.learn.collectives import rank, world_size
-    from stages.learn.engine import Optimisation, full_weights
+    from stages.learn.engine import full_weights
     from stages.learn.sampling import PairSampler
+    from stages.learn.settings import FineTuning
     from stages.mining.mine import Mined
     from stages.model.encoder import Encoder
-    from stages.model.lora import Lora, add_adapters, merged
+    from stages.model.lora import add_adapters, merged
 
     world = Path(case["world"])
-    steps, stage, chunk = job.get("steps", 4), job.get("zero_stage", 1), job.get("chunk", 0)
-    objective, lora = everything(), Lora(4, 8, 0.0)
-    settings = Optimisation(steps, 8, 3e-3, 0.1, 0.01, 1.0, stage, False, chunk, first_layer_rate=0.5)
-    model, layers = world / "model", None
+    objective, model, layers = everything(), world / "model", None
+    settings = FineTuning(
+        steps=job.get("steps", 4),
+        batch_size=8,
+        learning_rate=3e-3,
+        warmup=0.1,
+        first_layer_rate=0.5,
+        lora=Lora(rank=4, dropout=0.0),
+        chunk=job.get("chunk", 0),
+    )
+    cluster = Cluster(zero_stage=job.get("zero_stage", 1), log_every=1, checkpoint_every=job.get("save_every", 10**9))
     if "recipe" in job:
-        objective, settings, lora, layers = recipe(*job["recipe"])
+        objective, settings, cluster, layers = recipe(*job["recipe"])
         model = world / "deep"
     torch.manual_seed(0)
     encoder = Encoder.load(model, layers).train()
     encoder.freeze_vision()
-    add_adapters(encoder, lora)
-    before = merged(backbone_weights(encoder, encoder.state_dict()), lora)
+    add_adapters(encoder, settings.lora)
+    before = merged(backbone_weights(encoder, encoder.state_dict()), settings.lora)
     sampler = PairSampler(
         open_store(str(world / "store")).artifact("ingest", "0123456789ab"),
-        batch=settings.batch_size,
+        settings,
         world=world_size(),
         rank=rank(),
         seed=5,
@@ -117,16 +123,15 @@ def trained(case: dict, job: dict) -> dict:
             sampler,
             objective,
             settings,
-            teacher=loop.cached_teacher(table, table) if objective.feature_weights else None,
+            cluster,
+            teacher=loop.cached_teacher(table, table) if objective.feature_weight else None,
             resume=Path(job["resume"]) if "resume" in job else None,
-            log_every=1,
-            checkpoint_every=job.get("save_every", 10**9),
             on_log=on_log,
             on_checkpoint=on_checkpoint,
         )
     except Stop:
         return {"losses": log.losses, "last": log.last, "layers": encoder.layers}
-    stock = merged(backbone_weights(encoder, full_weights(engine)), lora)
+    stock = merged(backbone_weights(encoder, full_weights(engine)), settings.lora)
     changed = {name: (tensor - before[name]).abs().max().item() for name, tensor in stock.items()}
     return {
         "losses": log.losses,

@@ -106,7 +106,6 @@ def write_model(store: Store, stage: str, layers: int, seed: int, dims: tuple[in
     tokenizer = train_tokenizer([f"A {colour} square." for colour in COLOURS], 320)
     sizes = {"layers": layers, "hidden": 32, "heads": 2, "vision_layers": 1, "vision_hidden": 32, "patch": 14}
     config = tiny_config(tokenizer, **sizes)
-    config.text_config.initializer_range = 0.2  # the usual 0.02 gives every input nearly the same vector
     directory = Path(attempt.base, "model")
     directory.mkdir()
     limits = {"min_pixels": 28 * 28, "max_pixels": 56 * 56, "max_text_tokens": 40}
@@ -134,7 +133,12 @@ def run_stage(store: Store, inputs: dict[str, Artifact], stage: str, params: Any
     tracker = Witness()
     attempt = store.begin(stage, "f" * 16)
     context = Context(
-        SimpleNamespace(**{stage: params}), Cluster(threads=1), inputs, attempt, tracker, share_in(store, inputs)
+        SimpleNamespace(**{stage: params}),
+        Cluster(threads=1, batch_size=4),
+        inputs,
+        attempt,
+        tracker,
+        share_in(store, inputs),
     )
     metrics = import_module(f"stages.{stage}").run(context)
     return store.commit(attempt, {"metrics": metrics}), metrics, tracker

@@ -90,10 +90,12 @@ def trained(world: Path, job: dict) -> dict:
     import torch
 
     from pipeline.artifacts.store import open_store
+    from stages.contract.params import Cluster
     from stages.learn import loop
     from stages.learn.collectives import rank, world_size
-    from stages.learn.engine import Optimisation, full_weights
+    from stages.learn.engine import full_weights
     from stages.learn.sampling import PairSampler
+    from stages.learn.settings import Training
     from stages.model.encoder import Encoder
 
     torch.manual_seed(0)
@@ -103,7 +105,18 @@ def trained(world: Path, job: dict) -> dict:
     for layer in encoder.backbone.language_model.layers:
         layer.self_attn.attention_dropout = job.get("dropout", 0.0)
     encoder.freeze_vision()
-    sampler = PairSampler(ingest, batch=8, world=world_size(), rank=rank(), seed=5, vary_instructions=True)
+    muon = job.get("muon_rate", 0.0)
+    settings = Training(
+        steps=job.get("steps", 6),
+        batch_size=8,
+        learning_rate=3e-3,
+        warmup=0.1,
+        clip=0.0 if muon else 1.0,
+        muon_rate=muon,
+        chunk=job.get("chunk", 0),
+    )
+    cluster = Cluster(zero_stage=job.get("zero_stage", 1), log_every=1, checkpoint_every=job.get("save_at", 10**9))
+    sampler = PairSampler(ingest, settings, world=world_size(), rank=rank(), seed=5, vary_instructions=True)
     log = SimpleNamespace(losses=[], features=[])
 
     def on_log(step: int, measures: dict) -> None:
@@ -124,8 +137,6 @@ def trained(world: Path, job: dict) -> dict:
     weight = job.get("feature_weight", 0.0)
     states = torch.nn.functional.normalize(torch.randn(PAIRS, encoder.dim, generator=torch.manual_seed(1)), dim=1)
     table = {f"9:{index}": state for index, state in enumerate(states)}
-    steps, stage, chunk = job.get("steps", 6), job.get("zero_stage", 1), job.get("chunk", 0)
-    muon = job.get("muon_rate", 0.0)
     try:
         engine = loop.fit(
             encoder,
@@ -133,14 +144,13 @@ def trained(world: Path, job: dict) -> dict:
             loop.Objective(
                 "mac",
                 0.05,
-                feature_weights={"cosine": weight} if weight else {},
+                feature_weight=weight,
                 contrastive_weight=0.0 if weight else 1.0,
             ),
-            Optimisation(steps, 8, 3e-3, 0.1, 0.01, 0.0 if muon else 1.0, stage, False, chunk, muon_rate=muon),
+            settings,
+            cluster,
             teacher=loop.cached_teacher(table, table) if weight else None,
             resume=Path(job["resume"]) if "resume" in job else None,
-            log_every=1,
-            checkpoint_every=job.get("save_at", 10**9),
             on_log=on_log,
             on_checkpoint=on_checkpoint,
         )

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.recipes import Settings
 from stages.contract.context import InputError
-from stages.distill import check_alike
 from stages.learn.schedules import tau_hard_at
 from stages.model.families import FAMILIES
 
@@ -25,12 +24,10 @@ def check_combinations(config: "Config", settings: Settings) -> None:
     check_corpus(config)
     check_data(config)
     check_backbone(config)
-    check_tiny(config)
     check_layers(config, settings)
     check_batches(config)
-    check_muon(config)
+    check_crops(config)
     check_mining(config, settings)
-    check_alike(config.features.normed, config.distill)
     check_matryoshka(config, settings)
     check_temperatures(config, settings)
     for section in ("ingest", "backbone"):
@@ -86,27 +83,14 @@ def check_backbone(config: "Config") -> None:
         )
 
 
-def check_tiny(config: "Config") -> None:
-    """Heads must share the width evenly, and rotary positions turn pairs."""
-    tiny = config.backbone.tiny
-    if tiny.hidden % (2 * tiny.heads):
+def check_crops(config: "Config") -> None:
+    """A teacher whose states were computed before has read every image whole."""
+    distill = config.distill
+    if distill.least_crop < 1 and distill.teacher == "cached":
         raise InputError(
-            f"backbone.tiny.hidden={tiny.hidden} can't be shared by backbone.tiny.heads={tiny.heads};"
-            f" choose a multiple of {2 * tiny.heads}"
+            f"distill.least_crop={distill.least_crop:g} shows the student parts of images that the cached teacher has"
+            " read whole; set it to 1, or distill.teacher=live"
         )
-    if tiny.heads > 1 and tiny.heads % (tiny.heads // 2):
-        raise InputError(f"backbone.tiny.heads={tiny.heads} can't be grouped in twos; choose an even number")
-
-
-def check_muon(config: "Config") -> None:
-    """Muon's steps have their length by themselves; some ZeRO stages would clip that, others the gradient's."""
-    for path, section in (
-        ("backbone.tiny", config.backbone.tiny),
-        ("distill", config.distill),
-        ("train", config.train),
-    ):
-        if section.muon_rate and section.clip:
-            raise InputError(f"{path}.muon_rate works without clipping, and {path}.clip={section.clip:g}; set it to 0")
 
 
 def check_layers(config: "Config", settings: Settings) -> None:
@@ -189,11 +173,9 @@ def check_temperatures(config: "Config", settings: Settings) -> None:
     """A τ_hard that is rounded to 0 divides by nothing; a learnable τ is kept above a hundredth, as CLIP's is."""
     train = config.train
     start = train.hard_temperature or train.temperature
-    least = tau_hard_at(1, start, train.hard_decay, train.hard_until, train.hard_digits)
-    if train.loss == "mac" and not least:
-        raise InputError(
-            f"τ_hard falls to 0 at train.hard_digits={train.hard_digits}: lower train.hard_decay or give more digits"
-        )
+    if train.loss == "mac" and not tau_hard_at(1, start, train.hard_decay, train.hard_until):
+        raised = "train.hard_temperature" if train.hard_temperature else "train.temperature"
+        raise InputError(f"τ_hard falls to 0, rounded to thousandths; lower train.hard_decay or raise {raised}")
     if train.loss == "learnable" and train.temperature < 0.01:
         origin = settings.origin("train.temperature")
         raise InputError(f"train.temperature={train.temperature} is below 0.01 in {origin}, where a learnable τ ends")

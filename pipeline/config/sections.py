@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -133,7 +133,7 @@ def value_message(error: ValidationError, settings: Settings, fields: Mapping[st
     while path not in fields and path:
         path = path.rpartition(".")[0]
     if not path or is_section(fields[path]):  # a section's own validator spoke
-        return f"{path or 'the configuration'}: {one_line(first['msg'])} in {settings.origin(path)}"
+        return f"{path or 'the configuration'}: {one_line(first['msg']).removeprefix('Value error, ')}"
     return wrong_value(path, first["input"], fields[path], settings.origin(path))
 
 
@@ -152,9 +152,6 @@ def choices(field: FieldInfo) -> tuple[Any, ...]:
 
 def spell_type(kind: Any) -> str:
     """A type in words."""
-    if get_origin(kind) is Annotated:
-        inner, *rules = get_args(kind)
-        return f"{spell_type(inner)} {' and '.join(spell_limits(rules))}".strip()
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(kind))
     if get_origin(kind) is tuple:
@@ -178,5 +175,4 @@ def spell_limits(rules: Iterable[Any]) -> list[str]:
     limits = []
     for rule in rules:
         limits += [f"{sign} {getattr(rule, name)}" for name, sign in signs if getattr(rule, name, None) is not None]
-        limits += spell_limits(rule.metadata) if isinstance(rule, FieldInfo) else []
     return limits

@@ -23,48 +23,57 @@ class Stage:
     sections: tuple[str, ...]
     outside: tuple[str, ...] = ()
     """Sections that name data outside the store, with which `fingerprint` is asked; empty is the first section."""
-    computes: Callable[[Any], bool] = lambda config: False
-    """Whether a model computes in it under this configuration, so that the precision belongs to its key."""
+    machines: Callable[[Any], tuple[str, ...]] = lambda config: ()
+    """Which settings of the section `cluster` change its result under this configuration."""
 
     def load(self) -> ModuleType:
         """The stage's module; importing it is light, the heavy imports are inside its functions."""
         return import_module(self.module)
 
 
-def always(config: Any) -> bool:
-    """For stages that no configuration spares a model."""
-    return True
+PRECISION = "cluster.precision"
+"""Stands in a key as what was chosen, not as `auto`: which of the two that is depends on the machines."""
 
 
-def trains_backbone(config: Any) -> bool:
-    """Whether the backbone is made here; one from outside is only pointed to."""
-    return config.backbone.source == "tiny"
+def trains(config: Any) -> tuple[str, ...]:
+    """A model computes."""
+    return (PRECISION,)
+
+
+def embeds(config: Any) -> tuple[str, ...]:
+    """A model computes, on rows that a shard's size puts together."""
+    return PRECISION, "cluster.rows_per_shard"
+
+
+def trains_backbone(config: Any) -> tuple[str, ...]:
+    """The backbone is made here; one from outside is only pointed to."""
+    return (PRECISION,) if config.backbone.source == "tiny" else ()
 
 
 STAGES = (
     Stage("ingest", "stages.ingest", (), ("data", "seed")),
-    Stage("backbone", "stages.backbone", ("ingest",), ("backbone", "seed"), computes=trains_backbone),
-    Stage("features", "stages.features", ("ingest", "backbone"), ("features", "seed"), computes=always),
+    Stage("backbone", "stages.backbone", ("ingest",), ("backbone", "seed"), machines=trains_backbone),
+    Stage("features", "stages.features", ("ingest", "backbone"), ("features", "seed"), machines=embeds),
     Stage(
         "distill",
         "stages.distill",
         ("ingest", "backbone", "features"),
         ("student", "distill", "seed"),
-        computes=always,
+        machines=trains,
     ),
-    Stage("train", "stages.train", ("ingest", "distill"), ("train", "seed"), computes=always),
-    Stage("index", "stages.index", ("ingest", "train"), ("index",), computes=always),
+    Stage("train", "stages.train", ("ingest", "distill"), ("train", "seed"), machines=trains),
+    Stage("index", "stages.index", ("ingest", "train"), ("index",), machines=embeds),
     Stage(
         "evaluate",
         "stages.evaluate",
         ("ingest", "backbone", "features", "train", "index"),
         ("evaluate",),
-        computes=always,
+        machines=embeds,
     ),
 )
 
 
-CORPUS = (Stage("index", "stages.distributed.corpus", (), ("index", "student"), ("index", "student"), always),)
+CORPUS = (Stage("index", "stages.distributed.corpus", (), ("index", "student"), ("index", "student"), embeds),)
 """The index of a corpus of one's own by a student that is there: nothing to ingest, to train or to evaluate."""
 
 

@@ -25,15 +25,12 @@ from typing import Any
 
 from pipeline.config.recipes import nearest
 from pipeline.config.values import walk_values
-from pipeline.planning.dag import Stage, descendants
+from pipeline.planning.dag import PRECISION, Stage, descendants
 from stages.contract.context import InputError
 from stages.contract.params import Section
 
 LOCATIONS = ("data.path", "index.corpus", "student.model")
 """Where outside data lies that a stage copies. Left out of a key with its fingerprint: moved data is the same data."""
-
-PRECISION = "cluster.precision"
-"""Stands in a key as what was chosen, not as `auto`: which of the two that is depends on the machines."""
 
 Manifests = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """stage → key → manifest of every committed artifact."""
@@ -132,18 +129,19 @@ def key_parts(
 ) -> dict[str, Any]:
     """The named parts of a stage's key. Parameters at their default are left out: a new one keeps old artifacts.
 
-    How machines are used is no part of it, but for the precision that a model computes in: it changes every vector.
+    How machines are used is no part of it, but for what changes a model's numbers (`Stage.machines`).
     """
+    values = {path: value for path, value, is_knob in walk_values(config) if not is_knob}
+    machines = stage.machines(config)
+    if PRECISION in machines:
+        values[PRECISION] = config.cluster.chosen_precision()
     params = {
         path: value
-        for path, value, is_knob in walk_values(config)
-        if path.partition(".")[0] in stage.sections
-        and not is_knob
+        for path, value in values.items()
+        if (path.partition(".")[0] in stage.sections or path in machines)
         and value != defaults[path]
         and not (source.data and path in LOCATIONS)
     }
-    if stage.computes(config) and config.cluster.chosen_precision() != defaults[PRECISION]:
-        params[PRECISION] = config.cluster.chosen_precision()
     return {
         "stage": stage.name,
         "version": source.version,

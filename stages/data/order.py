@@ -79,7 +79,7 @@ def batch_at(
     Raises ValueError where `batch` is larger than `size` or no multiple of `world`.
     """
     if not 1 <= batch <= size:
-        raise ValueError(f"a batch of {batch} cannot be drawn from {size} samples: lower batch_size")
+        raise ValueError(f"{size} samples are fewer than a batch of {batch}: lower batch_size or give more data")
     if batch % world:
         raise ValueError(f"a batch of {batch} cannot be shared by {world} workers: choose a multiple of {world}")
     epoch, within = divmod(step, steps_per_epoch(size, batch))

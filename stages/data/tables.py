@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,16 +94,10 @@ class MappedTable:
             return False
         return True
 
-    def column(self, name: str, reduced: Callable[[pa.Array], pa.Array] = lambda stored: stored) -> pa.ChunkedArray:
-        """One column in the order of the row numbers; copies it into memory.
-
-        Args:
-            name: of the column.
-            reduced: what is wanted of it, so that large values need not be copied: the lengths of lists, say.
-        """
-        empty = reduced(pa.array([], self.schema.field(name).type))
-        pieces = pa.chunked_array([reduced(batch.column(name)) for batch in self.batches], empty.type)
-        return pieces.take(pa.array(self.places))
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One column in the order of the row numbers; copies it into memory."""
+        pieces = [batch.column(name) for batch in self.batches]
+        return pa.chunked_array(pieces, self.schema.field(name).type).take(pa.array(self.places))
 
     def _locate(self, place: int) -> tuple[pa.RecordBatch, int]:
         number = int(np.searchsorted(self.starts, place, side="right")) - 1

@@ -93,7 +93,7 @@ def read(context: Context) -> "ray.data.Dataset":
     rows = flow.read_chunks(flow.number_chunks(laid.root, laid.sources), partial(corpus_rows.read_rows, laid))
     none = ray.data.from_arrow(corpus_rows.NO_QUERIES)
     numbers = flow.take_numbers(rows, none, [corpus_rows.POOL])
-    images = flow.write_images(output, laid.root, (rows,), numbers, ImageLimits(), corpus_rows.PICTURES_PER_TASK)
+    images = flow.write_images(output, laid.root, (rows,), numbers, ImageLimits())
     flow.say(f"checked {numbers.path_count} pictures: {images.count} kept, {images.rejects.num_rows} rejected")
     known = flow.survey_candidates(numbers, images, [corpus_rows.POOL], {})
     validated = flow.validate_candidates(rows, known, images, validate.validated(CANDIDATES))
@@ -153,12 +153,12 @@ def embed(context: Context, told: dict[str, Any], model: Path) -> dict[str, Any]
     from stages.distributed.queries import STUDENT
     from stages.distributed.shards import Target, cut, shard_work
 
-    own, params = Unfinished.of(context.output), context.params.index
+    own = Unfinished.of(context.output)
     work = shard_work(
         [Target(context.output, EMBEDDINGS, partial(finish, columns=told["columns"]))],
-        cut(own, "candidates", params.rows_per_shard),
+        cut(own, "candidates", context.cluster.rows_per_shard),
         own,
-        partial(embed_table, model=STUDENT, side="candidate", batch_size=params.batch_size),
+        partial(embed_table, model=STUDENT, side="candidate"),
         keep=whole,
     )
     carry_out(context, {STUDENT: model}, work, rows=own, label="index")

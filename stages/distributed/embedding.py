@@ -22,34 +22,30 @@ if TYPE_CHECKING:
 WINDOW = 4  # model batches that an actor gets at once, so that it seldom waits for the next table
 
 
-def embed_rows(
-    context: Context, dataset: "ray.data.Dataset", *, model: Path, side: Side, batch_size: int
-) -> "ray.data.Dataset":
+def embed_rows(context: Context, dataset: "ray.data.Dataset", *, model: Path, side: Side) -> "ray.data.Dataset":
     """Adds the column `vector` (fixed_size_list<float16>, unit length) to every row; other columns pass through.
 
     Args:
         dataset: rows with `text` and `image_id`; queries also `dataset_id`, `modality` and `target_modality`.
         model: directory of the model, readable on every node.
         side: queries get the first instruction of their task before the text, candidates get none.
-        batch_size: rows of one forward pass.
     """
-    return map_with_models(context, dataset, Embedder, model=model, side=side, batch_size=batch_size)
+    return map_with_models(context, dataset, Embedder, model=model, side=side)
 
 
 def map_with_models(
-    context: Context, dataset: "ray.data.Dataset", actor: type, *, batch_size: int, **arguments: Any
+    context: Context, dataset: "ray.data.Dataset", actor: type, **arguments: Any
 ) -> "ray.data.Dataset":
     """Maps tables through a pool of actors that each load a model once.
 
     Args:
-        actor: a class that is made with `ingest`, `cluster`, `batch_size` and `arguments`, and called with tables.
-        batch_size: rows of one forward pass; an actor gets `WINDOW` times as many at once.
+        actor: a class that is made with `ingest`, `cluster` and `arguments`, and called with tables.
     """
-    shared = {"ingest": context.inputs["ingest"], "cluster": context.cluster, "batch_size": batch_size}
+    shared = {"ingest": context.inputs["ingest"], "cluster": context.cluster}
     return dataset.map_batches(
         actor,
         fn_constructor_kwargs=shared | arguments,
-        batch_size=batch_size * WINDOW,
+        batch_size=context.cluster.batch_size * WINDOW,
         batch_format="pyarrow",
         **pool_of(context.cluster),
     )
@@ -79,21 +75,21 @@ def pool_size(cluster: Cluster) -> tuple[int, dict[str, float]]:
 class Embedder:
     """The actor: one model load, then a table in and the same table with vectors out."""
 
-    def __init__(self, ingest: Artifact, model: Path, side: Side, batch_size: int, cluster: Cluster) -> None:
+    def __init__(self, ingest: Artifact, model: Path, side: Side, cluster: Cluster) -> None:
         self.reader = RowReader(ingest, side)
         self.encoder = load_encoder(model, cluster)
         self.model = model
-        self.batch_size = batch_size
+        self.batch_size = cluster.batch_size
 
     def __call__(self, table: "pa.Table") -> "pa.Table":
         vectors_ND = self.encoder.encode(self.reader.rows(table), self.batch_size)
         return table.append_column("vector", vector_column(vectors_ND, str(self.model)))
 
 
-def embed_table(models: "Models", table: "pa.Table", *, model: str, side: Side, batch_size: int) -> "pa.Table":
+def embed_table(models: "Models", table: "pa.Table", *, model: str, side: Side) -> "pa.Table":
     """The table with the column `vector` (fixed_size_list<float16>, unit length), by one of an actor's models."""
     rows = models.reader(side).rows(table)
-    vectors_ND = models.encoder(model).encode(rows, batch_size)
+    vectors_ND = models.encoder(model).encode(rows, models.batch_size)
     return table.append_column("vector", vector_column(vectors_ND, str(models.directories[model])))
 
 

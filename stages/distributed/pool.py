@@ -35,6 +35,7 @@ class Models:
 
     def __init__(self, rows: Artifact, directories: Mapping[str, Path], cluster: Cluster) -> None:
         self.rows, self.directories, self.cluster = rows, directories, cluster
+        self.batch_size = cluster.batch_size
         self._encoders: dict[str, Encoder] = {}
         self._readers: dict[str, RowReader] = {}
 

@@ -1,15 +1,19 @@
 """A student from start to end, for `distill` and `train`: train it with frozen vision, export it, check the export.
 
-How the training runs is told in `stages.distributed.training`; what the exported directory holds, in
+How the training runs is written in `stages.distributed.training`; what the exported directory holds, in
 `stages.export.checkpoint`.
 """
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stages.contract.context import Artifact, Context, StageError
-from stages.distributed.training import WEIGHTS, LiveTeacher, TrainingJob, optimisation, quiet_libraries, run_training
+from stages.contract.context import Context, StageError
+from stages.distributed.training import WEIGHTS, TrainingJob, quiet_libraries, run_training
+from stages.learn.settings import FineTuning
+
+if TYPE_CHECKING:
+    from stages.learn.objective import Objective
 
 PREFERRED = ("image", "image,text", "text")  # what a bare text looks for, as in search
 STREAMS = {"distill": 1, "train": 2}
@@ -18,66 +22,35 @@ STREAMS = {"distill": 1, "train": 2}
 
 def student_stage(
     context: Context,
-    params: Any,
+    settings: FineTuning,
     source: Path,
     layers: int | None,
-    objective: Any,
-    features: Artifact | None,
-    mined: Any = None,
-    live: LiveTeacher | None = None,
-    hard_negatives: int = 0,
+    objective: "Objective",
+    **asked: Any,
 ) -> dict[str, Any]:
     """Trains a student with the vision tower frozen and exports it; what `distill` and `train` share.
 
     Args:
-        params: the stage's section: steps, batch_size, seed and the optimizer's fields.
+        settings: the stage's section.
         source: the model directory to start from.
         layers: decoder layers to keep, None for all.
         objective: what is minimised.
-        features: teacher vectors, where the objective needs them.
-        mined: hard negatives, where some were mined.
-        live: the teacher to run in every step, in the place of `features`.
-        hard_negatives: hard negatives of a query in each of its steps.
+        asked: what only one of the stages has: `teacher`, `mined`, `hard_negatives` of a `TrainingJob`.
 
     Returns:
         The last measures, and the student's size.
     """
-    from stages.model.lora import Lora
-
     quiet_libraries()
     check_dims(source, objective.dims)
-    job = TrainingJob(
-        model=source,
-        layers=layers,
-        ingest=context.inputs["ingest"],
-        features=features,
-        objective=objective,
-        settings=optimisation(params, context.cluster),
-        seed=(context.params.seed if params.seed == -1 else params.seed) + STREAMS[context.output.stage],
-        vary_instructions=features is None,
-        smallest_task=params.smallest_task,
-        repeat_positives=params.repeat_positives,
-        sub_batch=getattr(params, "sub_batch", 0),
-        least_crop=getattr(params, "least_crop", 1.0),
-        mirror=getattr(params, "mirror", False),
-        drop_words=getattr(params, "drop_words", 0.0),
-        train_vision=False,
-        precision=context.cluster.chosen_precision(),
-        threads=context.cluster.threads_each(context.cluster.workers),
-        log_every=params.log_every,
-        checkpoint_every=params.checkpoint_every,
-        run=context.tracker.handle(),
-        label=context.output.stage,
-        mined=mined,
-        live=live,
-        hard_negatives=hard_negatives,
-        lora=Lora(**params.lora.model_dump()) if params.adapter == "lora" else None,
-    )
-    if params.steps:
+    if settings.steps:
+        seed = (context.params.seed if settings.seed == -1 else settings.seed) + STREAMS[context.output.stage]
+        job = TrainingJob.of(
+            context, model=source, layers=layers, objective=objective, settings=settings, seed=seed, **asked
+        )
         weights, measures = run_training(context, job)
     else:
         weights, measures = cut_only(context, source, layers), {}
-    return {**export_stage(context, weights, source, measures, objective.dims if params.steps else ()), **measures}
+    return {**export_stage(context, weights, source, measures, objective.dims if settings.steps else ()), **measures}
 
 
 def check_dims(source: Path, dims: tuple[int, ...]) -> None:
@@ -132,6 +105,5 @@ def query_prompts(instructions: Any) -> dict[str, str]:
         for row in instructions.to_json()
         if row["prompts"]
     }
-    told = (instructions.any("text", target) for target in PREFERRED)
-    default = next((one for one in told if one), None)
+    default = next(filter(None, (instructions.any("text", target) for target in PREFERRED)), None)
     return {**prompts, **({"query": f"{default}\n"} if default else {})}

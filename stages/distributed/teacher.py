@@ -32,22 +32,20 @@ NAME = "teacher"
 """Of the model in a pool of actors, and of the store's directory of its vectors."""
 
 
-def read_states(models: Models, table: "pa.Table", *, side: str, layers: Sequence[int], batch_size: int) -> "pa.Table":
+def read_states(models: Models, table: "pa.Table", *, side: str, layers: Sequence[int]) -> "pa.Table":
     """The table with `vector`: the normed states after the given layers, one behind the other, as fp16."""
     import pyarrow as pa
 
-    states_NKD = _states(models, table, side, layers, batch_size)
+    states_NKD = _states(models, table, side, layers)
     if not np.isfinite(states_NKD).all() or np.abs(states_NKD).max(initial=0) > FP16_LARGEST:
         raise StageError("the teacher's states do not fit fp16; choose another features.layer")
     values = pa.array(states_NKD.astype(np.float16).reshape(-1))
     return table.append_column("vector", pa.FixedSizeListArray.from_arrays(values, int(np.prod(states_NKD.shape[1:]))))
 
 
-def embed_layers(
-    models: Models, table: "pa.Table", *, side: str, layers: Sequence[int], batch_size: int
-) -> "pa.Table":
+def embed_layers(models: Models, table: "pa.Table", *, side: str, layers: Sequence[int]) -> "pa.Table":
     """The table with a column `layer {k}` of unit vectors for each layer, as an encoder of k layers gives them."""
-    states_NKD = _states(models, table, side, layers, batch_size)
+    states_NKD = _states(models, table, side, layers)
     units_NKD = states_NKD / np.maximum(np.linalg.norm(states_NKD, axis=-1, keepdims=True), 1e-12)
     for place, layer in enumerate(layers):
         table = table.append_column(
@@ -63,16 +61,16 @@ def one_layer(table: "pa.Table", layer: int, drop: Sequence[str] = ()) -> "pa.Ta
     return left.rename_columns(["vector" if name == f"layer {layer}" else name for name in left.column_names])
 
 
-def _states(models: Models, table: "pa.Table", side: str, layers: Sequence[int], batch_size: int) -> np.ndarray:
+def _states(models: Models, table: "pa.Table", side: str, layers: Sequence[int]) -> np.ndarray:
     """Normed states, float32 [N, K, D], of K layers, counted from 1."""
     import torch
 
     encoder, rows = models.encoder(NAME), models.reader(side).rows(table)
     states_NKD = np.zeros((len(rows), len(layers), encoder.dim), np.float32)
-    for start, batch in encoder.batches(rows, batch_size):
+    for start, batch in encoder.batches(rows, models.batch_size):
         with torch.inference_mode():
-            states_KBD = encoder.states_by_layer(batch, normed=True)[[layer - 1 for layer in layers]]
-        states_NKD[start : start + batch_size] = states_KBD.transpose(0, 1).float().cpu().numpy()
+            states_KBD = encoder.states_by_layer(batch)[[layer - 1 for layer in layers]]
+        states_NKD[start : start + models.batch_size] = states_KBD.transpose(0, 1).float().cpu().numpy()
     return states_NKD
 
 
@@ -104,9 +102,9 @@ class PoolVectors:
             Target(output, EMBEDDINGS, partial(one_layer, layer=layer, drop=("text", "image_id")))
             for layer, output in missing.items()
         ]
-        params, ingest = context.params.evaluate, context.inputs["ingest"]
-        compute = partial(embed_layers, side="candidate", layers=list(missing), batch_size=params.batch_size)
-        shards = cut(ingest, "candidates", params.rows_per_shard)
+        ingest = context.inputs["ingest"]
+        compute = partial(embed_layers, side="candidate", layers=list(missing))
+        shards = cut(ingest, "candidates", context.cluster.rows_per_shard)
         keep = partial(keep_pools, pools=sorted(card["pools"]))
         return cls(shelves, shard_work(targets, shards, ingest, compute, columns=CANDIDATE_COLUMNS, keep=keep))
 

@@ -14,11 +14,19 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stages.contract.context import Artifact, Context, StageError
 from stages.contract.params import Cluster
+from stages.learn.settings import FineTuning, Training
+
+if TYPE_CHECKING:
+    from stages.learn.loop import Teacher
+    from stages.learn.objective import Objective
+    from stages.learn.sampling import PairSampler
+    from stages.model.encoder import Encoder
 
 WEIGHTS = "weights"
 CPU_ONLY = {
@@ -33,8 +41,6 @@ class LiveTeacher:
 
     model: Path
     layer: int
-    normed: bool
-    before_mlp: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,56 +50,41 @@ class TrainingJob:
     Attributes:
         model: a model directory that the process can read.
         layers: decoder layers to keep, None for all.
+        objective: what is minimised.
+        settings: the stage's section; a `FineTuning` leaves the vision tower as it is, and may train adapters alone.
+        seed: of samples and dropout.
         ingest: the ingest artifact.
-        features: the features artifact, when there is a teacher.
-        objective: `stages.learn.objective.Objective`.
-        settings: `stages.learn.engine.Optimisation`.
-        seed: order of the samples.
-        vary_instructions: draw an instruction for each use.
-        smallest_task: samples of an epoch that every task of a data set has at least, by repetition.
-        repeat_positives: times that a query comes in an epoch at most, once for each of its positives.
-        sub_batch: queries of one task that stand together in a batch; 0 mixes them freely.
-        train_vision: train the vision tower too.
-        precision: fp32 or bf16.
-        threads: torch threads of a process on CPU.
-        log_every: steps between log lines.
-        checkpoint_every: steps between checkpoints.
+        cluster: precision, threads, ZeRO stage, how often to log and to save.
         run: the tracker's picklable handle.
         label: what log lines call the job.
+        teacher: the features artifact, from which states are looked up, or what is run in every step.
         mined: the table of mined hard negatives (`stages.mining.mine.Mined`), where there is one.
-        live: the teacher, where it is run and not looked up.
         hard_negatives: hard negatives of a query in each of its steps.
-        least_crop: share of an image's area that its random crops keep at least; 1 shows all whole.
-        drop_words: share of the words of a query of text alone that a step leaves out.
-        mirror: show every other image mirrored.
-        lora: the adapters to train in the place of the whole decoder.
     """
 
     model: Path
     layers: int | None
-    ingest: Artifact
-    features: Artifact | None
-    objective: Any
-    settings: Any
+    objective: "Objective"
+    settings: Training
     seed: int
-    vary_instructions: bool
-    smallest_task: int
-    repeat_positives: int
-    train_vision: bool
-    precision: str
-    threads: int
-    log_every: int
-    checkpoint_every: int
+    ingest: Artifact
+    cluster: Cluster
     run: Any
     label: str
+    teacher: Artifact | LiveTeacher | None = None
     mined: Any = None
-    live: LiveTeacher | None = None
     hard_negatives: int = 0
-    sub_batch: int = 0
-    least_crop: float = 1.0
-    drop_words: float = 0.0
-    mirror: bool = False
-    lora: Any = None
+
+    @classmethod
+    def of(cls, context: Context, **asked: Any) -> "TrainingJob":
+        """A job of this stage."""
+        place = {"ingest": context.inputs["ingest"], "cluster": context.cluster}
+        return cls(**place, run=context.tracker.handle(), label=context.output.stage, **asked)
+
+    @property
+    def reads_cached_states(self) -> bool:
+        """Whether the teacher's states were computed before: then queries keep the instruction they were read with."""
+        return not (self.teacher is None or isinstance(self.teacher, LiveTeacher))
 
 
 def run_training(context: Context, job: TrainingJob) -> tuple[Path, dict[str, float]]:
@@ -169,90 +160,118 @@ def train_worker(config: dict[str, Any]) -> None:
 
     quiet_libraries()
     from stages.learn import loop
-    from stages.learn.collectives import rank, world_size
-    from stages.learn.engine import full_weights
-    from stages.learn.sampling import PairSampler
+    from stages.learn.collectives import rank
+
+    job: TrainingJob = config["job"]
+    torch.manual_seed(job.seed)
+    device = choose_device(job.cluster)
+    encoder = load_student(job, device)
+    progress = Progress(job, encoder)
+    fit = partial(
+        loop.fit, encoder, open_sampler(job), job.objective, job.settings, job.cluster,
+        teacher=open_teacher(job, device), on_log=progress.log, on_checkpoint=progress.save,
+    )  # fmt: skip
+    resume = ray.train.get_checkpoint()
+    if resume is None:
+        fit()
+        return
+    with resume.as_directory() as directory:
+        if rank() == 0:
+            sys.stderr.write(f"{job.label}: goes on from {Path(resume.path).name}\n")
+        fit(resume=Path(directory))
+
+
+def choose_device(cluster: Cluster) -> str:
+    """The process's GPU, where each process of the node has one; else the CPU, with its share of the cores."""
+    import ray.train
+    import torch
+
+    if torch.cuda.is_available() and ray.train.get_context().get_local_world_size() <= torch.cuda.device_count():
+        return f"cuda:{torch.cuda.current_device()}"
+    torch.set_num_threads(cluster.threads_each(cluster.workers))
+    return "cpu"
+
+
+def load_student(job: TrainingJob, device: str) -> "Encoder":
+    """The model, with what the job does not train frozen."""
     from stages.model.encoder import Encoder
     from stages.model.lora import add_adapters
 
-    job: TrainingJob = config["job"]
-    cuda = torch.cuda.is_available() and ray.train.get_context().get_local_world_size() <= torch.cuda.device_count()
-    if not cuda:
-        torch.set_num_threads(job.threads)
-    torch.manual_seed(job.seed)
-    device = f"cuda:{torch.cuda.current_device()}" if cuda else "cpu"
-    encoder = Encoder.load(job.model, job.layers, job.precision, device).train()
-    if not job.train_vision:
+    encoder = Encoder.load(job.model, job.layers, job.cluster.chosen_precision(), device).train()
+    if isinstance(job.settings, FineTuning):
         encoder.freeze_vision()
-    if job.lora is not None:
-        add_adapters(encoder, job.lora)
-    sampler = PairSampler(
+        if job.settings.lora.rank:
+            add_adapters(encoder, job.settings.lora)
+    return encoder
+
+
+def open_sampler(job: TrainingJob) -> "PairSampler":
+    """The pairs of this rank."""
+    from stages.learn.collectives import rank, world_size
+    from stages.learn.sampling import PairSampler
+
+    return PairSampler(
         job.ingest,
-        batch=job.settings.batch_size,
+        job.settings,
         world=world_size(),
         rank=rank(),
         seed=job.seed,
-        vary_instructions=job.vary_instructions,
-        smallest_task=job.smallest_task,
-        repeat_positives=job.repeat_positives,
-        sub_batch=job.sub_batch,
+        vary_instructions=not job.reads_cached_states,
         mined=job.mined,
         hard_negatives=job.hard_negatives,
-        least_crop=job.least_crop,
-        drop_words=job.drop_words,
-        mirror=job.mirror,
     )
-    if len(sampler) < job.settings.batch_size:
-        raise ValueError(
-            f"{len(sampler)} training queries are fewer than a batch of {job.settings.batch_size}: "
-            "lower batch_size or give more data"
-        )
-    latest: dict[str, float] = {}
 
-    def on_log(step: int, measures: dict[str, float]) -> None:
-        latest.clear()
-        latest.update(measures, step=step)
+
+def open_teacher(job: TrainingJob, device: str) -> "Teacher | None":
+    """The teacher, where its states weigh anything."""
+    from stages.learn import loop
+    from stages.model.encoder import Encoder
+
+    if job.teacher is None or not job.objective.feature_weight:
+        return None
+    if isinstance(job.teacher, LiveTeacher):
+        encoder = Encoder.load(job.teacher.model, job.teacher.layer, job.cluster.chosen_precision(), device)
+        return loop.live_teacher(encoder, job.settings.chunk)
+    return loop.cached_teacher(FeatureTable(job.teacher, "query"), FeatureTable(job.teacher, "candidate"))
+
+
+class Progress:
+    """What a rank reports of its training: measures to the log and the tracker, checkpoints to Ray Train."""
+
+    def __init__(self, job: TrainingJob, encoder: "Encoder"):
+        self.job, self.encoder = job, encoder
+        self.latest: dict[str, float] = {}
+
+    def log(self, step: int, measures: dict[str, float]) -> None:
+        """Logs the measures of a step, from rank 0."""
+        from stages.learn.collectives import rank
+
+        self.latest = {**measures, "step": step}
         if rank() == 0:
-            job.run.metrics(measures, step)
+            self.job.run.metrics(measures, step)
             # Not print(): Ray Train patches it to write every line a second time.
-            sys.stderr.write(progress_line(job.label, step, job.settings, measures) + "\n")
+            sys.stderr.write(progress_line(self.job.label, step, self.job.settings, measures) + "\n")
             sys.stderr.flush()
 
-    def on_checkpoint(step: int, engine: Any) -> None:
+    def save(self, step: int, engine: Any) -> None:
+        """Saves a checkpoint, the last one with the weights."""
+        import ray.train
+
+        from stages.learn.collectives import rank
+        from stages.learn.engine import full_weights
+
         directory = tempfile.mkdtemp(prefix="puma-checkpoint-")  # Ray deletes it when it has arrived
         engine.save_checkpoint(directory, client_state={"step": step})
-        if step == job.settings.steps:
+        if step == self.job.settings.steps:
             weights = full_weights(engine)
             if rank() == 0:
-                save_weights(encoder, weights, job.lora, Path(directory) / WEIGHTS)
+                save_weights(self.encoder, weights, self.job.settings, Path(directory) / WEIGHTS)
         ray.train.report(
-            dict(latest),
+            dict(self.latest),
             checkpoint=ray.train.Checkpoint.from_directory(directory),
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,  # training goes on while it is stored
             delete_local_checkpoint_after_upload=True,
         )
-
-    teacher, compared = None, bool(job.objective.feature_weights)
-    if compared and job.features is not None:
-        teacher = loop.cached_teacher(FeatureTable(job.features, "query"), FeatureTable(job.features, "candidate"))
-    elif compared and job.live is not None:
-        whole = Encoder.load(job.live.model, job.live.layer, job.precision, device)
-        teacher = loop.live_teacher(whole, job.live.normed, job.live.before_mlp, job.settings.chunk)
-    resume = ray.train.get_checkpoint()
-    arguments = {
-        "teacher": teacher,
-        "log_every": job.log_every,
-        "checkpoint_every": job.checkpoint_every,
-        "on_log": on_log,
-        "on_checkpoint": on_checkpoint,
-    }
-    if resume is None:
-        loop.fit(encoder, sampler, job.objective, job.settings, **arguments)
-    else:
-        with resume.as_directory() as directory:
-            if rank() == 0:
-                sys.stderr.write(f"{job.label}: goes on from {Path(resume.path).name}\n")
-            loop.fit(encoder, sampler, job.objective, job.settings, resume=Path(directory), **arguments)
 
 
 class FeatureTable:
@@ -269,29 +288,31 @@ class FeatureTable:
         return np.asarray(self.table.row(self.table.find(identity))["vector"], np.float32)
 
 
-def save_weights(encoder: Any, weights: Any, lora: Any, directory: Path) -> None:
+def save_weights(encoder: "Encoder", weights: Any, settings: Training, directory: Path) -> None:
     """Writes the backbone's trained weights as a stock `ForConditionalGeneration` checkpoint.
 
     Args:
         encoder: gives the configuration, and the vision tower where that was frozen.
         weights: the state dict of the trained module: the encoder's, alone or beside a learnt temperature.
-        lora: the adapters to merge, None where there are none.
+        settings: of the training; its adapters are merged.
         directory: where to write.
     """
     from stages.export.checkpoint import save_backbone
     from stages.model.lora import merged
 
-    backbone = backbone_weights(encoder, weights)
-    save_backbone(encoder.backbone.config, merged(backbone, lora) if lora else backbone, directory)
+    stock = backbone_weights(encoder, weights)
+    if isinstance(settings, FineTuning):
+        stock = merged(stock, settings.lora)
+    save_backbone(encoder.backbone.config, stock, directory)
 
 
-def backbone_weights(encoder: Any, weights: Any) -> dict[str, Any]:
+def backbone_weights(encoder: "Encoder", weights: Any) -> dict[str, Any]:
     """The backbone's part of a trained module's state dict, under the backbone's own names, frozen vision included."""
     everything = {**weights, **encoder.vision_weights()}
     return {name.partition("backbone.")[2]: tensor for name, tensor in everything.items() if "backbone." in name}
 
 
-def progress_line(label: str, step: int, settings: Any, measures: dict[str, float]) -> str:
+def progress_line(label: str, step: int, settings: Training, measures: dict[str, float]) -> str:
     """One line of progress: `train 120/300 loss 1.234 hit@1 0.71 τ 0.023 lr 3.0e-04 210 pairs/s, 0:52 left`."""
     speed = measures["pairs_per_second"]
     left = round((settings.steps - step) * settings.batch_size / speed)
@@ -313,13 +334,3 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     logging.getLogger("deepspeed").setLevel(logging.WARNING)
-
-
-def optimisation(params: Any, cluster: Cluster) -> Any:
-    """The `Optimisation` of a section with steps, batch_size and the optimizer's fields."""
-    from stages.learn.engine import Optimisation
-
-    fields = ("steps", "batch_size", "learning_rate", "warmup", "weight_decay", "clip", "muon_rate", "chunk")
-    chosen = {name: getattr(params, name) for name in fields}
-    chosen["first_layer_rate"] = getattr(params, "first_layer_rate", 1.0)
-    return Optimisation(**chosen, zero_stage=cluster.zero_stage, bf16=cluster.chosen_precision() == "bf16")

@@ -1,56 +1,25 @@
 """DeepSpeed around a module: optimizer, schedule, ZeRO, and full weights back out of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from stages.contract.params import Cluster
 from stages.learn.schedules import learning_rate_factor
+from stages.learn.settings import Optimisation, Training
+
+FIRST_LAYER = ".language_model.layers.0."
 
 
-@dataclass(frozen=True)
-class Optimisation:
-    """AdamW with linear warm-up and cosine decay, or Muon beside it.
-
-    Attributes:
-        steps: optimizer steps of the whole training.
-        batch_size: queries of a step over all ranks.
-        learning_rate: peak.
-        warmup: share of the steps that the warm-up takes.
-        weight_decay: on matrices only.
-        clip: gradient norm at which to clip; 0 is off, as it must be with Muon. Always passed on, DeepSpeed 0.19.8
-            clips at 1.0 by default.
-        zero_stage: DeepSpeed ZeRO stage.
-        bf16: compute in bfloat16.
-        chunk: rows that are embedded at a time, by GradCache; 0 embeds the whole batch in one pass. It decides the
-            memory of a step and no result.
-        first_layer_rate: factor on the learning rate of the first decoder layer.
-        muon_rate: peak learning rate of Muon, which then trains the layers' matrices; 0 leaves them to AdamW as well.
-            In Muon's own unit: the spectral norm of a step (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
-    """
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-    warmup: float
-    weight_decay: float
-    clip: float
-    zero_stage: int
-    bf16: bool
-    chunk: int = 0
-    first_layer_rate: float = 1.0
-    muon_rate: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.muon_rate and self.clip:
-            # DeepSpeed clips by the norm of Muon's steps at some ZeRO stages and by that of the gradients at others.
-            raise ValueError(f"clip is {self.clip:g}, and Muon gives its steps their length itself: set clip=0")
-
-
-def start_engine(module: nn.Module, settings: Optimisation, world: int) -> Any:
+def start_engine(module: nn.Module, settings: Training, cluster: Cluster, world: int) -> Any:
     """A DeepSpeed engine over the module's trainable parameters.
+
+    Args:
+        settings: batch, optimizer and schedule.
+        cluster: precision and ZeRO stage.
+        world: number of ranks.
 
     Raises:
         ValueError: the batch does not divide among the ranks.
@@ -67,7 +36,7 @@ def start_engine(module: nn.Module, settings: Optimisation, world: int) -> Any:
         optimizer, lambda step: learning_rate_factor(step, settings.steps, settings.warmup)
     )
     engine, *_ = deepspeed.initialize(
-        model=module, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(settings, world)
+        model=module, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(settings, cluster, world)
     )
     return engine
 
@@ -99,8 +68,7 @@ def parameter_groups(module: nn.Module, settings: Optimisation) -> list[dict[str
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             muon = bool(settings.muon_rate) and parameter.ndim == 2 and "embed" not in name
-            rate = settings.first_layer_rate if ".language_model.layers.0." in name else 1.0
-            rate *= settings.muon_rate if muon else settings.learning_rate
+            rate = settings.rate(muon=muon, first_layer=FIRST_LAYER in name)
             decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
             groups.setdefault((rate, decay, muon), []).append(parameter)
     return [
@@ -109,20 +77,20 @@ def parameter_groups(module: nn.Module, settings: Optimisation) -> list[dict[str
     ]
 
 
-def deepspeed_config(settings: Optimisation, world: int) -> dict[str, Any]:
+def deepspeed_config(settings: Training, cluster: Cluster, world: int) -> dict[str, Any]:
     """The DeepSpeed configuration; everything that has a surprising default is written out."""
     return {
         "train_micro_batch_size_per_gpu": settings.batch_size // world,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": settings.clip,
+        "gradient_clipping": settings.clip,  # DeepSpeed 0.19.8 clips at 1.0 where nothing is said
         "zero_optimization": {
-            "stage": settings.zero_stage,
+            "stage": cluster.zero_stage,
             "stage3_param_persistence_threshold": 0,
             "stage3_gather_16bit_weights_on_model_save": True,
             # On ZeRO-3 Muon needs a matrix's whole gradient on the rank that makes the step.
-            **({"reduce_scatter": False} if settings.muon_rate and settings.zero_stage == 3 else {}),
+            **({"reduce_scatter": False} if settings.muon_rate and cluster.zero_stage == 3 else {}),
         },
-        "bf16": {"enabled": settings.bf16},
+        "bf16": {"enabled": cluster.chosen_precision() == "bf16"},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,

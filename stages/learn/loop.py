@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from stages.contract.params import Cluster
 from stages.learn.collectives import rank, world_size
-from stages.learn.engine import Optimisation, start_engine
+from stages.learn.engine import start_engine
 from stages.learn.gradcache import Loss, backward, needs_images
 from stages.learn.objective import Objective, Step, learner, losses
 from stages.learn.sampling import Pairs, PairSampler
+from stages.learn.settings import Training
 from stages.model.encoder import Encoder
 from stages.model.inputs import Batch, prefetch
 
@@ -32,12 +34,11 @@ def fit(
     encoder: Encoder,
     sampler: PairSampler,
     objective: Objective,
-    settings: Optimisation,
+    settings: Training,
+    cluster: Cluster,
     *,
     teacher: Teacher | None = None,
     resume: Path | None = None,
-    log_every: int,
-    checkpoint_every: int,
     on_log: Callable[[int, dict[str, float]], None],
     on_checkpoint: Callable[[int, Any], None],
 ) -> Any:
@@ -47,16 +48,15 @@ def fit(
         encoder: its parameters with `requires_grad` are trained.
         sampler: the pairs of each step.
         objective: what is minimised.
-        settings: optimizer and ZeRO.
-        teacher: needed when the objective has a feature weight.
+        settings: batch, optimizer and schedule.
+        cluster: precision, ZeRO stage, and how often `on_log` and `on_checkpoint` are called.
+        teacher: needed where the objective has a feature weight.
         resume: a directory written by `engine.save_checkpoint`; training goes on at the step that it names.
-        log_every: steps between calls of `on_log`.
-        checkpoint_every: steps between calls of `on_checkpoint`, which also follows the last step.
         on_log: receives the step and its measures, on every rank.
-        on_checkpoint: receives the step and the engine, on every rank.
+        on_checkpoint: receives the step and the engine, on every rank; also after the last step.
     """
     module, temperature = learner(encoder, objective)
-    engine = start_engine(module, settings, world_size())
+    engine = start_engine(module, settings, cluster, world_size())
     start = 0
     if resume is not None:
         _, client_state = engine.load_checkpoint(str(resume))
@@ -73,11 +73,11 @@ def fit(
         measures = train_step(engine, encoder, current.rows, loss_of, cached=cached)
         seen += settings.batch_size
         done = step + 1
-        if done % log_every == 0 or done == settings.steps:
+        if done % cluster.log_every == 0 or done == settings.steps:
             measures |= pace(engine, seen / (time.perf_counter() - clock))
             clock, seen = time.perf_counter(), 0
             on_log(done, measures)
-        if done % checkpoint_every == 0 or done == settings.steps:
+        if done % cluster.checkpoint_every == 0 or done == settings.steps:
             on_checkpoint(done, engine)
     return engine
 
@@ -142,25 +142,20 @@ def cached_teacher(queries: Mapping, candidates: Mapping) -> Teacher:
     return look_up
 
 
-def live_teacher(encoder: Encoder, normed: bool, before_mlp: bool = False, chunk: int = 0) -> Teacher:
+def live_teacher(encoder: Encoder, chunk: int = 0) -> Teacher:
     """A teacher that reads each step's rows itself, as the paper does: a second model in memory and in every step.
 
     Args:
         encoder: the backbone up to the layer that teaches.
-        normed: whether its final norm is applied.
-        before_mlp: read the layer before its MLP.
         chunk: rows that are on the device at a time; 0 is the whole step.
     """
     encoder.eval()
-    whole = normed and not before_mlp
 
     @torch.no_grad()
     def read(pairs: Pairs) -> torch.Tensor:
         batch, parts_RD = encoder.collator(pairs.query_rows + pairs.candidate_rows, chunk), []
         for one in batch.chunks:
-            rows = Batch.of(one.to(encoder.device))
-            states_RD = encoder.states(rows) if whole else encoder.states_by_layer(rows, normed, before_mlp)[-1]
-            parts_RD.append(states_RD.float())
+            parts_RD.append(encoder.states(Batch.of(one.to(encoder.device))).float())
         return torch.cat(parts_RD)[batch.place_B.to(encoder.device)]
 
     return read

@@ -9,7 +9,7 @@ different numbers of them; each fills its S places with zeros that are masked.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,17 +35,17 @@ from stages.model.inputs import Batch
 
 @dataclass(frozen=True)
 class Objective:
-    """What a step minimises: contrastive_weight * softmax + Σ weight * feature loss to the teacher.
+    """What a step minimises: contrastive_weight * softmax + feature_weight * distance to the teacher.
 
     Attributes:
         loss: `mac`, `infonce`, `mamcl` or `learnable`; see `stages.learn.losses`.
         temperature: τ of InfoNCE and MAMCL, τ_norm of MAC-Loss, where the learnable τ starts.
-        hard_temperature: where τ_hard starts; None is `temperature`, as published.
+        hard_temperature: where τ_hard starts; 0 is `temperature`, as published.
         hard_decay: r of τ_hard's schedule.
         hard_until: share of training after which τ_hard stays.
-        hard_digits: decimals that τ_hard is rounded to.
         contrastive_weight: weight of the softmax.
-        feature_weights: weight of each feature loss: `mse`, `cosine`, `relational`; none needs no teacher.
+        feature_loss: the distance to the teacher: `mse`, `cosine` or `relational`.
+        feature_weight: its weight; 0 needs no teacher.
         dims: leading values of a vector that must also serve as a vector, besides all of them (Matryoshka
             representation learning, Kusupati et al. 2022, arXiv 2205.13147). The softmax is the mean over them.
         symmetric: candidates are to find their queries too.
@@ -53,19 +53,18 @@ class Objective:
 
     loss: str
     temperature: float
-    hard_temperature: float | None = None
+    hard_temperature: float = 0.0
     hard_decay: float = 0.5
     hard_until: float = 0.5
-    hard_digits: int = 3
     contrastive_weight: float = 1.0
-    feature_weights: dict[str, float] = field(default_factory=dict)
+    feature_loss: str = "cosine"
+    feature_weight: float = 0.0
     dims: tuple[int, ...] = ()
     symmetric: bool = False
 
     def tau_hard(self, progress: float) -> float:
         """τ_hard after a share `progress` of training."""
-        start = self.temperature if self.hard_temperature is None else self.hard_temperature
-        return tau_hard_at(progress, start, self.hard_decay, self.hard_until, self.hard_digits)
+        return tau_hard_at(progress, self.hard_temperature or self.temperature, self.hard_decay, self.hard_until)
 
 
 @dataclass(frozen=True)
@@ -119,11 +118,11 @@ def losses(
     states_RD = states_RD.float()
     contrastive, parts = _contrastive(states_RD, step.pairs, objective, progress, temperature)
     total = objective.contrastive_weight * contrastive
-    for kind, weight in objective.feature_weights.items():
+    if objective.feature_weight:
         teacher_RD = step.teacher_RD.to(states_RD.device)
-        value = _to_teacher(kind, states_RD[: len(teacher_RD)], teacher_RD)
-        total = total + weight * value
-        parts[f"feature {kind}"] = value.item()
+        distance = _to_teacher(objective.feature_loss, states_RD[: len(teacher_RD)], teacher_RD)
+        total = total + objective.feature_weight * distance
+        parts[f"feature {objective.feature_loss}"] = distance.item()
     return total, parts
 
 

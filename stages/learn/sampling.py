@@ -10,15 +10,14 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from stages.data.instructions import Instructions, with_instruction
 from stages.data.keys import NOTHING, hash_ids
 from stages.data.modalities import MODALITIES
 from stages.data.order import batch_at, epoch_order, in_blocks, picks, upsampled
-from stages.data.sources.fields import normalise
 from stages.data.tables import MappedTable
 from stages.learn.crops import random_box
+from stages.learn.settings import Sampling
 from stages.model.rows import Row
 
 CONTENTS = 1 << 16  # content ids that are remembered: a popular positive is looked up once
@@ -53,67 +52,47 @@ class PairSampler:
     """Random access to query-positive pairs of the train split, memory-mapped.
 
     Of a query's positives one is drawn for each use, as published, and over the epochs all of the target's modality
-    come up. The loss masks the
-    others wherever they turn up; several positives in one softmax would compete with each other.
+    come up. The loss masks the others wherever they turn up; several positives in one softmax would compete with each
+    other.
 
     Args:
         ingest: the ingest artifact.
-        batch: queries of a step over all ranks.
+        settings: which queries meet, and what of an image is shown.
+        world: number of ranks.
+        rank: this process's.
         seed: decides everything that is random.
         vary_instructions: draw an instruction for each use; False always takes the first, as evaluation does.
-        smallest_task: queries of a task of a data set are repeated until an epoch has this many; 0 repeats none.
-        repeat_positives: a query comes as often in an epoch as it has positives, but no more often than this. 1 counts
-            queries, as published; more counts pairs, and a name with thirty photos is no rarer than each photo.
-        sub_batch: so many neighbours in a batch are of one task of a data set; 0 mixes all freely.
         mined: a table of mined hard negatives by qid, beside those that the data gives.
-        hard_negatives: so many of a query's hard negatives are drawn for each use, or all where there are fewer.
-        least_crop: share of an image's area that a random crop of it keeps at least; 1 always shows the whole.
-        drop_words: share of the words of a query of text alone that a step leaves out.
-        mirror: show every other image mirrored, evenly drawn.
+        hard_negatives: of a query's, drawn for each use, or all where there are fewer.
     """
 
     def __init__(
         self,
         ingest: Any,
+        settings: Sampling,
         *,
-        batch: int,
         world: int,
         rank: int,
         seed: int,
         vary_instructions: bool,
-        smallest_task: int = 0,
-        repeat_positives: int = 1,
-        sub_batch: int = 0,
         mined: Any = None,
         hard_negatives: int = 0,
-        least_crop: float = 1.0,
-        drop_words: float = 0.0,
-        mirror: bool = False,
     ):
         self.queries = MappedTable.open(ingest, "queries", "qid", where={"split": "train"})
         self.candidates = MappedTable.open(ingest, "candidates", "did")
         self.images = MappedTable.open(ingest, "images", "image_id")
         self.instructions = Instructions.load(ingest)
-        self.batch, self.world, self.rank, self.seed = batch, world, rank, seed
+        self.settings, self.world, self.rank, self.seed = settings, world, rank, seed
         self.vary_instructions, self.hard_negatives = vary_instructions, hard_negatives
-        self.least_crop, self.drop_words, self.mirror = least_crop, drop_words, mirror
         self.known = lru_cache(CONTENTS)(self._known)
         datasets, tasks = (self.queries.column(name).to_numpy() for name in ("dataset_id", "task_id"))
         self.mined = None if mined is None else MappedTable.open(mined, "negatives", "qid")
         group = datasets.astype(np.int64) << 32 | tasks
-        self.epoch = self._samples(repeat_positives)
-        self.epoch = self.epoch[upsampled(group[self.epoch], smallest_task)]
+        self.epoch = upsampled(group, settings.smallest_task)
         self.order_of = epoch_order
-        if sub_batch:
+        if settings.sub_batch:
             group = group[self.epoch]
-            self.order_of = lru_cache(2)(lambda *of: in_blocks(epoch_order(*of), group, sub_batch))
-
-    def _samples(self, repeat_positives: int) -> np.ndarray:
-        """Rows of queries, each as often as an epoch shows it before small tasks are repeated."""
-        if repeat_positives == 1:
-            return np.arange(len(self.queries))
-        positives = self.queries.column("positives", pc.list_value_length).to_numpy()
-        return np.repeat(np.arange(len(self.queries)), np.minimum(positives, repeat_positives))
+            self.order_of = lru_cache(2)(lambda *of: in_blocks(epoch_order(*of), group, settings.sub_batch))
 
     def __len__(self) -> int:
         """Samples of an epoch; a query that is repeated counts each time."""
@@ -121,8 +100,8 @@ class PairSampler:
 
     def pairs(self, step: int) -> Pairs:
         """This rank's pairs of one step."""
-        place = {"batch": self.batch, "world": self.world, "rank": self.rank, "seed": self.seed}
-        indices = batch_at(step, size=len(self), **place, order_of=self.order_of)
+        place = {"world": self.world, "rank": self.rank, "seed": self.seed}
+        indices = batch_at(step, size=len(self), batch=self.settings.batch_size, **place, order_of=self.order_of)
         queries = [self.queries.row(int(row)) for row in self.epoch[indices]]
         which = picks(step, indices, seed=self.seed, stream=0)
         wording = picks(step, indices, seed=self.seed, stream=1) if self.vary_instructions else [0] * len(indices)
@@ -175,12 +154,7 @@ class PairSampler:
 
     def _query(self, query: dict, target: str, pick: int, step: int) -> Row:
         instruction = self.instructions.choose(query["dataset_id"], query["modality"], target, int(pick))
-        text = query["text"]
-        if self.drop_words and query["modality"] == "text":
-            text = some_words(
-                text, int(picks(step, hash_ids([query["qid"]]), seed=self.seed, stream=4)[0]), self.drop_words
-            )
-        return self._row(query["qid"], with_instruction(instruction, text), query["image_id"], step)
+        return self._row(query["qid"], with_instruction(instruction, query["text"]), query["image_id"], step)
 
     def _candidate(self, candidate: dict, step: int) -> Row:
         return self._row(candidate["did"], candidate["text"], candidate["image_id"], step)
@@ -190,25 +164,8 @@ class PairSampler:
         if image_id is None:
             return Row(text)
         image = self.images.row(self.images.find(image_id))["bytes"]
-        draw, side = (int(picks(step, hash_ids([identity]), seed=self.seed, stream=stream)[0]) for stream in (3, 5))
-        return Row(text, image, random_box(draw, self.least_crop), self.mirror and side % 2 == 1)
-
-
-def some_words(text: str, draw: int, dropped: float) -> str:
-    """The text without a random part of its words, so that people find a thing by a part of its name.
-
-    Deleting words is the noise that taught sentence encoders best (TSDAE, Wang et al. 2021, arXiv 2104.06979). It is
-    only right where fewer words mean no other thing: for names, and not for "a red circle left of a blue square".
-
-    Args:
-        draw: decides everything that is random.
-        dropped: share of the words, in [0, 1); one always stays.
-    """
-    random, words = np.random.default_rng(draw), text.split()
-    stays = random.random(len(words)) >= dropped
-    stays[random.integers(len(words))] = True
-    kept = normalise(" ".join(word for word, one in zip(words, stays, strict=True) if one))
-    return kept or text  # a lone quotation mark is no text
+        draw = int(picks(step, hash_ids([identity]), seed=self.seed, stream=3)[0])
+        return Row(text, image, random_box(draw, self.settings.least_crop))
 
 
 def _hashes(ids: Iterable[str]) -> np.ndarray:

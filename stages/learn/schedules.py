@@ -11,10 +11,10 @@ def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - ramp) / max(1, steps - ramp))))
 
 
-def tau_hard_at(progress: float, start: float, decay: float, until: float = 0.5, digits: int = 3) -> float:
-    """τ_hard after a share `progress` of training: round(start · exp(-2 r min(until, progress)), digits).
+def tau_hard_at(progress: float, start: float, decay: float, until: float = 0.5) -> float:
+    """τ_hard after a share `progress` of training: start · exp(-2 r min(until, progress)), rounded to thousandths.
 
-    A falling staircase. As published it starts at τ_norm and `until` is half time: with 0.03 and r 0.5 it goes from
-    0.030 to 0.018 and stays (PUMA's code). The rounding makes the stairs; more digits make it smooth.
+    The published rounding makes it a falling staircase. As published it starts at τ_norm and `until` is half time:
+    with 0.03 and r 0.5 it goes from 0.030 to 0.018 and stays (PUMA's code).
     """
-    return round(start * math.exp(-2 * decay * min(until, progress)), digits)
+    return round(start * math.exp(-2 * decay * min(until, progress)), 3)

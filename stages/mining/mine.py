@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from stages.contract.context import Artifact, Context, StageError
-from stages.contract.params import Section, knob
+from stages.contract.params import Section
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,7 +36,6 @@ class Mine(Section):
     margin: float = Field(
         0.95, gt=0, le=1, description="a negative's cosine is below this share of the query's farthest positive's"
     )
-    batch_size: int = knob(64, ge=1)
 
 
 @dataclass(frozen=True)
@@ -106,11 +105,11 @@ def _write_candidates(context: Context, model: Path, path: Path) -> None:
 
     from stages.distributed.embedding import embed_rows
 
-    ingest, batch_size = context.inputs["ingest"], context.params.train.mine.batch_size
+    ingest = context.inputs["ingest"]
     stored = ray.data.read_parquet(ingest.files("candidates"), filesystem=ingest.filesystem)
     columns = ["did", "modality", "text", "image_id", "content_id", "pools"]
     pooled = stored.select_columns(columns).map_batches(keep_training, batch_format="pyarrow", zero_copy_batch=True)
-    embedded = embed_rows(context, pooled, model=model, side="candidate", batch_size=batch_size)
+    embedded = embed_rows(context, pooled, model=model, side="candidate")
     embedded.map_batches(with_hashes, batch_format="pyarrow").write_parquet(str(path))
     if not _files(path):
         raise StageError("no candidate is in the pool union_train, so there is nothing to mine; set per_query=0")
@@ -155,7 +154,7 @@ def _write_negatives(context: Context, model: Path, candidates: Path, path: Path
     stored = ray.data.read_parquet(ingest.files("queries"), filesystem=ingest.filesystem)
     train = stored.map_batches(_train_queries, fn_kwargs={"columns": list(ASKED)}, batch_format="pyarrow")
     rule = context.params.train.mine
-    embedded = embed_rows(context, train, model=model, side="query", batch_size=rule.batch_size)
+    embedded = embed_rows(context, train, model=model, side="query")
     arguments = {"files": tuple(_files(candidates)), "per_query": rule.per_query, "margin": rule.margin}
     mined = embedded.map_batches(_mine, fn_kwargs=arguments, batch_size=BLOCK, batch_format="pyarrow")
     mined.write_parquet(str(path))

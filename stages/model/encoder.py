@@ -151,35 +151,23 @@ class Encoder(nn.Module):
         """`states` as a module call, so that DeepSpeed's hooks run."""
         return self.states(batch, vision)
 
-    def states_by_layer(self, batch: Batch, normed: bool, before_mlp: bool = False) -> torch.Tensor:
-        """States at `[RET]` after each decoder layer, [K, B, D], from one forward pass.
+    def states_by_layer(self, batch: Batch) -> torch.Tensor:
+        """States at `[RET]` after each decoder layer and the final norm, [K, B, D], from one forward pass.
 
-        Hooks keep one row of each layer's output; `output_hidden_states=True` would keep all of them.
-
-        Args:
-            normed: apply the final norm to every layer, which makes entry k - 1 the output of a student of k layers.
-            before_mlp: read each layer after the residual of its attention and before its MLP. The last MLP turns
-                states toward the vocabulary, away from what they mean (FreeRet, arXiv 2509.24621).
+        Entry k - 1 is the output of a student of k layers. Hooks keep one row of each layer's output;
+        `output_hidden_states=True` would keep all of them.
         """
-        states_KBD = torch.cat([self._chunk_states_by_layer(chunk, before_mlp) for chunk in batch.chunks], dim=1)
-        states_KBD = states_KBD[:, batch.place_B]
-        return self.backbone.language_model.norm(states_KBD) if normed else states_KBD
+        states_KBD = torch.cat([self._chunk_states_by_layer(chunk) for chunk in batch.chunks], dim=1)
+        return self.backbone.language_model.norm(states_KBD[:, batch.place_B])
 
-    def _chunk_states_by_layer(self, chunk: Chunk, before_mlp: bool) -> torch.Tensor:
-        """Raw states [K, R, D] of one chunk."""
+    def _chunk_states_by_layer(self, chunk: Chunk) -> torch.Tensor:
+        """States [K, R, D] of one chunk, before the final norm."""
         kept: list[torch.Tensor] = []
 
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
             kept.append(_read_out(output[0] if isinstance(output, tuple) else output, chunk))
 
-        def keep_input(_module: nn.Module, inputs: Any) -> None:
-            kept.append(_read_out(inputs[0], chunk))
-
-        layers = self.backbone.language_model.layers
-        if before_mlp:  # what the norm before the MLP is given is the state after the attention's residual
-            hooks = [layer.post_attention_layernorm.register_forward_pre_hook(keep_input) for layer in layers]
-        else:
-            hooks = [layer.register_forward_hook(keep) for layer in layers]
+        hooks = [layer.register_forward_hook(keep) for layer in self.backbone.language_model.layers]
         try:
             self._chunk_states(chunk)
         finally:

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from stages.model.prompt import IMAGE_PAD, RETRIEVAL_TOKEN, render
 from stages.model.rows import Box, Row
@@ -174,8 +174,6 @@ class Collator:
         image = Image.open(io.BytesIO(row.image)).convert("RGB")
         if row.box is not None:
             image = image.crop(pixels(row.box, image.size))
-        if row.mirrored:
-            image = ImageOps.mirror(image)
         features = self.image_processor(images=[image], return_tensors="np")
         return features["pixel_values"], features["image_grid_thw"][0]
 

@@ -6,48 +6,29 @@ student has the stock layout and no trace of them.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 
+from stages.contract.params import Lora
 from stages.model.encoder import Encoder
 
 TARGETS = r"layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 BASE, DOWN, UP = ".base_layer.", ".lora_A.default.", ".lora_B.default."
 
 
-@dataclass(frozen=True)
-class Lora:
-    """The size of the adapters.
-
-    Attributes:
-        rank: inner width r; the adapters start as zero.
-        alpha: their output is scaled by alpha / rank.
-        dropout: on their input.
-    """
-
-    rank: int
-    alpha: float
-    dropout: float
-
-    @property
-    def scale(self) -> float:
-        """The factor on an adapter's output."""
-        return self.alpha / self.rank
-
-
 def add_adapters(encoder: Encoder, lora: Lora) -> None:
-    """Puts adapters into the decoder and freezes everything else of it; call it after `freeze_vision`."""
+    """Puts adapters, which start as zero, into the decoder and freezes its rest; call it after `freeze_vision`."""
     from peft import LoraConfig, inject_adapter_in_model
 
+    alpha = lora.scale * lora.rank
     settings = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=TARGETS, bias="none"
+        r=lora.rank, lora_alpha=alpha, lora_dropout=lora.dropout, target_modules=TARGETS, bias="none"
     )
     inject_adapter_in_model(settings, encoder.backbone.language_model)
 
 
 def merged(weights: Mapping[str, torch.Tensor], lora: Lora) -> dict[str, torch.Tensor]:
-    """A state dict with adapters as the stock one: W + scale · B A, summed in fp32 and stored as W was.
+    """A state dict, where it has adapters, as the stock one: W + scale · B A, summed in fp32 and stored as W was.
 
     It works on the state dict, because that is what ZeRO-3 gives whole, and `peft` merges modules only.
     """

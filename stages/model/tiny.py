@@ -7,7 +7,6 @@ The tokenizer is byte-level BPE trained on the ingested texts and the read-out p
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -69,7 +68,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, *, layers: int, hidden: int,
         "intermediate_size": 3 * hidden,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": max(1, heads // 2),
+        "num_key_value_heads": 1 if heads % 2 else heads // 2,
         "max_position_embeddings": 4096,
         "rope_theta": 10000.0,
         # Rotary pairs for time, height and width, in Qwen2-VL's proportion 2 : 3 : 3.
@@ -99,22 +98,12 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, *, layers: int, hidden: int,
 
 
 def write_tiny(directory: Path, tokenizer: PreTrainedTokenizerFast, config: Qwen2VLConfig, *, min_pixels: int,
-               max_pixels: int, max_text_tokens: int, seed: int, unit_scale: bool = False,
-               mimetic: bool = False) -> None:  # fmt: skip
-    """Writes an untrained checkpoint in the stock layout, its weights drawn with `seed`.
-
-    Args:
-        unit_scale: embeddings, decoder and merger start as `keep_lengths` draws them.
-        mimetic: the vision tower starts with attention as `mimic_trained` draws it.
-    """
+               max_pixels: int, max_text_tokens: int, seed: int) -> None:  # fmt: skip
+    """Writes an untrained checkpoint in the stock layout, its weights drawn with `seed`."""
     torch.manual_seed(seed)
     model = Qwen2VLForConditionalGeneration(config)
-    if unit_scale:
-        keep_lengths(model.model.language_model)
-        keep_lengths(model.model.visual.merger)
-    if mimetic:
-        for block in model.model.visual.blocks:
-            mimic_trained(block.attn)
+    keep_lengths(model.model.language_model)
+    keep_lengths(model.model.visual.merger)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     processor = Qwen2VLImageProcessorPil(
@@ -139,32 +128,3 @@ def keep_lengths(module: torch.nn.Module) -> None:
             torch.nn.init.normal_(part.weight)
         elif isinstance(part, torch.nn.Linear):
             torch.nn.init.normal_(part.weight, std=part.in_features**-0.5)
-
-
-@torch.no_grad()
-def mimic_trained(attention: Any) -> None:
-    """Draws a vision block's attention as large trained towers have it, which a few thousand photos do not teach.
-
-    Mimetic initialisation (Trockman and Kolter 2023, arXiv 2305.09828): in trained towers a patch looks at patches
-    like itself and takes away what they share, so with Z of entries N(0, 1/width) each head starts at
-    W_qᵀ W_k ≈ 0.7 Z + 0.7 I, and all heads together at W_o W_v = 0.4 Z - 0.4 I.
-
-    Args:
-        attention: of a Qwen2-VL vision block: `qkv` of three times the width, `proj` of the width.
-    """
-    width, size = attention.dim, attention.head_dim
-    query, key, value = attention.qkv.weight.split(width)
-    for head in range(attention.num_heads):
-        left, right = _factors(0.7, 0.7, width)
-        rows = slice(head * size, (head + 1) * size)
-        query[rows], key[rows] = left.T[:size], right[:size]
-    left, right = _factors(0.4, -0.4, width)
-    attention.proj.weight.copy_(left)
-    value.copy_(right)
-
-
-def _factors(noise: float, identity: float, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two matrices [width, width] whose product is noise · Z + identity · I, by its singular values, largest first."""
-    product = noise * torch.randn(width, width) / width**0.5 + identity * torch.eye(width)
-    left, values, right = torch.linalg.svd(product)
-    return left * values.sqrt(), values.sqrt()[:, None] * right

@@ -181,15 +181,18 @@ def main(case: dict[str, Any]) -> None:
     """One process: training steps of one case, texts as queries and pictures as candidates."""
     import torch
 
-    from stages.learn.engine import Optimisation, start_engine
+    from stages.contract.params import Cluster
+    from stages.learn.engine import start_engine
     from stages.learn.gradcache import backward
     from stages.learn.losses import softmax_loss
+    from stages.learn.settings import Training
     from stages.model.encoder import Encoder
 
     directory, batch, chunk = Path(case["model"]), case["batch"], case["chunk"]
     encoder = Encoder(make_backbone(directory, case["layers"]), make_collator(directory)).train()
     encoder.freeze_vision()
-    engine = start_engine(encoder, Optimisation(9, batch, 1e-5, 0.0, 0.0, 1.0, 1, bf16=True), 1)
+    settings = Training(steps=9, batch_size=batch, learning_rate=1e-5, warmup=0, weight_decay=0)
+    engine = start_engine(encoder, settings, Cluster(precision="bf16"), 1)
     rows = encoder.collator(rows_of(batch, [0, 1]) + rows_of(batch, [2]), chunk)
     positive_Q = torch.arange(batch, device="cuda")
 

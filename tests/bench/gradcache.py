@@ -96,16 +96,19 @@ def main(case: dict[str, Any]) -> None:
     """One process: two steps, the second one measured."""
     import torch
 
-    from stages.learn.engine import Optimisation, start_engine
+    from stages.contract.params import Cluster
+    from stages.learn.engine import start_engine
     from stages.learn.gradcache import backward
     from stages.learn.losses import softmax_loss
+    from stages.learn.settings import Training
     from stages.model.encoder import Encoder
 
     torch.set_num_threads(1)
     batch, chunk = case["batch"], case["chunk"]
     encoder = Encoder.load(Path(case["model"])).train()
     encoder.freeze_vision()
-    engine = start_engine(encoder, Optimisation(2, batch, 1e-4, 0.0, 0.0, 1.0, 1, bf16=False), 1)
+    settings = Training(steps=2, batch_size=batch, learning_rate=1e-4, warmup=0, weight_decay=0)
+    engine = start_engine(encoder, settings, Cluster(), 1)
     matrix = 0
 
     def loss_of(states_RD: torch.Tensor) -> tuple[torch.Tensor, dict]:

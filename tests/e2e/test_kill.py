@@ -42,8 +42,8 @@ class Pipeline:
             sys.executable, str(ROOT / "pipeline" / "run.py"), "--recipe", "smoke",
             "store=s3://bucket/puma", f"store_endpoint={address}", f"tracking_uri=sqlite:///{home}/mlflow.db",
             "data.scenes.train=24", "data.scenes.val=8", "data.scenes.test=8",
-            "backbone.source=local", f"backbone.model={teacher}", f"features.rows_per_shard={16 if ALL else 32}",
-            "distill.steps=0", f"train.steps={STEPS}", f"train.checkpoint_every={EVERY}", "train.log_every=1",
+            "backbone.source=local", f"backbone.model={teacher}", f"cluster.rows_per_shard={16 if ALL else 32}",
+            "distill.steps=0", f"train.steps={STEPS}", f"cluster.checkpoint_every={EVERY}", "cluster.log_every=1",
             "train.check_loaders=false", "evaluate.teacher=false",
         ]  # fmt: skip
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}

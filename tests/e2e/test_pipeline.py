@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["ingest", "backbone", "features", "distill", "train", "index", "evaluate"]
 METHOD = [
-    "distill.adapter=lora", "distill.chunk=4", "distill.also.relational=0.5", "train.adapter=lora", "train.chunk=4",
+    "distill.lora.rank=8", "distill.chunk=4", "distill.feature_loss=relational", "train.lora.rank=8", "train.chunk=4",
     "train.mine.per_query=2", "train.mine.margin=1", "train.sub_batch=4", "train.matryoshka=[16]",
 ]  # fmt: skip
 """What recipes may switch on, all at once; the run that is killed (`test_kill`) trains without any of it."""

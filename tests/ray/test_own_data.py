@@ -52,7 +52,7 @@ def world(home: Path) -> dict:
 
 def run_corpus(home: Path, path: Path | str, model: Path, **params: object) -> tuple[Artifact, dict]:
     """Runs the stage and commits what it wrote."""
-    sections = {"index": index.Params(corpus=str(path), batch_size=8, **params), "student": Student(model=str(model))}
+    sections = {"index": index.Params(corpus=str(path), **params), "student": Student(model=str(model))}
     context = begin(home / "store", "index", **sections)
     metrics = corpus.run(context)
     return commit(home / "store", context), metrics

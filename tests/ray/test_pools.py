@@ -23,7 +23,7 @@ pytestmark = pytest.mark.ray
 class Placed:
     """Stands for a model: tells on which GPU it was put."""
 
-    def __init__(self, ingest: str, cluster: Cluster, batch_size: int) -> None:
+    def __init__(self, ingest: str, cluster: Cluster) -> None:
         self.gpus = ",".join(map(str, ray.get_gpu_ids()))
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -37,12 +37,13 @@ def unchanged(table: pa.Table) -> pa.Table:
 @pytest.fixture
 def context(shared_cluster: None, tmp_path: Path):
     made = begin(tmp_path / "store", "features", {"ingest": "ingest"})
-    return SimpleNamespace(cluster=Cluster(gpus_per_worker=1), inputs=made.inputs, output=made.output)
+    cluster = Cluster(gpus_per_worker=1, batch_size=1, rows_per_shard=2)
+    return SimpleNamespace(cluster=cluster, inputs=made.inputs, output=made.output)
 
 
 def test_tables_are_mapped_by_actors_with_a_gpu_each(context):
     dataset = ray.data.from_arrow(pa.table({"id": range(7)}))
-    mapped = map_with_models(context, dataset, Placed, batch_size=1).take_all()
+    mapped = map_with_models(context, dataset, Placed).take_all()
     assert sorted(row["id"] for row in mapped) == list(range(7))
     assert {row["gpus"] for row in mapped} == {"0"}
 

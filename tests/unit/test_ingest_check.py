@@ -27,7 +27,6 @@ def test_a_good_source_passes_and_so_do_scenes(tmp_path):
         ({"path": "gs://bucket/data"}, "give a directory or s3://bucket/prefix"),
         ({"kind": "pairs"}, "holds no file of records"),
         ({"kind": "pairs", "path": "s3:///x"}, "give s3://bucket/prefix"),
-        ({"max_pixels": 2000, "refuse_pixels": 1500}, "max_pixels"),
     ],
 )
 def test_a_source_that_cannot_be_read_is_refused_in_one_line(tmp_path, fields, said):

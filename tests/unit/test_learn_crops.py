@@ -1,4 +1,4 @@
-"""Random crops and mirrored images: what they keep, what they depend on, and that the model sees just that."""
+"""Random crops: what they keep, what they depend on, and that the model sees just that."""
 
 import io
 from pathlib import Path
@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image
 
 from stages.learn.crops import random_box
 from stages.learn.sampling import PairSampler
+from stages.learn.settings import Sampling
 from stages.model.encoder import Encoder
 from stages.model.inputs import pixels
 from stages.model.rows import Row
@@ -44,8 +45,10 @@ def test_a_part_of_a_tiny_image_has_pixels(width, height, draw):
 def sampler_of(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     ingest = write_ingest(Path(tmp_path, "store"))
-    settings = {"batch": 8, "world": 1, "rank": 0, "seed": 0, "vary_instructions": False, "least_crop": 0.3}
-    return lambda **changes: PairSampler(ingest, **settings | changes)
+    place = {"world": 1, "rank": 0, "seed": 0, "vary_instructions": False}
+    return lambda least_crop=0.3, **changes: PairSampler(
+        ingest, Sampling(batch_size=8, least_crop=least_crop), **place | changes
+    )
 
 
 def test_a_crop_is_a_function_of_seed_step_and_row(sampler_of):
@@ -76,25 +79,3 @@ def test_the_model_sees_the_part_alone(tmp_path):
     expected = collator([Row(None, part.getvalue())]).chunks[0]
     assert seen.pixels_PC.equal(expected.pixels_PC)
     assert seen.grid_I3.equal(expected.grid_I3)
-
-
-def test_every_other_image_is_mirrored_as_seed_step_and_row_say(sampler_of):
-    sampler = sampler_of(mirror=True)
-    steps = [sampler.pairs(step) for step in range(40)]
-    rows = [row for pairs in steps for row in pairs.query_rows + pairs.candidate_rows]
-    sides = [row.mirrored for row in rows if row.image]
-    assert abs(np.mean(sides) - 0.5) < 4 * 0.5 / len(sides) ** 0.5  # four standard deviations
-    assert not any(row.mirrored for row in rows if row.image is None)
-    parts = [sampler_of(mirror=True, world=2, rank=rank).pairs(5).candidate_rows for rank in (0, 1)]
-    assert steps[5].candidate_rows == parts[0] + parts[1]
-    assert not any(row.mirrored for row in sampler_of().pairs(5).candidate_rows)
-
-
-def test_the_model_sees_the_crop_mirrored(tmp_path):
-    collator = Encoder.load(write_checkpoint(tmp_path, "qwen2_vl", layers=1)).collator
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 120, 3), np.uint8))
-    whole, part = io.BytesIO(), io.BytesIO()
-    image.save(whole, "PNG")
-    ImageOps.mirror(image.crop((30, 20, 90, 80))).save(part, "PNG")
-    seen = collator([Row(None, whole.getvalue(), (0.25, 0.25, 0.75, 1.0), mirrored=True)]).chunks[0]
-    assert seen.pixels_PC.equal(collator([Row(None, part.getvalue())]).chunks[0].pixels_PC)

@@ -2,12 +2,13 @@
 
 import pytest
 
-from stages.learn.engine import Optimisation, make_optimizer, parameter_groups
+from stages.learn.engine import make_optimizer, parameter_groups
 from stages.learn.loop import learning_rates
+from stages.learn.settings import FineTuning, Optimisation
 from stages.model.encoder import Encoder
 from tests.tiny_models import write_checkpoint
 
-WITH_MUON = Optimisation(10, 8, 1e-3, 0.0, 0.1, 0.0, 1, bf16=False, first_layer_rate=0.5, muon_rate=0.02)
+WITH_MUON = FineTuning(muon_rate=0.02, clip=0, first_layer_rate=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_muon_trains_the_matrices_of_layers_and_adamw_the_rest(encoder):
 
 
 def test_without_a_rate_adamw_trains_all(encoder):
-    settings = Optimisation(10, 8, 1e-3, 0.0, 0.1, 1.0, 1, bf16=False)
+    settings = Optimisation()
     assert not any(group["use_muon"] for group in groups_by_name(encoder, settings).values())
     assert learning_rates(make_optimizer(encoder, settings)) == {"learning_rate": 1e-3}
 
@@ -46,4 +47,4 @@ def test_both_rates_are_told(encoder):
 
 def test_muon_s_steps_are_not_clipped():
     with pytest.raises(ValueError, match="set clip=0"):
-        Optimisation(10, 8, 1e-3, 0.0, 0.1, 1.0, 1, bf16=False, muon_rate=0.02)
+        Optimisation(muon_rate=0.02)

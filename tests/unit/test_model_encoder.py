@@ -102,28 +102,15 @@ def test_pruned_output_is_the_normed_hidden_state(checkpoint, encoder):
             )
             expected_D = encoder.backbone.language_model.norm(full.hidden_states[3])[0, -1]
             assert torch.equal(pruned.states(batch)[0], expected_D)
-            assert torch.equal(encoder.states_by_layer(batch, normed=True)[2, 0], expected_D)
+            assert torch.equal(encoder.states_by_layer(batch)[2, 0], expected_D)
 
 
-def test_states_by_layer_ends_in_the_output_and_can_be_raw(encoder):
+def test_states_by_layer_end_in_the_output(encoder):
     batch = encoder.collator(ragged_rows())
     with torch.inference_mode():
-        normed_KBD = encoder.states_by_layer(batch, normed=True)
-        raw_KBD = encoder.states_by_layer(batch, normed=False)
-        assert len(normed_KBD) == encoder.layers
-        assert torch.equal(normed_KBD[-1], encoder.states(batch))
-        assert torch.equal(encoder.backbone.language_model.norm(raw_KBD), normed_KBD)
-
-
-def test_states_before_the_mlp_become_the_layer_s_states_through_it(encoder):
-    batch = encoder.collator([Row("A red circle.", picture())])
-    with torch.inference_mode():
-        before_KBD = encoder.states_by_layer(batch, normed=False, before_mlp=True)
-        after_KBD = encoder.states_by_layer(batch, normed=False)
-        layers = encoder.backbone.language_model.layers
-        for layer, before_BD, after_BD in zip(layers, before_KBD, after_KBD, strict=True):
-            through_BD = before_BD + layer.mlp(layer.post_attention_layernorm(before_BD))
-            assert torch.allclose(through_BD, after_BD, atol=1e-6)
+        states_KBD = encoder.states_by_layer(batch)
+        assert len(states_KBD) == encoder.layers
+        assert torch.equal(states_KBD[-1], encoder.states(batch))
 
 
 def test_the_export_is_read_by_automodel_with_the_same_vectors(checkpoint, tmp_path):

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from stages.contract.params import Lora
 from stages.distributed.training import save_weights
 from stages.export.checkpoint import export_student
 from stages.export.parity import stock_vectors
+from stages.learn.settings import FineTuning
 from stages.model.encoder import Encoder
 from stages.model.families import FAMILIES
-from stages.model.lora import Lora, add_adapters, merged
+from stages.model.lora import add_adapters, merged
 from tests.tiny_models import ragged_rows, write_checkpoint
 
 LORA = Lora(rank=4, alpha=8, dropout=0.1)
@@ -42,7 +44,7 @@ def test_the_merged_export_equals_the_unmerged_model(family, tmp_path):
     move(encoder)
     unmerged = encoder.encode(rows)
     assert np.abs(unmerged - untouched).max() > 1e-2
-    save_weights(encoder, encoder.state_dict(), LORA, tmp_path / "weights")
+    save_weights(encoder, encoder.state_dict(), FineTuning(lora=LORA), tmp_path / "weights")
     export_student(tmp_path / "weights", source, tmp_path / "model", {}, dims=(16, 32))
     # fp32 sums in another order; a lost or wrongly scaled adapter measures above 1e-2.
     assert np.abs(Encoder.load(tmp_path / "model").encode(rows) - unmerged).max() < 2e-6

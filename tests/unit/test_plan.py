@@ -326,6 +326,17 @@ def test_bf16_is_in_the_key_of_every_stage_that_computes_with_a_model(cluster):
     assert decide(Config.model_validate({"cluster": cluster}), store)["index"].action == "cached"
 
 
+def test_the_rows_of_a_shard_are_in_the_key_of_every_stage_that_embeds():
+    decisions = decide(Config.model_validate({"cluster": {"rows_per_shard": 7}}), default_store())
+    assert {name for name in decisions if "PARAMS cluster.rows_per_shard 2048 → 7" in decisions[name].reasons} == {
+        "features",
+        "index",
+        "evaluate",
+    }
+    knobs = {"batch_size": 2, "log_every": 3, "checkpoint_every": 4}
+    assert running(decide(Config.model_validate({"cluster": knobs}), default_store())) == set()
+
+
 def test_a_backbone_from_outside_is_the_same_in_every_precision():
     hub = {"backbone": {"source": "hub", "model": "a/b", "revision": "c"}}
     store = commit(decide(Config.model_validate(hub)).values())

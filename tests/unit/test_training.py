@@ -1,11 +1,11 @@
 """What a person sees of a training: one line for each log step."""
 
 from stages.distributed.training import progress_line
-from stages.learn.engine import Optimisation
+from stages.learn.settings import Training
 
 
 def test_a_progress_line_tells_the_measures_and_the_time_left():
-    settings = Optimisation(300, 64, 1e-3, 0.03, 0.01, 1.0, 1, bf16=False)
+    settings = Training(steps=300, batch_size=64)
     measures = {"pairs_per_second": 128.0, "loss": 1.2345, "in_batch_hit@1": 0.5, "learning_rate": 5e-4}
     line = progress_line("train", 120, settings, measures | {"tau_hard": 0.023})
     assert line == "train 120/300 loss 1.234 hit@1 0.50 τ 0.023 lr 5.0e-04 128 pairs/s, 1:30 left"

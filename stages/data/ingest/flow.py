@@ -28,7 +28,7 @@ from stages.data.sources.remote import Place
 
 TASKS_PER_CPU = 4
 SMALLEST_CHUNK = 2**18
-SMALLEST_BATCH = 32
+SMALLEST_BATCH, LARGEST_BATCH = 32, 2000  # pictures that one task checks
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,9 @@ def take_numbers(candidates: ray.data.Dataset, queries: ray.data.Dataset, pools:
 
 
 def write_images(
-    output: Attempt, root: Place, rows: tuple[ray.data.Dataset, ...], numbers: Numbers, limits: ImageLimits, most: int
+    output: Attempt, root: Place, rows: tuple[ray.data.Dataset, ...], numbers: Numbers, limits: ImageLimits
 ) -> Images:
-    """Checks each distinct picture and writes the good ones to `images/`, at most `most` pictures in one task.
+    """Checks each distinct picture and writes the good ones to `images/`.
 
     Pictures that a killed run has written already are taken over; see `stages.data.ingest.pictures`.
     """
@@ -141,7 +141,7 @@ def write_images(
     if checked:
         say(f"{checked} of {numbers.path_count} pictures were checked before")
     left = numbers.path_count - checked
-    batch = min(most, max(SMALLEST_BATCH, math.ceil(left / (TASKS_PER_CPU * _cpus()))))
+    batch = min(LARGEST_BATCH, max(SMALLEST_BATCH, math.ceil(left / (TASKS_PER_CPU * _cpus()))))
 
     def new_paths(table: pa.Table) -> pa.Table:
         return pictures.new_paths(table, *ray.get([numbers.paths, done]))

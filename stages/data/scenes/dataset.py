@@ -18,7 +18,6 @@ from stages.data.scenes.tasks import (
     DATASET,
     DATASET_ID,
     TASKS,
-    Difficulty,
     SceneFamily,
     answer_rows,
     candidate_rows,
@@ -57,14 +56,11 @@ class Part:
     start: int
     stop: int
     size: int
-    difficulty: Difficulty
-    tasks: tuple[int, ...]
 
 
 def make(root: Path, counts: Any, seed: int, each: Each = map) -> Path:
     """Writes the directory, anew where a killed run left one. `counts` is `stages.ingest.Scenes`."""
     shutil.rmtree(root, ignore_errors=True)
-    difficulty = Difficulty(tuple(counts.things), counts.siblings, counts.edits)
     first_number = 0
     for split in SPLITS:
         count = getattr(counts, split)
@@ -72,11 +68,11 @@ def make(root: Path, counts: Any, seed: int, each: Each = map) -> Path:
         starts = range(0, count, FAMILIES_PER_PART)
         stops = [min(start + FAMILIES_PER_PART, count) for start in starts]
         parts = [
-            Part(root, seed, split, count, first_number, start, stop, counts.size, difficulty, counts.tasks)
+            Part(root, seed, split, count, first_number, start, stop, counts.size)
             for start, stop in zip(starts, stops, strict=True)
         ]
         for texts in each(make_part, parts):
-            _append(root, split, texts, counts.tasks)
+            _append(root, split, texts)
         first_number += count
     _write_instructions(root)
     return root
@@ -84,7 +80,7 @@ def make(root: Path, counts: Any, seed: int, each: Each = map) -> Path:
 
 def make_part(part: Part) -> dict[str, str]:
     """Draws the pictures of a part; {"pictures" …: candidate lines, "query0" …: lines, "qrels0" …: lines}."""
-    world = judged_world(part.seed, part.split, part.count, part.first_number, part.difficulty)
+    world = judged_world(part.seed, part.split, part.count, part.first_number)
     texts: dict[str, list[str]] = defaultdict(list)
     for kind, row in answer_rows(world) if part.start == 0 else ():
         texts[kind].append(json.dumps(row))
@@ -95,8 +91,6 @@ def make_part(part: Part) -> dict[str, str]:
             texts[kind].append(json.dumps(row))
         for row in query_rows(family, part.split, world):
             task = row["task_id"]
-            if task not in part.tasks:
-                continue
             texts[f"query{task}"].append(json.dumps(row))
             texts[f"qrels{task}"] += [f"{row['qid']} 0 {did} 1 {task}" for did in row["pos_cand_list"]]
     return {name: "".join(f"{line}\n" for line in lines) for name, lines in texts.items()}
@@ -113,16 +107,16 @@ def _draw(part: Part, index: int, family: SceneFamily) -> None:
         (part.root / image_path(family, part.split, which)).write_bytes(data)
 
 
-def _append(root: Path, split: str, texts: dict[str, str], tasks: tuple[int, ...]) -> None:
+def _append(root: Path, split: str, texts: dict[str, str]) -> None:
     """Appends what a part gives to the files of its split; a pool is written to every task that asks it."""
     for name, lines in texts.items():
-        for path in _files(split, name, tasks):
+        for path in _files(split, name):
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             with open(root / path, "a", encoding="utf-8") as file:
                 file.write(lines)
 
 
-def _files(split: str, name: str, asked: tuple[int, ...]) -> list[str]:
+def _files(split: str, name: str) -> list[str]:
     """The files that lines of this name belong to."""
     if name.startswith("query"):
         if split == "train":
@@ -133,7 +127,7 @@ def _files(split: str, name: str, asked: tuple[int, ...]) -> list[str]:
         return [] if split == "train" else [f"qrels/{split}/mbeir_{DATASET}_task{task}_{split}_qrels.txt"]
     pools = [f"cand_pool/global/mbeir_union_{split}_cand_pool.jsonl"]
     if split != "train":
-        tasks = [task for task, (_, _, kind) in TASKS.items() if kind == name and task in asked]
+        tasks = [task for task, (_, _, kind) in TASKS.items() if kind == name]
         pools += [f"cand_pool/local/mbeir_{DATASET}_task{task}_{split}_cand_pool.jsonl" for task in tasks]
     return pools
 

@@ -22,9 +22,7 @@ OTHER_WORDS = {
     "striped": "lined",
 }
 ROOMS = ("kitchen", "hall", "library", "attic", "garden", "cellar", "studio", "tower")
-NUMBERS = {1: "one shape", 2: "two shapes", 3: "three shapes", 4: "four shapes"}
-CLOCKWISE = (0, 1, 3, 2)
-"""Cells in the order of a walk around the picture."""
+NUMBERS = {1: "one shape", 2: "two shapes", 3: "three shapes"}
 SIDES = {
     "to the left of": ("left", 0),
     "to the right of": ("left", 1),
@@ -101,19 +99,10 @@ def retell(told: Outline, random: Random) -> str:
 
 
 def questions(scene: Scene) -> list[str]:
-    """All questions that have exactly one answer in this scene.
-
-    With three things or more they are those that take several steps: what lies beside what lies beside a thing, and
-    what comes one after the other on a walk around the picture.
-    """
-    if len(scene) > 2:
-        found = [f"what is {side} what is {other} the {thing.shape}?"
-                 for thing in scene for side in SIDES for other in SIDES]  # fmt: skip
-        found += [f"clockwise from the {thing.shape}, what comes?" for thing in scene] * 2
-    else:
-        found = ["how many shapes are there, and of which colours?", "which shapes are there, and how many?"]
-        found += [f"what is at the {CELLS[thing.cell]}?" for thing in scene]
-        found += [f"what is {side} the {thing.shape}?" for thing in scene for side in SIDES]
+    """All questions that have exactly one answer in this scene."""
+    found = ["how many shapes are there, and of which colours?", "which shapes are there, and how many?"]
+    found += [f"what is at the {CELLS[thing.cell]}?" for thing in scene]
+    found += [f"what is {side} the {thing.shape}?" for thing in scene for side in SIDES]
     return [question for question in found if answer(question, scene)]
 
 
@@ -123,8 +112,6 @@ def answer(question: str, scene: Scene) -> str | None:
         return f"there are {NUMBERS[len(scene)]}: {_listed(sorted(thing.colour for thing in scene))}"
     if question.startswith("which shapes"):
         return f"the picture shows {NUMBERS[len(scene)]}: {_listed(sorted(thing.shape for thing in scene))}"
-    if question.startswith("clockwise"):
-        return _walk(question.removeprefix("clockwise from the ").removesuffix(", what comes?"), scene)
     asked = question.removeprefix("what is ").removesuffix("?")
     if asked.removeprefix("at the ") in CELLS:
         there = [thing for thing in scene if f"at the {CELLS[thing.cell]}" == asked]
@@ -134,32 +121,13 @@ def answer(question: str, scene: Scene) -> str | None:
 
 
 def _beside(place: str, scene: Scene) -> Thing | None:
-    """The one thing "above the circle" or "above what is below the circle".
-
-    None where there is none, where there are several, and where two steps lead back to the first thing.
-    """
+    """The one thing "above the circle"; None where there is none, and where there are several."""
     side = next(side for side in SIDES if place.startswith(side))
-    of = place.removeprefix(f"{side} ")
-    if of.startswith("what is "):
-        middle = _beside(of.removeprefix("what is "), scene)
-        shape = middle.shape if middle else ""
-    else:
-        shape = of.removeprefix("the ")
+    shape = place.removeprefix(f"{side} the ")
     relation, where = SIDES[side]
     held = _all_relations(scene)
     there = [thing for thing in scene if _fact(relation, where, thing.shape, shape) in held]
-    back = there and of.endswith(f" the {there[0].shape}")
-    return there[0] if len(there) == 1 and not back else None
-
-
-def _walk(shape: str, scene: Scene) -> str | None:
-    """All things in clockwise order of their cells, from the one of this shape on."""
-    order = sorted(scene, key=lambda thing: CLOCKWISE.index(thing.cell))
-    starts = [index for index, thing in enumerate(order) if thing.shape == shape]
-    if not starts:
-        return None
-    walk = order[starts[0] :] + order[: starts[0]]
-    return "clockwise: " + ", ".join(f"{thing.colour} {thing.shape}" for thing in walk)
+    return there[0] if len(there) == 1 else None
 
 
 def note(room: str) -> str:

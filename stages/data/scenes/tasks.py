@@ -11,7 +11,7 @@ them. A family is a pure function of (seed, split, index). Its members:
     snapshot   the scene again, never clean            the picture of queries
 
 Judgements ignore families: whatever is true of a query in the whole split is relevant to it (`facts`). What is
-false within the family, or within the families made of the same parts, is a hard negative.
+false within the family is a hard negative.
 """
 
 from collections import defaultdict
@@ -48,21 +48,6 @@ FIRST_ANSWER = 10**8
 
 
 @dataclass(frozen=True)
-class Difficulty:
-    """How much must be understood.
-
-    Attributes:
-        counts: how many things a scene has: one of these, each as likely.
-        siblings: scenes in a row that are made of the same parts, combined and arranged differently; 1 is none.
-        edits: steps of a change.
-    """
-
-    counts: tuple[int, ...] = (1, 1, 2, 2, 2, 3)
-    siblings: int = 1
-    edits: int = 1
-
-
-@dataclass(frozen=True)
 class SceneFamily:
     """A scene, its change, and what is said about them."""
 
@@ -85,7 +70,6 @@ class World:
     """A split with its judgements: which candidates, by did, show a scene, tell a set of facts, or say a sentence."""
 
     families: list[SceneFamily]
-    difficulty: Difficulty
     by_scene: dict[Scene, list[str]]
     by_card: dict[tuple[Scene, str], list[str]]
     by_caption: dict[frozenset[Fact], list[str]]
@@ -110,11 +94,11 @@ _facts = lru_cache(maxsize=2**16)(facts)
 
 
 @lru_cache(maxsize=1)
-def judged_world(seed: int, split: str, count: int, first_number: int, difficulty: Difficulty) -> World:
+def judged_world(seed: int, split: str, count: int, first_number: int) -> World:
     """All families of a split, without their pictures: cheap enough for every task to make again."""
-    world = World([], difficulty, defaultdict(list), defaultdict(list), defaultdict(list), {})
+    world = World([], defaultdict(list), defaultdict(list), defaultdict(list), {})
     for index in range(count):
-        member = family(seed, split, index, first_number + index, difficulty)
+        member = family(seed, split, index, first_number + index)
         world.families.append(member)
         for slot in (0, 1):
             world.by_scene[member.scenes[slot]].append(did(member, slot))
@@ -127,12 +111,11 @@ def judged_world(seed: int, split: str, count: int, first_number: int, difficult
     return world
 
 
-def family(seed: int, split: str, index: int, number: int, difficulty: Difficulty) -> SceneFamily:
+def family(seed: int, split: str, index: int, number: int) -> SceneFamily:
     """The family of an index."""
     random = Random(f"{seed}/{split}/{index}")
-    bag = Random(f"{seed}/{split}/parts/{index // difficulty.siblings}")
-    scene = sample(difficulty.counts, bag, random)
-    edit, changed = change(scene, random, difficulty.edits)
+    scene = sample(random)
+    edit, changed = change(scene, random)
     told = language.outline(scene, random)
     told_changed = Outline(changed, told.sized, told.textured, told.placed)
     question = random.choice(language.questions(scene))
@@ -153,14 +136,6 @@ def family(seed: int, split: str, index: int, number: int, difficulty: Difficult
 def did(family: SceneFamily, slot: int) -> str:
     """0, 1 the pictures; 2, 3 the captions; 4, 5, 6 the cards."""
     return f"{DATASET_ID}:{family.number * SLOTS + slot}"
-
-
-def siblings(family: SceneFamily, world: World) -> list[SceneFamily]:
-    """The families of the same parts, this one first."""
-    first = world.families[0].number
-    place, size = family.number - first, world.difficulty.siblings
-    start = place - place % size
-    return [family, *(one for one in world.families[start : start + size] if one is not family)]
 
 
 def cards(family: SceneFamily) -> list[tuple[int, Scene, str]]:
@@ -195,9 +170,8 @@ def query_rows(family: SceneFamily, split: str, world: World) -> Iterator[dict[s
     """The family's query of each task, with all that is relevant in the split."""
     (scene, changed), told, room = family.scenes, family.outlines[0].facts(), family.rooms[0]
     shot = image_path(family, split, "snapshot")
-    near = siblings(family, world)
-    answers = [world.by_answer[text] for member in near for text in member.answers if text]
-    pictures, captions, catalogue = ([did(member, slot) for member in near for slot in slots] for slots in KINDS)
+    answers = [world.by_answer[text] for text in family.answers if text]
+    pictures, captions, catalogue = ([did(family, slot) for slot in slots] for slots in KINDS)
     asked = {
         0: (family.asked, None, world.pictures(told), pictures),
         1: (family.retold, None, world.by_caption[told], captions),

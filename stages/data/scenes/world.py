@@ -1,4 +1,4 @@
-"""A small world whose truth is known: scenes of one to four things on a 2 × 2 grid, and the facts that hold in them.
+"""A small world whose truth is known: scenes of one to three things on a 2 × 2 grid, and the facts that hold in them.
 
 A scene never has the same shape or the same colour twice, so that "the circle" or "the red shape" always means one
 thing. What can be said is a set of facts, and a saying is true of a scene when its facts are a subset of the scene's:
@@ -18,6 +18,8 @@ COLOURS = ("red", "green", "blue", "yellow", "purple", "black")
 SIZES = ("small", "large")
 TEXTURES = ("plain", "striped")
 CELLS = ("top left", "top right", "bottom left", "bottom right")
+COUNTS = (1, 1, 2, 2, 2, 3)
+"""How many things a scene has: one of these, each as likely."""
 Fact = tuple
 """("is", shape, colour), ("size", shape, …), ("texture", shape, …), ("cell", shape, …), ("left", shape, shape),
 ("above", shape, shape), ("count", number)"""
@@ -73,45 +75,22 @@ def relations(one: Thing, other: Thing) -> set[Fact]:
     return found
 
 
-def sample(counts: tuple[int, ...], bag: Random, random: Random) -> Scene:
-    """A scene: `bag` draws what is in it, `random` how that is combined and arranged.
-
-    Scenes of one bag have the same shapes, colours, sizes and textures. They differ only in what belongs together and
-    what is where, so that no list of parts or of words tells them apart (as in ARO and SugarCrepe).
-
-    Args:
-        counts: how many things a scene has: one of these.
-        bag: draws the parts.
-        random: combines them.
-    """
-    count = bag.choice(counts)
-    parts = [bag.sample(SHAPES, count), bag.sample(COLOURS, count), bag.choices(SIZES, k=count)]
-    parts.append(bag.choices(TEXTURES, k=count))
-    combined = [random.sample(values, count) for values in parts]
-    cells = random.sample(range(len(CELLS)), count)
-    return tuple(sorted(Thing(*values) for values in zip(cells, *combined, strict=True)))
+def sample(random: Random) -> Scene:
+    """A scene, drawn."""
+    count = random.choice(COUNTS)
+    cells, shapes, colours = (random.sample(values, count) for values in (range(len(CELLS)), SHAPES, COLOURS))
+    sizes, textures = (random.choices(values, k=count) for values in (SIZES, TEXTURES))
+    return tuple(sorted(map(Thing, cells, shapes, colours, sizes, textures)))
 
 
-def change(scene: Scene, random: Random, steps: int = 1) -> tuple[str, Scene]:
-    """(instruction, changed scene): one attribute or one relation is another, all else stays; so many `steps` long.
+def change(scene: Scene, random: Random) -> tuple[str, Scene]:
+    """(instruction, changed scene): one attribute or one relation is another, all else stays.
 
     The instruction and the scene determine the result, which is never the scene itself.
     """
-    said, changed = [], scene
-    for _ in range(steps):
-        instruction, after = _change(changed, random)
-        while after == scene:
-            instruction, after = _change(changed, random)
-        said.append(instruction)
-        changed = after
-    return ", then ".join(said), changed
-
-
-def _change(scene: Scene, random: Random) -> tuple[str, Scene]:
     thing = random.choice(scene)
     ways = [_recolour, _reshape, _resize, _restripe]
-    ways += [_move] if len(scene) < len(CELLS) else []
-    ways += [_swap] * 2 if len(scene) > 1 else []
+    ways += [_move, *([_swap] * 2 if len(scene) > 1 else [])]
     instruction, changed = random.choice(ways)(scene, thing, random)
     return instruction, tuple(sorted(changed))
 

@@ -13,7 +13,6 @@ from stages.data.sources.records import Records, content_of, id_of, read_line, s
 
 NO_QUERIES = RAW_QUERIES.empty_table()
 POOL = "corpus"
-PICTURES_PER_TASK = 2000
 
 
 def read_rows(records: Records, number: int, chunk: FileChunk) -> pa.Table:
