@@ -22,6 +22,7 @@ function that describes do not share a module.
 
 from pathlib import Path
 
+from pipeline.planning.baselines import read_baselines
 from pipeline.planning.closure import ROOT, code_parts
 from pipeline.planning.dag import Stage
 from pipeline.planning.plan import Source
@@ -35,12 +36,12 @@ def read_sources(stages: tuple[Stage, ...], config: Section, root: Path = ROOT) 
     data. A stage that some parameters spare a part of its code has `unused_modules`, asked with its first section.
     Raises InputError where the outside data isn't there.
     """
-    found = {}
+    found, baselines = {}, read_baselines(root)
     for stage in stages:
         module, own = stage.load(), getattr(config, stage.sections[0])
         fingerprint = getattr(module, "fingerprint", None)
         asked = [getattr(config, name) for name in stage.outside or stage.sections[:1]]
         data = fingerprint(*asked) if fingerprint else None
         unused = module.unused_modules(own) if hasattr(module, "unused_modules") else ()
-        found[stage.name] = Source(module.VERSION, code_parts(stage.module, root, unused), data)
+        found[stage.name] = Source(module.VERSION, code_parts(stage.module, root, unused), data, baselines)
     return found
