@@ -48,11 +48,11 @@ class Params(Section):
 
 def run(context: Context) -> dict[str, float | dict]:
     """Runs the stage; see the module header."""
-    from stages import backbone
     from stages.evaluation.page import write_page
     from stages.evaluation.rank import Pools
     from stages.evaluation.report import write_report
     from stages.evaluation.sets import find_sets
+    from stages.model import checkpoint
     from stages.search.exact import ExactIndex
 
     params, index = context.params.evaluate, context.inputs["index"]
@@ -61,7 +61,7 @@ def run(context: Context) -> dict[str, float | dict]:
     pools = Pools(card["union"], card["pools"], card["rows"])
     models, corpora = {"student": context.inputs["train"].local("model")}, {"student": ExactIndex.open(index)}
     if params.teacher:
-        models["teacher"] = backbone.directory(context.inputs["backbone"])
+        models["teacher"] = checkpoint.directory(context.inputs["backbone"])
         corpora["teacher"] = embed_teacher(context, card, models["teacher"])
     queries = put_queries(context, card["split"], sets)
     asked = {name: embed_queries(context, queries, model) for name, model in models.items()}
@@ -78,7 +78,7 @@ def run(context: Context) -> dict[str, float | dict]:
 
 def embed_teacher(context: Context, card: Mapping[str, Any], model: Path) -> "ExactIndex":
     """The index's candidates embedded by the teacher, as an index over `teacher/` of this artifact."""
-    from stages.index import embed_pools
+    from stages.distributed.pools import embed_pools
     from stages.search.exact import ExactIndex
 
     written = embed_pools(context, "teacher", card, model, context.params.evaluate)

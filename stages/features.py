@@ -51,12 +51,12 @@ class Params(Section):
 
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
-    from stages import backbone
-    from stages.evaluation.depth import curve_table, plot_curve, png
+    from stages.evaluation.depth_view import curve_table, plot_curve, png
+    from stages.model import checkpoint
     from stages.model.prune import pruned_config
 
     params = context.params.features
-    model = backbone.directory(context.inputs["backbone"])
+    model = checkpoint.directory(context.inputs["backbone"])
     config = pruned_config(model, None).text_config
     depth = config.num_hidden_layers
     layer = params.layer if params.layer > 0 else depth + 1 + params.layer

@@ -6,17 +6,13 @@ describe the index in `retriever.json`. Candidates of no pool are left out: noth
 """
 
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from stages.contract.context import Artifact, Attempt, Context, StageError
+from stages.contract.context import Artifact, Context, StageError
 from stages.contract.params import Section, knob
 from stages.distributed.shards import ROWS, ROWS_TOLD
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 VERSION = 1
 
@@ -39,6 +35,7 @@ class Params(Section):
 
 def run(context: Context) -> dict[str, float | dict]:
     """Runs the stage; see the module header."""
+    from stages.distributed.pools import embed_pools
     from stages.search.backends import build, choose
 
     params, ingest, train = context.params.index, context.inputs["ingest"], context.inputs["train"]
@@ -85,59 +82,6 @@ def summarise_pools(ingest: Artifact, split: str) -> dict[str, Any]:
         raise StageError(f"no candidate belongs to a pool of split {split}; check the source's candidate pools")
     pools = {name: size for name, size in sizes.items() if size}
     return {"pools": pools, "rows": sum(modalities.values()), "modalities": modalities}
-
-
-def embed_pools(context: Context, name: str, summary: dict[str, Any], model: Path, params: Any) -> dict[str, Any]:
-    """Embeds the candidates of the summary's pools into `name/` of the output, shard by shard; see `written`.
-
-    Args:
-        params: a section with `rows_per_shard` and `batch_size`.
-    """
-    from functools import partial
-
-    from stages.distributed.embedding import Embedder
-    from stages.distributed.shards import cut, map_shards
-
-    ingest = context.inputs["ingest"]
-    map_shards(
-        context, name, cut(ingest, "candidates", params.rows_per_shard), ingest, Embedder,
-        columns=["did", "dataset_id", "modality", "text", "image_id", "pools"],
-        keep=partial(keep_pools, pools=sorted(summary["pools"])), finish=without_content,
-        model=model, side="candidate", batch_size=params.batch_size,
-    )  # fmt: skip
-    return written(context.output, name, summary["rows"])
-
-
-def without_content(table: "pa.Table") -> "pa.Table":
-    """The columns of EMBEDDINGS."""
-    return table.drop_columns(["text", "image_id"])
-
-
-def keep_pools(table: "pa.Table", pools: list[str]) -> "pa.Table":
-    """The rows that belong to any of `pools`."""
-    import pyarrow as pa
-
-    wanted = set(pools)
-    return table.filter(pa.array([not wanted.isdisjoint(names) for names in table["pools"].to_pylist()], pa.bool_()))
-
-
-def written(output: Attempt, name: str, expected: int) -> dict[str, Any]:
-    """Files, bytes and dim of the vectors below `name`.
-
-    Raises:
-        StageError: there are fewer or more rows than were to be embedded.
-    """
-    import pyarrow.parquet as pq
-
-    from stages.distributed.shards import files
-
-    paths = files(output, name)
-    rows = sum(pq.read_metadata(path, filesystem=output.filesystem).num_rows for path in paths)
-    if rows != expected:
-        raise StageError(f"{rows} of {expected} vectors arrived at {output.base}/{name}; run the same command again")
-    dim = pq.read_schema(paths[0], filesystem=output.filesystem).field("vector").type.list_size
-    size = sum(info.size for info in output.filesystem.get_file_info(paths))
-    return {"files": paths, "bytes": size, "dim": dim}
 
 
 def describe(context: Context, summary: dict[str, Any], dim: int) -> dict[str, Any]:

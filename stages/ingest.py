@@ -64,6 +64,15 @@ class Params(Section):
     rows_per_task: int = knob(2000, ge=1, description="pictures that one Ray task checks, at most")
 
 
+def unused_modules(params: Params) -> tuple[str, ...]:
+    """The formats of other sources than this one."""
+    formats = {
+        "scenes": ("stages.data.scenes.dataset",),
+        "pairs": ("stages.data.sources.pairs", "stages.data.sources.records"),
+    }
+    return tuple(module for kind, modules in formats.items() if kind != params.kind for module in modules)
+
+
 def run(context: Context) -> dict[str, float | dict]:
     """Ingests the source; returns counts and `rejects`. Raises StageError where too many rows are bad."""
     data = context.params.data
@@ -123,7 +132,7 @@ def _ingest(context: Context, source: Reading) -> "Report":
     import pyarrow as pa
 
     from stages.data.images import Limits
-    from stages.data.ingest import flow
+    from stages.data.ingest import flow, wording
     from stages.data.schemas import CANDIDATES, INSTRUCTIONS, QUERIES, REJECTS
     from stages.data.sources import mbeir
 
@@ -142,8 +151,8 @@ def _ingest(context: Context, source: Reading) -> "Report":
     judged_queries = flow.judge_queries(queries, numbers, known, images, own)
     rejects = flow.rejects(judged_candidates, judged_queries, images)
     report = flow.report(judged_candidates, judged_queries, images, known)
-    flow.say(report.line())
-    report.refuse(data.max_reject_share, rejects, output.work)
+    flow.say(wording.kept_line(report))
+    wording.refuse(report, data.max_reject_share, rejects, output.work)
 
     flow.write(output, "candidates", flow.keep(judged_candidates, CANDIDATES), CANDIDATES)
     flow.write(output, "queries", flow.keep(judged_queries, QUERIES), QUERIES)

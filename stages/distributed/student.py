@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from stages.contract.context import Artifact, Context, StageError
-from stages.distributed.training import WEIGHTS, LiveTeacher, TrainingJob, optimisation, quiet_libraries, run_training
+from stages.distributed.console import quiet_libraries
+from stages.distributed.training import WEIGHTS, LiveTeacher, TrainingJob, optimisation, run_training
 
 PREFERRED = ("image", "image,text", "text")  # what a bare text looks for, as in search
 STREAMS = {"distill": 1, "train": 2}

@@ -11,6 +11,8 @@ from typing import Any
 
 from stages.contract.context import Context
 
+IN_NO_KEY = True  # shows what was measured
+
 WIDTH = 100  # columns of the terminal table
 HEADLINE = "hit@5"
 NOTES = """hit@k is 1 when any relevant candidate is among the first k (M-BEIR calls it Recall@k); recall@k is the

@@ -104,6 +104,12 @@ def _in_pool(pools: pa.ChunkedArray, name: str) -> np.ndarray:
     return found
 
 
+def keep_pools(table: pa.Table, pools: list[str]) -> pa.Table:
+    """The rows that belong to any of `pools`."""
+    wanted = set(pools)
+    return table.filter(pa.array([not wanted.isdisjoint(names) for names in table["pools"].to_pylist()], pa.bool_()))
+
+
 def filter_of(where: Mapping[str, Any], card: Mapping[str, Any], modalities: tuple[str, ...] = ()) -> Filter:
     """The filter of a person's conditions, `{"brand": "Arla", "price": {"<": 20}, "dataset": "grocery"}`.
 

@@ -19,9 +19,8 @@ from stages.contract.params import Cluster
 from stages.data.images import Checked, ImageRejected, Limits, check
 from stages.data.instructions import Instructions, with_instruction
 from stages.data.tables import MappedTable
-from stages.index import keep_pools
 from stages.search.backends import Index, open_index, read_card
-from stages.search.filters import Filter, filter_of
+from stages.search.filters import Filter, filter_of, keep_pools
 
 if TYPE_CHECKING:
     from stages.model.encoder import Row
