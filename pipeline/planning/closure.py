@@ -18,7 +18,7 @@ from pipeline.planning.syntax import Canonical, canonical, last_name, parse, sta
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "IN_NO_KEY"
-"""A module that assigns this at its top level is in no key, and nor is what only it imports."""
+"""A module that assigns this at its top level is in no key, and what only it imports is in none either."""
 SECTION = "stages.contract.params.Section"
 """The class of all settings: annotated fields of the classes that derive from it are settings."""
 

@@ -129,7 +129,7 @@ def test_fields_of_other_classes_count(root):
     assert code_parts("work.stage", root) != before
 
 
-def test_a_marked_module_is_in_no_key_and_nor_is_what_only_it_imports(root):
+def test_a_marked_module_is_in_no_key_and_what_only_it_imports_is_in_none(root):
     (root / "work/tools.py").write_text("from work import other\n\nIN_NO_KEY = True\n")
     assert "work/other.py" in code_parts("work.stage", root)  # inner imports it too
     (root / "work/deep/inner.py").write_text("def go(): ...\n")
