@@ -15,26 +15,20 @@ from typing import Any
 
 from pipeline.config.values import walk_values
 from pipeline.planning.closure import ROOT
-from pipeline.planning.dag import CORPUS, STAGES
 from stages.contract.params import Section
 
 FILE = "pipeline/planning/baselines.json"
 
 
 def read_baselines(root: Path = ROOT) -> dict[str, Any]:
-    """{dotted path: first value} of every setting that was ever in a key; empty where `root` has no such file."""
+    """{dotted path: first value} of every setting that there was; empty where `root` has no such file."""
     path = root / FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def missing(known: Mapping[str, Any], config: type[Section]) -> dict[str, Any]:
-    """{dotted path: present default} of the settings that may be in a key and have no entry."""
-    sections = {name for stage in (*STAGES, *CORPUS) for name in stage.sections}
-    return {
-        path: value
-        for path, value, is_knob in walk_values(config())
-        if path.partition(".")[0] in sections and not is_knob and path not in known
-    }
+    """{dotted path: present default} of the settings that have no entry; a knob needs none, it is in no key."""
+    return {path: value for path, value, is_knob in walk_values(config()) if not is_knob and path not in known}
 
 
 def main(root: Path = ROOT) -> None:
