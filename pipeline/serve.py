@@ -76,13 +76,13 @@ class Source:
         """The full-depth model over the same candidates, by the vectors that evaluate compared."""
         import torch
 
-        from stages import backbone
         from stages.contract.params import Cluster
+        from stages.model import checkpoint
         from stages.model.loading import load_encoder
         from stages.search.exact import ExactIndex
         from stages.search.retriever import Retriever
 
-        model = backbone.directory(self.artifact("backbone"))
+        model = checkpoint.directory(self.artifact("backbone"))
         encoder = load_encoder(model, Cluster(gpus_per_worker=int(torch.cuda.is_available())))
         key = self.artifact("evaluate").read_json("teacher.json")["teacher"]
         index = ExactIndex.open(self.store.artifact("teacher", key)).ready()

@@ -6,15 +6,12 @@ Qwen2-VL of a few million parameters, and train it at full depth with InfoNCE th
 Outputs: `pointer.json` or `model/`.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from stages.contract.cache import cache_root
 from stages.contract.context import Artifact, Context, StageError
 from stages.contract.params import Section
 from stages.learn.settings import Training
@@ -60,6 +57,17 @@ def fingerprint(params: Params) -> dict[str, Any] | None:
     return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
 
 
+def unused_modules(params: Params) -> tuple[str, ...]:
+    """What a backbone from outside does not come to: its key must not change with the code of a training."""
+    training = (
+        "stages.distributed.training",
+        "stages.export.checkpoint",
+        "stages.learn.objective",
+        "stages.model.tiny",
+    )
+    return () if params.source == "tiny" else training
+
+
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
     if context.params.backbone.source == "tiny":
@@ -67,64 +75,14 @@ def run(context: Context) -> dict[str, Any]:
     return _point(context)
 
 
-def directory(artifact: Artifact) -> Path:
-    """A local model directory of the backbone: the trained one, or a view of the checkpoint it points to.
-
-    The view holds links to the checkpoint's files beside the pipeline's own limits, so that a checkpoint is never
-    copied and never changed. Workers are handed its path: nodes of a cluster share the cache and the checkpoint.
-    """
-    if artifact.manifest["metrics"].get("source", "tiny") == "tiny":
-        return artifact.local("model")
-    pointer = artifact.read_json("pointer.json")
-    source = _snapshot(pointer["source"], pointer["model"], pointer["revision"])
-    name = hashlib.sha256(f"{source}\n{json.dumps(pointer, sort_keys=True)}".encode()).hexdigest()[:16]
-    return _view(source, cache_root() / "views" / name, pointer)
-
-
-def _snapshot(source: str, model: str, revision: str) -> Path:
-    if source == "local":
-        return Path(model).expanduser().resolve()
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
-    return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
-
-
-def _view(source: Path, view: Path, pointer: dict[str, Any]) -> Path:
-    from filelock import FileLock
-
-    view.mkdir(parents=True, exist_ok=True)
-    own = ("preprocessor_config.json", "puma.json")
-    with FileLock(view / ".lock"):
-        for path in source.iterdir():
-            link = view / path.name
-            if path.is_file() and path.name not in own and not link.exists():
-                link.symlink_to(path.resolve())
-        for name in own:  # never through a link: that would change the checkpoint
-            if (view / name).is_symlink():
-                (view / name).unlink()
-        processor = json.loads((source / "preprocessor_config.json").read_text())
-        processor["size"] = {"shortest_edge": pointer["min_pixels"], "longest_edge": pointer["max_pixels"]}
-        for name in ("min_pixels", "max_pixels"):
-            processor.pop(name, None)
-        _write_if_changed(view / "preprocessor_config.json", processor)
-        _write_if_changed(view / "puma.json", {"max_text_tokens": pointer["max_text_tokens"], "read_out": "[RET]"})
-    return view
-
-
-def _write_if_changed(path: Path, value: Any) -> None:
-    text = json.dumps(value, indent=2, sort_keys=True)
-    if not path.exists() or path.read_text() != text:
-        path.write_text(text)
-
-
 def _point(context: Context) -> dict[str, Any]:
     """Checks that the checkpoint can be read and records where it is."""
+    from stages.model.checkpoint import snapshot
     from stages.model.prune import pruned_config
 
     params = context.params.backbone
     try:
-        source = _snapshot(params.source, params.model, params.revision)
+        source = snapshot(params.source, params.model, params.revision)
         config = pruned_config(source, None)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -139,7 +97,8 @@ def _point(context: Context) -> dict[str, Any]:
 
 
 def _train_tiny(context: Context) -> dict[str, Any]:
-    from stages.distributed.training import TrainingJob, quiet_libraries, run_training
+    from stages.distributed.console import quiet_libraries
+    from stages.distributed.training import TrainingJob, run_training
     from stages.export.checkpoint import export_student
     from stages.learn.objective import Objective
 

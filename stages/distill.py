@@ -8,12 +8,11 @@ the same numbers, computed once, for the one wording of the instruction that the
 """
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from stages.contract.context import Context, StageError
+from stages.contract.context import Context
 from stages.contract.params import Section
 from stages.learn.settings import FineTuning
 
@@ -52,14 +51,15 @@ class Params(FineTuning):
 
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
-    from stages import backbone
     from stages.distributed.student import student_stage
     from stages.distributed.training import LiveTeacher
+    from stages.model import checkpoint
+    from stages.model.depth import choose_layers
 
-    params, source = context.params.distill, backbone.directory(context.inputs["backbone"])
-    depth, layers = _choose_layers(context, source)
-    print(f"distill: keeping {layers} of {depth} layers", file=sys.stderr, flush=True)
+    params, source = context.params.distill, checkpoint.directory(context.inputs["backbone"])
     features = context.inputs["features"]
+    depth, layers = choose_layers(source, context.params.student, features)
+    print(f"distill: keeping {layers} of {depth} layers", file=sys.stderr, flush=True)
     live = params.teacher == "live"
     teacher = LiveTeacher(source, features.read_json("features.json")["layer"]) if live else features
     measures = student_stage(context, params, source, layers, objective(params), teacher=teacher)
@@ -78,27 +78,3 @@ def objective(params: Params) -> "Objective":
         feature_weight=params.feature_weight,
         symmetric=params.symmetric,
     )
-
-
-def _choose_layers(context: Context, source: Path) -> tuple[int, int]:
-    """(the backbone's depth, the layers to keep): as configured, or as the depth curve allows.
-
-    `auto` stands in the key as the word that it is: the plan is known before the curve is. Raises StageError where
-    the backbone can't be cut to as many layers.
-    """
-    from stages.evaluation.depth import shallowest
-    from stages.model.families import family_of
-    from stages.model.prune import pruned_config
-
-    student = context.params.student
-    try:
-        config = pruned_config(source, None)
-        depth = config.text_config.num_hidden_layers
-        if student.layers == "auto":
-            curve = context.inputs["features"].read_json("depth_curve.json")
-            return depth, shallowest(curve, student.max_loss, family_of(config.model_type).minimum_layers)
-        layers = depth if student.layers == "full" else student.layers
-        pruned_config(source, layers)
-    except ValueError as error:
-        raise StageError(str(error)) from error
-    return depth, layers

@@ -73,11 +73,11 @@ def run(context: Context) -> dict[str, float | dict]:
 
 def find_models(context: Context) -> dict[str, Path]:
     """The directories of the student and, where it is measured, of its teacher."""
-    from stages import backbone
+    from stages.model import checkpoint
 
     models = {STUDENT: context.inputs["train"].local("model")}
     if context.params.evaluate.teacher:
-        models[TEACHER] = backbone.directory(context.inputs["backbone"])
+        models[TEACHER] = checkpoint.directory(context.inputs["backbone"])
     return models
 
 

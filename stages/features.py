@@ -47,19 +47,18 @@ class Params(Section):
 
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
-    from stages import backbone
-    from stages.distributed.pool import carry_out
+    from stages.distributed.pool import TEACHER, carry_out
     from stages.distributed.shards import count_rows
-    from stages.distributed.teacher import NAME
-    from stages.evaluation.depth import curve_table, plot_curve, png
+    from stages.evaluation.depth_view import curve_table, plot_curve, png
+    from stages.model import checkpoint
 
     params = context.params.features
-    model = backbone.directory(context.inputs["backbone"])
+    model = checkpoint.directory(context.inputs["backbone"])
     layer, depth, dim = _teaching_layer(model, params.layer)
     sample = _sample(context)
     shards, reading = _distillation_work(context, layer), _sample_work(sample, depth, context.cluster.batch_size)
     timing = partial(_time_depths, rows=_timed_rows(sample))
-    done = carry_out(context, {NAME: model}, [*shards, *reading], alone=[timing], label="features")
+    done = carry_out(context, {TEACHER: model}, [*shards, *reading], alone=[timing], label="features")
     rows = sum(count_rows(context.output, f"features/{name}", count) for name, count in _shard_counts(context).items())
     context.output.write_json("features.json", {"layer": layer, "dim": dim, "rows": rows})
     curve = _depth_curve(sample, done[len(shards) : -1], done[-1], dim)
@@ -236,8 +235,8 @@ def _timed_rows(sample: dict[str, "pa.Table"]) -> list[dict[str, Any]]:
 
 def _time_depths(models: "Models", *, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The cost of every depth, while nothing else of this run works."""
-    from stages.distributed.teacher import NAME
+    from stages.distributed.pool import TEACHER
     from stages.evaluation.cost import measure_depths
 
     reader = models.reader("query")
-    return measure_depths(models.encoder(NAME), [reader.read(row) for row in rows], models.batch_size)
+    return measure_depths(models.encoder(TEACHER), [reader.read(row) for row in rows], models.batch_size)

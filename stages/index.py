@@ -6,7 +6,6 @@ describe the index in `retriever.json`. Candidates of no pool are left out: noth
 """
 
 import time
-from functools import partial
 from typing import Any, Literal
 
 from pydantic import Field
@@ -33,6 +32,7 @@ class Params(Section):
 
 def run(context: Context) -> dict[str, float | dict]:
     """Runs the stage; see the module header."""
+    from stages.distributed.pools import embed_pools
     from stages.search.backends import build, choose
 
     params, ingest = context.params.index, context.inputs["ingest"]
@@ -79,28 +79,6 @@ def summarise_pools(ingest: Artifact, split: str) -> dict[str, Any]:
         raise StageError(f"no candidate belongs to a pool of split {split}; check the source's candidate pools")
     pools = {name: size for name, size in sizes.items() if size}
     return {"pools": pools, "rows": sum(modalities.values()), "modalities": modalities}
-
-
-def embed_pools(context: Context, summary: dict[str, Any]) -> dict[str, Any]:
-    """Embeds the candidates of the summary's pools into `embeddings/`, shard by shard; see `pools.written`."""
-    from stages.distributed.embedding import embed_table
-    from stages.distributed.pool import carry_out
-    from stages.distributed.pools import CANDIDATE_COLUMNS, EMBEDDINGS, without_content, written
-    from stages.distributed.queries import STUDENT
-    from stages.distributed.shards import Target, cut, shard_work
-    from stages.search.filters import keep_pools
-
-    ingest = context.inputs["ingest"]
-    work = shard_work(
-        [Target(context.output, EMBEDDINGS, without_content)],
-        cut(ingest, "candidates", context.cluster.rows_per_shard),
-        ingest,
-        partial(embed_table, model=STUDENT, side="candidate"),
-        columns=CANDIDATE_COLUMNS,
-        keep=partial(keep_pools, pools=sorted(summary["pools"])),
-    )
-    carry_out(context, {STUDENT: context.inputs["train"].local("model")}, work, label="index")
-    return written(context.output, EMBEDDINGS, summary["rows"])
 
 
 def describe(context: Context, summary: dict[str, Any], dim: int) -> dict[str, Any]:

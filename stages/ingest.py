@@ -58,6 +58,15 @@ class Params(Section):
     scenes: Scenes = Scenes()
 
 
+def unused_modules(params: Params) -> tuple[str, ...]:
+    """The formats of other sources than this one."""
+    formats = {
+        "scenes": ("stages.data.scenes.dataset",),
+        "pairs": ("stages.data.sources.pairs", "stages.data.sources.records"),
+    }
+    return tuple(module for kind, modules in formats.items() if kind != params.kind for module in modules)
+
+
 def run(context: Context) -> dict[str, float | dict]:
     """Ingests the source; returns counts and `rejects`. Raises StageError where too many rows are bad."""
     data = context.params.data
@@ -118,7 +127,7 @@ def _ingest(context: Context, source: Reading) -> "Counts":
     import pyarrow as pa
 
     from stages.data.images import ImageLimits
-    from stages.data.ingest import flow
+    from stages.data.ingest import flow, wording
     from stages.data.schemas import CANDIDATES, INSTRUCTIONS, QUERIES, REJECTS
     from stages.data.sources import mbeir
 
@@ -136,8 +145,8 @@ def _ingest(context: Context, source: Reading) -> "Counts":
     valid_queries = flow.validate_queries(queries, numbers, known, images, own)
     rejects = flow.rejects(valid_candidates, valid_queries, images)
     counts = flow.count(valid_candidates, valid_queries, images, known)
-    flow.say(counts.line())
-    counts.refuse(data.max_reject_share, rejects, output.work)
+    flow.say(wording.kept_line(counts))
+    wording.refuse(counts, data.max_reject_share, rejects, output.work)
 
     flow.write(output, "candidates", flow.keep(valid_candidates, CANDIDATES), CANDIDATES)
     flow.write(output, "queries", flow.keep(valid_queries, QUERIES), QUERIES)

@@ -50,6 +50,11 @@ class Params(FineTuning):
     )
 
 
+def unused_modules(params: Params) -> tuple[str, ...]:
+    """What a training without mined negatives does not come to."""
+    return () if params.mine.per_query else ("stages.mining.mine",)
+
+
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
     from stages.distributed.student import student_stage

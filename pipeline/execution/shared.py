@@ -12,8 +12,8 @@ from typing import Any
 
 from pipeline.artifacts.leases import Lease
 from pipeline.artifacts.store import Artifact, Attempt, Store
+from pipeline.planning.closure import code_parts
 from pipeline.planning.plan import key_of
-from pipeline.planning.sources import code_parts
 
 
 @dataclass

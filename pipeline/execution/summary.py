@@ -55,7 +55,7 @@ def _example(index: Artifact) -> str:
 
 def rejected(ingest: Artifact) -> str:
     """How many rows of the source were left out, and why; the rows themselves lie in `rejects/` of the artifact."""
-    from stages.data.ingest.outcome import rejects_line
+    from stages.data.ingest.wording import rejects_line
 
     return rejects_line(ingest.read_json("stats.json")["rejects"])
 

@@ -1,9 +1,9 @@
 """What a run will do and why, worked out before anything runs: pure, so that it can be tested with dictionaries.
 
-A stage's key is a hash of named parts: the stage's VERSION, the CODE of its modules, its PARAMS that aren't default
-and can change the result, its INPUTs by key, and a fingerprint of DATA from outside. Inputs by key instead of by
-content: the whole plan is known at once and a GPU's rounding can't ripple through it. The price: a stage that runs
-again and writes the same bytes still makes its descendants run.
+A stage's key is a hash of named parts: the stage's VERSION, the CODE of its modules, its PARAMS that can change the
+result and have another value than when they were introduced (`baselines`), its INPUTs by key, and a fingerprint of
+DATA from outside. Inputs by key instead of by content: the whole plan is known at once and a GPU's rounding can't
+ripple through it. The price: a stage that runs again and writes the same bytes still makes its descendants run.
 
 Example: `train.loss=infonce` after a complete default run.
 
@@ -38,11 +38,19 @@ Manifests = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 @dataclass(frozen=True)
 class Source:
-    """A stage's version, {path: hash} of its code, and the fingerprint of what it reads from outside the store."""
+    """What a stage is made of besides parameters and inputs.
+
+    Attributes:
+        version: the stage's own.
+        code: {path: hash}.
+        data: the fingerprint of what it reads from outside the store.
+        baselines: {dotted path: first value} of settings; one without an entry counts with its present default.
+    """
 
     version: int
     code: Mapping[str, str]
     data: Any = None
+    baselines: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,15 +90,16 @@ def plan(
     Raises InputError for an unknown stage, options that exclude each other, and `--only` with missing inputs.
     """
     selected, forced = select(stages, selection)
-    defaults = {path: value for path, value, _ in walk_values(type(config)())} | {PRECISION: "fp32"}
+    defaults = {path: value for path, value, _ in walk_values(type(config)())}
     decisions: dict[str, Decision] = {}
     for stage in stages:
         inputs = {name: decisions[name].key for name in stage.inputs}
-        own = key_parts(stage, config, defaults, sources[stage.name], inputs)
+        baselines = {**defaults, **sources[stage.name].baselines, PRECISION: "fp32"}
+        own = key_parts(stage, config, baselines, sources[stage.name], inputs)
         known = with_known_code(own, manifests.get(stage.name, {})) if selection.ignore_code else own
         for parts in (known, own):  # what is not cached runs with the code as it is, so its key tells that code
             key = key_of(parts)
-            reasons = run_reasons(stage, key, parts, manifests, decisions, stage.name in forced, defaults)
+            reasons = run_reasons(stage, key, parts, manifests, decisions, stage.name in forced, baselines)
             if parts == own or not reasons:
                 break
         if stage.name in selected:
@@ -125,9 +134,9 @@ def select(stages: tuple[Stage, ...], selection: Selection) -> tuple[set[str], s
 
 
 def key_parts(
-    stage: Stage, config: Section, defaults: Mapping[str, Any], source: Source, inputs: Mapping[str, str]
+    stage: Stage, config: Section, baselines: Mapping[str, Any], source: Source, inputs: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The named parts of a stage's key. Parameters at their default are left out: a new one keeps old artifacts.
+    """The named parts of a stage's key. Parameters at their first value are left out: a new one keeps old artifacts.
 
     How machines are used is no part of it, but for what changes a model's numbers (`Stage.machines`).
     """
@@ -139,7 +148,7 @@ def key_parts(
         path: value
         for path, value in values.items()
         if (path.partition(".")[0] in stage.sections or path in machines)
-        and value != defaults[path]
+        and value != baselines[path]
         and not (source.data and path in LOCATIONS)
     }
     return {
@@ -180,14 +189,14 @@ def run_reasons(
     manifests: Manifests,
     decisions: Mapping[str, Decision],
     forced: bool,
-    defaults: Mapping[str, Any],
+    baselines: Mapping[str, Any],
 ) -> tuple[str, ...]:
     """Why the stage has to run; nothing when its artifact is there and was made from the inputs that are there."""
     if forced:
         return ("FORCED",)
     known = manifests.get(stage.name, {})
     if key not in known:
-        earlier = [differences(parts, manifest["parts"], defaults) for manifest in newest_first(known)]
+        earlier = [differences(parts, manifest["parts"], baselines) for manifest in newest_first(known)]
         return min(earlier, key=len, default=("MISSING",)) or ("MISSING",)
 
     def attempt_of(name: str) -> str | None:
@@ -206,14 +215,14 @@ def newest_first(known: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, An
     return sorted(known.values(), key=lambda manifest: manifest.get("created", ""), reverse=True)
 
 
-def differences(new: Mapping[str, Any], old: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[str, ...]:
+def differences(new: Mapping[str, Any], old: Mapping[str, Any], baselines: Mapping[str, Any]) -> tuple[str, ...]:
     """What changed from the parts of an earlier artifact, one reason for each cause."""
     reasons = []
     if new["version"] != old["version"]:
         reasons.append(f"VERSION {old['version']} → {new['version']}")
     reasons += [f"CODE {path}" for path in changed(new["code"], old["code"])]
     for path in changed(new["params"], old["params"]):
-        before, after = (parts["params"].get(path, defaults.get(path)) for parts in (old, new))
+        before, after = (parts["params"].get(path, baselines.get(path)) for parts in (old, new))
         reasons.append(f"PARAMS {path} {spell(before)} → {spell(after)}")
     reasons += [f"INPUT {name}" for name in changed(new["inputs"], old["inputs"])]
     if new["data"] != old["data"]:

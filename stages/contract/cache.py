@@ -7,6 +7,8 @@ its workers, which may run on other nodes.
 import os
 from pathlib import Path
 
+IN_NO_KEY = True  # where copies lie
+
 
 def cache_root() -> Path:
     """PUMA_CACHE, else `puma` in the user's cache directory."""

@@ -12,6 +12,8 @@ from typing import Any, BinaryIO, Protocol
 
 from stages.contract.params import Cluster
 
+IN_NO_KEY = True  # interfaces and kinds of errors: nothing is computed here
+
 
 class StageError(Exception):
     """A stage cannot go on; the message is one line that says what is wrong and how to mend it."""

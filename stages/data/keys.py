@@ -7,7 +7,7 @@ row), the key itself is compared as well.
 """
 
 from collections.abc import Iterable
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 
 import numpy as np
 
@@ -32,3 +32,8 @@ def locate(hashes: np.ndarray, sorted_hashes: np.ndarray) -> np.ndarray:
         return np.full(len(hashes), -1, dtype=np.int64)
     places = np.minimum(np.searchsorted(sorted_hashes, hashes), len(sorted_hashes) - 1)
     return np.where(sorted_hashes[places] == hashes, places, -1)
+
+
+def content_id(text: str | None, image_id: str | None) -> str:
+    """The first 32 hex digits of the SHA-256 of a text and an image: long enough to stand for them everywhere."""
+    return sha256(f"{text or ''}\0{image_id or ''}".encode()).hexdigest()[:32]

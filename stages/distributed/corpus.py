@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.contract.context import Attempt, Context, StageError
-from stages.index import Params
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import ray.data
 
     from stages.data.sources.remote import Place
+    from stages.index import Params
 
 VERSION = 1
 MOST_COLUMNS = 64
@@ -148,9 +148,8 @@ def embed(context: Context, told: dict[str, Any], model: Path) -> dict[str, Any]
     """Writes vectors and typed metadata columns of the candidates to `embeddings/`; see `pools.written`."""
     from stages.data.metadata import finish
     from stages.distributed.embedding import embed_table
-    from stages.distributed.pool import carry_out
+    from stages.distributed.pool import STUDENT, carry_out
     from stages.distributed.pools import EMBEDDINGS, written
-    from stages.distributed.queries import STUDENT
     from stages.distributed.shards import Target, cut, shard_work
 
     own = Unfinished.of(context.output)
@@ -203,21 +202,21 @@ def place_in_store(output: Attempt, model: Path) -> dict[str, str]:
     return dict(zip(("stage", "key", "attempt"), below[:3], strict=True))
 
 
-def check(params: Params) -> None:
+def check(params: "Params") -> None:
     """Raises InputError where the corpus can't be read; cheap enough for every plan."""
     from stages.data.sources import records
 
     records.find(place(params), "index.corpus", pictures=True)
 
 
-def place(params: Params) -> "Place":
+def place(params: "Params") -> "Place":
     """Where the corpus lies. Raises InputError for an address that nothing can read."""
     from stages.data.sources import remote
 
     return remote.source(params.corpus, "index.corpus")
 
 
-def fingerprint(params: Params, student: Any) -> list[str]:
+def fingerprint(params: "Params", student: Any) -> list[str]:
     """What identifies the corpus (names, sizes and times or ETags) and the student (samples of its weights)."""
     from stages.data.sources import records
     from stages.model.identity import identify

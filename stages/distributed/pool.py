@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from stages.model.encoder import Encoder
 
 SECONDS_BETWEEN_LINES = 30
+STUDENT, TEACHER = "student", "teacher"
+"""Names of models."""
 
 
 class Models:

@@ -1,15 +1,34 @@
 """The candidates of the evaluation pools: which of them are embedded, and whether all of them arrived."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from stages.contract.context import Attempt, StageError
-from stages.distributed.shards import files
+from stages.contract.context import Attempt, Context, StageError
+from stages.distributed.embedding import embed_table
+from stages.distributed.pool import STUDENT, carry_out
+from stages.distributed.shards import Target, cut, files, shard_work
+from stages.search.filters import keep_pools
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 EMBEDDINGS = "embeddings"
 CANDIDATE_COLUMNS = ["did", "dataset_id", "modality", "text", "image_id", "pools"]
+
+
+def embed_pools(context: Context, summary: dict[str, Any]) -> dict[str, Any]:
+    """Embeds the candidates of the summary's pools into `embeddings/`, shard by shard; see `written`."""
+    ingest = context.inputs["ingest"]
+    work = shard_work(
+        [Target(context.output, EMBEDDINGS, without_content)],
+        cut(ingest, "candidates", context.cluster.rows_per_shard),
+        ingest,
+        partial(embed_table, model=STUDENT, side="candidate"),
+        columns=CANDIDATE_COLUMNS,
+        keep=partial(keep_pools, pools=sorted(summary["pools"])),
+    )
+    carry_out(context, {STUDENT: context.inputs["train"].local("model")}, work, label="index")
+    return written(context.output, EMBEDDINGS, summary["rows"])
 
 
 def without_content(table: "pa.Table") -> "pa.Table":

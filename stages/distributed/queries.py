@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stages.contract.context import Attempt, Context
 from stages.distributed import teacher
 from stages.distributed.embedding import embed_table
-from stages.distributed.pool import Models, Work
+from stages.distributed.pool import STUDENT, Models, Work
 from stages.distributed.shards import Target, files, write_table
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from stages.evaluation.sets import EvaluationSet
 
-STUDENT = "student"
 ASKED = "asked"
 """What the queries without vectors are stored under."""
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.contract.context import Context, StageError
-from stages.distributed.training import WEIGHTS, TrainingJob, quiet_libraries, run_training
+from stages.distributed.console import quiet_libraries
+from stages.distributed.training import WEIGHTS, TrainingJob, run_training
 from stages.learn.settings import FineTuning
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import numpy as np
 
 from stages.contract.context import Artifact, Context, Shared, StageError
 from stages.distributed.embedding import vector_column
-from stages.distributed.pool import Models, Work
+from stages.distributed.pool import TEACHER, Models, Work
 from stages.distributed.pools import CANDIDATE_COLUMNS, EMBEDDINGS, written
 from stages.distributed.shards import Target, cut, shard_work
 from stages.search.filters import keep_pools
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FP16_LARGEST = 65504.0
-NAME = "teacher"
-"""Of the model in a pool of actors, and of the store's directory of its vectors."""
 
 
 def read_states(models: Models, table: "pa.Table", *, side: str, layers: Sequence[int]) -> "pa.Table":
@@ -49,7 +47,7 @@ def embed_layers(models: Models, table: "pa.Table", *, side: str, layers: Sequen
     units_NKD = states_NKD / np.maximum(np.linalg.norm(states_NKD, axis=-1, keepdims=True), 1e-12)
     for place, layer in enumerate(layers):
         table = table.append_column(
-            f"layer {layer}", vector_column(units_NKD[:, place], str(models.directories[NAME]))
+            f"layer {layer}", vector_column(units_NKD[:, place], str(models.directories[TEACHER]))
         )
     return table
 
@@ -65,7 +63,7 @@ def _states(models: Models, table: "pa.Table", side: str, layers: Sequence[int])
     """Normed states, float32 [N, K, D], of K layers, counted from 1."""
     import torch
 
-    encoder, rows = models.encoder(NAME), models.reader(side).rows(table)
+    encoder, rows = models.encoder(TEACHER), models.reader(side).rows(table)
     states_NKD = np.zeros((len(rows), len(layers), encoder.dim), np.float32)
     for start, batch in encoder.batches(rows, models.batch_size):
         with torch.inference_mode():
@@ -91,7 +89,7 @@ class PoolVectors:
         inputs = ("ingest", "backbone")
         shelves = {
             layer: stack.enter_context(
-                context.shared(NAME, __name__, inputs, {"layer": layer, "split": card["split"]})
+                context.shared(TEACHER, __name__, inputs, {"layer": layer, "split": card["split"]})
             )
             for layer in layers
         }

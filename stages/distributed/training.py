@@ -5,12 +5,10 @@ can never pick up stale state. Every checkpoint holds DeepSpeed's state; the las
 Hugging Face layout, written by rank 0, which is how they reach the driver from any node.
 """
 
-import logging
 import signal
 import sys
 import tempfile
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.contract.context import Artifact, Context, StageError
 from stages.contract.params import Cluster
+from stages.distributed.console import progress_line, quiet_libraries, root_cause
 from stages.learn.settings import FineTuning, Training
 
 if TYPE_CHECKING:
@@ -120,9 +119,9 @@ def run_training(context: Context, job: TrainingJob) -> tuple[Path, dict[str, fl
         with interrupts_kept():
             result = trainer.fit()
     except ray.train.base_trainer.TrainingFailedError as error:
-        raise StageError(f"training failed: {_root_cause(error)}") from error
+        raise StageError(f"training failed: {root_cause(error)}") from error
     if result.error is not None:
-        raise StageError(f"training failed: {_root_cause(result.error)}")
+        raise StageError(f"training failed: {root_cause(result.error)}")
     directory = context.output.work / "trained"
     result.checkpoint.to_directory(str(directory))
     return directory / WEIGHTS, dict(result.metrics or {})
@@ -143,14 +142,6 @@ def interrupts_kept() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _root_cause(error: BaseException) -> str:
-    """The last line of the innermost worker error: what a person needs first."""
-    failures = getattr(error, "worker_failures", None) or {}
-    cause = next(iter(failures.values()), error)
-    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(cause).__name__
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -310,27 +301,3 @@ def backbone_weights(encoder: "Encoder", weights: Any) -> dict[str, Any]:
     """The backbone's part of a trained module's state dict, under the backbone's own names, frozen vision included."""
     everything = {**weights, **encoder.vision_weights()}
     return {name.partition("backbone.")[2]: tensor for name, tensor in everything.items() if "backbone." in name}
-
-
-def progress_line(label: str, step: int, settings: Training, measures: dict[str, float]) -> str:
-    """One line of progress: `train 120/300 loss 1.234 hit@1 0.71 τ 0.023 lr 3.0e-04 210 pairs/s, 0:52 left`."""
-    speed = measures["pairs_per_second"]
-    left = round((settings.steps - step) * settings.batch_size / speed)
-    parts = [f"{label} {step}/{settings.steps}", f"loss {measures['loss']:.3f}"]
-    parts.append(f"hit@1 {measures['in_batch_hit@1']:.2f}")
-    parts += [f"{name} {value:.3f}" for name, value in measures.items() if name.startswith("feature ")]
-    parts += [f"τ {measures[name]:.3f}" for name in ("tau_hard", "tau") if name in measures]
-    parts.append(f"lr {measures['learning_rate']:.1e}")
-    return " ".join([*parts, f"{speed:.0f} pairs/s, {left // 60}:{left % 60:02d} left"])
-
-
-def quiet_libraries() -> None:
-    """DeepSpeed and transformers log every detail of every start; warnings and errors are what a user needs."""
-    import transformers
-
-    # DeepSpeed calls a collective that torch has renamed, at every start.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    logging.getLogger("deepspeed").setLevel(logging.WARNING)

@@ -6,18 +6,15 @@ Every query searches among the sampled candidates of its target's modality. The 
 the numbers compare depths with each other, not with published results.
 """
 
-import io
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from stages.contract.context import Artifact
 from stages.data.schemas import CANDIDATES, QUERIES
 from stages.data.tables import MappedTable
-from stages.evaluation.measures import chance_of_hit
+from stages.evaluation.chance import chance_of_hit
 
 POSITIVES = 5
 """Positives of a query that enter the sample: popular products have dozens, and a sample must stay one."""
@@ -98,16 +95,6 @@ def curve_of(queries: pa.Table, candidates: pa.Table, dim: int) -> dict[str, Any
     }
 
 
-def shallowest(curve: dict[str, Any], max_loss: float, least: int = 1) -> int:
-    """The fewest layers, at least `least`, whose hit@5 is at least (1 - max_loss) times that of the full depth.
-
-    The curve tells of cut models that were not trained; training brings back a part of what they lose.
-    """
-    full = curve["layers"][-1]["hit@5"]
-    enough = [entry["layers"] for entry in curve["layers"] if entry["hit@5"] >= (1 - max_loss) * full]
-    return min(layers for layers in enough if layers >= least)
-
-
 def _truth(queries: pa.Table, candidates: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """Bool [Q, C] twice: which candidate is a positive, and which has the target's modality."""
     place = {did: index for index, did in enumerate(candidates["did"].to_pylist())}
@@ -134,53 +121,3 @@ def _mean_by(names: list[str], values: Any) -> dict[str, float]:
 
 def _mean(sets: dict[str, float]) -> float:
     return sum(sets.values()) / len(sets)
-
-
-COLUMNS = (
-    ("hit@5", "hit@5", lambda entry: entry["hit@5"], "{:.3f}"),
-    ("million parameters", "million parameters", lambda entry: entry["parameters"] / 1e6, "{:,.2f}"),
-    ("ms per query, median", "milliseconds per query", lambda entry: entry["latency_ms"]["median"], "{:.1f}"),
-    ("queries per second", "", lambda entry: entry["queries_per_second"], "{:,.0f}"),
-    ("MiB of memory", "MiB of memory", lambda entry: entry["memory_mib"], "{:,.1f}"),
-)
-"""Of the table: head, label in the plot (empty: not plotted), value of an entry of the curve, form."""
-
-
-def curve_table(curve: dict[str, Any]) -> str:
-    """The curve as a Markdown table, a line for each depth."""
-    full = curve["layers"][-1]["hit@5"]
-    head = ["layers", COLUMNS[0][0], "of the full depth", *(column[0] for column in COLUMNS[1:])]
-    lines = [f"| {' | '.join(head)} |", f"|{' ---: |' * len(head)}"]
-    for entry in curve["layers"]:
-        hit, *costs = (form.format(value(entry)) for _, _, value, form in COLUMNS)
-        share = f"{entry['hit@5'] / full:.1%}" if full else "–"
-        lines.append(f"| {' | '.join([str(entry['layers']), hit, share, *costs])} |")
-    return "\n".join(lines)
-
-
-def plot_curve(curve: dict[str, Any]) -> Figure:
-    """What each depth finds and what it costs: hit@5 (thin lines: single evaluation sets), then each cost."""
-    figure = Figure(figsize=(10, 6.4), layout="constrained")
-    places = figure.subplots(2, 2, sharex=True).flat
-    depths = [entry["layers"] for entry in curve["layers"]]
-    for axes, (_, label, value, _) in zip(places, [column for column in COLUMNS if column[1]], strict=True):
-        values = [value(entry) for entry in curve["layers"]]
-        axes.plot(depths, values, marker="o", label="mean of the evaluation sets" if label == "hit@5" else None)
-        axes.set(ylabel=label, ylim=(0, 1 if label == "hit@5" else 1.1 * max(values)))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.spines[["top", "right"]].set_visible(False)
-        if label == "hit@5":
-            for name in curve["layers"][0]["sets"]:
-                axes.plot(depths, [entry["sets"][name] for entry in curve["layers"]], color="0.75", linewidth=0.8)
-            axes.axhline(curve["chance hit@5"], linestyle=":", color="tab:red", label="chance")
-            axes.legend(fontsize=8)
-    figure.supxlabel("decoder layers kept", fontsize=10)
-    figure.suptitle("Every depth of the teacher, on a validation sample; cut, not trained", fontsize=10)
-    return figure
-
-
-def png(figure: Figure) -> bytes:
-    """A figure as PNG bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()

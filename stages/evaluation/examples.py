@@ -19,6 +19,8 @@ from stages.data.keys import hash64
 from stages.data.tables import MappedTable
 from stages.evaluation.sets import EvaluationSet, query_blocks, set_name
 
+IN_NO_KEY = True  # shows what was found
+
 SHOWN, RESULTS, POSITIVES = 10, 5, 2
 SIDE = 168  # pixels of a thumbnail's longer side
 

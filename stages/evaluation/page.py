@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from stages.contract.context import Artifact, Context
-from stages.data.ingest.outcome import rejects_line
+from stages.data.ingest.wording import rejects_line
 from stages.evaluation.plots import draw_cost, draw_depths
 from stages.evaluation.report import HEADLINE, NOTES, labels, measured, model_rows, timed
+
+IN_NO_KEY = True  # shows what was measured
 
 TEMPLATE = "report.html.jinja"
 SETTINGS = ("seed", "data.kind", "backbone.source", "student.layers", "train.loss", "train.steps", "train.batch_size")

@@ -5,6 +5,8 @@ from typing import Any
 
 from stages.evaluation.report import HEADLINE, labels, measured, timed
 
+IN_NO_KEY = True  # shows what was measured
+
 COLOURS = {"teacher": "#8a8f98", "cut": "#e3b5bb", "student": "#d1495b", "chance": "#222222"}
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.evaluation.measures import HITS, chance_of_hit, cutoff, measure_queries, trec_lines
+from stages.evaluation.chance import chance_of_hit
+from stages.evaluation.measures import HITS, cutoff, measure_queries, trec_lines
 from stages.evaluation.sets import EvaluationSet, set_name
 from stages.search import leading
 from stages.search.exact import ExactIndex, search_batches, vectors

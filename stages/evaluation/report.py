@@ -11,6 +11,8 @@ from typing import Any
 
 from stages.contract.context import Context
 
+IN_NO_KEY = True  # shows what was measured
+
 CUT = "cut: the teacher's first layers, as many as the student has, before any training"
 WIDTH = 100  # columns of the terminal table
 HEADLINE = "hit@5"

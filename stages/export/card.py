@@ -7,6 +7,8 @@ from typing import Any
 
 from stages.model.encoder import SETTINGS
 
+IN_NO_KEY = True  # describes the student
+
 CARD = """\
 ---
 library_name: transformers

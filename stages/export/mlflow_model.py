@@ -7,6 +7,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+IN_NO_KEY = True  # a reference to the export
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("mlflow", "torch", "transformers", "pillow", "numpy", "safetensors")
 

@@ -17,16 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from stages.contract.context import Artifact, Context, StageError
+from stages.contract.context import Context, StageError
 from stages.contract.params import Section
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from stages.data.tables import MappedTable
-
 BLOCK = 1024  # queries that pass the candidates together
-EXAMPLES, SHOWN = 20, 3  # of the audit: queries, and candidates of each kind
+QUERY_COLUMNS = ["qid", "dataset_id", "modality", "target_modality", "text", "image_id", "positives"]
 
 
 class Mine(Section):
@@ -62,6 +60,7 @@ def mine(context: Context, model: Path) -> Mined:
     from pyarrow.fs import LocalFileSystem
 
     from stages.data.keys import hash64
+    from stages.mining.audit import examples_of
 
     # A student that was distilled anew lies at another place, and what another one mined is not this one's.
     work = context.output.work / "mining" / f"{hash64(str(model)):016x}"
@@ -74,7 +73,7 @@ def mine(context: Context, model: Path) -> Mined:
         raise StageError(f"train.mine.margin={margin} leaves no query a negative; raise it, or set per_query=0")
     context.output.upload(negatives, "negatives")
     context.output.write_json("mining.json", summary)
-    examples = _examples(context.inputs["ingest"], mined)
+    examples = examples_of(context.inputs["ingest"], mined)
     context.output.write_bytes("mining.txt", examples.encode())
     context.tracker.text("mining.txt", examples)
     context.tracker.metrics({f"mined {name}": value for name, value in summary.items()})
@@ -148,11 +147,10 @@ def _write_negatives(context: Context, model: Path, candidates: Path, path: Path
     import ray.data
 
     from stages.distributed.embedding import embed_rows
-    from stages.evaluation.sets import ASKED
 
     ingest = context.inputs["ingest"]
     stored = ray.data.read_parquet(ingest.files("queries"), filesystem=ingest.filesystem)
-    train = stored.map_batches(_train_queries, fn_kwargs={"columns": list(ASKED)}, batch_format="pyarrow")
+    train = stored.map_batches(_train_queries, fn_kwargs={"columns": QUERY_COLUMNS}, batch_format="pyarrow")
     rule = context.params.train.mine
     embedded = embed_rows(context, train, model=model, side="query")
     arguments = {"files": tuple(_files(candidates)), "per_query": rule.per_query, "margin": rule.margin}
@@ -191,41 +189,3 @@ def _summarise(mined: Mined) -> dict[str, float]:
         total["copies"] += pc.sum(table["copies"]).as_py() or 0
         total["too close"] += pc.sum(table["too_close"]).as_py() or 0
     return total
-
-
-def _examples(ingest: Artifact, mined: Mined) -> str:
-    """A few evenly spaced rows of the audit table, with the words that they stand for."""
-    from stages.data.tables import MappedTable
-    from stages.evaluation.sets import is_asked
-
-    table = MappedTable.open(mined, "negatives", "qid")
-    queries = MappedTable.open(ingest, "queries", "qid", where={"split": "train"})
-    candidates = MappedTable.open(ingest, "candidates", "did")
-    wanted = min(EXAMPLES, len(table))
-    lines = []
-    for place in (place for place in range(len(table)) if is_asked(place, len(table), wanted)):
-        row = table.row(place)
-        query = queries.row(queries.find(row["qid"]))
-        counts = f"{row['copies']} copies and {row['too_close']} too close left out"
-        lines += [
-            "",
-            f"query {_told(query, 'qid')}: {counts}",
-            *_listed("positive", query["positives"][:1], [], candidates),
-        ]
-        lines += [f"  {row['positive_score'] or 0:.3f} the farthest positive, {row['limit'] or 0:.3f} the limit"]
-        lines += _listed("negative", row["negatives"], row["scores"], candidates)
-        lines += _listed("left out", row["left_out"], row["left_out_scores"], candidates)
-    return "\n".join(lines[1:]) + "\n"
-
-
-def _listed(name: str, dids: list[str], scores: list[float], candidates: "MappedTable") -> list[str]:
-    """A line for each candidate."""
-    rows = [candidates.row(candidates.find(did)) for did in dids[:SHOWN]]
-    told = [f"{score:.3f}" for score in scores[:SHOWN]] or ["     "] * len(rows)
-    return [f"  {score} {name} {_told(row, 'did')}" for score, row in zip(told, rows, strict=True)]
-
-
-def _told(row: dict[str, Any], name: str) -> str:
-    """An id, the text, and the picture's id."""
-    image = f"[picture {row['image_id'][:8]}]" if row["image_id"] else ""
-    return " ".join(filter(None, [row[name], " ".join((row["text"] or "").split()), image]))

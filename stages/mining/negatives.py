@@ -19,8 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.data.ingest.validate import content_id
-from stages.data.keys import hash_ids
+from stages.data.keys import content_id, hash_ids
 from stages.data.modalities import MODALITIES
 from stages.data.schemas import NEGATIVES
 from stages.search.exact import TopK, tiles, vectors

@@ -13,7 +13,7 @@ from stages.contract.context import Context
 from stages.contract.params import Cluster
 from stages.data import schemas
 from stages.data.instructions import with_instruction
-from stages.evaluation.measures import chance_of_hit
+from stages.evaluation.chance import chance_of_hit
 from stages.mining.mine import Mine, mine
 from stages.search.exact import ExactIndex
 from tests.search_world import COLOURS, TRAINED, Witness, ingest_rows, make_world, picture, run_stage, share_in

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-from stages import backbone
+from stages.model import checkpoint
 from stages.model.encoder import Encoder
 from tests.tiny_models import write_checkpoint
 
@@ -18,7 +18,7 @@ def test_a_local_checkpoint_is_read_with_our_limits_and_stays_as_it_is(tmp_path:
     pointer = {"source": "local", "model": str(source), "revision": "", **limits}
     artifact = SimpleNamespace(manifest={"metrics": {"source": "local"}}, read_json=lambda name: pointer)
     for _ in range(2):
-        view = backbone.directory(artifact)
+        view = checkpoint.directory(artifact)
     assert view.parent == tmp_path / "shared" / "views"  # which other nodes see too
     assert json.loads((view / "puma.json").read_text())["max_text_tokens"] == 7
     assert Encoder.load(view).collator.max_text_tokens == 7

@@ -1,15 +1,15 @@
 """The depth curve: a loaded model cut in place is the cut checkpoint, its costs add up, and k follows from a loss."""
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from stages import distill
 from stages.contract.context import StageError
+from stages.distill import Student
 from stages.evaluation.cost import Depth, measure_depths
-from stages.evaluation.depth import curve_table, plot_curve, shallowest
+from stages.evaluation.depth_view import curve_table, plot_curve
+from stages.model.depth import choose_layers, shallowest
 from stages.model.encoder import Encoder
 from stages.model.prune import first_layers
 from tests.tiny_models import ragged_rows, write_checkpoint
@@ -102,9 +102,9 @@ def test_the_plot_shows_quality_and_three_costs():
     assert all(list(one.lines[0].get_xdata()) == [1, 2] for one in axes)
 
 
-def context(hits: tuple, **student):
-    features = SimpleNamespace(read_json=lambda name: json.loads(json.dumps({"depth_curve.json": curve(*hits)}[name])))
-    return SimpleNamespace(params=SimpleNamespace(student=distill.Student(**student)), inputs={"features": features})
+def chosen_layers(checkpoint, *hits: float, **student) -> tuple[int, int]:
+    features = SimpleNamespace(read_json={"depth_curve.json": curve(*hits)}.__getitem__)
+    return choose_layers(checkpoint, Student(**student), features)
 
 
 @pytest.mark.parametrize(
@@ -117,9 +117,9 @@ def context(hits: tuple, **student):
     ],
 )
 def test_distillation_resolves_how_many_layers_the_student_keeps(checkpoint, student, layers):
-    assert distill._choose_layers(context((0.4, 0.75, 0.8), **student), checkpoint) == (3, layers)
+    assert chosen_layers(checkpoint, 0.4, 0.75, 0.8, **student) == (3, layers)
 
 
 def test_more_layers_than_there_are_fail_in_one_line(checkpoint):
     with pytest.raises(StageError, match=r"can be cut to 1\.\.3"):
-        distill._choose_layers(context((0.4,), layers=9), checkpoint)
+        chosen_layers(checkpoint, 0.4, layers=9)

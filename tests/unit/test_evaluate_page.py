@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.artifacts.store import open_store
-from stages.data.ingest.outcome import rejects_line
+from stages.data.ingest.wording import rejects_line
 from stages.evaluation import examples
 from stages.evaluation.measures import trec_lines
 from stages.evaluation.page import render

@@ -5,7 +5,8 @@ from math import log2
 import numpy as np
 import pytest
 
-from stages.evaluation.measures import MEASURES, chance_of_hit, mean, measure_queries, trec_lines
+from stages.evaluation.chance import chance_of_hit
+from stages.evaluation.measures import MEASURES, mean, measure_queries, trec_lines
 
 
 def test_values_of_a_worked_example() -> None:

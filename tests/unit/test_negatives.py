@@ -4,8 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages.data.ingest.validate import content_id
-from stages.data.keys import hash_ids
+from stages.data.keys import content_id, hash_ids
 from stages.data.schemas import NEGATIVES
 from stages.mining import mine
 from stages.mining.negatives import LEFT_OUT, Pairs, Rule, mine_block

@@ -1,6 +1,7 @@
 """The planner: keys, actions and reasons, on dictionaries."""
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.config.sections import Config
 from pipeline.config.values import walk_values
+from pipeline.planning.baselines import FILE, main, missing, read_baselines
 from pipeline.planning.dag import STAGES, Stage, descendants
 from pipeline.planning.plan import Selection, Source, plan
 from stages.contract.context import InputError, StageError
@@ -363,6 +365,37 @@ def test_a_new_parameter_at_its_default_keeps_the_keys():
     assert keys(Before) == keys(After) == keys(After, speed=9)
     assert keys(Before, size=2) == keys(After, size=2) != keys(Before)
     assert keys(After, shape="square") != keys(After)
+
+
+def with_baselines(**values: Any) -> dict[str, Source]:
+    named = {path.replace("__", "."): value for path, value in values.items()}
+    return {name: Source(source.version, source.code, baselines=named) for name, source in SOURCES.items()}
+
+
+def test_a_default_that_changes_is_a_changed_parameter():
+    store = commit(decide(sources=with_baselines(train__steps=Config().train.steps)).values())
+    decisions = decide(manifests=store, sources=with_baselines(train__steps=7))  # as if it had been 7 until now
+    assert running(decisions) == TRAIN_AND_BELOW
+    assert decisions["train"].reasons == (f"PARAMS train.steps 7 → {Config().train.steps}",)
+    back = decide(config_with("train.steps", 7), manifests=store, sources=with_baselines(train__steps=7))
+    assert running(back) == set()  # what the old default made
+
+
+def test_baselines_of_settings_that_are_gone_change_nothing():
+    assert decide(sources=with_baselines(train__gone=1))["train"].key == decide()["train"].key
+
+
+def test_every_setting_has_its_baseline():
+    assert missing(read_baselines(), Config) == {}, "add the new ones: python -m pipeline.planning.baselines"
+
+
+def test_the_command_adds_new_settings_and_changes_no_entry(tmp_path, capsys):
+    (tmp_path / FILE).parent.mkdir(parents=True)
+    known = {path: value for path, value in read_baselines().items() if path != "train.loss"}
+    (tmp_path / FILE).write_text(json.dumps(known | {"train.steps": 7, "train.gone": 1}))
+    main(tmp_path)
+    assert read_baselines(tmp_path) == read_baselines() | {"train.steps": 7, "train.gone": 1}
+    assert "1 new: train.loss" in capsys.readouterr().out
 
 
 @given(st.permutations(["a.py", "b.py", "c.py"]))

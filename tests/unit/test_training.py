@@ -1,6 +1,6 @@
 """What a person sees of a training: one line for each log step."""
 
-from stages.distributed.training import progress_line
+from stages.distributed.console import progress_line
 from stages.learn.settings import Training
 
 

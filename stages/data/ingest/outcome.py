@@ -1,22 +1,12 @@
-"""What came of a source: counts, pools, rejects, and when it refuses to go on."""
+"""What became of a source's rows: counts, pools, rejects. What is said of it to people stands in `wording`."""
 
-import json
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from stages.contract.context import StageError
 from stages.data.schemas import SPLITS
-
-if TYPE_CHECKING:
-    from ray.data import Dataset
 
 QUERY_COLUMNS = ["split", "dataset", "task_id", "modality", "target_modality", "reason"]
 CANDIDATE_COLUMNS = ["dataset_id", "modality", "reason"]
-REASONS_SHOWN = 3
-SAMPLE = 1000
 
 
 @dataclass(frozen=True)
@@ -76,54 +66,12 @@ class Counts:
             "reject_share": self.share(),
         }
 
-    def line(self) -> str:
-        """One line for a person."""
-        numbers, rejects = self.numbers(), self.rejects()
-        kept = f"{numbers['queries']} queries and {numbers['candidates']} candidates kept"
-        return f"{kept}, {rejects['queries']} and {rejects['candidates']} rejected ({self._reasons()})"
-
-    def refuse(self, limit: float, rejects: "Dataset", work: Path) -> None:
-        """Raises StageError where more than `limit` of the rows are bad, or a split has no query left.
-
-        Rejected rows are then shown by a sample in `work`, because the artifact will not be committed.
-        """
-        kept = _kept(self.queries)
-        empty = [split for split in SPLITS if not _count(kept, split=split)]
-        if self.share() <= limit and not empty:
-            return
-        path = work / "rejects.json"
-        path.write_text(json.dumps(rejects.take(SAMPLE), indent=1, ensure_ascii=False))
-        seen = f"{self._reasons()}; rows and reasons in {path}"
-        if self.share() > limit:
-            rejected, every = _count(_rejected(self._rows())), _count(self._rows())
-            share = (
-                f"{rejected} of {every} rows ({self.share():.1%}) are bad, data.max_reject_share={limit} allows less"
-            )
-            raise StageError(f"{share}: {seen}; correct the rows or raise data.max_reject_share")
-        raise StageError(f"no usable query in {', '.join(empty)}: {seen}; every split needs at least one")
+    def examples(self) -> dict[str, str]:
+        """{reason: where the first row is that was rejected for it}."""
+        return {row["reason"]: row["source"] for row in reversed(_rejected(self._rows()))}
 
     def _rows(self) -> list[dict[str, Any]]:
         return [*self.candidates, *self.queries]
-
-    def _reasons(self) -> str:
-        """The most frequent reasons, each with an example: 'missing image 12 (query/train/x.jsonl:17)'."""
-        rejected = _rejected(self._rows())
-        examples = {row["reason"]: row["source"] for row in reversed(rejected)}
-        counts = Counter(_counter(rejected, "reason")).most_common(REASONS_SHOWN)
-        return (
-            ", ".join(f"{reason} {count} ({examples[reason]})" for reason, count in counts) or "nothing was rejected"
-        )
-
-
-def rejects_line(rejects: Mapping[str, Any]) -> str:
-    """One line for a person about `Counts.rejects`: how many of what, and the most frequent reasons."""
-    counts = [f"{rejects[kind]:,} {kind}" for kind in ("queries", "candidates", "images") if rejects.get(kind)]
-    if not counts:
-        return "none"
-    reasons = Counter(rejects.get("by_reason", {}))
-    shown = [f"{reason} {count:,}" for reason, count in reasons.most_common(REASONS_SHOWN)]
-    shown += [f"{len(reasons) - REASONS_SHOWN} more reasons"] if len(reasons) > REASONS_SHOWN else []
-    return ", ".join(counts) + (f" ({', '.join(shown)})" if shown else "")
 
 
 def _kept(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,0 +1,63 @@
+"""What ingest says of a source to people, and when it refuses to go on."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.contract.context import StageError
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+    from stages.data.ingest.outcome import Counts
+
+IN_NO_KEY = True  # words, and a check that ends the stage
+
+REASONS_SHOWN = 3
+SAMPLE = 1000
+
+
+def kept_line(counts: "Counts") -> str:
+    """One line for a person."""
+    numbers, rejects = counts.numbers(), counts.rejects()
+    kept = f"{numbers['queries']} queries and {numbers['candidates']} candidates kept"
+    return f"{kept}, {rejects['queries']} and {rejects['candidates']} rejected ({reasons(counts)})"
+
+
+def refuse(counts: "Counts", limit: float, rejects: "Dataset", work: Path) -> None:
+    """Raises StageError where more than `limit` of the rows are bad, or a split has no query left.
+
+    Rejected rows are then shown by a sample in `work`, because the artifact will not be committed.
+    """
+    empty = [split for split, count in counts.stats()["queries"]["by_split"].items() if not count]
+    if counts.share() <= limit and not empty:
+        return
+    path = work / "rejects.json"
+    path.write_text(json.dumps(rejects.take(SAMPLE), indent=1, ensure_ascii=False))
+    seen = f"{reasons(counts)}; rows and reasons in {path}"
+    if counts.share() > limit:
+        numbers = counts.numbers()
+        rejected = numbers["rejected_queries"] + numbers["rejected_candidates"]
+        every = rejected + numbers["queries"] + numbers["candidates"]
+        share = f"{rejected} of {every} rows ({counts.share():.1%}) are bad, data.max_reject_share={limit} allows less"
+        raise StageError(f"{share}: {seen}; correct the rows or raise data.max_reject_share")
+    raise StageError(f"no usable query in {', '.join(empty)}: {seen}; every split needs at least one")
+
+
+def reasons(counts: "Counts") -> str:
+    """The most frequent reasons, each with an example: 'missing image 12 (query/train/x.jsonl:17)'."""
+    examples, most = counts.examples(), Counter(counts.rejects()["by_reason"]).most_common(REASONS_SHOWN)
+    return ", ".join(f"{reason} {count} ({examples[reason]})" for reason, count in most) or "nothing was rejected"
+
+
+def rejects_line(rejects: Mapping[str, Any]) -> str:
+    """One line for a person about `Counts.rejects`: how many of what, and the most frequent reasons."""
+    counts = [f"{rejects[kind]:,} {kind}" for kind in ("queries", "candidates", "images") if rejects.get(kind)]
+    if not counts:
+        return "none"
+    by_reason = Counter(rejects.get("by_reason", {}))
+    shown = [f"{reason} {count:,}" for reason, count in by_reason.most_common(REASONS_SHOWN)]
+    shown += [f"{len(by_reason) - REASONS_SHOWN} more reasons"] if len(by_reason) > REASONS_SHOWN else []
+    return ", ".join(counts) + (f" ({', '.join(shown)})" if shown else "")

@@ -1,0 +1,39 @@
+"""What a training says on the terminal, and what it keeps libraries from saying."""
+
+import logging
+import warnings
+from typing import Any
+
+IN_NO_KEY = True  # words only
+
+
+def root_cause(error: BaseException) -> str:
+    """The last line of the innermost worker error: what a person needs first."""
+    failures = getattr(error, "worker_failures", None) or {}
+    cause = next(iter(failures.values()), error)
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(cause).__name__
+
+
+def progress_line(label: str, step: int, settings: Any, measures: dict[str, float]) -> str:
+    """One line of progress: `train 120/300 loss 1.234 hit@1 0.71 τ 0.023 lr 3.0e-04 210 pairs/s, 0:52 left`."""
+    speed = measures["pairs_per_second"]
+    left = round((settings.steps - step) * settings.batch_size / speed)
+    parts = [f"{label} {step}/{settings.steps}", f"loss {measures['loss']:.3f}"]
+    parts.append(f"hit@1 {measures['in_batch_hit@1']:.2f}")
+    parts += [f"{name} {value:.3f}" for name, value in measures.items() if name.startswith("feature ")]
+    parts += [f"τ {measures[name]:.3f}" for name in ("tau_hard", "tau") if name in measures]
+    parts.append(f"lr {measures['learning_rate']:.1e}")
+    return " ".join([*parts, f"{speed:.0f} pairs/s, {left // 60}:{left % 60:02d} left"])
+
+
+def quiet_libraries() -> None:
+    """DeepSpeed and transformers log every detail of every start; warnings and errors are what a user needs."""
+    import transformers
+
+    # DeepSpeed calls a collective that torch has renamed, at every start.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("deepspeed").setLevel(logging.WARNING)

@@ -1,0 +1,66 @@
+"""The directory of a backbone: what was trained here, or a view of a checkpoint from outside.
+
+It drags nothing in, so that a stage that reads the backbone depends on nothing that trains one.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.contract.cache import cache_root
+
+if TYPE_CHECKING:
+    from stages.contract.context import Artifact
+
+
+def directory(artifact: "Artifact") -> Path:
+    """A local model directory of the backbone: the trained one, or a view of the checkpoint it points to.
+
+    The view holds links to the checkpoint's files beside the pipeline's own limits, so that a checkpoint is never
+    copied and never changed. Workers are handed its path: nodes of a cluster share the cache and the checkpoint.
+    """
+    if artifact.manifest["metrics"].get("source", "tiny") == "tiny":
+        return artifact.local("model")
+    pointer = artifact.read_json("pointer.json")
+    source = snapshot(pointer["source"], pointer["model"], pointer["revision"])
+    name = hashlib.sha256(f"{source}\n{json.dumps(pointer, sort_keys=True)}".encode()).hexdigest()[:16]
+    return _view(source, cache_root() / "views" / name, pointer)
+
+
+def snapshot(source: str, model: str, revision: str) -> Path:
+    """The directory of a checkpoint as it came: one of this machine's, or the files of a hub model."""
+    if source == "local":
+        return Path(model).expanduser().resolve()
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
+    return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+
+
+def _view(source: Path, view: Path, pointer: dict[str, Any]) -> Path:
+    from filelock import FileLock
+
+    view.mkdir(parents=True, exist_ok=True)
+    own = ("preprocessor_config.json", "puma.json")
+    with FileLock(view / ".lock"):
+        for path in source.iterdir():
+            link = view / path.name
+            if path.is_file() and path.name not in own and not link.exists():
+                link.symlink_to(path.resolve())
+        for name in own:  # never through a link: that would change the checkpoint
+            if (view / name).is_symlink():
+                (view / name).unlink()
+        processor = json.loads((source / "preprocessor_config.json").read_text())
+        processor["size"] = {"shortest_edge": pointer["min_pixels"], "longest_edge": pointer["max_pixels"]}
+        for name in ("min_pixels", "max_pixels"):
+            processor.pop(name, None)
+        _write_if_changed(view / "preprocessor_config.json", processor)
+        _write_if_changed(view / "puma.json", {"max_text_tokens": pointer["max_text_tokens"], "read_out": "[RET]"})
+    return view
+
+
+def _write_if_changed(path: Path, value: Any) -> None:
+    text = json.dumps(value, indent=2, sort_keys=True)
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
