@@ -7,8 +7,8 @@ cutting alone gives), and times both models; rank block by block as Ray tasks th
 TREC runs, tables, plots and `report.html`.
 
 All models meet the same queries, pools and instructions. Memory is flat in the corpus: workers hold a tile of it, the
-driver holds sums. The teacher's vectors are shared by all students of one backbone (`stages.distributed.teacher`); a
-grid that compares students leaves the teacher out (`evaluate.teacher=false`).
+driver holds sums. All students of one backbone share its vectors (`stages.distributed.teacher_pools`); a grid that
+compares students leaves the teacher out (`evaluate.teacher=false`).
 """
 
 from collections import deque
@@ -97,7 +97,7 @@ def embed(
     """All that models do, in one pool: query vectors to this artifact, the teacher's candidates to theirs, costs."""
     from stages.distributed.pool import carry_out
     from stages.distributed.queries import query_work, write_asked
-    from stages.distributed.teacher import PoolVectors
+    from stages.distributed.teacher_pools import PoolVectors
     from stages.search.exact import ExactIndex
 
     layers = read_layers(models)

@@ -43,10 +43,10 @@ CODE = {
     "stages/data/images.py": {"ingest"},
     "stages/data/scenes/drawing.py": {"ingest"},
     "stages/data/sources/pairs.py": set(),
-    "stages/data/schemas.py": {"ingest", "features", *TRAINED},
+    "stages/data/schemas.py": {"ingest", "features"},
     "stages/data/keys.py": ALL,
     "stages/data/order.py": TRAINED,
-    "stages/data/instructions.py": WITH_MODELS,
+    "stages/data/instructions.py": ALL,
     "stages/model/encoder.py": WITH_MODELS,
     "stages/model/inputs.py": WITH_MODELS,
     "stages/model/prompt.py": WITH_MODELS,
@@ -62,7 +62,11 @@ CODE = {
     "stages/distributed/student.py": {"distill", "train"},
     "stages/distributed/embedding.py": {"features", "index", "evaluate"},
     "stages/distributed/shards.py": {"features", "index", "evaluate"},
+    "stages/distributed/pool.py": {"features", "index", "evaluate"},
     "stages/distributed/pools.py": {"index", "evaluate"},
+    "stages/distributed/queries.py": {"evaluate"},
+    "stages/distributed/teacher.py": {"features", "evaluate"},
+    "stages/distributed/teacher_pools.py": {"evaluate"},
     "stages/distributed/console.py": set(),
     "stages/distributed/corpus.py": set(),
     "stages/mining/mine.py": set(),
@@ -261,14 +265,14 @@ def parts_of(tree: Path) -> dict[str, dict]:
 
 
 def set_default(text: str, value: str) -> str:
-    changed = re.sub(r"(hard_digits: int = Field\()\d+", rf"\g<1>{value}", text)
+    changed = re.sub(r"(hard_until: float = Field\()[\d.]+", rf"\g<1>{value}", text)
     assert changed != text
     return changed
 
 
 def test_a_changed_default_runs_its_stage_for_its_parameters(tree, edit):
     before = parts_of(tree)
-    edit(tree / "stages/train.py", lambda text: set_default(text, "5"))
+    edit(tree / "stages/train.py", lambda text: set_default(text, "0.25"))
     after = parts_of(tree)
     differing = {
         stage: {part for part in after[stage] if part != "key" and after[stage][part] != before[stage][part]}
@@ -276,7 +280,7 @@ def test_a_changed_default_runs_its_stage_for_its_parameters(tree, edit):
         if after[stage]["key"] != before[stage]["key"]
     }
     assert differing == {"train": {"params"}, "index": {"inputs"}, "evaluate": {"inputs"}}
-    assert after["train"]["params"] == {"train.hard_digits": 5}
+    assert after["train"]["params"] == {"train.hard_until": 0.25}
 
 
 def test_a_new_setting_at_its_default_keeps_every_key(tree, edit):

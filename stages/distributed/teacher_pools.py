@@ -1,0 +1,61 @@
+"""The teacher's vectors of the evaluation pools: artifacts of their own in the store, `teacher/{key}`, one a layer.
+
+They are the most expensive part of an evaluation and depend on neither the student nor a report: all students of one
+backbone share them.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from stages.contract.context import Artifact, Context, Shared
+from stages.distributed.pool import TEACHER, Work
+from stages.distributed.pools import CANDIDATE_COLUMNS, EMBEDDINGS, written
+from stages.distributed.shards import Target, cut, shard_work
+from stages.distributed.teacher import embed_layers, one_layer
+from stages.search.filters import keep_pools
+
+
+@dataclass
+class PoolVectors:
+    """The teacher's vectors of an index's candidates, by layer: what is in the store, and the work for what is not."""
+
+    shelves: dict[int, Shared]
+    work: list[Work]
+    """What a pool of actors has to carry out before `artifacts` is called."""
+
+    @classmethod
+    def open(cls, context: Context, stack: ExitStack, card: Mapping[str, Any], layers: Sequence[int]) -> "PoolVectors":
+        """The vectors after each of `layers`; `stack` holds their leases. `card` is the index's `retriever.json`."""
+        inputs = ("ingest", "backbone")
+        shelves = {
+            layer: stack.enter_context(
+                context.shared(TEACHER, __name__, inputs, {"layer": layer, "split": card["split"]})
+            )
+            for layer in layers
+        }
+        missing = {layer: shelf.output for layer, shelf in shelves.items() if shelf.output is not None}
+        if not missing:
+            return cls(shelves, [])
+        targets = [
+            Target(output, EMBEDDINGS, partial(one_layer, layer=layer, drop=("text", "image_id")))
+            for layer, output in missing.items()
+        ]
+        ingest = context.inputs["ingest"]
+        compute = partial(embed_layers, side="candidate", layers=list(missing))
+        shards = cut(ingest, "candidates", context.cluster.rows_per_shard)
+        keep = partial(keep_pools, pools=sorted(card["pools"]))
+        return cls(shelves, shard_work(targets, shards, ingest, compute, columns=CANDIDATE_COLUMNS, keep=keep))
+
+    def artifacts(self, rows: int) -> dict[int, Artifact]:
+        """layer → artifact with `embeddings/`, once the work is done.
+
+        Raises:
+            StageError: there are not `rows` vectors.
+        """
+        for shelf in self.shelves.values():
+            if shelf.output is not None:
+                written(shelf.output, EMBEDDINGS, rows)
+        return {layer: shelf.commit() for layer, shelf in self.shelves.items()}
