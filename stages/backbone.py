@@ -24,13 +24,13 @@ VERSION = 1
 class Tiny(Section):
     """A real Qwen2-VL, a few million parameters, trained in the run."""
 
-    layers: int = Field(6, ge=1)
-    hidden: int = Field(128, ge=32, multiple_of=32)
+    layers: int = Field(6, ge=1, description="decoder layers")
+    hidden: int = Field(128, ge=32, multiple_of=32, description="width of the decoder and of a vector")
     heads: int = Field(4, ge=1)
-    vocabulary: int = Field(2048, ge=300)
-    vision_layers: int = Field(2, ge=1)
-    vision_hidden: int = Field(128, ge=32, multiple_of=32)
-    patch: int = Field(14, ge=4)
+    vocabulary: int = Field(2048, ge=300, description="tokens, learned from the data's texts")
+    vision_layers: int = Field(2, ge=1, description="layers of the vision tower")
+    vision_hidden: int = Field(128, ge=32, multiple_of=32, description="width of the vision tower")
+    patch: int = Field(14, ge=4, description="pixels of an image patch's side")
     unit_scale: bool = Field(
         False, description="weights start by the model's width, and not with the 0.02 of models of thousands"
     )
@@ -69,12 +69,14 @@ class Tiny(Section):
 class Params(Section):
     """The section `backbone`."""
 
-    source: Literal["tiny", "hub", "local"] = "tiny"
+    source: Literal["tiny", "hub", "local"] = Field(
+        "tiny", description="trained from scratch in the run, from the Hugging Face hub, or a directory"
+    )
     model: str = Field("", description="hub id for `hub`, directory for `local`")
     revision: str = Field("", description="commit of the hub model; required for `hub`")
-    min_pixels: int = Field(4 * 28 * 28, ge=1)
-    max_pixels: int = Field(300 * 28 * 28, ge=1)
-    max_text_tokens: int = Field(450, ge=8)
+    min_pixels: int = Field(4 * 28 * 28, ge=1, description="the model sees smaller pictures enlarged to this")
+    max_pixels: int = Field(300 * 28 * 28, ge=1, description="the model sees larger pictures reduced to this")
+    max_text_tokens: int = Field(450, ge=8, description="longer texts are cut")
     tiny: Tiny = Tiny()
     log_every: int = knob(25, ge=1)
     checkpoint_every: int = knob(100, ge=1, description="steps that a killed run repeats at most")
