@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["ingest", "backbone", "features", "distill", "train", "index", "evaluate"]
 METHOD = [

@@ -24,6 +24,8 @@ from pipeline.execution import runner
 from tests.made_stages import go
 from tests.s3.test_contract import FACTS, quiet
 
+pytestmark = [pytest.mark.s3, pytest.mark.slow]
+
 CODE = str(Path(pipeline.__file__).parent)
 POINTS = {"local": 150, "moto": 42} if os.environ.get("PUMA_KILLS") == "all" else {"local": 50, "moto": 14}
 
