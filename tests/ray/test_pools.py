@@ -52,3 +52,15 @@ def test_shards_are_mapped_by_actors_with_a_gpu_each(context, tmp_path):
     assert map_shards(context, "made", shards, source, Placed, keep=unchanged, finish=unchanged, batch_size=1) == 7
     written = pa.concat_tables(pq.read_table(file) for file in files(context.output, "made"))
     assert written["id"].to_pylist() == list(range(7)) and set(written["gpus"].to_pylist()) == {"0"}
+
+
+def test_shards_of_a_killed_attempt_are_taken_over_and_the_rest_is_computed(context, tmp_path, capfd):
+    path = str(tmp_path / "part.parquet")
+    pq.write_table(pa.table({"id": range(7)}), path)
+    source = SimpleNamespace(files=lambda prefix: [path], filesystem=LocalFileSystem())
+    shards, ways = cut(source, "x", 2), {"keep": unchanged, "finish": unchanged, "batch_size": 1}
+    map_shards(context, "made", shards[:3], source, Placed, **ways)  # and killed before the fourth
+    again = begin(tmp_path / "store", "features", {"ingest": "ingest"})
+    resumed = SimpleNamespace(cluster=context.cluster, inputs=context.inputs, output=again.output)
+    assert map_shards(resumed, "made", shards, source, Placed, **ways) == 7
+    assert "features: 3 of 4 shards of made were there" in capfd.readouterr().err
