@@ -2,23 +2,31 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+PINNED := --constraint constraints.txt
 
-.PHONY: install demo test lint bench ui
+.PHONY: install constraints demo test test-fast lint bench settings ui
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-install: $(VENV)/.installed  ## the environment, .venv
+install: $(VENV)/.installed  ## the environment, .venv, with the versions of constraints.txt
 
 # torchvision has no CPU build for this torch, and Puma does not use it; loader tests see it in a folder of its own.
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet torch==2.13.0
-	$(RUN) -m pip install --quiet --editable '.[dev,serve-ray,lance,faiss]'
+	$(RUN) -m pip install --quiet $(PINNED) --upgrade pip
+	$(RUN) -m pip install --quiet $(PINNED) torch==2.13.0
+	$(RUN) -m pip install --quiet $(PINNED) --editable '.[dev,serve-ray,lance,faiss]'
 	$(RUN) -m pip install --quiet --no-deps --upgrade --target $(VENV)/torchvision torchvision==0.28.0
 	@touch $@
+
+constraints:  ## constraints.txt anew, from what is published today
+	rm -rf build/fresh
+	$(MAKE) install VENV=build/fresh PINNED=
+	echo '# Every version that `make install` installs; written by `make constraints`.' > constraints.txt
+	build/fresh/bin/python -m pip freeze --all --exclude-editable | sed 's/+cpu//' >> constraints.txt
+	rm -rf build/fresh
 
 demo: install  ## a trained student, an index and a report from made pictures, in minutes
 	$(RUN) pipeline/run.py --recipe demo
@@ -26,12 +34,18 @@ demo: install  ## a trained student, an index and a report from made pictures, i
 test: install  ## the whole test suite
 	$(RUN) -m pytest
 
+test-fast: install  ## what needs no cluster, bucket or browser and is quick
+	$(RUN) -m pytest -m 'not (slow or ray or s3 or browser)'
+
 lint: install  ## style and format
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
 bench: install  ## side-by-side measurements, as ratios
 	$(RUN) -m tests.bench all
+
+settings: install  ## docs/settings.md anew, from the fields
+	$(RUN) -m pipeline.planning.reference > docs/settings.md
 
 ui: install  ## the MLflow page of all runs, on http://127.0.0.1:5000
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" sh mlflow/ui.sh

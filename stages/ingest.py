@@ -38,17 +38,21 @@ class Scenes(Section):
     """How many of the made pictures, and how large they are."""
 
     train: int = Field(1200, ge=16, description="training scenes")
-    val: int = Field(150, ge=8)
-    test: int = Field(150, ge=8)
+    val: int = Field(150, ge=8, description="validation scenes")
+    test: int = Field(150, ge=8, description="test scenes")
     size: int = Field(64, ge=32, le=512, description="pixels of a picture's side")
 
 
 class Params(Section):
     """The section `data`."""
 
-    kind: Literal["scenes", "mbeir", "pairs"] = "scenes"
+    kind: Literal["scenes", "mbeir", "pairs"] = Field(
+        "scenes", description="scenes are drawn on the spot, mbeir is the published layout, pairs are a JSONL file"
+    )
     path: str = Field("", description="source: a directory, a file of pairs, or s3://bucket/prefix of either")
-    max_reject_share: float = Field(0.05, ge=0, le=1)
+    max_reject_share: float = Field(
+        0.05, ge=0, le=1, description="a run whose share of rejected rows is larger stops after ingest"
+    )
     max_pixels: int = Field(
         1_048_576,
         ge=1024,

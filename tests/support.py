@@ -19,6 +19,7 @@ from pipeline.artifacts.store import Artifact, Store
 from pipeline.execution.shared import SharedArtifacts
 from stages.contract.context import Context
 from stages.contract.params import Cluster
+from stages.distributed.training import CPU_ONLY
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -85,7 +86,7 @@ def in_ranks(ranks: int, module: str, case: dict[str, Any], environment: Mapping
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    shared |= CPU_ONLY | {"OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", module, json.dumps(case)],

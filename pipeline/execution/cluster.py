@@ -49,6 +49,7 @@ def connected(cluster: Cluster) -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, interrupt)
     try:
+        use_up_restart_warning()
         yield
     finally:
         ray.shutdown()
@@ -148,3 +149,40 @@ def local_environment() -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
+
+
+def use_up_restart_warning() -> None:
+    """Has Ray print unseen what it prints once in every driver: an error line at the first pool of Ray Data's actors.
+
+    It says that actors that may restart have arguments in the object store, which is so for every such pool
+    (ray #57733). It comes from Ray's C++ core, where no logger of Python can filter it; Ray's log file of the driver
+    has it too. The actor that draws it asks for a resource that no node has, so no process is started for it.
+    """
+    import ray
+
+    actor = ray.remote(num_cpus=0, resources={"nowhere": 1}, max_restarts=1)(Unplaced)
+    argument = ray.put(None)
+    with silent_stderr():
+        handle = actor.remote(argument)
+    ray.kill(handle)
+
+
+class Unplaced:
+    """An actor that is never started."""
+
+    def __init__(self, argument: None) -> None:
+        """Takes what lies in the object store."""
+
+
+@contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Drops what this process writes to stderr, also by libraries of C++."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

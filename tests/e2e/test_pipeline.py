@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["ingest", "backbone", "features", "distill", "train", "index", "evaluate"]
+ALARMING = re.compile(r"\.cc:\d+|Traceback|Warning|WARN|Exception|has constructor arguments")
+"""What a newcomer would take for an error, in the output of a command that did what it should."""
 METHOD = [
     "distill.lora.rank=8", "distill.chunk=4", "distill.feature_loss=relational", "train.lora.rank=8", "train.chunk=4",
     "train.mine.per_query=2", "train.mine.margin=1", "train.sub_batch=4", "train.matryoshka=[16]",
@@ -37,6 +42,7 @@ class Command:
             timeout=800,
         )
         assert done.returncode == code, done.stderr
+        assert not ALARMING.search(done.stderr), done.stderr
         return json.loads(done.stdout)
 
     def run(self, *arguments: str, **variables: str) -> dict:

@@ -14,7 +14,7 @@ from pyarrow.fs import LocalFileSystem
 from stages.contract.params import Cluster
 from stages.distributed.embedding import map_with_models
 from stages.distributed.pool import carry_out
-from stages.distributed.shards import Target, cut, files, shard_work
+from stages.distributed.shards import Target, count_rows, cut, files, shard_work
 from tests.support import begin
 
 pytestmark = pytest.mark.ray
@@ -74,3 +74,19 @@ def test_timings_wait_until_all_else_is_done_where_there_are_many_actors(context
 
 def moment(models) -> float:
     return time.monotonic()
+
+
+def test_shards_of_a_killed_attempt_are_taken_over_and_the_rest_is_computed(context, tmp_path, capfd):
+    path = str(tmp_path / "part.parquet")
+    pq.write_table(pa.table({"id": range(7)}), path)
+    source = SimpleNamespace(files=lambda prefix: [path], filesystem=LocalFileSystem())
+    shards = cut(source, "x", 2)
+    first = shard_work([Target(context.output, "made", unchanged)], shards[:3], source, gpu_of, keep=unchanged)
+    carry_out(context, {}, first)  # and killed before the fourth
+    again = begin(tmp_path / "store", "features", {"ingest": "ingest"})
+    resumed = SimpleNamespace(cluster=context.cluster, inputs=context.inputs, output=again.output)
+    rest = shard_work([Target(again.output, "made", unchanged)], shards, source, gpu_of, keep=unchanged)
+    assert len(rest) == 1
+    carry_out(resumed, {}, rest)
+    assert count_rows(again.output, "made", 4) == 7
+    assert "features: 3 of 4 shards of made were there" in capfd.readouterr().err

@@ -5,7 +5,9 @@ PUMA_TEST_STORE=s3://bucket/prefix (with the standard AWS variables) runs the co
 
 import logging
 import os
+import time
 import uuid
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,6 +31,7 @@ def aws(tmp_path_factory):
     patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     patch.setenv("PUMA_CACHE", str(tmp_path_factory.mktemp("cache")))
     patch.setattr(s3, "WAIT", 0.01)
+    patch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 50)))
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     yield
     patch.undo()

@@ -18,6 +18,8 @@ from pipeline.artifacts.manifests import MANIFEST, encode
 from pipeline.artifacts.store import Store
 from stages.contract.context import InputError, StageError
 
+pytestmark = pytest.mark.s3
+
 FACTS = {"parts": {}, "inputs": {}, "metrics": {}, "created": "2026-01-01T00:00:00+00:00", "seconds": 1.0, "run": "r"}
 
 

@@ -21,6 +21,8 @@ from tests.made_stages import go
 from tests.s3.test_contract import FACTS, contents, quiet, write
 from tests.support import with_own_stdout
 
+pytestmark = pytest.mark.s3
+
 
 def is_commit(request) -> bool:
     return request.method == "PUT" and request.conditional and request.path.endswith(MANIFEST)

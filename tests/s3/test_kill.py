@@ -1,6 +1,6 @@
 """A small pipeline killed at many points: the same command then finishes, with the same files.
 
-`PUMA_KILLS=all` makes them three times as many.
+`PUMA_KILLS=all` makes them five times as many.
 
 Each child is forked from this warm process and kills itself at the n-th line of the store's own code, so that every
 place where a kill can matter is met, and the same one each time.
@@ -24,8 +24,10 @@ from pipeline.execution import runner
 from tests.made_stages import go
 from tests.s3.test_contract import FACTS, quiet
 
+pytestmark = [pytest.mark.s3, pytest.mark.slow]
+
 CODE = str(Path(pipeline.__file__).parent)
-POINTS = {"local": 150, "moto": 42} if os.environ.get("PUMA_KILLS") == "all" else {"local": 50, "moto": 14}
+POINTS = {"local": 150, "moto": 42} if os.environ.get("PUMA_KILLS") == "all" else {"local": 30, "moto": 8}
 
 
 @pytest.fixture

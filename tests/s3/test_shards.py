@@ -2,9 +2,12 @@
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from stages.distributed.shards import count_rows, cut, files, read
 from tests.unit.test_shards import work
+
+pytestmark = pytest.mark.s3
 
 
 def write_input(store, sizes: list[int]):

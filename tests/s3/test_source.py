@@ -17,6 +17,8 @@ from tests.corpus_files import pair, write_csv, write_pictures, write_records
 from tests.mbeir_files import image_candidate, png, write_bytes, write_lines, write_minimal
 from tests.s3.servers import upload
 
+pytestmark = pytest.mark.s3
+
 POOL = "cand_pool/local/mbeir_toy_task1_cand_pool.jsonl"
 
 

@@ -9,6 +9,8 @@ from pipeline.artifacts.store import Store
 from stages.contract.context import StageError
 from tests.s3.test_contract import FACTS, contents, quiet, write
 
+pytestmark = pytest.mark.s3
+
 
 def record(store: Store, name: str, day: int, status: str = "finished", **stages: str) -> None:
     facts = {stage: {"key": key} for stage, key in stages.items()}

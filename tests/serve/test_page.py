@@ -14,6 +14,8 @@ import pytest
 from tests.search_world import picture
 from tests.serve.conftest import RED, Served, serving
 
+pytestmark = pytest.mark.browser
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed; make install brings it")
 expect = sync_api.expect
 

@@ -27,30 +27,36 @@ def compared(tmp_path_factory) -> dict[str, dict[str, float]]:
     return json.loads(result.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_the_update_is_that_of_the_whole_batch(compared, stage):
     assert compared[f"zero {stage}"]["all"] < EXACT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_parameter_of_the_loss_gets_its_gradient_once(compared, stage):
     assert compared[f"zero {stage}"]["temperature"] < EXACT
 
 
+@pytest.mark.slow
 def test_without_one_reduction_gradients_are_lost(compared):
     assert compared["naive"]["all"] > 0.1
 
 
+@pytest.mark.slow
 def test_ranks_with_and_without_images_and_with_other_numbers_of_chunks_meet_on_zero_3(compared):
     assert compared["whole, zero 3"]["all"] < EXACT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_trained_vision_tower_learns_also_where_one_rank_has_no_image(compared, stage):
     trained = compared[f"trained vision, zero {stage}"]
     assert trained["all"] < EXACT < trained["vision"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 3])
 def test_in_bf16_the_update_is_that_of_the_whole_batch_but_for_rounding(compared, stage):
     assert 0 < compared[f"bf16, zero {stage}"]["mean"] < 0.05  # a lost chunk makes more than 0.3
@@ -72,6 +78,7 @@ def test_gradients_of_many_chunks_add_up_as_in_fp32():
     assert error(sums=True) < 2**-8 < error(sums=False)  # one rounding; three hundred of them
 
 
+@pytest.mark.slow
 def test_both_passes_draw_the_same_dropout(compared):
     assert compared["dropout matters"]["all"] > 1e-2
     assert compared["dropout"]["all"] < EXACT

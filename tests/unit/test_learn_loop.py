@@ -15,6 +15,8 @@ from tests.support import in_ranks
 from tests.tiny_models import write_checkpoint
 from tests.training_world import write_ingest
 
+pytestmark = pytest.mark.slow
+
 MUON = {"muon_rate": 0.02, "steps": 5}
 
 

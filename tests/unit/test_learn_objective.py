@@ -14,6 +14,8 @@ from tests.support import in_ranks
 from tests.tiny_models import write_checkpoint
 from tests.training_world import write_ingest
 
+pytestmark = pytest.mark.slow
+
 RECIPES = [(f"puma_qwen2vl_{size}", section) for size in ("7b", "2b") for section in ("distill", "train")]
 
 

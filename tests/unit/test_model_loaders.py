@@ -29,6 +29,7 @@ def student(tmp_path_factory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_every_installed_loader_gives_the_students_vectors(student):
     places = (student / "weights", student / "source", student / "model")
     report, _ = check_parity(*places, {"MLflow pyfunc": pyfunc_vectors})
@@ -74,6 +75,7 @@ def test_vllm_finds_last_token_pooling_and_normalisation(student):
     assert prompts == {"query": "Find it.\n", "document": ""}
 
 
+@pytest.mark.slow
 def test_an_mlflow_model_refers_to_the_weights_and_needs_no_checkout(student, tmp_path):
     save_reference(tmp_path / "reference", str(student / "model"))
     files = [path for path in (tmp_path / "reference").rglob("*") if path.is_file()]
