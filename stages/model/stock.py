@@ -1,7 +1,7 @@
 """What every Qwen2-VL directory that Puma writes has in common, wherever its weights come from.
 
-The special tokens of the read-out prompt, the sections of M-RoPE, and the files that make a directory readable by stock
-loaders and by `Encoder.load`.
+The special tokens of the read-out prompt, the sections of M-RoPE, and the files by which stock loaders and
+`Encoder.load` read a directory.
 """
 
 import json
