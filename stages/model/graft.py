@@ -50,7 +50,7 @@ SAME = (
 )
 """Fields of a language model's configuration that Qwen2-VL's decoder has under the same name; Llama lacks windows."""
 VISION = {"depth": 4, "embed_dim": 256, "num_heads": 8, "mlp_ratio": 4, "patch_size": 14}
-"""4 million parameters and the projection: what a small catalogue can train; patches of Qwen2-VL's own size."""
+"""5 million parameters with the projection: what a small catalogue can train; patches of Qwen2-VL's own size."""
 LIMITS = {"min_pixels": 4 * 28 * 28, "max_pixels": 300 * 28 * 28, "max_text_tokens": 450}
 """The defaults of the section `backbone`, which sets a run's own."""
 UNREADABLE = (OSError, ValueError, LookupError, RuntimeError, struct.error, SafetensorError)
@@ -74,9 +74,8 @@ def graft(source: Path, directory: Path) -> dict[str, Any]:
     language, tokenizer = read_language_model(source.expanduser())
     added = [token for token in SPECIAL_TOKENS if token not in tokenizer.get_vocab()]
     stock = stock_tokenizer(tokenizer.backend_tokenizer)
-    stock.backend_tokenizer.post_processor = (
-        None  # a Llama's puts <s> first, and loaders differ in whether they want it
-    )
+    # A Llama's puts <s> before every text. Some loaders ask for that and others don't, so vectors would differ.
+    stock.backend_tokenizer.post_processor = None
     model = multimodal(language, stock, stock.convert_tokens_to_ids(added))
     print(f"graft: writing {directory}", file=sys.stderr, flush=True)
     with whole_directory(directory) as unfinished:
@@ -149,22 +148,23 @@ def multimodal(language: Any, tokenizer: PreTrainedTokenizerFast, added: Sequenc
         tokenizer: the one of `stock_tokenizer`.
         added: ids that the language model does not know.
     """
-    source = language.config
-    rows = max([source.vocab_size, *(token + 1 for token in added)])
-    rope = {
-        **source.rope_parameters,
-        "mrope_section": mrope_sections(source.hidden_size // source.num_attention_heads // 2),
-    }
-    text = {name: getattr(source, name) for name in SAME if hasattr(source, name)}
-    text |= {"vocab_size": rows, "rope_parameters": rope}
-    vision = {**VISION, "hidden_size": source.hidden_size}
-    config = stock_config(tokenizer, text, vision, tied=source.tie_word_embeddings)
+    tied, weights = language.config.tie_word_embeddings, decoder_weights(language, added)
+    text = decoder_sizes(language.config) | {"vocab_size": len(weights["embed_tokens.weight"])}
+    vision = VISION | {"hidden_size": language.config.hidden_size}
     torch.manual_seed(0)
+    config = stock_config(tokenizer, text, vision, tied=tied)
     model = AutoModelForImageTextToText.from_config(config, dtype=language.dtype)
-    model.model.language_model.load_state_dict(decoder_weights(language, added))
-    if not source.tie_word_embeddings:
+    model.model.language_model.load_state_dict(weights)
+    if not tied:
         model.lm_head.load_state_dict({"weight": with_rows(language.lm_head.weight, added)})
     return model.eval()
+
+
+def decoder_sizes(language: Any) -> dict[str, Any]:
+    """A language model's configuration as that of Qwen2-VL's decoder, all but the vocabulary."""
+    sections = mrope_sections(language.hidden_size // language.num_attention_heads // 2)
+    sizes = {name: getattr(language, name) for name in SAME if hasattr(language, name)}
+    return sizes | {"rope_parameters": {**language.rope_parameters, "mrope_section": sections}}
 
 
 def decoder_weights(language: Any, added: Sequence[int]) -> dict[str, torch.Tensor]:

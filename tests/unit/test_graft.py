@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
     GPT2Config,
@@ -93,15 +94,13 @@ def pair(request, tmp_path_factory) -> tuple[Path, Path]:
     return source, target
 
 
-def language_model(source: Path):
-    family = LlamaForCausalLM if json.loads((source / "config.json").read_text())["model_type"] == "llama" else None
-    return (family or Qwen2ForCausalLM).from_pretrained(source).eval()
-
-
 @torch.no_grad()
 def test_texts_have_the_states_and_logits_of_the_language_model(pair):
     source, target = pair
-    language, grafted = language_model(source), AutoModelForImageTextToText.from_pretrained(target).eval()
+    language, grafted = (
+        AutoModelForCausalLM.from_pretrained(source),
+        AutoModelForImageTextToText.from_pretrained(target),
+    )
     tokenizer = AutoTokenizer.from_pretrained(source)
     tokens = tokenizer("a square that no two green stars show?", return_tensors="pt")
     expected = language(tokens["input_ids"], output_hidden_states=True)
@@ -117,7 +116,10 @@ def test_texts_have_the_states_and_logits_of_the_language_model(pair):
 
 def test_added_tokens_start_as_the_mean_of_the_known(pair):
     source, target = pair
-    language, grafted = language_model(source), AutoModelForImageTextToText.from_pretrained(target)
+    language, grafted = (
+        AutoModelForCausalLM.from_pretrained(source),
+        AutoModelForImageTextToText.from_pretrained(target),
+    )
     vocabulary = AutoTokenizer.from_pretrained(source).get_vocab()
     tokenizer = AutoTokenizer.from_pretrained(target)
     added = [token for token in SPECIAL_TOKENS if token not in vocabulary]
