@@ -31,7 +31,7 @@ from stages.contract.context import InputError, StageError
 from stages.model.prompt import SPECIAL_TOKENS
 from stages.model.stock import mrope_sections, stock_config, stock_tokenizer, write_checkpoint
 
-FAMILIES = {"llama": LlamaForCausalLM, "qwen2": Qwen2ForCausalLM}
+FAMILIES: dict[str, Any] = {"llama": LlamaForCausalLM, "qwen2": Qwen2ForCausalLM}
 SUPPORTED = "a Llama or Qwen2 model: a GGUF file, or a directory with one or with config.json and *.safetensors"
 WITHOUT = ("attention_bias", "mlp_bias", "quantization_config")
 """What a Llama may have and Qwen2-VL's decoder has no place for."""
@@ -76,7 +76,7 @@ def graft(source: Path, directory: Path) -> dict[str, Any]:
     stock = stock_tokenizer(tokenizer.backend_tokenizer)
     # A Llama's puts <s> before every text. Some loaders ask for that and others don't, so vectors would differ.
     stock.backend_tokenizer.post_processor = None
-    model = multimodal(language, stock, stock.convert_tokens_to_ids(added))
+    model = multimodal(language, stock, [stock.get_vocab()[token] for token in added])
     print(f"graft: writing {directory}", file=sys.stderr, flush=True)
     with whole_directory(directory) as unfinished:
         write_checkpoint(unfinished, model, stock, **LIMITS)

@@ -42,15 +42,15 @@ def stock_config(
         vision: sizes of the vision tower.
         tied: whether the language-model head is the embedding table.
     """
-    token = tokenizer.convert_tokens_to_ids
-    special = {"bos_token_id": None, "eos_token_id": token(END), "pad_token_id": token(PAD)}
+    ids = tokenizer.get_vocab()
+    special = {"bos_token_id": None, "eos_token_id": ids[END], "pad_token_id": ids[PAD]}
     return Qwen2VLConfig(
         text_config={**text, **special, "tie_word_embeddings": tied},
         vision_config=dict(vision),
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=tied,
     )
 
@@ -66,7 +66,7 @@ def write_checkpoint(directory: Path, model: Qwen2VLForConditionalGeneration, to
     """Writes weights, tokenizer, image processor and `puma.json`, which comes last, to an existing directory."""
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    vision = model.config.vision_config
+    vision: Any = model.config.vision_config
     processor = Qwen2VLImageProcessorPil(
         patch_size=vision.patch_size,
         merge_size=vision.spatial_merge_size,

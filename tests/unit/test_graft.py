@@ -94,14 +94,14 @@ def pair(request, tmp_path_factory) -> tuple[Path, Path]:
     return source, target
 
 
+def load(source: Path, target: Path):
+    """The language model and its graft."""
+    return AutoModelForCausalLM.from_pretrained(source), AutoModelForImageTextToText.from_pretrained(target)
+
+
 @torch.no_grad()
 def test_texts_have_the_states_and_logits_of_the_language_model(pair):
-    source, target = pair
-    language, grafted = (
-        AutoModelForCausalLM.from_pretrained(source),
-        AutoModelForImageTextToText.from_pretrained(target),
-    )
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer, (language, grafted) = AutoTokenizer.from_pretrained(pair[0]), load(*pair)
     tokens = tokenizer("a square that no two green stars show?", return_tensors="pt")
     expected = language(tokens["input_ids"], output_hidden_states=True)
     found = grafted(tokens["input_ids"], output_hidden_states=True)
@@ -116,10 +116,7 @@ def test_texts_have_the_states_and_logits_of_the_language_model(pair):
 
 def test_added_tokens_start_as_the_mean_of_the_known(pair):
     source, target = pair
-    language, grafted = (
-        AutoModelForCausalLM.from_pretrained(source),
-        AutoModelForImageTextToText.from_pretrained(target),
-    )
+    language, grafted = load(source, target)
     vocabulary = AutoTokenizer.from_pretrained(source).get_vocab()
     tokenizer = AutoTokenizer.from_pretrained(target)
     added = [token for token in SPECIAL_TOKENS if token not in vocabulary]
