@@ -4,21 +4,15 @@ The architecture is stock, so everything learnt on it (pruning, export, loaders)
 The tokenizer is byte-level BPE trained on the ingested texts and the read-out prompt itself.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import (
-    PreTrainedTokenizerFast,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-    Qwen2VLImageProcessorPil,
-)
+from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from stages.model.encoder import SETTINGS
-from stages.model.prompt import CHAT_TEMPLATE, RETRIEVAL_TOKEN, SPECIAL_TOKENS, render
+from stages.model.prompt import SPECIAL_TOKENS, render
+from stages.model.stock import mrope_sections, stock_config, stock_tokenizer, write_checkpoint
 
 PROMPTS = tuple(render(text, image) for text, image in (("a", True), ("a", False), (None, True)))
 
@@ -39,14 +33,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
         show_progress=False,
     )
     tokenizer.train_from_iterator(_with_prompts(texts), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=[token for token in SPECIAL_TOKENS if token not in ("<|im_end|>", "<|endoftext|>")],
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
+    return stock_tokenizer(tokenizer)
 
 
 def _with_prompts(texts: Iterable[str]) -> Iterable[str]:
@@ -60,8 +47,6 @@ def _with_prompts(texts: Iterable[str]) -> Iterable[str]:
 def tiny_config(tokenizer: PreTrainedTokenizerFast, *, layers: int, hidden: int, heads: int, vision_layers: int,
                 vision_hidden: int, patch: int) -> Qwen2VLConfig:  # fmt: skip
     """A Qwen2-VL configuration of the given sizes; head sizes follow from `hidden` and `heads`."""
-    token = tokenizer.convert_tokens_to_ids
-    pairs = hidden // heads // 2
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": hidden,
@@ -71,12 +56,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, *, layers: int, hidden: int,
         "num_key_value_heads": 1 if heads % 2 else heads // 2,
         "max_position_embeddings": 4096,
         "rope_theta": 10000.0,
-        # Rotary pairs for time, height and width, in Qwen2-VL's proportion 2 : 3 : 3.
-        "rope_scaling": {"type": "mrope", "mrope_section": [pairs - 2 * (3 * pairs // 8), *[3 * pairs // 8] * 2]},
-        "tie_word_embeddings": True,
-        "bos_token_id": None,
-        "eos_token_id": token("<|im_end|>"),
-        "pad_token_id": token("<|endoftext|>"),
+        "rope_scaling": {"type": "mrope", "mrope_section": mrope_sections(hidden // heads // 2)},
     }
     vision = {
         "depth": vision_layers,
@@ -86,15 +66,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, *, layers: int, hidden: int,
         "mlp_ratio": 3,
         "patch_size": patch,
     }
-    return Qwen2VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
-        tie_word_embeddings=True,
-    )
+    return stock_config(tokenizer, text, vision)
 
 
 def write_tiny(directory: Path, tokenizer: PreTrainedTokenizerFast, config: Qwen2VLConfig, *, min_pixels: int,
@@ -104,16 +76,8 @@ def write_tiny(directory: Path, tokenizer: PreTrainedTokenizerFast, config: Qwen
     model = Qwen2VLForConditionalGeneration(config)
     keep_lengths(model.model.language_model)
     keep_lengths(model.model.visual.merger)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    processor = Qwen2VLImageProcessorPil(
-        patch_size=config.vision_config.patch_size,
-        merge_size=config.vision_config.spatial_merge_size,
-        temporal_patch_size=config.vision_config.temporal_patch_size,
-        size={"shortest_edge": min_pixels, "longest_edge": max_pixels},
-    )
-    processor.save_pretrained(directory)
-    (directory / SETTINGS).write_text(json.dumps({"max_text_tokens": max_text_tokens, "read_out": RETRIEVAL_TOKEN}))
+    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels, "max_text_tokens": max_text_tokens}
+    write_checkpoint(directory, model, tokenizer, **limits)
 
 
 @torch.no_grad()
