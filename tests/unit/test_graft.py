@@ -152,7 +152,7 @@ def test_the_directory_is_a_backbone(pair):
     whole, cut = Encoder.load(target), Encoder.load(target, layers=2)
     assert (whole.layers, cut.layers, whole.dim) == (4, 2, 64)
     batch = whole.collator(ragged_rows())  # pictures among them
-    torch.testing.assert_close(cut.states(batch), whole.states_by_layer(batch, normed=True)[1])
+    torch.testing.assert_close(cut.states(batch), whole.states_by_layer(batch)[1])
     assert type(AutoModel.from_pretrained(target)).__name__ == "Qwen2VLModel"
 
 

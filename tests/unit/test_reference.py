@@ -34,4 +34,4 @@ def test_a_row_says_what_a_setting_takes_its_default_and_whose_key_it_is_in():
 
 
 def test_a_section_s_own_default_is_shown_and_not_its_class_s():
-    assert [row(f"{stage}.lora.dropout")[2] for stage in ("distill", "train")] == ["`0.05`", "`0.1`"]
+    assert [row(f"{section}.steps")[2] for section in ("backbone.tiny", "train")] == ["`600`", "`300`"]
