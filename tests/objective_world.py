@@ -65,7 +65,7 @@ def trained(case: dict, job: dict) -> dict:
     from stages.learn.collectives import rank, world_size
     from stages.learn.engine import Optimisation, full_weights
     from stages.learn.sampling import PairSampler
-    from stages.mining.mine import Mined
+    from stages.mining.negatives import Mined
     from stages.model.encoder import Encoder
     from stages.model.lora import Lora, add_adapters, merged
 

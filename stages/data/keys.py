@@ -1,4 +1,4 @@
-"""Sixty-four-bit hashes of ids and paths, and exact-enough lookups in sorted arrays of them.
+"""What things are known by: content ids, and 64-bit hashes of ids and paths with lookups in sorted arrays of them.
 
 Ids of a corpus as Python strings in a set cost about 100 bytes each in every process that needs them. Their hashes in
 one sorted array cost 8, live once per node in shared memory, and answer a whole batch at a time. Two of n keys
@@ -7,12 +7,17 @@ row), the key itself is compared as well.
 """
 
 from collections.abc import Iterable
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 
 import numpy as np
 
 NOTHING = 0
 """Stands for a key that is absent (a row without an image)."""
+
+
+def content_id(text: str | None, image_id: str | None) -> str:
+    """The first 32 hex digits of the SHA-256 of a candidate's text and image."""
+    return sha256(f"{text or ''}\0{image_id or ''}".encode()).hexdigest()[:32]
 
 
 def hash64(key: str) -> int:

@@ -14,7 +14,7 @@ from stages.contract.params import Cluster
 from stages.data import schemas
 from stages.data.instructions import with_instruction
 from stages.evaluation.measures import chance_of_hit
-from stages.mining.mine import Mine, mine
+from stages.mining.mine import mine_negatives
 from stages.search.exact import ExactIndex
 from tests.search_world import COLOURS, TRAINED, Witness, ingest_rows, make_world, picture, run_stage
 from tests.support import rows
@@ -38,10 +38,12 @@ def world(shared_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> dic
 def mine_with(store: Store, artifacts: dict[str, Artifact]) -> Artifact:
     """Mines twice, the second time with what the first one left, and commits what a training would."""
     attempt = store.begin("train", "a" * 16)
-    params = SimpleNamespace(train=train.Params(mine=Mine(per_query=3, margin=1.0, batch_size=4)))
+    params = SimpleNamespace(train=train.Params(mine=train.Mine(per_query=3, margin=1.0, batch_size=4)))
     context = Context(params, Cluster(threads=1), artifacts, attempt, Witness())
-    first = mine(context, artifacts["train"].local("model"))
-    assert mine(context, artifacts["train"].local("model")) == first  # file names are drawn, so nothing was rewritten
+    first = mine_negatives(context, artifacts["train"].local("model"))
+    assert (
+        mine_negatives(context, artifacts["train"].local("model")) == first
+    )  # file names are drawn, so nothing was rewritten
     return store.commit(attempt, {"metrics": {}})
 
 

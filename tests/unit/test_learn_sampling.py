@@ -15,7 +15,7 @@ from stages.data.keys import NOTHING, hash_ids
 from stages.data.schemas import NEGATIVES
 from stages.learn.loop import cached_teacher, live_teacher
 from stages.learn.sampling import PairSampler, some_words
-from stages.mining.mine import Mined
+from stages.mining.negatives import Mined
 from stages.model.encoder import Encoder
 from tests import training_world
 from tests.tiny_models import write_checkpoint

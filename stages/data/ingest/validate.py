@@ -3,7 +3,6 @@
 A validated row holds the columns of its final schema, and beside them `source`, `reason` (null: kept) and `detail`.
 """
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.data.ingest.survey import Candidates, Firsts, ImageVerdicts, content_hashes, query_keys
-from stages.data.keys import hash_ids, locate
+from stages.data.keys import content_id, hash_ids, locate
 from stages.data.modalities import MODALITIES
 from stages.data.schemas import CANDIDATES, QUERIES, REJECTS
 from stages.data.sources.chunks import SourceFile
@@ -117,11 +116,6 @@ def merge_tallies(rows: list[dict[str, Any]], columns: list[str]) -> list[dict[s
         known["count"] += row["count"]
         known["dangling"] += row["dangling"] or 0
     return list(merged.values())
-
-
-def content_id(text: str | None, image_id: str | None) -> str:
-    """The first 32 hex digits of the SHA-256 of a candidate's text and image."""
-    return hashlib.sha256(f"{text or ''}\0{image_id or ''}".encode()).hexdigest()[:32]
 
 
 def _with_candidates(row: dict[str, Any], known: Candidates) -> dict[str, Any]:
