@@ -5,7 +5,7 @@ Times are end to end for the text and the picture of a query: decoding, tokenisi
 
 The same is measured for every depth of one model, which then runs with its first k layers only, and with it the
 memory: the bytes of those k layers, vision tower and embeddings, and the most that tensors held beside them while a
-batch was embedded. Torch's allocator tells both, so that process, libraries and what the allocator keeps in reserve
+batch was embedded. Torch's allocator knows both, so that process, libraries and what the allocator keeps in reserve
 do not count, and a CPU and a GPU are measured alike.
 """
 
@@ -61,7 +61,7 @@ class Depth:
             self.bytes_count = sum(weight.numel() * weight.element_size() for weight in backbone.parameters())
 
     def encode(self, rows: Sequence[Any], batch_size: int) -> np.ndarray:
-        """The vectors that a student of so many layers would give before training."""
+        """The vectors that a student of this many layers would give before training."""
         with self.cut():
             return self.encoder.encode(rows, batch_size)
 

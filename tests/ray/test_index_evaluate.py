@@ -145,8 +145,8 @@ def test_each_trained_dimension_has_its_quality_in_the_report(world: dict, scope
         run = read_run(world, "student-16d", scope, task)
         hits.append(np.mean([any(did in positives[qid] for did, _ in found[:5]) for qid, found in run.items()]))
     assert shorter["dim"] == 16 and shorter[scope]["hit@5"] == pytest.approx(np.mean(hits))
-    report = world["artifacts"]["evaluate"].local("report.md").read_text()
-    assert f"| 16 | {shorter['local']['hit@5']:.3f} | {shorter['union']['hit@5']:.3f} |" in report
+    report = world["artifacts"]["evaluate"].local("report.html").read_text()
+    assert f"<td>16</td><td>{shorter['local']['hit@5']:.3f}</td><td>{shorter['union']['hit@5']:.3f}</td>" in report
 
 
 def test_means_weigh_each_set_the_same(world: dict) -> None:
@@ -183,9 +183,9 @@ def test_the_artifact_holds_tables_plots_and_the_teachers_vectors(world: dict) -
     assert "text→image" in table and "image→text" in table
     assert max(map(len, table.splitlines())) <= 100
     assert artifact.local("plots/quality.png").read_bytes().startswith(b"\x89PNG")
-    assert "| text→image |" in artifact.local("report.md").read_text()
+    assert "| text→image |" in artifact.local("tables/local.md").read_text()
     assert sum(batch.num_rows for batch in ExactIndex.open(artifact, "teacher").batches()) == 24
-    assert {"quality.png", "cost.png", "report.md", "report.html"} <= set(world["tracker"].names)
+    assert {"quality.png", "cost.png", "local.md", "report.html"} <= set(world["tracker"].names)
     page = artifact.local("report.html").read_text()
     assert any(f"Something {colour}." in page for colour in COLOURS) and "data:image/webp;base64," in page
 
