@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from stages.model import compat
+
 ROUNDS = 3  # timed passes over all rows, one at a time and again in batches; a warm-up pass comes before
 
 
@@ -79,9 +81,7 @@ def peak_bytes(depth: Depth, rows: Sequence[Any], batch_size: int) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         depth.encode(batch, batch_size)
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
-    return int(held.max(initial=0))
+    return compat.peak_memory(profiler)
 
 
 def time_single(encoders: Mapping[str, Any], rows: Sequence[Any]) -> dict[str, list[float]]:

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
 from stages.contract.params import cores
+from stages.model import compat
 from stages.model.inputs import Batch, Chunk, Collator, prefetch
 from stages.model.prompt import RETRIEVAL_TOKEN
 from stages.model.prune import load_backbone
@@ -101,15 +102,12 @@ class Encoder(nn.Module):
         `parameters()`, `state_dict()` and DeepSpeed do not: ZeRO neither partitions nor gathers what never changes,
         and checkpoints are smaller by it. `vision_weights` gives its weights.
         """
-        tower = self.backbone.visual.requires_grad_(False).eval()
-        del self.backbone.visual
-        # The instance's dictionary, because assigning a module would register it.
-        self.backbone.__dict__["visual"] = tower
+        compat.hide_module(self.backbone, "visual").requires_grad_(False).eval()
 
     @property
     def vision_is_frozen(self) -> bool:
         """Whether `freeze_vision` has been called."""
-        return "visual" in self.backbone.__dict__
+        return compat.is_hidden(self.backbone, "visual")
 
     def vision_weights(self) -> dict[str, torch.Tensor]:
         """The frozen tower's weights under the names that the encoder's state dict gives them; empty while trained."""

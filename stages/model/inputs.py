@@ -53,7 +53,7 @@ class Chunk:
         """The same chunk on `device`."""
         moved = {
             name: value.to(device, non_blocking=True)
-            for name, value in self.__dict__.items()
+            for name, value in vars(self).items()
             if isinstance(value, torch.Tensor)
         }
         return replace(self, **moved)
