@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from stages.learn.schedules import learning_rate_factor
 from stages.model import compat
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Optimisation:
             raise ValueError(f"clip is {self.clip:g}, and Muon gives its steps their length itself: set clip=0")
 
 
-def start_engine(module: nn.Module, settings: Optimisation, world: int) -> Any:
+def start_engine(module: nn.Module, settings: Optimisation, world: int) -> "DeepSpeedEngine":
     """A DeepSpeed engine over the module's trainable parameters.
 
     Raises:
@@ -123,7 +126,7 @@ def deepspeed_config(settings: Optimisation, world: int) -> dict[str, Any]:
     }
 
 
-def full_weights(engine: Any) -> Mapping[str, torch.Tensor]:
+def full_weights(engine: "DeepSpeedEngine") -> Mapping[str, torch.Tensor]:
     """The module's whole state dict, on rank 0 under ZeRO-3; all ranks must call it."""
     if engine.zero_optimization_stage() == 3:
         return compat.whole_weights(engine)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from stages.contract.context import Artifact
 from stages.data.instructions import Instructions, with_instruction
 from stages.data.keys import NOTHING, hash_ids
 from stages.data.modalities import MODALITIES
@@ -74,7 +75,7 @@ class PairSampler:
 
     def __init__(
         self,
-        ingest: Any,
+        ingest: Artifact,
         *,
         batch: int,
         world: int,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
+from transformers import AutoTokenizer, PreTrainedModel, Qwen2VLImageProcessorPil
 
 from stages.contract.params import cores
 from stages.model import compat
@@ -24,6 +24,7 @@ from stages.model.prune import load_backbone
 from stages.model.rows import Row
 
 SETTINGS = "puma.json"
+Inputs = tuple[torch.Tensor, ...]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 READERS = 8
 """Threads that decode images for a GPU, which a single one would keep waiting; a model on the CPU has one."""
@@ -50,9 +51,9 @@ class Encoder(nn.Module):
         collator: turns rows into batches for it.
     """
 
-    def __init__(self, backbone: Any, collator: Collator):
+    def __init__(self, backbone: PreTrainedModel, collator: Collator):
         super().__init__()
-        self.backbone = backbone
+        self.backbone: Any = backbone  # torch declares its parts as tensors or modules
         self.collator = collator
 
     @classmethod
@@ -167,10 +168,10 @@ class Encoder(nn.Module):
         """Raw states [K, R, D] of one chunk."""
         kept: list[torch.Tensor] = []
 
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        def keep(_module: nn.Module, _inputs: Inputs, output: torch.Tensor | Inputs) -> None:
             kept.append(_read_out(output[0] if isinstance(output, tuple) else output, chunk))
 
-        def keep_input(_module: nn.Module, inputs: Any) -> None:
+        def keep_input(_module: nn.Module, inputs: Inputs) -> None:
             kept.append(_read_out(inputs[0], chunk))
 
         layers = self.backbone.language_model.layers

@@ -7,7 +7,6 @@ The tokenizer is byte-level BPE trained on the ingested texts and the read-out p
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -142,7 +141,7 @@ def keep_lengths(module: torch.nn.Module) -> None:
 
 
 @torch.no_grad()
-def mimic_trained(attention: Any) -> None:
+def mimic_trained(attention: torch.nn.Module) -> None:
     """Draws a vision block's attention as large trained towers have it, which a few thousand photos do not teach.
 
     Mimetic initialisation (Trockman and Kolter 2023, arXiv 2305.09828): in trained towers a patch looks at patches
