@@ -11,14 +11,22 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from stages.contract.context import Context
-from stages.contract.params import knob
+from stages.contract.params import Section, knob
 from stages.learn.settings import FineTuning
-from stages.mining.mine import Mine
 
 if TYPE_CHECKING:
     from stages.learn.objective import Objective
 
 VERSION = 1
+
+
+class Mine(Section):
+    """The section `train.mine`."""
+
+    per_query: int = Field(0, ge=0, description="hard negatives mined for each train query; 0 mines none")
+    margin: float = Field(
+        0.95, gt=0, le=1, description="a negative's cosine is below this share of the query's farthest positive's"
+    )
 
 
 class Params(FineTuning):
@@ -58,11 +66,11 @@ def unused_modules(params: Params) -> tuple[str, ...]:
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
     from stages.distributed.student import student_stage
-    from stages.mining.mine import mine
+    from stages.mining.mine import mine_negatives
 
     params = context.params.train
     model = context.inputs["distill"].local("model")
-    mined = mine(context, model) if params.mine.per_query and params.steps else None
+    mined = mine_negatives(context, model) if params.mine.per_query and params.steps else None
     negatives = params.mine.per_query if params.hard_negatives == -1 else params.hard_negatives
     return student_stage(context, params, model, None, objective(params), mined=mined, hard_negatives=negatives)
 

@@ -64,7 +64,7 @@ def trained(case: dict, job: dict) -> dict:
     from stages.learn.engine import full_weights
     from stages.learn.sampling import PairSampler
     from stages.learn.settings import FineTuning
-    from stages.mining.mine import Mined
+    from stages.mining.negatives import Mined
     from stages.model.encoder import Encoder
     from stages.model.lora import add_adapters, merged
 

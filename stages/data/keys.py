@@ -1,4 +1,4 @@
-"""Sixty-four-bit hashes of ids and paths, and exact-enough lookups in sorted arrays of them.
+"""What things are known by: content ids, and 64-bit hashes of ids and paths with lookups in sorted arrays of them.
 
 Ids of a corpus as Python strings in a set cost about 100 bytes each in every process that needs them. Their hashes in
 one sorted array cost 8, live once per node in shared memory, and answer a whole batch at a time. Two of n keys
@@ -13,6 +13,11 @@ import numpy as np
 
 NOTHING = 0
 """Stands for a key that is absent (a row without an image)."""
+
+
+def content_id(text: str | None, image_id: str | None) -> str:
+    """The first 32 hex digits of the SHA-256 of a candidate's text and image."""
+    return sha256(f"{text or ''}\0{image_id or ''}".encode()).hexdigest()[:32]
 
 
 def hash64(key: str) -> int:
@@ -32,8 +37,3 @@ def locate(hashes: np.ndarray, sorted_hashes: np.ndarray) -> np.ndarray:
         return np.full(len(hashes), -1, dtype=np.int64)
     places = np.minimum(np.searchsorted(sorted_hashes, hashes), len(sorted_hashes) - 1)
     return np.where(sorted_hashes[places] == hashes, places, -1)
-
-
-def content_id(text: str | None, image_id: str | None) -> str:
-    """The first 32 hex digits of the SHA-256 of a text and an image: long enough to stand for them everywhere."""
-    return sha256(f"{text or ''}\0{image_id or ''}".encode()).hexdigest()[:32]

@@ -118,7 +118,7 @@ def run_training(context: Context, job: TrainingJob) -> tuple[Path, dict[str, fl
     try:
         with interrupts_kept():
             result = trainer.fit()
-    except ray.train.base_trainer.TrainingFailedError as error:
+    except ray.train.TrainingFailedError as error:
         raise StageError(f"training failed: {root_cause(error)}") from error
     if result.error is not None:
         raise StageError(f"training failed: {root_cause(result.error)}")

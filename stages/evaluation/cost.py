@@ -5,7 +5,7 @@ Times are end to end for the text and the picture of a query: decoding, tokenisi
 
 The same is measured for every depth of one model, which then runs with its first k layers only, and with it the
 memory: the bytes of those k layers, vision tower and embeddings, and the most that tensors held beside them while a
-batch was embedded. Torch's allocator tells both, so that process, libraries and what the allocator keeps in reserve
+batch was embedded. Torch's allocator knows both, so that process, libraries and what the allocator keeps in reserve
 do not count, and a CPU and a GPU are measured alike.
 """
 
@@ -13,18 +13,23 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from stages.model import compat
+from stages.model.rows import Row
+
+if TYPE_CHECKING:
+    from stages.model.encoder import Encoder
 
 ROUNDS = 3  # timed passes over all rows, one at a time and again in batches; a warm-up pass comes before
 
 
-def measure_cost(encoders: Mapping[str, Any], rows: Sequence[Any], batch_size: int) -> dict[str, dict[str, Any]]:
-    """For each encoder: layers, parameters, dim, latency one query at a time, throughput in batches.
-
-    rows: the encoder's rows.
-    """
+def measure_cost(
+    encoders: Mapping[str, "Encoder | Depth"], rows: Sequence[Row], batch_size: int
+) -> dict[str, dict[str, Any]]:
+    """For each encoder: layers, parameters, dim, latency one query at a time, throughput in batches."""
     seconds = time_single(encoders, rows)
     rates = time_batches(encoders, rows, batch_size)
     return {
@@ -39,7 +44,7 @@ def measure_cost(encoders: Mapping[str, Any], rows: Sequence[Any], batch_size: i
     }
 
 
-def measure_depths(encoder: Any, rows: Sequence[Any], batch_size: int) -> list[dict[str, Any]]:
+def measure_depths(encoder: "Encoder", rows: Sequence[Row], batch_size: int) -> list[dict[str, Any]]:
     """`measure_cost` of the first 1, 2, … layers of one loaded encoder, and `memory_mib` while it embeds a batch."""
     depths = {str(layers): Depth(encoder, layers) for layers in range(1, encoder.layers + 1)}
     costs = measure_cost(depths, rows, batch_size)
@@ -51,7 +56,7 @@ def measure_depths(encoder: Any, rows: Sequence[Any], batch_size: int) -> list[d
 class Depth:
     """An encoder with its first layers only; shares all weights with the whole."""
 
-    def __init__(self, encoder: Any, layers: int) -> None:
+    def __init__(self, encoder: "Encoder", layers: int) -> None:
         from stages.model.prune import first_layers
 
         self.encoder, self.layers, self.dim = encoder, layers, encoder.dim
@@ -60,13 +65,13 @@ class Depth:
             self.parameters_count = encoder.parameters_count
             self.bytes_count = sum(weight.numel() * weight.element_size() for weight in backbone.parameters())
 
-    def encode(self, rows: Sequence[Any], batch_size: int) -> np.ndarray:
-        """The vectors that a student of so many layers would give before training."""
+    def encode(self, rows: Sequence[Row], batch_size: int) -> np.ndarray:
+        """The vectors that a student of this many layers would give before training."""
         with self.cut():
             return self.encoder.encode(rows, batch_size)
 
 
-def peak_bytes(depth: Depth, rows: Sequence[Any], batch_size: int) -> int:
+def peak_bytes(depth: Depth, rows: Sequence[Row], batch_size: int) -> int:
     """The most bytes that tensors held at one time while a batch was embedded, weights not counted."""
     import torch
 
@@ -79,12 +84,10 @@ def peak_bytes(depth: Depth, rows: Sequence[Any], batch_size: int) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         depth.encode(batch, batch_size)
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
-    return int(held.max(initial=0))
+    return compat.peak_memory(profiler)
 
 
-def time_single(encoders: Mapping[str, Any], rows: Sequence[Any]) -> dict[str, list[float]]:
+def time_single(encoders: Mapping[str, "Encoder | Depth"], rows: Sequence[Row]) -> dict[str, list[float]]:
     """Seconds of each row alone, ROUNDS times, for each encoder; who goes first changes with every row."""
     seconds: dict[str, list[float]] = {name: [] for name in encoders}
     for turn, row in enumerate(list(rows) * (1 + ROUNDS)):
@@ -96,7 +99,9 @@ def time_single(encoders: Mapping[str, Any], rows: Sequence[Any]) -> dict[str, l
     return seconds
 
 
-def time_batches(encoders: Mapping[str, Any], rows: Sequence[Any], batch_size: int) -> dict[str, list[float]]:
+def time_batches(
+    encoders: Mapping[str, "Encoder | Depth"], rows: Sequence[Row], batch_size: int
+) -> dict[str, list[float]]:
     """Rows per second over all rows, ROUNDS times for each encoder, turn by turn."""
     rates: dict[str, list[float]] = {name: [] for name in encoders}
     for _ in range(ROUNDS):

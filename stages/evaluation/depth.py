@@ -1,4 +1,4 @@
-"""The depth curve: hit@5 on a validation sample, read out after each decoder layer, beside what so many layers cost.
+"""The depth curve: hit@5 on a validation sample, read out after each decoder layer, beside what that many layers cost.
 
 Shapes: Q queries, C candidates, K layers, D values of a state.
 
@@ -27,7 +27,7 @@ def validation_sample(ingest: Artifact, queries_per_set: int, most_candidates: i
 
     Args:
         ingest: the ingest artifact.
-        queries_per_set: at most so many queries of each set.
+        queries_per_set: queries of each set, at most.
         most_candidates: filled up with evenly spaced others to this number; positives always belong.
     """
     split = "val"

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from PIL import Image
+
 from stages.contract.context import Artifact
+from stages.data.instructions import Instructions
 from stages.data.keys import hash64
 from stages.data.tables import MappedTable
 from stages.evaluation.sets import EvaluationSet, query_blocks, set_name
@@ -118,8 +121,6 @@ class Shelf:
     """What queries and candidates look like: instruction, text, a small picture."""
 
     def __init__(self, ingest: Artifact) -> None:
-        from stages.data.instructions import Instructions
-
         self.candidates = MappedTable.open(ingest, "candidates", "did")
         self.images = MappedTable.open(ingest, "images", "image_id")
         self.instructions = Instructions.load(ingest)
@@ -127,14 +128,14 @@ class Shelf:
     def show(self, one: Drawn) -> dict[str, Any]:
         """A drawn query as the page's template takes it."""
         row, relevant = one.row, set(one.row["positives"])
-        told = self.instructions.choose(row["dataset_id"], row["modality"], row["target_modality"], pick=0)
-        held = [did for did in row["positives"] if did in self.candidates]
+        instruction = self.instructions.choose(row["dataset_id"], row["modality"], row["target_modality"], pick=0)
+        indexed = [did for did in row["positives"] if did in self.candidates]
         return {
             "qid": one.qid,
             "task": one.task,
-            "instruction": told,
+            "instruction": instruction,
             "query": {"text": row["text"], "image": self.thumbnail(row["image_id"])},
-            "positives": [self.candidate(did) for did in held[:POSITIVES]],
+            "positives": [self.candidate(did) for did in indexed[:POSITIVES]],
             "more_positives": max(0, len(row["positives"]) - POSITIVES),
             "results": [
                 {**self.candidate(did), "score": score, "relevant": did in relevant} for did, score in one.ranked
@@ -150,8 +151,6 @@ class Shelf:
 
     def thumbnail(self, image_id: str | None) -> str | None:
         """The picture as a data URI of some kilobytes."""
-        from PIL import Image
-
         if image_id is None:
             return None
         with Image.open(io.BytesIO(self.images.row(self.images.find(image_id))["bytes"])) as stored:

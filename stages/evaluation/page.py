@@ -11,16 +11,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
+
 from stages.contract.context import Artifact, Context
 from stages.data.ingest.wording import rejects_line
+from stages.evaluation.comparison import (
+    HEADLINE,
+    SCOPES,
+    dimension_rows,
+    labels,
+    measure_rows,
+    measured,
+    model_rows,
+    timed,
+)
 from stages.evaluation.plots import draw_cost, draw_depths
-from stages.evaluation.report import HEADLINE, NOTES, labels, measured, model_rows, timed
 
 IN_NO_KEY = True  # shows what was measured
 
 TEMPLATE = "report.html.jinja"
+NOTES = """hit@k is 1 when any relevant candidate is among the first k (M-BEIR calls it Recall@k); recall@k is the
+share of the relevant candidates that were found. Chance is the exact expectation of a random ranking. Means weigh
+every set the same. A query's own picture stays in the pool, as in M-BEIR. Latency is end to end for one query, both
+models in one process, turn by turn. The teacher is the backbone as it came; the fair upper bound, the whole backbone
+with the student's training, comes from `python pipeline/ablate.py RECIPE upper_bound`."""
 SETTINGS = ("seed", "data.kind", "backbone.source", "student.layers", "train.loss", "train.steps", "train.batch_size")
-"""Of the configuration that the student was trained with: what tells one run from another at a glance."""
+"""Of the configuration that the student was trained with: by what one run is known from another at a glance."""
 
 
 def write_page(context: Context, metrics: Mapping[str, Any], examples: Mapping[str, Sequence[dict[str, Any]]]) -> None:
@@ -48,8 +66,6 @@ def render(
         facts: what identifies the run, in the order shown.
         parity: the student's parity report, where there is one.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["number"] = lambda value: f"{value:.3f}"
@@ -59,7 +75,9 @@ def render(
         models=measured(metrics),
         timed=timed(metrics),
         metrics=metrics,
-        scopes={scope: list(set_lines(metrics, scope)) for scope in ("local", "union")},
+        scopes={scope: list(set_lines(metrics, scope)) for scope in SCOPES},
+        measures=list(measure_rows(metrics)),
+        dimensions=dimension_rows(metrics),
         costs=list(model_rows(metrics)),
         depth_plot=svg(draw_depths(curve, metrics["student"]["layers"])) if curve else None,
         cost_plot=svg(draw_cost(metrics)),
@@ -88,10 +106,8 @@ def set_lines(metrics: Mapping[str, Any], scope: str) -> Iterator[dict[str, Any]
     }
 
 
-def svg(figure: Any) -> str:
+def svg(figure: Figure) -> str:
     """A figure as a data URI, with text as text: small, sharp at any size, and in the reader's own typeface."""
-    import matplotlib
-
     drawn = io.BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "puma", "font.family": "sans-serif"}):
         figure.savefig(drawn, format="svg", metadata={"Date": None})
@@ -115,10 +131,13 @@ def _read(artifact: Artifact, name: str) -> dict[str, Any] | None:
 
 
 def identity(context: Context) -> dict[str, str]:
-    """What tells this run from all others: when, from which code, data and settings the student was made; all keys."""
-    made = context.inputs["train"].manifest
-    git, config = made.get("git") or {}, made.get("config") or {}
-    facts = {"student made": str(made.get("created", ""))[:19].replace("T", " "), "pipeline run": made.get("run", "")}
+    """What identifies this run: when, from which code, data and settings the student was trained; all keys."""
+    origin = context.inputs["train"].manifest
+    git, config = origin.get("git") or {}, origin.get("config") or {}
+    facts = {
+        "student made": str(origin.get("created", ""))[:19].replace("T", " "),
+        "pipeline run": origin.get("run", ""),
+    }
     if git.get("commit"):
         facts["code"] = git["commit"][:12] + (" with changes" if git.get("dirty") else "")
     facts |= {path: _setting(config, path) for path in SETTINGS}
@@ -126,7 +145,7 @@ def identity(context: Context) -> dict[str, str]:
         facts["rejected rows"] = rejects_line(stats["rejects"])
     facts |= {f"{name} artifact": artifact.key for name, artifact in context.inputs.items()}
     facts["evaluate artifact"] = context.output.key
-    packages = made.get("packages") or {}
+    packages = origin.get("packages") or {}
     facts["packages"] = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
     return {name: value for name, value in facts.items() if value}
 

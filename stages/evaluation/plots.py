@@ -1,23 +1,24 @@
-"""Two pictures of the comparison: quality for each evaluation set, and quality against what a query costs."""
+"""Pictures of the comparison: quality for each evaluation set, quality against cost, and the depth curve.
+
+They are drawn without pyplot, which keeps figures alive and picks a backend for the whole process.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
-from stages.evaluation.report import HEADLINE, labels, measured, timed
+from matplotlib.figure import Figure
+
+from stages.evaluation.comparison import HEADLINE, labels, measured, timed
 
 IN_NO_KEY = True  # shows what was measured
 
 COLOURS = {"teacher": "#8a8f98", "cut": "#e3b5bb", "student": "#d1495b", "chance": "#222222"}
 
 
-def draw_quality(metrics: Mapping[str, Any]) -> Any:
+def draw_quality(metrics: Mapping[str, Any]) -> Figure:
     """Bars of hit@5 for each set, the models side by side, with chance as a line; local pools above, union below."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     names = labels(metrics)
     figure = Figure(figsize=(max(7.0, 0.9 * len(names) + 2), 7.0), layout="constrained")
-    FigureCanvasAgg(figure)  # no pyplot: it keeps figures alive and picks a backend for the whole process
     for axes, scope in zip(figure.subplots(2, 1, sharex=True, sharey=True), ("local", "union"), strict=True):
         models = measured(metrics)
         width = 0.8 / len(models)
@@ -39,13 +40,9 @@ def draw_quality(metrics: Mapping[str, Any]) -> Any:
     return figure
 
 
-def draw_cost(metrics: Mapping[str, Any]) -> Any:
+def draw_cost(metrics: Mapping[str, Any]) -> Figure:
     """Mean local hit@5 against median latency; the area of a point grows with the number of parameters."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(7.0, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     models = timed(metrics)
     largest = max(metrics[model]["parameters"] for model in models)
@@ -66,13 +63,9 @@ def draw_cost(metrics: Mapping[str, Any]) -> Any:
     return figure
 
 
-def draw_depths(curve: Mapping[str, Any], kept: int) -> Any:
+def draw_depths(curve: Mapping[str, Any], kept: int) -> Figure:
     """hit@5 of the teacher read out after each layer, not trained further; thin lines are single sets."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(7.0, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     depths = [entry["layers"] for entry in curve["layers"]]
     for name in curve["layers"][0]["sets"]:

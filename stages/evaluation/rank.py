@@ -19,6 +19,7 @@ from stages.evaluation.sets import EvaluationSet, set_name
 from stages.search import leading
 from stages.search.exact import ExactIndex, search_batches, vectors
 from stages.search.filters import Filter
+from stages.search.leading import Leading
 
 
 @dataclass
@@ -82,7 +83,7 @@ def rank_file(
 
 
 def rank_block(
-    block: pa.Table, sets: Sequence[EvaluationSet], pools: Pools, index: ExactIndex, depth: int, tag: str
+    block: pa.Table, sets: Sequence[EvaluationSet], pools: Pools, index: ExactIndex | Leading, depth: int, tag: str
 ) -> dict[tuple[str, str], Tally]:
     """Ranks queries with vectors (schema of queries, plus `vector`): a tally for each (set, "local" | "union").
 
@@ -92,11 +93,11 @@ def rank_block(
     tallies = {}
     for name, queries in by_set(block):
         scopes = pools.filters(named[name])
-        held = _Held(queries, list(scopes.values()))
+        reachable = _Reachable(queries, list(scopes.values()))
         rankings = search_batches(
-            held.watch(index.batches()), vectors(queries).astype(np.float32), depth, list(scopes.values())
+            reachable.watch(index.batches()), vectors(queries).astype(np.float32), depth, list(scopes.values())
         )
-        for scope, ranking, counts in zip(scopes, rankings, held.counts(), strict=True):
+        for scope, ranking, counts in zip(scopes, rankings, reachable.counts(), strict=True):
             tally = _measure(queries, ranking.dids, counts, pools.size(scopes[scope]))
             tally.trec = _trec(queries["qid"].to_pylist(), ranking.dids, ranking.scores, tag)
             tallies[name, scope] = tally
@@ -110,7 +111,7 @@ def by_set(block: pa.Table) -> Iterator[tuple[str, pa.Table]]:
         yield name, block.filter(pc.equal(names, name)).combine_chunks()
 
 
-class _Held:
+class _Reachable:
     """Counts, while the corpus streams by, how many of each query's positives a filter lets through."""
 
     def __init__(self, queries: pa.Table, filters: Sequence[Filter]) -> None:
@@ -133,7 +134,7 @@ class _Held:
         return [[sum(did in found for did in set(dids)) for dids in self.positives] for found in self.found]
 
 
-def _measure(queries: pa.Table, dids: list[list[str]], held: list[int], pool_size: int) -> Tally:
+def _measure(queries: pa.Table, dids: list[list[str]], reachable: list[int], pool_size: int) -> Tally:
     qids = queries["qid"].to_pylist()
     relevant = dict(zip(qids, queries["positives"].to_pylist(), strict=True))
     tally = Tally(queries=len(qids))
@@ -141,7 +142,7 @@ def _measure(queries: pa.Table, dids: list[list[str]], held: list[int], pool_siz
         for name, value in values.items():
             tally.sums[name] = tally.sums.get(name, 0.0) + value
     for name in HITS:
-        tally.chance[name] = sum(chance_of_hit(pool_size, count, cutoff(name)) for count in held)
+        tally.chance[name] = sum(chance_of_hit(pool_size, count, cutoff(name)) for count in reachable)
     return tally
 
 

@@ -8,6 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset
+
 from stages.contract.context import Artifact, StageError
 
 BLOCK = 1024  # queries that travel and are ranked together
@@ -72,13 +76,11 @@ def find_sets(ingest: Artifact, split: str, limit: int) -> list[EvaluationSet]:
     return [replace(one, asked=min(limit or one.stored, one.stored)) for _, one in sorted(found.items())]
 
 
-def query_blocks(ingest: Artifact, split: str, sets: Sequence[EvaluationSet]) -> Iterator[Any]:
-    """The asked queries, evenly spaced within their set, as pyarrow tables of BLOCK rows with the columns ASKED."""
-    import pyarrow as pa
-
+def query_blocks(ingest: Artifact, split: str, sets: Sequence[EvaluationSet]) -> Iterator[pa.Table]:
+    """The asked queries, evenly spaced within their set, as tables of BLOCK rows with the columns ASKED."""
     chosen = {one.name: one for one in sets}
     seen = dict.fromkeys(chosen, 0)
-    held: list[Any] = []
+    held: list[pa.RecordBatch] = []
     for batch in _batches(ingest, split, list(ASKED)):
         names = map(set_name, batch["dataset"].to_pylist(), batch["task_id"].to_pylist())
         picks = []
@@ -101,10 +103,8 @@ def is_asked(position: int, stored: int, asked: int) -> bool:
     return (position + 1) * asked // stored > position * asked // stored
 
 
-def spaced_rows(tables: Sequence[Any], count: int) -> list[dict[str, Any]]:
+def spaced_rows(tables: Sequence[pa.Table], count: int) -> list[dict[str, Any]]:
     """At most `count` rows, evenly spaced over all tables; no other row becomes Python objects."""
-    import pyarrow as pa
-
     stored = sum(table.num_rows for table in tables)
     rows: list[dict[str, Any]] = []
     start = 0
@@ -125,10 +125,7 @@ def union_pool(split: str) -> str:
     return f"union_{split}"
 
 
-def _batches(ingest: Artifact, split: str, columns: list[str]) -> Iterator[Any]:
-    import pyarrow.compute as pc
-    import pyarrow.dataset
-
+def _batches(ingest: Artifact, split: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
     stored = pyarrow.dataset.dataset(ingest.files("queries"), filesystem=ingest.filesystem, format="parquet")
     yield from stored.to_batches(columns=columns, filter=pc.field("split") == split, batch_size=_READ)
 

@@ -1,7 +1,7 @@
 """DeepSpeed around a module: optimizer, schedule, ZeRO, and full weights back out of it."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -9,11 +9,15 @@ from torch import nn
 from stages.contract.params import Cluster
 from stages.learn.schedules import learning_rate_factor
 from stages.learn.settings import Optimisation, Training
+from stages.model import compat
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 FIRST_LAYER = ".language_model.layers.0."
 
 
-def start_engine(module: nn.Module, settings: Training, cluster: Cluster, world: int) -> Any:
+def start_engine(module: nn.Module, settings: Training, cluster: Cluster, world: int) -> "DeepSpeedEngine":
     """A DeepSpeed engine over the module's trainable parameters.
 
     Args:
@@ -26,9 +30,7 @@ def start_engine(module: nn.Module, settings: Training, cluster: Cluster, world:
     """
     import deepspeed
 
-    # On CPU DeepSpeed compiles a shared-memory operator at every first start (20 to 40 s, and it needs a compiler);
-    # gloo does without.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    compat.skip_shared_memory_operator()
     if settings.batch_size % world:
         raise ValueError(f"a batch of {settings.batch_size} does not divide among {world} workers")
     optimizer = make_optimizer(module, settings)
@@ -42,21 +44,16 @@ def start_engine(module: nn.Module, settings: Training, cluster: Cluster, world:
 
 
 def make_optimizer(module: nn.Module, settings: Optimisation) -> torch.optim.Optimizer:
-    """AdamW, or DeepSpeed's Muon with AdamW for what Muon is not made for.
-
-    Muon is theirs and not `torch.optim`'s, which needs whole matrices, while ZeRO shares out parts of them.
-    """
+    """AdamW, or DeepSpeed's Muon with AdamW for what Muon is not made for."""
     adam = {"betas": (0.9, 0.98), "eps": 1e-7}
     groups = parameter_groups(module, settings)
     if not settings.muon_rate:
         return torch.optim.AdamW(groups, lr=settings.learning_rate, **adam)
-    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
-
     for group in groups:
         group.update({"momentum": 0.95} if group["use_muon"] else adam)
         for parameter in group["params"]:
             parameter.use_muon = group["use_muon"]  # ZeRO takes a parameter's steps from Muon by this
-    return MuonWithAuxAdam(groups)
+    return compat.muon_optimizer()(groups)
 
 
 def parameter_groups(module: nn.Module, settings: Optimisation) -> list[dict[str, Any]]:
@@ -97,8 +94,8 @@ def deepspeed_config(settings: Training, cluster: Cluster, world: int) -> dict[s
     }
 
 
-def full_weights(engine: Any) -> Mapping[str, torch.Tensor]:
+def full_weights(engine: "DeepSpeedEngine") -> Mapping[str, torch.Tensor]:
     """The module's whole state dict, on rank 0 under ZeRO-3; all ranks must call it."""
     if engine.zero_optimization_stage() == 3:
-        return engine._zero3_consolidated_16bit_state_dict() or {}
+        return compat.whole_weights(engine)
     return engine.module.state_dict()

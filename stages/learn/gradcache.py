@@ -25,7 +25,7 @@ ranks wait for each other for ever when some have pictures and others none).
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -33,11 +33,16 @@ from stages.learn.collectives import largest, world_size
 from stages.model.encoder import Encoder, VisionOutput
 from stages.model.inputs import Batch, Chunk
 
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
 Loss = Callable[[torch.Tensor], tuple[torch.Tensor, dict[str, float]]]
 """States [B, D] of this rank's rows → the scalar to minimise, and its parts for the log."""
 
 
-def backward(engine: Any, encoder: Encoder, batch: Batch, loss_of: Loss, *, cached: bool) -> tuple[float, dict]:
+def backward(
+    engine: "DeepSpeedEngine", encoder: Encoder, batch: Batch, loss_of: Loss, *, cached: bool
+) -> tuple[float, dict]:
     """Leaves the gradient of `loss_of` on the engine, ready for `engine.step()`.
 
     Args:
@@ -56,7 +61,7 @@ def backward(engine: Any, encoder: Encoder, batch: Batch, loss_of: Loss, *, cach
     return run(engine, encoder, batch, loss_of)
 
 
-def with_as_many_chunks_as_others(batch: Batch, encoder: Encoder, device: Any) -> Batch:
+def with_as_many_chunks_as_others(batch: Batch, encoder: Encoder, device: torch.device | str) -> Batch:
     """The batch with fillers up to the largest number of chunks of any rank; all ranks must call it."""
     missing = largest(len(batch.chunks), device) - len(batch.chunks)
     return Batch(batch.chunks + (encoder.collator.filler(),) * missing, batch.place_B) if missing else batch
@@ -67,7 +72,7 @@ def needs_images(encoder: Encoder) -> bool:
     return world_size() > 1 and not encoder.vision_is_frozen
 
 
-def _whole(engine: Any, encoder: Encoder, batch: Batch, loss_of: Loss) -> tuple[float, dict]:
+def _whole(engine: "DeepSpeedEngine", encoder: Encoder, batch: Batch, loss_of: Loss) -> tuple[float, dict]:
     """One graph over all chunks."""
     batch = batch.to(engine.device)
     vision = [encoder.encode_images(chunk) for chunk in batch.chunks] if encoder.vision_is_frozen else None
@@ -87,7 +92,7 @@ class Pass:
     random: "RandomState"
 
 
-def _in_chunks(engine: Any, encoder: Encoder, batch: Batch, loss_of: Loss) -> tuple[float, dict]:
+def _in_chunks(engine: "DeepSpeedEngine", encoder: Encoder, batch: Batch, loss_of: Loss) -> tuple[float, dict]:
     """GradCache; the numbers are the steps of the module header."""
     passes, parts_RD, random = [], [], None
     with torch.no_grad():  # 1
@@ -143,7 +148,7 @@ class Sums:
 
 
 @contextmanager
-def one_reduction(engine: Any) -> Iterator[None]:
+def one_reduction(engine: "DeepSpeedEngine") -> Iterator[None]:
     """Backward passes inside add up on each rank, and are averaged over ranks once, at the end."""
     if engine.zero_optimization_stage() == 0:
         with engine.no_sync():
@@ -163,7 +168,7 @@ class RandomState:
     cuda: torch.Tensor | None
 
     @classmethod
-    def now(cls, device: Any, last: "RandomState | None" = None) -> "RandomState":
+    def now(cls, device: torch.device | str, last: "RandomState | None" = None) -> "RandomState":
         """The present state: `last` itself where nothing was drawn since, for a state is 5 kB and chunks are many."""
         device = torch.device(device)
         cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from stages.learn.sampling import Pairs, PairSampler
 from stages.learn.settings import Training
 from stages.model.encoder import Encoder
 from stages.model.inputs import Batch, prefetch
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 Teacher = Callable[[Pairs], torch.Tensor]
 """The teacher's states of a step's queries and their positives, [2B, D]: looked up or computed."""
@@ -40,8 +43,8 @@ def fit(
     teacher: Teacher | None = None,
     resume: Path | None = None,
     on_log: Callable[[int, dict[str, float]], None],
-    on_checkpoint: Callable[[int, Any], None],
-) -> Any:
+    on_checkpoint: Callable[[int, "DeepSpeedEngine"], None],
+) -> "DeepSpeedEngine":
     """Trains the encoder for `settings.steps` steps and returns the engine.
 
     Args:
@@ -98,7 +101,9 @@ def prepare(encoder: Encoder, sampler: PairSampler, teacher: Teacher | None, chu
     )
 
 
-def train_step(engine: Any, encoder: Encoder, rows: Batch, loss_of: Loss, *, cached: bool) -> dict[str, float]:
+def train_step(
+    engine: "DeepSpeedEngine", encoder: Encoder, rows: Batch, loss_of: Loss, *, cached: bool
+) -> dict[str, float]:
     """One optimizer step, by GradCache where `cached`; returns its measures.
 
     Negatives are all ranks' candidates, with gradient. Each rank's loss is the mean over its own queries, and
@@ -110,7 +115,7 @@ def train_step(engine: Any, encoder: Encoder, rows: Batch, loss_of: Loss, *, cac
     return {"loss": loss, **rates, **parts}
 
 
-def learning_rates(optimizer: Any) -> dict[str, float]:
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """AdamW's highest rate (the first decoder layer may have a lower one), and Muon's where it trains matrices."""
     rates: dict[str, float] = {}
     for group in optimizer.param_groups:
@@ -119,7 +124,7 @@ def learning_rates(optimizer: Any) -> dict[str, float]:
     return rates
 
 
-def pace(engine: Any, pairs_per_second: float) -> dict[str, float]:
+def pace(engine: "DeepSpeedEngine", pairs_per_second: float) -> dict[str, float]:
     """Speed, gradient norm and peak memory since the process started."""
     norm = engine.get_global_grad_norm()
     measures = {"pairs_per_second": pairs_per_second}

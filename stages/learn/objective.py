@@ -133,7 +133,11 @@ def _to_teacher(kind: str, student_RD: torch.Tensor, teacher_RD: torch.Tensor) -
 
 
 def _contrastive(
-    states_RD: torch.Tensor, pairs: Pairs, objective: Objective, progress: float, temperature: Any
+    states_RD: torch.Tensor,
+    pairs: Pairs,
+    objective: Objective,
+    progress: float,
+    temperature: Callable[[], torch.Tensor] | None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     device, queries, places = states_RD.device, len(pairs.query_rows), len(pairs.candidate_hash)
     query_BD, candidate_RD = states_RD[:queries], states_RD[queries:]

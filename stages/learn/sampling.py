@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from stages.contract.context import Artifact
 from stages.data.instructions import Instructions, with_instruction
 from stages.data.keys import NOTHING, hash_ids
 from stages.data.modalities import MODALITIES
@@ -68,7 +69,7 @@ class PairSampler:
 
     def __init__(
         self,
-        ingest: Any,
+        ingest: Artifact,
         settings: Sampling,
         *,
         world: int,

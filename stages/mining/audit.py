@@ -7,7 +7,7 @@ from stages.data.tables import MappedTable
 from stages.evaluation.sets import is_asked
 
 if TYPE_CHECKING:
-    from stages.mining.mine import Mined
+    from stages.mining.negatives import Mined
 
 IN_NO_KEY = True  # shows what was mined
 
@@ -27,7 +27,7 @@ def examples_of(ingest: Artifact, mined: "Mined") -> str:
         counts = f"{row['copies']} copies and {row['too_close']} too close left out"
         lines += [
             "",
-            f"query {_told(query, 'qid')}: {counts}",
+            f"query {_described(query, 'qid')}: {counts}",
             *_listed("positive", query["positives"][:1], [], candidates),
         ]
         lines += [f"  {row['positive_score'] or 0:.3f} the farthest positive, {row['limit'] or 0:.3f} the limit"]
@@ -39,11 +39,11 @@ def examples_of(ingest: Artifact, mined: "Mined") -> str:
 def _listed(name: str, dids: list[str], scores: list[float], candidates: MappedTable) -> list[str]:
     """A line for each candidate."""
     rows = [candidates.row(candidates.find(did)) for did in dids[:SHOWN]]
-    told = [f"{score:.3f}" for score in scores[:SHOWN]] or ["     "] * len(rows)
-    return [f"  {score} {name} {_told(row, 'did')}" for score, row in zip(told, rows, strict=True)]
+    written = [f"{score:.3f}" for score in scores[:SHOWN]] or ["     "] * len(rows)
+    return [f"  {score} {name} {_described(row, 'did')}" for score, row in zip(written, rows, strict=True)]
 
 
-def _told(row: dict[str, Any], name: str) -> str:
+def _described(row: dict[str, Any], name: str) -> str:
     """An id, the text, and the picture's id."""
     image = f"[picture {row['image_id'][:8]}]" if row["image_id"] else ""
     return " ".join(filter(None, [row[name], " ".join((row["text"] or "").split()), image]))

@@ -11,58 +11,33 @@ it is in anybody's key. A killed run keeps the parts that were complete.
 """
 
 import shutil
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray.data
+from pyarrow.fs import LocalFileSystem
 
 from stages.contract.context import Context, StageError
-from stages.contract.params import Section
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from stages.data.keys import hash64, hash_ids
+from stages.distributed.embedding import embed_rows
+from stages.mining.audit import examples_of
+from stages.mining.negatives import COLUMNS, Mined, Rule, mine_block
+from stages.search.exact import ExactIndex
 
 BLOCK = 1024  # queries that pass the candidates together
 QUERY_COLUMNS = ["qid", "dataset_id", "modality", "target_modality", "text", "image_id", "positives"]
 
 
-class Mine(Section):
-    """The section `train.mine`."""
-
-    per_query: int = Field(0, ge=0, description="hard negatives mined for each train query; 0 mines none")
-    margin: float = Field(
-        0.95, gt=0, le=1, description="a negative's cosine is below this share of the query's farthest positive's"
-    )
-
-
-@dataclass(frozen=True)
-class Mined:
-    """The mined table before it is committed, opened like an artifact; picklable."""
-
-    stage: str
-    key: str
-    paths: tuple[str, ...]
-    filesystem: Any
-    manifest: dict[str, Any] = field(default_factory=dict)
-
-    def files(self, prefix: str) -> list[str]:
-        """Paths of the table `negatives/`."""
-        return list(self.paths) if prefix == "negatives" else []
-
-
-def mine(context: Context, model: Path) -> Mined:
+def mine_negatives(context: Context, model: Path) -> Mined:
     """Mines, writes what `train` keeps of it, and returns the table.
 
     Raises:
         StageError: there is nothing to mine from, or not one query got a negative.
     """
-    from pyarrow.fs import LocalFileSystem
-
-    from stages.data.keys import hash64
-    from stages.mining.audit import examples_of
-
-    # A student that was distilled anew lies at another place, and what another one mined is not this one's.
+    # A student that was distilled again lies at another place, and what another one mined is not this one's.
     work = context.output.work / "mining" / f"{hash64(str(model)):016x}"
     candidates = _once(work / "candidates", lambda path: _write_candidates(context, model, path))
     negatives = _once(work / "negatives", lambda path: _write_negatives(context, model, candidates, path))
@@ -80,7 +55,7 @@ def mine(context: Context, model: Path) -> Mined:
     return mined
 
 
-def _once(path: Path, write: Any) -> Path:
+def _once(path: Path, write: Callable[[Path], None]) -> Path:
     """The directory that `write(path)` fills, unless an earlier attempt filled it; a part of one is thrown away."""
     done = path.with_name(f"{path.name}.done")
     if not done.exists():
@@ -100,10 +75,6 @@ def _write_candidates(context: Context, model: Path, path: Path) -> None:
 
     Others are only there to be searched in validation or test, and must not be trained on.
     """
-    import ray.data
-
-    from stages.distributed.embedding import embed_rows
-
     ingest = context.inputs["ingest"]
     stored = ray.data.read_parquet(ingest.files("candidates"), filesystem=ingest.filesystem)
     columns = ["did", "modality", "text", "image_id", "content_id", "pools"]
@@ -114,10 +85,8 @@ def _write_candidates(context: Context, model: Path, path: Path) -> None:
         raise StageError("no candidate is in the pool union_train, so there is nothing to mine; set per_query=0")
 
 
-def keep_training(table: "pa.Table") -> "pa.Table":
+def keep_training(table: pa.Table) -> pa.Table:
     """The candidates of the pool that training may use."""
-    import pyarrow as pa
-
     wanted = [_trains(pools) for pools in table["pools"].to_pylist()]
     return table.filter(pa.array(wanted, pa.bool_())).drop_columns(["pools"])
 
@@ -126,13 +95,8 @@ def _trains(pools: list[str]) -> bool:
     return "union_train" in pools or not pools
 
 
-def with_hashes(table: "pa.Table") -> "pa.Table":
+def with_hashes(table: pa.Table) -> pa.Table:
     """The columns that `stages.mining.negatives` reads."""
-    import pyarrow as pa
-
-    from stages.data.keys import hash_ids
-    from stages.mining.negatives import COLUMNS
-
     hashed = {
         "did_hash": hash_ids(table["did"].to_pylist()),
         "content_hash": hash_ids(table["content_id"].to_pylist()),
@@ -144,10 +108,6 @@ def with_hashes(table: "pa.Table") -> "pa.Table":
 
 def _write_negatives(context: Context, model: Path, candidates: Path, path: Path) -> None:
     """The train queries past the candidates: embedded by actors, mined by tasks that each stream the whole pool."""
-    import ray.data
-
-    from stages.distributed.embedding import embed_rows
-
     ingest = context.inputs["ingest"]
     stored = ray.data.read_parquet(ingest.files("queries"), filesystem=ingest.filesystem)
     train = stored.map_batches(_train_queries, fn_kwargs={"columns": QUERY_COLUMNS}, batch_format="pyarrow")
@@ -158,27 +118,17 @@ def _write_negatives(context: Context, model: Path, candidates: Path, path: Path
     mined.write_parquet(str(path))
 
 
-def _train_queries(table: "pa.Table", columns: list[str]) -> "pa.Table":
-    import pyarrow.compute as pc
-
+def _train_queries(table: pa.Table, columns: list[str]) -> pa.Table:
     return table.filter(pc.equal(table["split"], "train")).select(columns)
 
 
-def _mine(table: "pa.Table", files: tuple[str, ...], per_query: int, margin: float) -> "pa.Table":
-    from pyarrow.fs import LocalFileSystem
-
-    from stages.mining.negatives import COLUMNS, Rule, mine_block
-    from stages.search.exact import ExactIndex
-
+def _mine(table: pa.Table, files: tuple[str, ...], per_query: int, margin: float) -> pa.Table:
     index = ExactIndex(files, LocalFileSystem())
     return mine_block(table, lambda: index.batches(COLUMNS), Rule(per_query, margin))
 
 
 def _summarise(mined: Mined) -> dict[str, float]:
     """Sums over the audit table, one file at a time."""
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
     total = dict.fromkeys(("queries", "with negatives", "negatives", "copies", "too close"), 0)
     for path in mined.paths:
         table = pq.read_table(path, columns=["negatives", "copies", "too_close"])

@@ -7,17 +7,19 @@ query has several positives, p is the farthest one's: then a negative is one bes
 Known positives are left out, and copies of one, or of the query itself, under another id.
 
 The corpus streams by twice, once for the positives' scores and once for the rest; memory is a tile of it. The scores
-are cosines; candidates come from ids and contents hashed beforehand, because a corpus is met by every block.
+are cosines; candidates come from ids and contents hashed beforehand, because every block goes over the corpus.
 
 Letters in shapes: Q queries, N rows of a tile, D dimensions, P (hash, query) pairs.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow.fs import FileSystem
 
 from stages.data.keys import content_id, hash_ids
 from stages.data.modalities import MODALITIES
@@ -25,7 +27,7 @@ from stages.data.schemas import NEGATIVES
 from stages.search.exact import TopK, tiles, vectors
 
 COLUMNS = ("did", "modality", "did_hash", "content_hash", "vector")
-LEFT_OUT = 3  # of the candidates that are too close, how many are told by name
+LEFT_OUT = 3  # of the candidates that are too close, how many are named
 
 Batches = Callable[[], Iterable[pa.RecordBatch]]
 """Opens the stream of candidates with the columns COLUMNS."""
@@ -39,21 +41,36 @@ class Rule:
     margin: float
 
     def limits(self, positive_Q: np.ndarray) -> np.ndarray:
-        """The cosine that negatives stay below, [Q]; nothing is below it where no positive was met."""
+        """The cosine that negatives stay below, [Q]; nothing is below it where no positive was found."""
         with np.errstate(invalid="ignore"):
             limit_Q = positive_Q - (1 - self.margin) * np.abs(positive_Q)
         return np.where(np.isfinite(positive_Q), limit_Q, -np.inf).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class Mined:
+    """The mined table before it is committed, opened like an artifact; picklable."""
+
+    stage: str
+    key: str
+    paths: tuple[str, ...]
+    filesystem: FileSystem
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+    def files(self, prefix: str) -> list[str]:
+        """Paths of the table `negatives/`."""
+        return list(self.paths) if prefix == "negatives" else []
+
+
 @dataclass
-class Pairs:
+class QueryHashes:
     """Which hash concerns which query, sorted by hash."""
 
     hash_P: np.ndarray
     query_P: np.ndarray
 
     @classmethod
-    def of(cls, hashes: Iterable[np.ndarray]) -> "Pairs":
+    def of(cls, hashes: Iterable[np.ndarray]) -> "QueryHashes":
         """From the hashes of each query."""
         parts = list(hashes)
         hash_P = np.concatenate([np.empty(0, np.uint64), *parts])
@@ -61,7 +78,7 @@ class Pairs:
         order = np.argsort(hash_P, kind="stable")
         return cls(hash_P[order], query_P[order])
 
-    def met(self, hash_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def match(self, hash_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(queries, rows) of every pair whose hash a row has."""
         first, last = (np.searchsorted(self.hash_P, hash_N, side) for side in ("left", "right"))
         count = last - first
@@ -76,10 +93,10 @@ class Block:
 
     table: pa.Table
     vectors_QD: np.ndarray
-    positives: Pairs
+    positives: QueryHashes
     positive_Q: np.ndarray
-    """Cosine of the farthest positive; NaN where none was met."""
-    contents: Pairs
+    """Cosine of the farthest positive; NaN where none was found."""
+    contents: QueryHashes
     """Contents that are right or the query's own."""
 
 
@@ -93,22 +110,22 @@ def mine_block(queries: pa.Table, candidates: Batches, rule: Rule) -> pa.Table:
     """
     block = read_positives(queries, candidates())
     limit_Q = rule.limits(block.positive_Q)
-    tally = Tally(len(queries), rule.per_query)
+    selection = Selection(len(queries), rule.per_query)
     target_Q = codes(queries["target_modality"])
     for tile in sorted_tiles(candidates()):
         scores_QN = block.vectors_QD @ vectors(tile).astype(np.float32).T
-        positive_QN = mark(block.positives.met(numbers(tile["did_hash"])), scores_QN.shape)
-        copy_QN = mark(block.contents.met(numbers(tile["content_hash"])), scores_QN.shape) & ~positive_QN
+        positive_QN = mark(block.positives.match(numbers(tile["did_hash"])), scores_QN.shape)
+        copy_QN = mark(block.contents.match(numbers(tile["content_hash"])), scores_QN.shape) & ~positive_QN
         candidate_QN = (target_Q[:, None] == codes(tile["modality"])[None, :]) & ~positive_QN
         close_QN = candidate_QN & ~copy_QN & (scores_QN >= limit_Q[:, None])
-        tally.add(tile["did"], scores_QN, candidate_QN & copy_QN, close_QN, candidate_QN & ~copy_QN & ~close_QN)
-    return tally.table(queries["qid"], block.positive_Q, limit_Q)
+        selection.add(tile["did"], scores_QN, candidate_QN & copy_QN, close_QN, candidate_QN & ~copy_QN & ~close_QN)
+    return selection.table(queries["qid"], block.positive_Q, limit_Q)
 
 
 def read_positives(queries: pa.Table, batches: Iterable[pa.RecordBatch]) -> Block:
     """The block with the scores and contents of its positives, from one pass that computes nothing else."""
     vectors_QD = vectors(queries).astype(np.float32)
-    positives = Pairs.of(hash_ids(set(dids)) for dids in queries["positives"].to_pylist())
+    positives = QueryHashes.of(hash_ids(set(dids)) for dids in queries["positives"].to_pylist())
     positive_Q = np.full(len(queries), np.nan, np.float32)
     own = [
         content_id(text, image)
@@ -117,7 +134,7 @@ def read_positives(queries: pa.Table, batches: Iterable[pa.RecordBatch]) -> Bloc
     found, owners = [hash_ids(own)], [np.arange(len(queries))]
     for batch in batches:
         table = pa.Table.from_batches([batch])
-        asked, rows = positives.met(numbers(table["did_hash"]))
+        asked, rows = positives.match(numbers(table["did_hash"]))
         if len(rows):
             vectors_PD = vectors(table.take(pa.array(rows))).astype(np.float32)
             np.fmin.at(positive_Q, asked, (vectors_QD[asked] * vectors_PD).sum(1))
@@ -125,11 +142,11 @@ def read_positives(queries: pa.Table, batches: Iterable[pa.RecordBatch]) -> Bloc
             owners.append(asked)
     hash_P, query_P = np.concatenate(found), np.concatenate(owners)
     order = np.argsort(hash_P, kind="stable")
-    return Block(queries, vectors_QD, positives, positive_Q, Pairs(hash_P[order], query_P[order]))
+    return Block(queries, vectors_QD, positives, positive_Q, QueryHashes(hash_P[order], query_P[order]))
 
 
-class Tally:
-    """What the tiles so far came to."""
+class Selection:
+    """What was chosen and left out of the tiles so far."""
 
     def __init__(self, queries: int, per_query: int) -> None:
         self.copies_Q, self.close_Q = np.zeros(queries, np.int32), np.zeros(queries, np.int32)
@@ -151,8 +168,8 @@ class Tally:
 
     def table(self, qids: pa.ChunkedArray, positive_Q: np.ndarray, limit_Q: np.ndarray) -> pa.Table:
         """The rows of NEGATIVES."""
-        named, scored = real(self.chosen)
-        left_out, left_out_scores = real(self.left_out)
+        named, scored = drop_padding(self.chosen)
+        left_out, left_out_scores = drop_padding(self.left_out)
         missing_Q = ~np.isfinite(positive_Q)
         columns = {
             "qid": qids,
@@ -168,15 +185,13 @@ class Tally:
         return pa.Table.from_pydict(columns, NEGATIVES)
 
 
-def real(top: TopK) -> tuple[list[list[str]], list[list[float]]]:
+def drop_padding(top: TopK) -> tuple[list[list[str]], list[list[float]]]:
     """Ids and scores without what was only there to fill the list."""
     ranking = top.ranking()
     counts = [sum(score > -np.inf for score in scores) for scores in ranking.scores]  # the lists fall
-    cut = [
-        [values[:count] for values, count in zip(lists, counts, strict=True)]
-        for lists in (ranking.dids, ranking.scores)
-    ]
-    return cut[0], cut[1]
+    dids = [found[:count] for found, count in zip(ranking.dids, counts, strict=True)]
+    scores = [found[:count] for found, count in zip(ranking.scores, counts, strict=True)]
+    return dids, scores
 
 
 def mark(pairs: tuple[np.ndarray, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
@@ -187,7 +202,7 @@ def mark(pairs: tuple[np.ndarray, np.ndarray], shape: tuple[int, ...]) -> np.nda
 
 
 def sorted_tiles(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Tiles whose rows are in order of their ids, by which equal scores are told apart."""
+    """Tiles whose rows are in order of their ids, by which equal scores are ordered."""
     for tile in tiles(batches):
         yield tile.take(pc.sort_indices(tile["did"]))
 

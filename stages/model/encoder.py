@@ -14,15 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
+from transformers import AutoTokenizer, PreTrainedModel, Qwen2VLImageProcessorPil
 
 from stages.contract.params import cores
+from stages.model import compat
 from stages.model.inputs import Batch, Chunk, Collator, prefetch
 from stages.model.prompt import RETRIEVAL_TOKEN
 from stages.model.prune import load_backbone
 from stages.model.rows import Row
 
 SETTINGS = "puma.json"
+Inputs = tuple[torch.Tensor, ...]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 READERS = 8
 """Threads that decode images for a GPU, which a single one would keep waiting; a model on the CPU has one."""
@@ -49,9 +51,9 @@ class Encoder(nn.Module):
         collator: turns rows into batches for it.
     """
 
-    def __init__(self, backbone: Any, collator: Collator):
+    def __init__(self, backbone: PreTrainedModel, collator: Collator):
         super().__init__()
-        self.backbone = backbone
+        self.backbone: Any = backbone  # torch declares its parts as tensors or modules
         self.collator = collator
 
     @classmethod
@@ -101,15 +103,12 @@ class Encoder(nn.Module):
         `parameters()`, `state_dict()` and DeepSpeed do not: ZeRO neither partitions nor gathers what never changes,
         and checkpoints are smaller by it. `vision_weights` gives its weights.
         """
-        tower = self.backbone.visual.requires_grad_(False).eval()
-        del self.backbone.visual
-        # The instance's dictionary, because assigning a module would register it.
-        self.backbone.__dict__["visual"] = tower
+        compat.hide_module(self.backbone, "visual").requires_grad_(False).eval()
 
     @property
     def vision_is_frozen(self) -> bool:
         """Whether `freeze_vision` has been called."""
-        return "visual" in self.backbone.__dict__
+        return compat.is_hidden(self.backbone, "visual")
 
     def vision_weights(self) -> dict[str, torch.Tensor]:
         """The frozen tower's weights under the names that the encoder's state dict gives them; empty while trained."""
@@ -164,7 +163,7 @@ class Encoder(nn.Module):
         """States [K, R, D] of one chunk, before the final norm."""
         kept: list[torch.Tensor] = []
 
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        def keep(_module: nn.Module, _inputs: Inputs, output: torch.Tensor | Inputs) -> None:
             kept.append(_read_out(output[0] if isinstance(output, tuple) else output, chunk))
 
         hooks = [layer.register_forward_hook(keep) for layer in self.backbone.language_model.layers]

@@ -6,7 +6,10 @@ would run and silently lose them.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -19,13 +22,13 @@ class Family:
     processor_class: str
     minimum_layers: int = 1
 
-    def base(self) -> Any:
+    def base(self) -> "type[PreTrainedModel]":
         """The stock class without a language-model head."""
         import transformers
 
         return getattr(transformers, self.base_class)
 
-    def generation(self) -> Any:
+    def generation(self) -> "type[PreTrainedModel]":
         """The stock class with a head: the layout that every loader reads."""
         import transformers
 

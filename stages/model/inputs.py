@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from PIL import Image
 
 from stages.model.prompt import IMAGE_PAD, RETRIEVAL_TOKEN, render
 from stages.model.rows import Box, Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessorPil
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
@@ -49,11 +52,11 @@ class Chunk:
         """Its rows."""
         return len(self.last_R)
 
-    def to(self, device: Any) -> "Chunk":
+    def to(self, device: torch.device | str) -> "Chunk":
         """The same chunk on `device`."""
         moved = {
             name: value.to(device, non_blocking=True)
-            for name, value in self.__dict__.items()
+            for name, value in vars(self).items()
             if isinstance(value, torch.Tensor)
         }
         return replace(self, **moved)
@@ -74,7 +77,7 @@ class Batch:
         """The rows of one chunk, as they stand in it."""
         return cls((chunk,), torch.arange(len(chunk), device=chunk.last_R.device))
 
-    def to(self, device: Any) -> "Batch":
+    def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
         return Batch(tuple(chunk.to(device) for chunk in self.chunks), self.place_B.to(device))
 
@@ -88,12 +91,18 @@ class Collator:
 
     Args:
         tokenizer: knows `[RET]` and the vision tokens.
-        image_processor: a `Qwen2VLImageProcessorPil`; its size limits bound the tokens of an image.
+        image_processor: its size limits bound the tokens of an image.
         max_text_tokens: longer texts are cut.
         readers: threads that decode and resize images; Pillow and numpy let them work side by side.
     """
 
-    def __init__(self, tokenizer: Any, image_processor: Any, max_text_tokens: int, readers: int = 1):
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerFast",
+        image_processor: "Qwen2VLImageProcessorPil",
+        max_text_tokens: int,
+        readers: int = 1,
+    ):
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.max_text_tokens = max_text_tokens

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from stages.model.families import family_of
 
 
-def pruned_config(directory: Path, layers: int | None) -> Any:
+def pruned_config(directory: Path, layers: int | None) -> PreTrainedConfig:
     """The configuration of a checkpoint cut to `layers` decoder layers (None keeps all).
 
     Raises:
@@ -40,12 +40,12 @@ def pruned_config(directory: Path, layers: int | None) -> Any:
 
 
 @contextmanager
-def first_layers(backbone: Any, layers: int) -> Iterator[Any]:
+def first_layers(backbone: PreTrainedModel, layers: int) -> Iterator[PreTrainedModel]:
     """The loaded backbone with its first `layers` layers only, for the block; it computes what a cut checkpoint does.
 
     For measuring every depth of one model without loading it as often.
     """
-    text = backbone.language_model
+    text: Any = backbone.language_model  # torch declares a submodule as a tensor or a module
     whole, depth = text.layers, text.config.num_hidden_layers
     text.layers, text.config.num_hidden_layers = whole[:layers], layers
     try:
@@ -54,7 +54,7 @@ def first_layers(backbone: Any, layers: int) -> Iterator[Any]:
         text.layers, text.config.num_hidden_layers = whole, depth
 
 
-def load_backbone(directory: Path, layers: int | None = None, dtype: torch.dtype = torch.float32) -> Any:
+def load_backbone(directory: Path, layers: int | None = None, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The stock base model of a checkpoint directory, cut to `layers`; safetensors only, no remote code."""
     config = pruned_config(directory, layers)
     model = family_of(config.model_type).base()

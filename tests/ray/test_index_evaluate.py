@@ -14,7 +14,7 @@ from stages.contract.params import Cluster
 from stages.data import schemas
 from stages.data.instructions import with_instruction
 from stages.evaluation.chance import chance_of_hit
-from stages.mining.mine import Mine, mine
+from stages.mining.mine import mine_negatives
 from stages.search.exact import ExactIndex
 from tests.search_world import COLOURS, TRAINED, Witness, ingest_rows, make_world, picture, run_stage, share_in
 from tests.support import rows
@@ -44,12 +44,13 @@ def world(shared_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> dic
 def mine_with(store: Store, artifacts: dict[str, Artifact]) -> Artifact:
     """Mines twice, the second time with what the first one left, and commits what a training would."""
     attempt = store.begin("train", "a" * 16)
-    params = SimpleNamespace(train=train.Params(mine=Mine(per_query=3, margin=1.0)))
+    params = SimpleNamespace(train=train.Params(mine=train.Mine(per_query=3, margin=1.0)))
     context = Context(
         params, Cluster(threads=1, batch_size=4), artifacts, attempt, Witness(), share_in(store, artifacts)
     )
-    first = mine(context, artifacts["train"].local("model"))
-    assert mine(context, artifacts["train"].local("model")) == first  # file names are drawn, so nothing was rewritten
+    model = artifacts["train"].local("model")
+    first = mine_negatives(context, model)
+    assert mine_negatives(context, model) == first  # file names are drawn, so nothing was rewritten
     return store.commit(attempt, {"metrics": {}})
 
 
@@ -159,8 +160,8 @@ def test_each_trained_dimension_has_its_quality_in_the_report(world: dict, scope
         run = read_run(world, "student-16d", scope, task)
         hits.append(np.mean([any(did in positives[qid] for did, _ in found[:5]) for qid, found in run.items()]))
     assert shorter["dim"] == 16 and shorter[scope]["hit@5"] == pytest.approx(np.mean(hits))
-    report = world["artifacts"]["evaluate"].local("report.md").read_text()
-    assert f"| 16 | {shorter['local']['hit@5']:.3f} | {shorter['union']['hit@5']:.3f} |" in report
+    report = world["artifacts"]["evaluate"].local("report.html").read_text()
+    assert f"<td>16</td><td>{shorter['local']['hit@5']:.3f}</td><td>{shorter['union']['hit@5']:.3f}</td>" in report
 
 
 def test_means_weigh_each_set_the_same(world: dict) -> None:
@@ -213,8 +214,8 @@ def test_the_artifact_holds_tables_and_plots(world: dict) -> None:
     assert "text→image" in table and "image→text" in table
     assert max(map(len, table.splitlines())) <= 100
     assert artifact.local("plots/quality.png").read_bytes().startswith(b"\x89PNG")
-    assert "| text→image |" in artifact.local("report.md").read_text()
-    assert {"quality.png", "cost.png", "report.md", "report.html"} <= set(world["tracker"].names)
+    assert "| text→image |" in artifact.local("tables/local.md").read_text()
+    assert {"quality.png", "cost.png", "local.md", "report.html"} <= set(world["tracker"].names)
     page = artifact.local("report.html").read_text()
     assert any(f"Something {colour}." in page for colour in COLOURS) and "data:image/webp;base64," in page
 

@@ -67,6 +67,13 @@ def test_every_set_and_the_headline_are_there():
         assert f"<td>{name.rpartition('_task')[0]} image+text→image+text</td>" in shown
     assert shown.count("0.450") >= len(NAMES) + 2 and "keeps 90%" in " ".join(shown.split())
     assert "not run: it is not installed" in shown and "looked for (2 more)" in shown
+    assert "<td>ndcg@10</td>" in shown and "leading dimensions" not in shown
+
+
+def test_leading_dimensions_have_a_table_where_they_were_trained():
+    trained = metrics(NAMES)
+    trained["student"]["dimensions"] = [{"dim": 64, "local": {"hit@5": 0.4}, "union": {"hit@5": 0.2}}]
+    assert "<tr><td>64</td><td>0.400</td><td>0.200</td></tr>" in page(metrics=trained)
 
 
 def test_a_student_alone_and_a_run_without_curve_or_misses_have_a_page():

@@ -1,13 +1,11 @@
 """The report shows what metrics.json holds, in a terminal's width, with any number of sets."""
 
-import csv
-import io
-
 import pytest
 
+from stages.evaluation.comparison import dimension_rows, labels, measure_rows
 from stages.evaluation.measures import MEASURES
 from stages.evaluation.plots import draw_cost, draw_quality
-from stages.evaluation.report import WIDTH, labels, markdown_report, quality_rows, terminal_table, to_csv
+from stages.evaluation.report import WIDTH, markdown_table, set_columns, set_rows, terminal_table
 
 NAMES = [f"{dataset}_task{task}" for dataset in ("visualnews", "fashion200k") for task in (0, 3, 6, 7, 8)]
 
@@ -45,7 +43,7 @@ def test_the_terminal_table_has_a_line_for_each_set_and_fits(names: list[str]) -
     assert any("layers" in line and "28" in line and "12" in line for line in lines)
 
 
-def test_several_datasets_are_told_apart_and_one_is_not_repeated() -> None:
+def test_several_datasets_are_named_and_one_is_not_repeated() -> None:
     assert set(labels(metrics(NAMES[:2])).values()) == {"image+text→image+text"}
     assert labels(metrics(NAMES))["fashion200k_task3"] == "fashion200k image+text→image+text"
 
@@ -54,26 +52,23 @@ def test_a_teacher_that_finds_nothing_breaks_no_table() -> None:
     assert "–" in terminal_table(metrics(NAMES[:1], student=0.1, teacher=0.0))
 
 
-def test_the_markdown_report_says_what_the_student_keeps() -> None:
-    report = markdown_report(metrics(NAMES))
-    assert "12 of the teacher's 28 layers and keeps 90.0% of its mean local hit@5" in report
-    for table in report.split("\n\n"):
-        if table.startswith("|"):
-            assert len({line.count("|") for line in table.splitlines()}) == 1
+def test_the_markdown_tables_have_a_line_for_each_set() -> None:
+    lines = markdown_table(set_columns(metrics(NAMES)), set_rows(metrics(NAMES), "local")).splitlines()
+    assert len(lines) == 2 + len(NAMES) + 1 and len({line.count("|") for line in lines}) == 1
+    assert lines[-1] == "| mean |  |  | 0.050 | 0.500 | 0.450 | 90% |"
 
 
-def test_leading_dimensions_have_a_section_where_they_were_trained() -> None:
-    told = metrics(NAMES)
-    assert "leading dimensions" not in markdown_report(told)
-    told["student"]["dimensions"] = [{"dim": 64, "local": {"hit@5": 0.4}, "union": {"hit@5": 0.2}}]
-    lines = markdown_report(told).splitlines()
-    assert "| 64 | 0.400 | 0.200 |" in lines and "| 1,536 | 0.450 | 0.225 |" in lines
+def test_leading_dimensions_have_rows_where_they_were_trained() -> None:
+    shown = metrics(NAMES)
+    assert dimension_rows(shown) == []
+    shown["student"]["dimensions"] = [{"dim": 64, "local": {"hit@5": 0.4}, "union": {"hit@5": 0.2}}]
+    assert dimension_rows(shown) == [("64", "0.400", "0.200"), ("1,536", "0.450", "0.225")]
 
 
-def test_the_csv_has_every_measure_of_every_set() -> None:
-    rows = list(csv.DictReader(io.StringIO(to_csv(quality_rows(metrics(NAMES), MEASURES)))))
-    assert len(rows) == 3 * 2 * len(NAMES)
-    assert {row["hit@5"] for row in rows if row["model"] == "student" and row["scope"] == "local"} == {"0.45"}
+def test_every_measure_has_a_row_with_both_models_and_pools() -> None:
+    rows = list(measure_rows(metrics(NAMES)))
+    assert [row[0] for row in rows] == list(MEASURES)
+    assert rows[0][1:] == ("0.500", "0.450", "0.250", "0.225")
 
 
 def test_plots_show_every_set_and_both_models() -> None:
@@ -85,12 +80,9 @@ def test_plots_show_every_set_and_both_models() -> None:
 
 def test_a_student_measured_alone_has_the_same_tables_without_the_teacher() -> None:
     alone = {name: value for name, value in metrics(NAMES).items() if name not in ("teacher", "cut", "kept")}
-    assert "its teacher was not measured" in markdown_report(alone)
-    for table in markdown_report(alone).split("\n\n"):
-        if table.startswith("|"):
-            assert len({line.count("|") for line in table.splitlines()}) == 1
+    table = markdown_table(set_columns(alone), set_rows(alone, "local")).splitlines()
+    assert len({line.count("|") for line in table}) == 1 and len(next(measure_rows(alone))) == 3
     shown = terminal_table(alone)
     assert "0.450" in shown and "teacher" not in shown and "kept" not in shown
-    assert {row[0] for row in quality_rows(alone, MEASURES)} == {"model", "student"}
     assert len(draw_quality(alone).axes[0].containers) == 1
     assert draw_cost(alone).axes[0].texts[0].get_text().startswith("student: 12 layers")

@@ -16,7 +16,7 @@ from stages.data.schemas import NEGATIVES
 from stages.learn.loop import cached_teacher, live_teacher
 from stages.learn.sampling import PairSampler
 from stages.learn.settings import Sampling
-from stages.mining.mine import Mined
+from stages.mining.negatives import Mined
 from stages.model.encoder import Encoder
 from tests.tiny_models import write_checkpoint
 from tests.training_world import PAIRS, write_ingest

@@ -7,7 +7,7 @@ import pytest
 from stages.data.keys import content_id, hash_ids
 from stages.data.schemas import NEGATIVES
 from stages.mining import mine
-from stages.mining.negatives import LEFT_OUT, Pairs, Rule, mine_block
+from stages.mining.negatives import LEFT_OUT, QueryHashes, Rule, mine_block
 from stages.search import exact
 
 DIM = 8
@@ -131,9 +131,9 @@ def test_no_query_gives_no_row():
     assert mine_block(empty, lambda: iter(()), Rule(1, 0.9)).num_rows == 0 and pool
 
 
-def test_pairs_are_met_once_for_every_query_and_row():
-    pairs = Pairs.of([np.array([5, 9], np.uint64), np.array([], np.uint64), np.array([5], np.uint64)])
-    queries, rows = pairs.met(np.array([9, 5, 5, 1], np.uint64))
+def test_hashes_match_once_for_every_query_and_row():
+    hashes = QueryHashes.of([np.array([5, 9], np.uint64), np.array([], np.uint64), np.array([5], np.uint64)])
+    queries, rows = hashes.match(np.array([9, 5, 5, 1], np.uint64))
     assert sorted(zip(queries.tolist(), rows.tolist(), strict=True)) == [(0, 0), (0, 1), (0, 2), (2, 1), (2, 2)]
 
 

@@ -1,0 +1,71 @@
+"""What the views of a comparison share: which models were measured, what sets are called, and rows of their tables.
+
+Everything is read from metrics.json; nothing is computed that is not written there. A student that was measured alone
+(`evaluate.teacher=false`) has the same tables without the teacher's columns.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+HEADLINE = "hit@5"
+MODELS = ("cut", "student", "teacher")
+"""`cut` is the teacher's first layers, as many as the student has, before any training."""
+SCOPES = ("local", "union")
+
+
+def measured(metrics: Mapping[str, Any]) -> list[str]:
+    """The models whose quality was measured, from the least to the most that is expected of them."""
+    return [name for name in MODELS if name in metrics]
+
+
+def timed(metrics: Mapping[str, Any]) -> list[str]:
+    """The models whose cost was measured: what is cut costs what the student does."""
+    return [name for name in measured(metrics) if name != "cut"]
+
+
+def labels(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """What to call each set: `image→text`, with the dataset before it where there are several datasets."""
+    tasks = metrics["student"]["local"]["tasks"]
+    datasets = {name.rpartition("_task")[0] for name in tasks}
+    return {
+        name: task["label"] if len(datasets) == 1 else f"{name.rpartition('_task')[0]} {task['label']}"
+        for name, task in tasks.items()
+    }
+
+
+def share(values: Mapping[str, float]) -> tuple[str, ...]:
+    """The student's value as a share of the teacher's, where both were measured."""
+    if "teacher" not in values:
+        return ()
+    return (f"{values['student'] / values['teacher']:.0%}" if values["teacher"] else "–",)
+
+
+def model_rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Name, then each model's value, then the student's share, for each cost."""
+    models = {name: metrics[name] for name in timed(metrics)}
+    numbers: dict[str, tuple[Callable[[Mapping[str, Any]], float], str]] = {
+        "layers": (lambda one: one["layers"], "{:,}"),
+        "parameters, millions": (lambda one: one["parameters"] / 1e6, "{:,.1f}"),
+        "vector dimensions": (lambda one: one["dim"], "{:,}"),
+        "ms per query, median": (lambda one: one["latency_ms"]["median"], "{:.1f}"),
+        "ms per query, p90": (lambda one: one["latency_ms"]["p90"], "{:.1f}"),
+        "queries per second": (lambda one: one["queries_per_second"], "{:,.0f}"),
+    }
+    for name, (value, form) in numbers.items():
+        values = {model: value(one) for model, one in models.items()}
+        yield name, *map(form.format, values.values()), *share(values)
+
+
+def measure_rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Each measure's mean over the sets: by the models in their own pools, then in the union pool."""
+    means = [metrics[name][scope] for scope in SCOPES for name in measured(metrics)]
+    for measure in metrics["student"]["local"]:
+        if measure != "tasks":
+            yield measure, *(f"{one[measure]:.3f}" for one in means)
+
+
+def dimension_rows(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The headline by leading dimensions, for a student that was trained to be read by fewer of them."""
+    student = metrics["student"]
+    entries = [*student["dimensions"], student] if "dimensions" in student else []
+    return [(f"{one['dim']:,}", *(f"{one[scope][HEADLINE]:.3f}" for scope in SCOPES)) for one in entries]
