@@ -55,7 +55,7 @@ def test_a_teacher_that_finds_nothing_breaks_no_table() -> None:
 def test_the_markdown_tables_have_a_line_for_each_set() -> None:
     lines = markdown_table(set_columns(metrics(NAMES)), set_rows(metrics(NAMES), "local")).splitlines()
     assert len(lines) == 2 + len(NAMES) + 1 and len({line.count("|") for line in lines}) == 1
-    assert lines[-1] == "| mean |  |  | 0.050 | 0.500 | 0.450 | 90% |"
+    assert lines[-1] == "| mean |  |  | 0.050 | 0.200 | 0.450 | 0.500 | 90% |"
 
 
 def test_leading_dimensions_have_rows_where_they_were_trained() -> None:
@@ -65,10 +65,10 @@ def test_leading_dimensions_have_rows_where_they_were_trained() -> None:
     assert dimension_rows(shown) == [("64", "0.400", "0.200"), ("1,536", "0.450", "0.225")]
 
 
-def test_every_measure_has_a_row_with_both_models_and_pools() -> None:
+def test_every_measure_has_a_row_with_all_models_and_pools() -> None:
     rows = list(measure_rows(metrics(NAMES)))
     assert [row[0] for row in rows] == list(MEASURES)
-    assert rows[0][1:] == ("0.500", "0.450", "0.250", "0.225")
+    assert rows[0][1:] == ("0.200", "0.450", "0.500", "0.100", "0.225", "0.250")
 
 
 def test_plots_show_every_set_and_both_models() -> None:
