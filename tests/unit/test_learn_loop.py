@@ -99,4 +99,4 @@ def test_a_frozen_vision_tower_stays_and_the_rest_moves(one_rank):
 
 def test_the_cached_teacher_pulls_the_student(one_rank):
     features = one_rank["distilled"]["features"]
-    assert features[-1] < 0.8 * features[0]
+    assert features[-1] < 0.9 * features[0]
