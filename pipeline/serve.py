@@ -78,7 +78,7 @@ class Source:
 
         from stages import backbone
         from stages.contract.params import Cluster
-        from stages.model.loading import load_encoder
+        from stages.distributed.embedding import load_encoder
         from stages.search.exact import ExactIndex
         from stages.search.retriever import Retriever
 
