@@ -74,16 +74,13 @@ class Source:
 
     def load_teacher(self, student: "Retriever") -> "Retriever":
         """The full-depth model over the same candidates, by the vectors that evaluate compared."""
-        import torch
-
-        from stages.contract.params import Cluster
         from stages.model import checkpoint
-        from stages.model.loading import load_encoder
+        from stages.model.loading import load_encoder_here
         from stages.search.exact import ExactIndex
         from stages.search.retriever import Retriever
 
         model = checkpoint.directory(self.artifact("backbone"))
-        encoder = load_encoder(model, Cluster(gpus_per_worker=int(torch.cuda.is_available())))
+        encoder = load_encoder_here(model)
         key = self.artifact("evaluate").read_json("teacher.json")["teacher"]
         index = ExactIndex.open(self.store.artifact("teacher", key)).ready()
         return Retriever(encoder, index, student.card, student.candidates, student.images)

@@ -22,7 +22,7 @@ multimodal LLM by keeping its first {layers} decoder layers and distilling the o
 (PUMA, arXiv 2507.08064). {parameters:,} parameters; stock architecture, no custom code.
 
 ## Load
-sentence-transformers, 6.2 or newer, with queries and candidates told apart:
+sentence-transformers, 6.2 or newer, with a method each for queries and candidates:
 ```python
 from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("path/to/this/directory")

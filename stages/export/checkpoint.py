@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 from stages.model.encoder import SETTINGS, load_collator
 from stages.model.families import family_of
@@ -26,7 +27,7 @@ SENTENCE_TRANSFORMERS_MODULES = (
 POOLING_MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 
 
-def save_backbone(config: Any, weights: Mapping[str, torch.Tensor], directory: Path) -> None:
+def save_backbone(config: PreTrainedConfig, weights: Mapping[str, torch.Tensor], directory: Path) -> None:
     """Writes base-model weights as the generation class, safetensors, head tied to the embeddings.
 
     Args:

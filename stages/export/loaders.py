@@ -140,10 +140,13 @@ def by_sentence_transformers(model: str, samples: Sequence[Sample]) -> np.ndarra
         return {"text": sample.text, "image": image} if sample.text else image
 
     vectors = {}
-    for told in dict.fromkeys(sample.instruction for sample in samples):
-        places = [place for place, sample in enumerate(samples) if sample.instruction == told]
+    for instruction in dict.fromkeys(sample.instruction for sample in samples):
+        places = [place for place, sample in enumerate(samples) if sample.instruction == instruction]
         inputs = [given(samples[place]) for place in places]
-        found = loaded.encode_query(inputs, prompt=f"{told}\n") if told else loaded.encode_document(inputs)
+        if instruction:
+            found = loaded.encode_query(inputs, prompt=f"{instruction}\n")
+        else:
+            found = loaded.encode_document(inputs)
         vectors |= dict(zip(places, found, strict=True))
     return np.stack([vectors[place] for place in range(len(samples))])
 
@@ -155,7 +158,7 @@ LOADERS: dict[str, Callable[[str, Sequence[Sample]], np.ndarray]] = {
 
 
 def main(model: str, given: str, output: str) -> None:
-    """Runs every loader; one that fails is told as not run, and the next one has its turn."""
+    """Runs every loader; one that fails is named as not run, and the next one has its turn."""
     samples = [_unpacked(packed) for packed in json.loads(Path(given).read_text())]
     vectors, not_run = {}, {}
     for name, read in LOADERS.items():

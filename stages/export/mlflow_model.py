@@ -5,7 +5,10 @@ import warnings
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+
+from stages.export.loaders import Sample
 
 IN_NO_KEY = True  # a reference to the export
 
@@ -26,7 +29,7 @@ def save_reference(directory: Path, weights: str) -> None:
     import mlflow
 
     columns = [ColSpec("string", "text", required=False), ColSpec("binary", "image", required=False)]
-    vectors = TensorSpec(_float32(), (-1, -1))
+    vectors = TensorSpec(np.dtype("float32"), (-1, -1))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # it wants an input example beside the signature
         mlflow.pyfunc.save_model(
@@ -39,14 +42,8 @@ def save_reference(directory: Path, weights: str) -> None:
         )
 
 
-def _float32() -> Any:
-    import numpy as np
-
-    return np.dtype("float32")
-
-
-def pyfunc_vectors(model: Path, samples: Sequence[Any]) -> Any:
-    """Vectors [N, D] of samples (`stages.export.loaders.Sample`) by MLflow's own reading of `model`."""
+def pyfunc_vectors(model: Path, samples: Sequence[Sample]) -> np.ndarray:
+    """Vectors [N, D] of samples by MLflow's own reading of `model`."""
     import pandas as pd
 
     import mlflow

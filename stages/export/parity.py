@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from transformers import AutoModel, AutoTokenizer
 
 from stages.contract.context import StageError
 from stages.export.loaders import Sample, run_stock_loaders
 from stages.model.encoder import Encoder, load_collator
 from stages.model.inputs import Collator
+from stages.model.prune import load_backbone
 from stages.model.rows import Row
 
 IN_NO_KEY = True  # checks the export
@@ -73,8 +75,6 @@ def check_parity(
     Raises:
         StageError: a loader's cosine is below `MINIMUM_COSINE`.
     """
-    from stages.model.prune import load_backbone
-
     backbone = load_backbone(weights)
     trained = Encoder(backbone, load_collator(source, backbone.config.text_config.vocab_size)).eval()
     inputs = [fitted(sample, trained.collator) for sample in samples()]
@@ -114,8 +114,6 @@ def compare(report: dict[str, Any], name: str, vectors: np.ndarray, reference: n
 @torch.inference_mode()
 def stock_vectors(directory: Path, collator: Collator, rows: list[Row]) -> np.ndarray:
     """Vectors by `AutoModel` alone: prompt from the chat template, positions and padding by transformers."""
-    from transformers import AutoModel, AutoTokenizer
-
     model = AutoModel.from_pretrained(directory, local_files_only=True, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     vectors = []

@@ -14,7 +14,7 @@ import pandas as pd
 import mlflow
 
 
-class Student(mlflow.pyfunc.PythonModel):
+class StudentModel(mlflow.pyfunc.PythonModel):
     """`predict` on rows with the columns `text` and `image` (encoded bytes), each optional: unit vectors [N, D]."""
 
     def load_context(self, context: Any) -> None:
@@ -51,4 +51,4 @@ def _missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and value != value)
 
 
-mlflow.models.set_model(Student())
+mlflow.models.set_model(StudentModel())

@@ -1,4 +1,4 @@
-"""Which student a directory holds: told apart by its weights, without reading all of them, and what it was asked in.
+"""Which student a directory holds, by samples of its weights, and the instructions that it was trained with.
 
 Light on purpose, because plans ask: neither torch nor transformers is imported.
 """

@@ -1,4 +1,7 @@
-"""A model directory becomes an encoder on this process's device, with its share of the cores."""
+"""A model directory becomes an encoder on this process's device, with its share of the cores.
+
+Torch is imported inside: OpenMP reads how to wait from the environment when torch loads it, so that is set before.
+"""
 
 import os
 from pathlib import Path
@@ -11,9 +14,8 @@ if TYPE_CHECKING:
 
 
 def load_encoder(model: Path, cluster: Cluster) -> "Encoder":
-    """The encoder of `model`. Torch is imported here and not above: it reads the environment when it is."""
-    # Idle OpenMP threads spin by default: two of them beside another busy process made a query 35 times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    """The encoder of `model` as `cluster` has it: on a GPU or a CPU, at its precision."""
+    let_threads_sleep()
     import torch
     from transformers.utils import logging
 
@@ -24,3 +26,16 @@ def load_encoder(model: Path, cluster: Cluster) -> "Encoder":
     if device == "cpu":
         torch.set_num_threads(cluster.threads_each(cluster.actors))
     return Encoder.load(model, precision=cluster.chosen_precision(), device=device)
+
+
+def load_encoder_here(model: Path) -> "Encoder":
+    """The encoder of `model` on this machine's GPU where it has one, for searches, which know of no cluster."""
+    let_threads_sleep()
+    import torch
+
+    return load_encoder(model, Cluster(gpus_per_worker=int(torch.cuda.is_available())))
+
+
+def let_threads_sleep() -> None:
+    """Idle OpenMP threads spin by default: two of them beside another busy process made a query 35 times slower."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -21,7 +21,7 @@ from stages.search.filters import Filter
 from stages.search.ranking import Ranking
 
 FEW = 100_000
-"""Below so many candidates, exact search answers a person at once and no index is worth its misses."""
+"""Below this many candidates, exact search answers a person at once and no index is worth its misses."""
 FORMAT = 1
 """Of retriever.json and the embeddings beside it."""
 MODULES = {"lance": "lance", "faiss": "faiss"}

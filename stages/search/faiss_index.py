@@ -80,10 +80,6 @@ class FaissIndex:
             scores.append(values)
         return Ranking(dids, scores)
 
-    def nbytes(self) -> int:
-        """Memory of the vectors, their ids and the columns beside them."""
-        return self.index.ntotal * (2 * self.dim + 8) + self.columns.nbytes
-
 
 def _lists(dim: int, rows: int) -> faiss.Index:
     lists = round(2 * math.sqrt(rows))

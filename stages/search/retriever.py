@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 
 from stages.contract.context import Artifact, InputError
-from stages.contract.params import Cluster
 from stages.data.images import Checked, ImageLimits, ImageRejected, check
 from stages.data.instructions import Instructions, with_instruction
 from stages.data.modalities import modality_of
 from stages.data.sources.fields import normalise
 from stages.data.tables import MappedTable
 from stages.model.identity import check_student, identify
+from stages.model.loading import load_encoder_here
 from stages.model.prompt import without_special_tokens
 from stages.model.rows import Row
 from stages.search.backends import Index, open_index, read_card
@@ -173,17 +173,13 @@ class Retriever:
         Raises:
             InputError: no index, one of another student, or the student or the candidates were written anew since.
         """
-        import torch
-
-        from stages.model.loading import load_encoder
-
         card = read_card(index)
         if "student" in card:
             model, source = own_student(card, index, student), index
         else:
             model, source = student_artifact(card, index, ingest, train).local("model"), ingest
         searched = open_index(index, card, backend)
-        encoder = load_encoder(model, Cluster(gpus_per_worker=int(torch.cuda.is_available())))
+        encoder = load_encoder_here(model)
         if encoder.dim != card["dim"] or searched.dim != card["dim"]:
             raise InputError(f"the index {index.uri} has {searched.dim} numbers a vector, the student {encoder.dim}")
         candidates = MappedTable.open(source, "candidates", "did")

@@ -4,7 +4,7 @@ A task writes its pictures as one file, whole or not at all, and what became of 
 So a run that was killed is resumed from the files alone: the paths that they list are done.
 
 Whether a picture is new is only known when it has been checked, and its bytes must not travel to be compared. So one
-small actor keeps the ledger: a task reports the ids of a batch and is told which of them it may write. The first path
+small actor keeps the ledger: a task reports the ids of a batch and learns which of them it may write. The first path
 that claims a picture owns it, and claiming again is harmless: a task that Ray runs a second time loses nothing. The
 ledger holds about 200 bytes for a picture, 25 for a path, and a line for each rejected one.
 """
