@@ -18,7 +18,8 @@ if not __package__:  # run as a script: its own directory must not be searched f
 from pipeline.artifacts.garbage import keep_registered
 from pipeline.artifacts.store import Store, open_store
 from pipeline.config.checks import check_made
-from pipeline.config.sections import Config, load_config
+from pipeline.config.load import load_config
+from pipeline.config.sections import Config
 from pipeline.config.values import walk_values
 from pipeline.execution.summary import closing_lines, plan_rows, run_note
 from pipeline.planning.dag import stages_of

@@ -28,9 +28,9 @@ if __package__ in (None, ""):  # started by its path: the repository, not this d
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.artifacts.store import Store, open_store
-from pipeline.config.recipes import read_settings
-from pipeline.config.sections import Config, check_values, get_value, spell_out
-from pipeline.config.values import walk_fields
+from pipeline.config.load import read_config
+from pipeline.config.sections import Config
+from pipeline.config.values import get_value
 from pipeline.pictures import drawn, protocol
 from pipeline.terminal import Parser, exit_code
 from stages.contract.context import InputError
@@ -224,19 +224,16 @@ def read_image(path: Path) -> bytes:
 
 def read_overrides(overrides: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """The store's place, and {dotted key: value} that a run's configuration has to agree with."""
-    fields = dict(walk_fields(Config))
-    is_text = {path for path, field in fields.items() if field.annotation is str}
-    settings = read_settings("demo", map(spell_out, overrides), is_text.__contains__)
-    check_values(settings, fields)
+    config, settings = read_config("demo", overrides)
     set_here = [path for path, origin in settings.origins.items() if origin.startswith("override ")]
-    wanted = {path: get_value(settings.values, path) for path in set_here if path != "tracking_uri"}
+    wanted = {path: get_value(settings.values, path.split(".")) for path in set_here if path != "tracking_uri"}
     if wanted.get("student.model"):
         from pipeline.tracking.students import find_student
 
-        uri = settings.values.get("tracking_uri", Config().tracking_uri)
-        found = find_student(wanted["student.model"], uri, wanted.get("store_endpoint", ""))
+        found = find_student(wanted["student.model"], config.tracking_uri, config.store_endpoint)
         wanted["student.model"] = str(found)
-    return wanted.pop("store", Config().store), wanted
+    wanted.pop("store", None)
+    return config.store, wanted
 
 
 def find_keys(store: Store, place: str, wanted: dict[str, Any]) -> dict[str, str]:
@@ -256,7 +253,7 @@ def find_keys(store: Store, place: str, wanted: dict[str, Any]) -> dict[str, str
 
 def agrees(config: dict[str, Any], wanted: dict[str, Any]) -> bool:
     """Whether a run's configuration has every wanted value."""
-    return all(get_value(config, path) == value for path, value in wanted.items())
+    return all(get_value(config, path.split(".")) == value for path, value in wanted.items())
 
 
 def made_by(store: Store, index: str, wanted: dict[str, Any]) -> bool:

@@ -24,9 +24,9 @@ from pipeline.artifacts.copies import expire_copies
 from pipeline.artifacts.manifests import MANIFEST
 from pipeline.artifacts.objects import LocalObjects
 from pipeline.artifacts.store import Artifact, Store, open_store
-from pipeline.config.recipes import nearest
-from pipeline.config.sections import load_config
+from pipeline.config.load import load_config
 from pipeline.terminal import Parser, json_command, open_console, text_table
+from pipeline.wording import nearest
 from stages.contract.context import InputError, StageError
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TextIO
 
-from pipeline.config.recipes import nearest
+from pipeline.wording import nearest
 from stages.contract.context import InputError, StageError
 
 SHOWN = "\n\u200c\u200d"  # not printable by Python's word, and harmless: some scripts and emojis are joined by them

@@ -43,7 +43,7 @@ def everything():
 
 def recipe(name: str, section: str):
     """(objective, optimisation, adapters, depth) of a recipe's stage; batch, chunk and precision shrunk."""
-    from pipeline.config.sections import load_config
+    from pipeline.config.load import load_config
     from stages import distill, train
     from stages.distributed.training import optimisation
     from stages.model.lora import Lora

@@ -1,6 +1,6 @@
 """Sections opened up into dotted paths: their fields, which have types and ranges, and values; nested mappings."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -43,6 +43,14 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from flatten(value, f"{prefix}{name}/")
         else:
             yield f"{prefix}{name}", value
+
+
+def get_value(values: Mapping[str, Any], path: Iterable[str]) -> Any:
+    """The value at a path of keys."""
+    found: Any = values
+    for key in path:
+        found = found[key]
+    return found
 
 
 def is_number(value: Any) -> bool:

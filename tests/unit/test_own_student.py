@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.artifacts.store import Artifact, Store, open_store
-from pipeline.config.sections import load_config
+from pipeline.config.load import load_config
 from pipeline.planning.dag import CORPUS, STAGES, stages_of
 from pipeline.planning.plan import plan
 from pipeline.planning.sources import read_sources

@@ -1,0 +1,15 @@
+"""Pieces of messages that all rooms use."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for the known name nearest to `name`, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def one_line(text: object, length: int = 400) -> str:
+    """A text (or an error's) without line breaks, cut to a length that a terminal bears."""
+    return " ".join(str(text).split())[:length]
