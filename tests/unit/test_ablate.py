@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
 import pipeline.ablate
 import pipeline.ablation.cells
@@ -54,7 +53,7 @@ def ablate(hooks, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(pipeline.ablation.cells, "read_sources", lambda *of: read_sources(*of, tmp_path / "code"))
     monkeypatch.setattr(pipeline.execution.cluster, "connected", cluster)
     monkeypatch.setattr("pipeline.tracking.client.PipelineRun", lambda uri, name, tags: Tracked(log, name))
-    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(GRID, sort_keys=False))
+    (tmp_path / "grid.yaml").write_text(json.dumps(GRID))
     hooks.quality |= {"full": 0.8, "a": 0.6, "b": 0.4}
     stdout = os.dup(1)
 
