@@ -18,11 +18,10 @@ from typing import Any
 if not __package__:  # run as a script: its own directory must not be searched for modules, the root must
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipeline.artifacts import garbage as sweep
-from pipeline.artifacts import leases
+from pipeline.artifacts import garbage, leases
 from pipeline.artifacts.copies import expire_copies
+from pipeline.artifacts.local import LocalObjects
 from pipeline.artifacts.manifests import MANIFEST
-from pipeline.artifacts.objects import LocalObjects
 from pipeline.artifacts.store import Artifact, Store, open_store
 from pipeline.config.load import load_config
 from pipeline.terminal import Parser, json_command, open_console, text_table
@@ -38,8 +37,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     add("rest", nargs="*", metavar="KEY|URI|key=value", help="which artifact; store=DIRECTORY or s3://bucket/prefix")
     add("--json", action="store_true", help="one JSON object on stdout")
     add("--apply", action="store_true", help="gc: delete, instead of only listing")
-    add("--keep", type=int, default=sweep.KEEP_RUNS, metavar="N", help="gc: runs whose artifacts stay (%(default)s)")
-    add("--grace", type=float, default=sweep.GRACE_HOURS, metavar="HOURS", help="gc: age of leftovers (%(default)s)")
+    add("--keep", type=int, default=garbage.KEEP_RUNS, metavar="N", help="gc: runs whose artifacts stay (%(default)s)")
+    add("--grace", type=float, default=garbage.GRACE_HOURS, metavar="HOURS", help="gc: age of leftovers (%(default)s)")
     add("--registered", action="store_true", help="unpin: let go also of weights that registered versions refer to")
     options = parser.parse_mixed(arguments)
     if options.command not in COMMANDS:
@@ -69,12 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def list_store(store: Store, options: argparse.Namespace) -> dict[str, Any]:
     """All keys, newest last, and all runs, newest first."""
-    manifests, pins = store.manifests(), list(sweep.read_pins(store))
+    manifests, pins = store.manifests(), list(garbage.read_pins(store))
     pinned, registered = (
         {(pin["stage"], pin["key"]) for pin in pins if ("attempt" in pin) == named} for named in (0, 1)
     )
     rows = []
-    for stage, key in sweep.all_keys(store):
+    for stage, key in garbage.all_keys(store):
         manifest = manifests[stage].peek(key)
         state = "whole" if manifest else "damaged" if store.has(stage, key) else "unfinished"
         if leases.holder(store.objects, f"{stage}/{key}/{leases.LEASE}", store.lease_seconds):
@@ -116,7 +115,7 @@ def verify(store: Store, options: argparse.Namespace) -> dict[str, Any]:
     if options.names:
         artifacts: list[Callable[[], Artifact]] = [lambda name=name: find(store, name) for name in options.names]
     else:
-        keys = [key for key in sweep.all_keys(store) if store.has(*key)]
+        keys = [key for key in garbage.all_keys(store) if store.has(*key)]
         artifacts = [lambda key=key: store.artifact(*key) for key in keys]
     for opened in artifacts:
         try:
@@ -130,16 +129,16 @@ def verify(store: Store, options: argparse.Namespace) -> dict[str, Any]:
 
 def collect(store: Store, options: argparse.Namespace) -> dict[str, Any]:
     """What is not needed any more; deleted with --apply."""
-    garbage = sweep.find_garbage(store, options.keep, options.grace * 3600)
+    found = garbage.find_garbage(store, options.keep, options.grace * 3600)
     if options.apply:
-        sweep.delete(store, garbage)
+        garbage.delete(store, found)
     copies = expire_copies() if options.apply and not isinstance(store.objects, LocalObjects) else 0
     return {
         "applied": options.apply,
-        "artifacts": [f"{stage}/{key}" for stage, key in garbage.artifacts],
-        "leftovers": [path for paths in garbage.leftovers.values() for path in paths],
-        "skipped": {f"{stage}/{key}": why for (stage, key), why in garbage.skipped.items()},
-        "bytes": garbage.bytes,
+        "artifacts": [f"{stage}/{key}" for stage, key in found.artifacts],
+        "leftovers": [path for paths in found.leftovers.values() for path in paths],
+        "skipped": {f"{stage}/{key}": why for (stage, key), why in found.skipped.items()},
+        "bytes": found.bytes,
         "copies": copies,
     }
 
@@ -147,7 +146,7 @@ def collect(store: Store, options: argparse.Namespace) -> dict[str, Any]:
 def pin(store: Store, options: argparse.Namespace) -> dict[str, Any]:
     """Pins one artifact in the store that it lies in."""
     artifact = one_artifact(store, options)
-    sweep.pin(Store(artifact.objects), artifact.stage, artifact.key)
+    garbage.pin(Store(artifact.objects), artifact.stage, artifact.key)
     return {"pinned": artifact.uri}
 
 
@@ -155,11 +154,11 @@ def unpin(store: Store, options: argparse.Namespace) -> dict[str, Any]:
     """Unpins one artifact, and with --registered lets go of what MLflow's versions refer to."""
     artifact = one_artifact(store, options)
     own, key = Store(artifact.objects), (artifact.stage, artifact.key)
-    sweep.unpin(own, *key)
+    garbage.unpin(own, *key)
     if options.registered:
-        sweep.drop_registered(own, *key)
+        garbage.drop_registered(own, *key)
     names = sorted(
-        {pin["name"] for pin in sweep.read_pins(own) if "name" in pin and (pin["stage"], pin["key"]) == key}
+        {pin["name"] for pin in garbage.read_pins(own) if "name" in pin and (pin["stage"], pin["key"]) == key}
     )
     stays = {"still registered as": f"{', '.join(names)}; --registered lets go of that too"} if names else {}
     return {"unpinned": artifact.uri, **stays}
@@ -181,7 +180,9 @@ def find(store: Store, name: str) -> Artifact:
         path = name if "://" in name else str(Path(name).resolve())
         above, stage, key = path.rstrip("/").rsplit("/", 2)
         return open_store(above, getattr(store.objects, "endpoint", "")).artifact(stage, key)
-    matches = [(stage, key) for stage, key in sweep.all_keys(store) if key.startswith(name) and store.has(stage, key)]
+    matches = [
+        (stage, key) for stage, key in garbage.all_keys(store) if key.startswith(name) and store.has(stage, key)
+    ]
     if len(matches) != 1:
         count = f"{len(matches)} artifacts whose key starts with" if matches else "no artifact"
         raise InputError(f"there is {count} '{name}' in {store.uri}; python pipeline/store.py ls lists them")

@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts.objects import LocalObjects, Objects
+from pipeline.artifacts.local import LocalObjects
+from pipeline.artifacts.objects import Objects
 from stages.contract.context import StageError
 
 FORMAT = 1
@@ -33,20 +34,20 @@ def decode(data: bytes, where: str, stage: str, key: str) -> dict[str, Any]:
 
     Raises StageError where it is truncated or edited, of a newer format, or another artifact's.
     """
-    mend = f"make it again with --force {stage}"
+    fix = f"make it again with --force {stage}"
     try:
         manifest = json.loads(data)
         found = manifest["format"]
         if found != FORMAT:  # first of all: another format may have other fields
-            raise StageError(f"{where} is of format {found} and this Puma reads {FORMAT}; update Puma, or {mend}")
+            raise StageError(f"{where} is of format {found} and this Puma reads {FORMAT}; update Puma, or {fix}")
         identity = (manifest["stage"], manifest["key"], manifest["attempt"], manifest["files"])
     except (ValueError, KeyError, TypeError):
-        raise StageError(f"{where} is damaged: it holds no whole manifest; {mend}") from None
+        raise StageError(f"{where} is damaged: it holds no whole manifest; {fix}") from None
     if identity[:2] != (stage, key):
         other = f"{identity[0]}/{identity[1]}"
-        raise StageError(f"{where} is the manifest of {other}: files of two stores or artifacts were mixed; {mend}")
+        raise StageError(f"{where} is the manifest of {other}: files of two stores or artifacts were mixed; {fix}")
     if manifest.pop("digest", None) not in (None, digest(manifest)):
-        raise StageError(f"{where} is damaged: it was edited after it was written; {mend}")
+        raise StageError(f"{where} is damaged: it was edited after it was written; {fix}")
     return manifest
 
 

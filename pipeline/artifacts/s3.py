@@ -3,8 +3,8 @@
 Bulk data streams through pyarrow; small control objects and whole local files go by boto3, which can write under a
 condition and gives an upload up when it fails (a pyarrow stream that an error closes becomes a whole object). The
 conditional PUT is made without the SDK's own retries, since a retry of a request that had arrived is told "412,
-somebody was first" and that somebody is oneself: an answer that leaves the outcome open is settled by reading back
-(Lance #8123, Hudi RFC-91, Iceberg's CommitStateUnknown). Nothing is deleted while an outcome is open.
+somebody was first" and that somebody is the writer itself: where an answer leaves the outcome open, reading back tells
+it (Lance #8123, Hudi RFC-91, Iceberg's CommitStateUnknown). Nothing is deleted while an outcome is open.
 
 Credentials come from the standard chain on each machine and are no part of any object here.
 """
@@ -22,9 +22,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pipeline.artifacts.copies import made, told_locally
-from pipeline.artifacts.objects import PIECE, QUICK_SECONDS, Entry, Found, checksum
-from pipeline.artifacts.s3_clients import THREADS, arrow_filesystem, client, code, one_line, server_time
+from pipeline.artifacts.copies import ensure_dir, translate_cache_errors
+from pipeline.artifacts.local import checksum
+from pipeline.artifacts.objects import PIECE, QUICK_SECONDS, Entry, Found
+from pipeline.artifacts.s3_clients import THREADS, arrow_filesystem, client, code, server_time
+from pipeline.wording import one_line
 from stages.contract.cache import cache_root
 from stages.contract.context import InputError, StageError
 
@@ -73,7 +75,7 @@ class S3Objects:
         return self._read(path, self._client)
 
     def _read(self, path: str, link: Any) -> Found | None:
-        with self._told():
+        with self._translate_errors():
             try:
                 answer, data = self._get(path, link, lambda body: body.read())
             except link.exceptions.NoSuchKey:
@@ -99,46 +101,46 @@ class S3Objects:
         return head["ContentLength"] if head else None
 
     def create(self, path: str, data: bytes) -> str | None:
-        return self._settled(path, data, IfNoneMatch="*")
+        return self._put_if(path, data, IfNoneMatch="*")
 
     def swap(self, path: str, data: bytes, tag: str) -> str | None:
-        return self._settled(path, data, IfMatch=tag)
+        return self._put_if(path, data, IfMatch=tag)
 
     def put(self, path: str, data: bytes) -> None:
-        with self._told():
+        with self._translate_errors():
             self._client.put_object(**self._at(path), Body=data, Metadata={"sha256": hashlib.sha256(data).hexdigest()})
 
     @contextmanager
     def open(self, path: str) -> Iterator[BinaryIO]:
         from tempfile import NamedTemporaryFile
 
-        with told_locally(), NamedTemporaryFile(dir=made(cache_root() / "unfinished")) as file:
+        with translate_cache_errors(), NamedTemporaryFile(dir=ensure_dir(cache_root() / "unfinished")) as file:
             yield file
             file.flush()
             self.upload(Path(file.name), path)
 
     def upload(self, source: Path, path: str) -> None:
-        with self._told():
+        with self._translate_errors():
             self._client.upload_file(
                 str(source), **self._at(path), ExtraArgs={"Metadata": {"sha256": checksum(source)}}
             )
 
     def link(self, source: str, target: str) -> None:
-        with self._told():
+        with self._translate_errors():
             self._client.copy(self._at(source), **self._at(target))
 
     def local(self, path: str, size: int, sha256: str) -> Path:
         """The cached copy, fetched where it isn't there; its content is that of `sha256` or it does not appear."""
         target = cache_root() / "files" / sha256[:2] / sha256
-        with told_locally():
+        with translate_cache_errors():
             if target.is_file() and target.stat().st_size == size:
                 os.utime(target)  # copies that nobody has asked for in a long time are given up
                 return target
-            made(target.parent)
+            ensure_dir(target.parent)
             for _ in range(BODIES):
                 unfinished = target.with_name(f".{uuid.uuid4().hex}")
                 try:
-                    with self._told():
+                    with self._translate_errors():
                         self._client.download_file(**self._at(path), Filename=str(unfinished))
                     if checksum(unfinished) == sha256:
                         unfinished.replace(target)
@@ -149,7 +151,7 @@ class S3Objects:
 
     def names(self, path: str) -> list[str]:
         start = self._start(path)
-        with self._told():
+        with self._translate_errors():
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=start, Delimiter="/"
             )
@@ -164,7 +166,7 @@ class S3Objects:
         """All objects below `path/`; what ends in a slash is pyarrow's mark of a directory."""
         start, above = self._start(path), len(self._start(""))
         found = []
-        with self._told():
+        with self._translate_errors():
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start):
                 now = server_time(page)
                 for entry in page.get("Contents", ()):
@@ -172,27 +174,27 @@ class S3Objects:
                     found.append(Entry(entry["Key"][above:], entry["Size"], age))
         return found
 
-    def settle(self, directory: str) -> None:
+    def flush(self, directory: str) -> None:
         """What S3 has answered for is there for good."""
 
     def checksum(self, path: str, trust: bool = False) -> str:
         stored = (self._head(path) or {}).get("Metadata", {}).get("sha256") if trust else None
         if stored:
             return stored
-        with self._told():
+        with self._translate_errors():
             return self._get(path, self._client, digest)[1]
 
     def remove(self, paths: Iterable[str]) -> None:
-        with self._told(), ThreadPoolExecutor(THREADS) as pool:
+        with self._translate_errors(), ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(lambda path: self._client.delete_object(**self._at(path)), paths))
 
     def remove_tree(self, path: str) -> None:
         self.remove([entry.path for entry in self._below(path)])
 
-    def sweep(self, age: float, covered: Callable[[str], bool]) -> int:
+    def drop_unfinished(self, age: float, covered: Callable[[str], bool]) -> int:
         """Gives up uploads in parts that nobody finished; they cost storage and no listing shows them."""
         start, count = self._start(""), 0
-        with self._told():
+        with self._translate_errors():
             for page in self._client.get_paginator("list_multipart_uploads").paginate(
                 Bucket=self.bucket, Prefix=start
             ):
@@ -222,7 +224,7 @@ class S3Objects:
         return {"Bucket": self.bucket, "Key": self._key(path)}
 
     def _head(self, path: str) -> dict[str, Any] | None:
-        with self._told():
+        with self._translate_errors():
             try:
                 return self._client.head_object(**self._at(path))
             except self._client.exceptions.ClientError as error:
@@ -230,7 +232,7 @@ class S3Objects:
                     return None
                 raise
 
-    def _settled(self, path: str, data: bytes, **condition: str) -> str | None:
+    def _put_if(self, path: str, data: bytes, **condition: str) -> str | None:
         """A conditional PUT until its outcome is known: the tag of `data`, or None where the condition failed."""
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -267,7 +269,7 @@ class S3Objects:
         )
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -277,7 +279,7 @@ class S3Objects:
             raise self._explained(error) from error
 
     def _explained(self, error: Exception) -> Exception:
-        """What S3 or the way to it complains of, in one line: what, where, how to mend."""
+        """What S3 or the way to it complains of, in one line: what, where, how to fix it."""
         where, name = self.endpoint or "AWS", code(error)
         kind = type(error).__name__
         if kind in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):

@@ -7,6 +7,7 @@ from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from pipeline.wording import one_line
 from stages.contract.context import InputError
 
 if TYPE_CHECKING:
@@ -70,8 +71,3 @@ def server_time(answer: dict[str, Any]) -> datetime:
 def code(error: Exception) -> str:
     """S3's name of an error."""
     return str((getattr(error, "response", None) or {}).get("Error", {}).get("Code", ""))
-
-
-def one_line(error: object) -> str:
-    """An error's text on one line."""
-    return " ".join(str(error).split())[:300]

@@ -5,10 +5,10 @@
     {store}/{stage}/{key}/_work/              the running stage's own checkpoints; survive a kill, go after the commit
     {store}/{stage}/{key}/_lease.json         who computes this artifact; see leases.py
     {store}/runs/{run}.json                   each pipeline run: its configuration, keys and actions
-    {store}/pins/{stage}-{key}.json           what `store.py gc` has to keep; see sweep.py
+    {store}/pins/{stage}-{key}.json           what `store.py gc` has to keep; see garbage.py
     {store}/pins/{stage}-{key}.{attempt}.json the same for an attempt that was registered in MLflow
 
-`store` is a local directory or `s3://bucket/prefix`; both give the same guarantees (objects.py, s3.py), and all of
+`store` is a local directory or `s3://bucket/prefix`; both give the same guarantees (local.py, s3.py), and all of
 this is written once for both. Every attempt writes to a fresh directory of its own, so what a killed attempt left
 behind is in no manifest and no reader can see it. The alternative, one directory for a key that is emptied first,
 takes the files from under a reader. An attempt's name starts with its lineage, a hash of the inputs' attempts: an
@@ -28,9 +28,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipeline.artifacts import leases
-from pipeline.artifacts.copies import made, told_locally
+from pipeline.artifacts.copies import ensure_dir, translate_cache_errors
+from pipeline.artifacts.local import LocalObjects
 from pipeline.artifacts.manifests import FORMAT, MANIFEST, RUNS, Manifests, decode_run, encode, read_manifest
-from pipeline.artifacts.objects import LocalObjects, Objects, told
+from pipeline.artifacts.objects import Objects, translate_os_errors
 from stages.contract.context import InputError, StageError
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ class Artifact:
         source = self.objects.local(path, entry["size"], entry["sha256"])
         if source == place:
             return
-        with told_locally():
+        with translate_cache_errors():
             if place.is_file() and place.samefile(source):
                 return
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -272,10 +273,10 @@ class Store:
 
     @contextmanager
     def locked(self, stage: str, key: str, say: Callable[[str], None] = print) -> Iterator[leases.Lease]:
-        """Keeps other runs off this artifact until the block ends; see `leases.held`."""
+        """Keeps other runs off this artifact until the block ends; see `leases.acquire`."""
         self.objects.prepare()
         path = f"{stage}/{key}/{leases.LEASE}"
-        with leases.held(self.objects, path, say, f"{stage} {key}", self.lease_seconds) as lease:
+        with leases.acquire(self.objects, path, say, f"{stage} {key}", self.lease_seconds) as lease:
             yield lease
 
     def begin(self, stage: str, key: str, fresh: bool = False, inputs: Mapping[str, str] | None = None) -> Attempt:
@@ -291,11 +292,11 @@ class Store:
         if fresh:
             self._drop_work(attempt)
         if isinstance(self.objects, LocalObjects):  # elsewhere directories are only names
-            with told(f"store={self.uri}"):
+            with translate_os_errors(f"store={self.uri}"):
                 Path(attempt.base).mkdir(parents=True, exist_ok=True)
                 attempt.work.mkdir(parents=True, exist_ok=True)
         else:
-            made(attempt.work)
+            ensure_dir(attempt.work)
         return attempt
 
     def commit(
@@ -314,7 +315,7 @@ class Store:
             raise StageError(f"an attempt in {attempt.objects.uri} can't be committed to {self.uri}: two stores mixed")
         directory = f"{attempt.stage}/{attempt.key}"
         identity = {"format": FORMAT, "stage": attempt.stage, "key": attempt.key, "attempt": attempt.name}
-        self.objects.settle(f"{directory}/{attempt.name}")
+        self.objects.flush(f"{directory}/{attempt.name}")
         data = encode({**identity, **manifest, "files": list_files(self.objects, f"{directory}/{attempt.name}")})
         if lease:
             lease.renew()
@@ -369,7 +370,7 @@ def open_store(uri: str, endpoint: str = "") -> Store:
         return Store(open_s3(uri, endpoint))
     if "://" in uri and not uri.startswith("file://"):
         raise InputError(f"store={uri} is not supported; give a directory or s3://bucket/prefix")
-    with told(f"store={uri}"):
+    with translate_os_errors(f"store={uri}"):
         root = Path(uri.removeprefix("file://")).expanduser().resolve()
         is_file = root.exists() and not root.is_dir()
     if is_file:

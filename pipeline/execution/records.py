@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.artifacts import leases
 from pipeline.artifacts.manifests import RUNS, decode_run
+from pipeline.artifacts.processes import is_running, machine, process_start
 from pipeline.artifacts.store import Store
 from stages.contract.context import StageError
 
@@ -20,8 +21,8 @@ QUIET_SECONDS = 600
 
 
 def process() -> dict[str, Any]:
-    """What tells later whether this process still lives."""
-    return {"machine": leases.machine(), "process": [os.getpid(), leases.birth(os.getpid())]}
+    """What tells later whether this process still runs."""
+    return {"machine": machine(), "process": [os.getpid(), process_start(os.getpid())]}
 
 
 def mark_killed(store: Store, end_tracked: Callable[[str], None]) -> list[str]:
@@ -49,9 +50,9 @@ def recent(store: Store) -> Iterator[tuple[dict[str, Any], float]]:
 def is_dead(store: Store, record: dict[str, Any], age: float) -> bool:
     """Whether the process that wrote a `running` record is gone."""
     writer = record.get("host", {})
-    if writer.get("machine") == leases.machine():
-        number, born = writer["process"]
-        return not leases.lives(number, born)
+    if writer.get("machine") == machine():
+        number, start = writer["process"]
+        return not is_running(number, start)
     if age < QUIET_SECONDS:
         return False
     keys = ((stage, entry["key"]) for stage, entry in record["stages"].items() if entry["action"] == "run")

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts.leases import birth, lives
+from pipeline.artifacts.processes import is_running, process_start
 
 KEEP_DAYS = 60
 Event = dict[str, Any]
@@ -33,7 +33,7 @@ class Spool:
     @property
     def path(self) -> Path:
         """This process's file."""
-        return self.directory / f"{os.getpid()}-{birth(os.getpid())}.jsonl"
+        return self.directory / f"{os.getpid()}-{process_start(os.getpid())}.jsonl"
 
     def write(self, event: Event) -> None:
         """Appends an event. A disk that can't take it must not stop the run."""
@@ -95,8 +95,8 @@ class Spool:
 
 def alive(writer: str) -> bool:
     """Whether the process that a file is named after still runs."""
-    process, _, born = writer.partition("-")
-    return lives(int(process), born)
+    process, _, start = writer.partition("-")
+    return is_running(int(process), start)
 
 
 def renamed(event: Event, ids: Mapping[str, str]) -> Event:
