@@ -15,7 +15,6 @@ and nothing heavy is imported before the arguments are known to be good.
 
 import argparse
 import json
-import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -31,7 +30,6 @@ from pipeline.artifacts.store import Store, open_store
 from pipeline.config.load import read_config
 from pipeline.config.sections import Config
 from pipeline.config.values import get_value
-from pipeline.pictures import drawn, protocol
 from pipeline.terminal import Parser, exit_code
 from stages.contract.context import InputError
 
@@ -100,7 +98,6 @@ def search(options: argparse.Namespace, answer: TextIO) -> None:
         return
     for query, results in zip(queries, found, strict=True):
         print_table(query, results, answer)
-        print_pictures(retriever, results, answer)
 
 
 def read_query(options: argparse.Namespace) -> tuple[int, Asked]:
@@ -186,14 +183,6 @@ def batched(queries: "Sequence[Query]") -> "Iterator[Sequence[Query]]":
     """The queries in batches that the model takes at once."""
     for start in range(0, len(queries), BATCH):
         yield queries[start : start + BATCH]
-
-
-def print_pictures(retriever: "Retriever", results: "Sequence[Result]", answer: TextIO) -> None:
-    """The found pictures side by side, where the terminal shows pictures."""
-    by = protocol(os.environ, answer.isatty())
-    shown = [drawn(retriever.picture(one.image)[0], by) for one in results if by and one.image]
-    if shown:
-        print("".join(shown), file=answer)
 
 
 @contextmanager
