@@ -35,7 +35,7 @@ HIDDEN = ("store", "tracking_uri")
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line; options and overrides in any order."""
-    parser = Parser(prog="python pipeline/ablate.py", allow_abbrev=False, description=__doc__.partition("\n\n")[2])
+    parser = Parser("ablate", __doc__)
     add = parser.add_argument
     add("recipe", metavar="RECIPE", help="a recipe of pipeline/recipes, or a YAML file")
     add("grid", metavar="GRID", help="a grid of pipeline/grids, or a YAML file")

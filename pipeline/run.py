@@ -22,11 +22,11 @@ from pipeline.config.load import load_config
 from pipeline.config.sections import Config
 from pipeline.config.values import walk_values
 from pipeline.execution.summary import closing_lines, plan_rows, run_note
+from pipeline.lookup.students import with_student
 from pipeline.planning.dag import stages_of
 from pipeline.planning.plan import Decision, Selection, plan
 from pipeline.planning.sources import read_sources
 from pipeline.terminal import Parser, json_command, open_console, text_table
-from pipeline.tracking.students import with_student
 
 if TYPE_CHECKING:
     from pipeline.execution.runner import Run
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line; options and overrides in any order."""
-    parser = Parser(prog="python pipeline/run.py", allow_abbrev=False, description=__doc__.partition("\n\n")[2])
+    parser = Parser("run", __doc__)
     add = parser.add_argument
     add("overrides", nargs="*", metavar="key=value", help="dotted overrides, for example student.layers=3")
     add("--recipe", default="demo", metavar="NAME|FILE", help="a recipe of pipeline/recipes, or a YAML file (demo)")

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 if __package__ in (None, ""):  # started by its path: the repository, not this directory, holds the packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipeline.artifacts.store import Artifact, Store, open_store
-from pipeline.search import find_keys, open_retriever, read_overrides
+from pipeline.artifacts.store import Artifact, Store
+from pipeline.lookup.indexes import find_index, open_retriever
 from pipeline.terminal import Parser, exit_code
 from stages.contract.context import InputError
 
@@ -54,7 +54,7 @@ class Source:
         """Loads student and index, and prepares the teacher where there is one."""
         from pipeline.web.engine import Engine
 
-        student, _ = open_retriever(self.store, self.keys, self.backend, self.student)
+        student = open_retriever(self.store, self.keys["index"], self.backend, self.student)
         teacher = (lambda: self.load_teacher(student)) if self.has_teacher() else None
         return Engine(student, teacher, self.keys["index"], limits, meters)
 
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The arguments; see `--help`."""
-    parser = Parser(prog="python pipeline/serve.py", allow_abbrev=False, description=__doc__.splitlines()[0])
+    parser = Parser("serve", __doc__)
     parser.add_argument("--host", default="127.0.0.1", metavar="H", help="address to bind to (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, metavar="P", help="port (default 8000; 0 takes a free one)")
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="holds the token callers need; or PUMA_TOKEN")
@@ -105,7 +105,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--ray", action="store_true", help="run on Ray Serve; so does a RAY_ADDRESS")
     parser.add_argument("--replicas", type=int, default=1, metavar="N", help="copies on Ray Serve (default 1)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="which run's index, and store=…")
-    options = parser.parse_intermixed_args(arguments)
+    options = parser.parse_mixed(arguments)
     if not 0 <= options.port <= 65535:
         raise InputError(f"--port {options.port} is no port; give a number from 0 to 65535")
     if options.batch < 1:
@@ -120,9 +120,7 @@ def serve(options: argparse.Namespace) -> None:
     from pipeline.execution.cluster import inside_cluster
 
     token = read_token(options.token_file)
-    place, wanted = read_overrides(options.overrides)
-    store = open_store(place, wanted.pop("store_endpoint", ""))
-    keys, student = find_keys(store, place, wanted), wanted.get("student.model", "")
+    store, keys, student = find_index(options.overrides)
     source = Source(store, keys, not options.no_compare, options.backend, student)
     os.environ["HF_HUB_OFFLINE"] = "1"  # a server fetches nothing
     on_ray = options.ray or inside_cluster()

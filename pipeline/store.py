@@ -31,7 +31,7 @@ from stages.contract.context import InputError, StageError
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line; overrides (`store=…`) in any place."""
-    parser = Parser(prog="python pipeline/store.py", allow_abbrev=False, description=__doc__.partition("\n\n")[2])
+    parser = Parser("store", __doc__)
     add = parser.add_argument
     add("command", metavar="|".join(COMMANDS))
     add("rest", nargs="*", metavar="KEY|URI|key=value", help="which artifact; store=DIRECTORY or s3://bucket/prefix")

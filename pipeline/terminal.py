@@ -4,7 +4,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn, TextIO
 
 from pipeline.wording import nearest
@@ -15,7 +16,12 @@ Action = Callable[[argparse.Namespace, dict[str, Any]], None]
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, as everywhere else."""
+    """A command's parser, whose complaints are one line, as everywhere else."""
+
+    def __init__(self, command: str, description: str | None) -> None:
+        layout = argparse.RawDescriptionHelpFormatter
+        prog = f"python pipeline/{command}.py"
+        super().__init__(prog=prog, allow_abbrev=False, description=description, formatter_class=layout)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see --help")
@@ -71,6 +77,17 @@ def json_command(parse: Callable[[], argparse.Namespace], action: Action, resume
         with os.fdopen(out, "w", encoding="utf-8") as file:
             print(json.dumps({**answer, **({"error": line} if line else {})}, ensure_ascii=False), file=file)
     return code
+
+
+@contextmanager
+def quiet_stdout() -> Iterator[TextIO]:
+    """Gives the real stdout and sends whatever libraries print there to stderr."""
+    real = sys.stdout
+    sys.stdout = sys.stderr
+    try:
+        yield real
+    finally:
+        sys.stdout = real
 
 
 def keep_stdout() -> int:

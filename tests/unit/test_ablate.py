@@ -226,7 +226,7 @@ def test_wrong_options_exit_with_two_and_write_nothing(ablate, tmp_path, argumen
 
 
 def test_a_search_prefers_runs_that_stand_for_themselves(store):
-    from pipeline.search import find_keys
+    from pipeline.lookup.indexes import find_keys
     from stages.contract.context import InputError
 
     attempt = store.begin("index", "k" * 16)
