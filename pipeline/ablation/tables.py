@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from pipeline.ablation.grid import Cell, Grid
-from pipeline.execution.summary import markdown_table
+from pipeline.wording import markdown_table
 
 HEADLINE = "hit@5"
 NOTES = f"{HEADLINE} is the mean over the evaluation sets; ± is the standard deviation over n seeds."

@@ -20,15 +20,15 @@ RECENT = 30  # records that are looked at, the newest; each is a request to the 
 QUIET_SECONDS = 600
 
 
-def process() -> dict[str, Any]:
-    """What tells later whether this process still runs."""
+def this_process() -> dict[str, Any]:
+    """By what a later run finds out whether this process still runs."""
     return {"machine": machine(), "process": [os.getpid(), process_start(os.getpid())]}
 
 
 def mark_killed(store: Store, end_tracked: Callable[[str], None]) -> list[str]:
     """Gives dead runs their end, in the store and in MLflow (`end_tracked(run id)`); returns their ids."""
     marked = []
-    for record, age in recent(store):
+    for record, age in recent_runs(store):
         if record["status"] == "running" and is_dead(store, record, age):
             store.write_run({**record, "status": "interrupted"})
             if run_id := record.get("mlflow", {}).get("run_id"):
@@ -37,7 +37,7 @@ def mark_killed(store: Store, end_tracked: Callable[[str], None]) -> list[str]:
     return marked
 
 
-def recent(store: Store) -> Iterator[tuple[dict[str, Any], float]]:
+def recent_runs(store: Store) -> Iterator[tuple[dict[str, Any], float]]:
     """The newest records and the seconds since each was written."""
     paths = [entry.path for entry in store.objects.files(RUNS) if entry.path.endswith(".json")]
     for path in sorted(paths)[-RECENT:]:
