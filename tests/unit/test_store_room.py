@@ -17,6 +17,7 @@ from pipeline.artifacts.store import Store, open_store
 from pipeline.execution import records as runs
 from pipeline.planning.plan import plan
 from pipeline.planning.sources import read_sources
+from pipeline.wording import age_in_words
 from stages.contract.context import InputError, StageError
 from tests.made_stages import DEFAULT, STAGES, fail, go
 from tests.support import with_own_stdout
@@ -303,4 +304,4 @@ def test_a_directory_that_may_not_be_read_is_not_taken_for_an_empty_one(store, m
     ("seconds", "told"), [(None, ""), (5, "5 s"), (180, "3 min"), (7300, "2 h"), (200_000, "2 d")]
 )
 def test_ages_are_told_in_their_largest_unit(seconds, told):
-    assert command.spell_age(seconds) == told
+    assert age_in_words(seconds) == told
