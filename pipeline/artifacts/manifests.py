@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.local import LocalObjects
-from pipeline.artifacts.objects import Objects
+from pipeline.artifacts.objects import THREADS, Objects
 from stages.contract.context import StageError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 RUNS, PINS = "runs", "pins"
-THREADS = 16
 
 
 def encode(manifest: Mapping[str, Any]) -> bytes:

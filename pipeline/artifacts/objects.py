@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 PIECE = 1 << 20
+THREADS = 16  # requests at once
 QUICK_SECONDS = 60  # what is written without a lease (leases, records, pins) is written in less
 
 

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipeline.artifacts.copies import ensure_dir, translate_cache_errors
 from pipeline.artifacts.local import checksum
-from pipeline.artifacts.objects import PIECE, QUICK_SECONDS, Entry, Found
-from pipeline.artifacts.s3_clients import THREADS, arrow_filesystem, client, code, server_time
+from pipeline.artifacts.objects import PIECE, QUICK_SECONDS, THREADS, Entry, Found
+from pipeline.artifacts.s3_clients import arrow_filesystem, client, code, server_time
 from pipeline.wording import one_line
 from stages.contract.cache import cache_root
 from stages.contract.context import InputError, StageError

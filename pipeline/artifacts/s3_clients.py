@@ -7,13 +7,12 @@ from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from pipeline.artifacts.objects import THREADS
 from pipeline.wording import one_line
 from stages.contract.context import InputError
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
-
-THREADS = 16
 
 
 @cache
