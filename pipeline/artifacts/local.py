@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from filelock import FileLock
+
 from pipeline.artifacts.objects import PIECE, QUICK_SECONDS, Entry, Found, translate_os_errors
 
 if TYPE_CHECKING:
@@ -65,8 +67,6 @@ class LocalObjects:
         return hashlib.sha256(data).hexdigest()
 
     def swap(self, path: str, data: bytes, tag: str) -> str | None:
-        from filelock import FileLock
-
         self.prepare()
         with (
             self._translate_errors(),

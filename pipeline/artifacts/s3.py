@@ -20,12 +20,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any, BinaryIO
+
+from boto3.exceptions import Boto3Error
+from botocore.exceptions import BotoCoreError, ClientError
 
 from pipeline.artifacts.copies import ensure_dir, translate_cache_errors
 from pipeline.artifacts.local import checksum
 from pipeline.artifacts.objects import PIECE, QUICK_SECONDS, THREADS, Entry, Found
-from pipeline.artifacts.s3_clients import arrow_filesystem, client, code, server_time
+from pipeline.artifacts.s3_clients import arrow_filesystem, client, server_time
+from pipeline.artifacts.s3_errors import code, explain
 from pipeline.wording import one_line
 from stages.contract.cache import cache_root
 from stages.contract.context import InputError, StageError
@@ -38,9 +43,6 @@ WAIT = 0.2
 BODIES = 3  # tries to read an answer to its end: botocore repeats a request that fails, but no body that breaks off
 PROBE = "_probe"
 STANDARD = re.compile(r"https://s3(\.[a-z0-9-]+)*\.amazonaws\.com(\.cn)?/?")  # not the one of a private network
-DENIED = ("AccessDenied", "AllAccessDisabled", "403")
-UNKNOWN_CREDENTIALS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "401")
-SKEWED = ("RequestTimeTooSkewed", "RequestExpired")
 
 
 class OutcomeUnknown(StageError):
@@ -85,8 +87,6 @@ class S3Objects:
 
     def _get(self, path: str, link: Any, consume: Callable[[Any], Any]) -> tuple[dict[str, Any], Any]:
         """An answer, and what `consume` makes of its body; asked again where the body breaks off."""
-        from botocore.exceptions import BotoCoreError
-
         for left in reversed(range(BODIES)):
             answer = link.get_object(**self._at(path))
             try:
@@ -112,8 +112,6 @@ class S3Objects:
 
     @contextmanager
     def open(self, path: str) -> Iterator[BinaryIO]:
-        from tempfile import NamedTemporaryFile
-
         with translate_cache_errors(), NamedTemporaryFile(dir=ensure_dir(cache_root() / "unfinished")) as file:
             yield file
             file.flush()
@@ -234,8 +232,6 @@ class S3Objects:
 
     def _put_if(self, path: str, data: bytes, **condition: str) -> str | None:
         """A conditional PUT until its outcome is known: the tag of `data`, or None where the condition failed."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
         once, doubt = client(self.endpoint, self.region, once=True), None
         for trial in range(TRIES):
             time.sleep(WAIT * 2**trial if trial else 0)
@@ -270,40 +266,13 @@ class S3Objects:
 
     @contextmanager
     def _translate_errors(self) -> Iterator[None]:
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
-
         try:
             yield
         except (ClientError, BotoCoreError, Boto3Error) as error:
             raise self._explained(error) from error
 
     def _explained(self, error: Exception) -> Exception:
-        """What S3 or the way to it complains of, in one line: what, where, how to fix it."""
-        where, name = self.endpoint or "AWS", code(error)
-        kind = type(error).__name__
-        if kind in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
-            return InputError(
-                f"there are no credentials for {self.uri}: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and"
-                f" AWS_SECRET_ACCESS_KEY ({one_line(error)})"
-            )
-        if name == "NoSuchBucket":
-            return InputError(f"there is no bucket '{self.bucket}' at {where}; create it, or give another store=…")
-        if name in UNKNOWN_CREDENTIALS:
-            return InputError(f"{where} does not accept these credentials ({name}); renew them or choose AWS_PROFILE")
-        if name in SKEWED:
-            return InputError(
-                f"the clock of this machine differs from that of {where} ({name}); set it, then run again"
-            )
-        if name in DENIED:
-            operation = getattr(error, "operation_name", "the request")
-            verb = "written" if operation.startswith(("Put", "Upload", "Create", "Copy", "Delete")) else "read"
-            return InputError(f"store={self.uri} may not be {verb} with these credentials ({operation}: {name})")
-        if kind in ("EndpointConnectionError", "ConnectTimeoutError", "ConnectionClosedError", "SSLError"):
-            return StageError(f"{where} does not answer ({one_line(error)}); check store_endpoint and the network")
-        if name in ("404", "NoSuchKey"):
-            return StageError(f"{self.uri} has lost a file while it was read ({one_line(error)})")
-        return StageError(f"{self.uri}: {one_line(error)}")
+        return explain(error, self.uri, self.bucket, self.endpoint or "AWS")
 
 
 def open_s3(uri: str, endpoint: str = "") -> S3Objects:
@@ -332,8 +301,6 @@ def probe(objects: S3Objects, process: int) -> None:
 
     Raises InputError for a server that writes in spite of a condition, where two runs would overwrite each other.
     """
-    from botocore.exceptions import BotoCoreError, ClientError
-
     once = client(objects.endpoint, objects.region, once=True)
     for name, condition in (("If-None-Match", {"IfNoneMatch": "*"}), ("If-Match", {"IfMatch": "0" * 32})):
         # The first PUT may find nothing there. An answer that was lost tells nothing; one refusal is proof.

@@ -7,21 +7,23 @@ from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError
+
 from pipeline.artifacts.objects import THREADS
 from pipeline.wording import one_line
 from stages.contract.context import InputError
 
 if TYPE_CHECKING:
-    from pyarrow.fs import FileSystem
+    from pyarrow.fs import S3FileSystem
 
 
 @cache
 def session(process: int) -> Any:
     """boto3's credentials and settings, of this process."""
-    import boto3
-
     logging.getLogger("botocore.credentials").setLevel(logging.WARNING)  # it tells every process where it found them
-    return boto3.session.Session()
+    return boto3.Session()
 
 
 def client(endpoint: str, region: str, once: bool = False) -> Any:
@@ -31,9 +33,6 @@ def client(endpoint: str, region: str, once: bool = False) -> Any:
 
 @cache
 def _client(endpoint: str, region: str, once: bool, process: int) -> Any:
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError
-
     retries = {"total_max_attempts": 1} if once else {"mode": "standard", "total_max_attempts": 5}
     options: dict[str, Any] = {"s3": {"addressing_style": "path"}} if endpoint else {}
     config = Config(retries=retries, connect_timeout=10, read_timeout=30, max_pool_connections=2 * THREADS, **options)
@@ -44,9 +43,9 @@ def _client(endpoint: str, region: str, once: bool, process: int) -> Any:
 
 
 @cache
-def arrow_filesystem(endpoint: str, region: str) -> "FileSystem":
+def arrow_filesystem(endpoint: str, region: str) -> "S3FileSystem":
     """The file system for streams, one for each process."""
-    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem  # heavy, and a plan needs no bulk data
 
     scheme, _, host = endpoint.rpartition("://")
     options = {"endpoint_override": host.rstrip("/"), "scheme": scheme} if endpoint else {}
@@ -65,8 +64,3 @@ def server_time(answer: dict[str, Any]) -> datetime:
         return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).astimezone(UTC)
     except (KeyError, ValueError):
         return datetime.now(UTC)
-
-
-def code(error: Exception) -> str:
-    """S3's name of an error."""
-    return str((getattr(error, "response", None) or {}).get("Error", {}).get("Code", ""))

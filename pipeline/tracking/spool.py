@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from pipeline.artifacts.processes import is_running, process_start
 
 KEEP_DAYS = 60
@@ -52,8 +54,6 @@ class Spool:
         `apply` sends one event. One that it can't send although the server `answers` is dropped: the server will never
         take it.
         """
-        from filelock import FileLock, Timeout
-
         files = sorted(self.directory.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
         files = [path for path in files if not alive(path.stem)]
         if not files:
