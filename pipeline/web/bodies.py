@@ -17,7 +17,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from pipeline.web.limits import MAX_CONDITIONS, MAX_INPUTS, MAX_NAME, MAX_RESULTS, MAX_TEXT, MAX_VALUES, Limits
+from pipeline.web.limits import MAX_CONDITIONS, MAX_INPUTS, MAX_NAME, MAX_RESULTS, MAX_TEXT, MAX_VALUES, RequestLimits
 
 JSON, FORM = "application/json", "multipart/form-data"
 Want = Literal["text", "image", "image,text"]
@@ -121,7 +121,7 @@ def read_parts(parts: "list[TextPart | ImagePart]") -> tuple[str | None, str | N
     return next(iter(texts), None), next(iter(urls), None)
 
 
-def read_data_url(url: str, limits: Limits) -> bytes:
+def read_data_url(url: str, limits: RequestLimits) -> bytes:
     """The bytes of a `data:image/…;base64,…` URL. Raises HTTPException."""
     head, comma, data = url.partition(",")
     if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
@@ -139,7 +139,7 @@ def content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def read_search(request: Request, limits: Limits) -> tuple[SearchBody, bytes | None]:
+async def read_search(request: Request, limits: RequestLimits) -> tuple[SearchBody, bytes | None]:
     """The question and the uploaded picture. Raises HTTPException."""
     kind = content_type(request)
     if kind == JSON:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.web.batching import Batcher
-from pipeline.web.limits import MAX_RESULTS, Limits
+from pipeline.web.limits import MAX_RESULTS, RequestLimits
 from pipeline.web.meters import Meters
 from stages.contract.context import InputError
 
@@ -76,7 +76,7 @@ class Engine:
         student: "Retriever",
         teacher: "Callable[[], Retriever] | None",
         index: str,
-        limits: Limits,
+        limits: RequestLimits,
         meters: Meters,
     ) -> None:
         self.student, self.index, self.limits = student, index, limits

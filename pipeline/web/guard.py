@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.web.batching import Busy, Gate
-from pipeline.web.limits import Limits
+from pipeline.web.limits import RequestLimits
 from pipeline.web.meters import Meters
 
 LOG = logging.getLogger("puma.serve")
@@ -86,7 +86,7 @@ def busy(message: str) -> JSONResponse:
 class Guard:
     """The middleware; see the module header."""
 
-    def __init__(self, app: ASGIApp, access: Access, limits: Limits, meters: Meters) -> None:
+    def __init__(self, app: ASGIApp, access: Access, limits: RequestLimits, meters: Meters) -> None:
         self.app = RequestBodyLimitMiddleware(app, limits.body_bytes)
         self.access, self.limits, self.meters = access, limits, meters
         self.digest = None if access.token is None else sha256(access.token.encode()).digest()
