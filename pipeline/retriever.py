@@ -7,6 +7,8 @@ The address is the `uri` that `run.py --json` and `store.py ls` tell. What the i
 same store, so a store may be moved as a whole.
 """
 
+from typing import cast
+
 from pipeline.artifacts.store import open_store
 from pipeline.lookup.indexes import index_inputs
 from pipeline.lookup.students import index_student
@@ -38,4 +40,5 @@ class Retriever(retriever.Retriever):
         index = store.artifact("index", key)
         card = read_card(index)
         found = index_student(store, card, student)
-        return super().load(index, *index_inputs(store, card), backend=backend, student=found)
+        loaded = super().load(index, *index_inputs(store, card), backend=backend, student=found)
+        return cast(Retriever, loaded)

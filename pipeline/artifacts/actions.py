@@ -2,8 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +61,11 @@ def show(store: Store, options: argparse.Namespace) -> dict[str, Any]:
 def verify(store: Store, options: argparse.Namespace) -> dict[str, Any]:
     """Checks the named artifacts, or all."""
     checked, damage = [], []
-    if options.names:
-        artifacts: list[Callable[[], Artifact]] = [lambda name=name: find(store, name) for name in options.names]
-    else:
-        keys = [key for key in garbage.all_keys(store) if store.has(*key)]
-        artifacts = [lambda key=key: store.artifact(*key) for key in keys]
-    for opened in artifacts:
+    named = [partial(find, store, name) for name in options.names]
+    committed = (key for key in garbage.all_keys(store) if store.has(*key))
+    for open_artifact in named or [partial(store.artifact, *key) for key in committed]:
         try:
-            artifact = opened()
+            artifact = open_artifact()
             checked.append(artifact.uri)
             damage += artifact.damage()
         except StageError as error:

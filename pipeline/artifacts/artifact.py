@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipeline.artifacts.copies import translate_cache_errors
-from pipeline.artifacts.manifests import MANIFEST
+from pipeline.artifacts.manifests import MANIFEST, ListedFile
 from pipeline.artifacts.objects import THREADS, Objects
 from stages.contract.context import StageError
 
@@ -95,14 +95,14 @@ class Artifact:
     def _directory(self) -> str:
         return f"{self.stage}/{self.key}/{self.attempt}"
 
-    def _entry(self, name: str) -> dict[str, Any] | None:
+    def _entry(self, name: str) -> ListedFile | None:
         return next((entry for entry in self.manifest["files"] if entry["path"] == name), None)
 
-    def _below(self, prefix: str) -> list[dict[str, Any]]:
+    def _below(self, prefix: str) -> list[ListedFile]:
         start = f"{prefix.rstrip('/')}/" if prefix else ""
         return [entry for entry in self.manifest["files"] if entry["path"].startswith(start)]
 
-    def _check(self, entry: dict[str, Any], size: int | None) -> None:
+    def _check(self, entry: ListedFile, size: int | None) -> None:
         if size != entry["size"]:
             there = "is missing" if size is None else f"has {size} bytes"
             path = f"{self.objects.uri}/{self._directory}/{entry['path']}"
@@ -110,7 +110,7 @@ class Artifact:
                 f"{path} {there}, expected {entry['size']} bytes; make it again with --force {self.stage}"
             )
 
-    def _damage(self, entry: dict[str, Any]) -> str:
+    def _damage(self, entry: ListedFile) -> str:
         path = f"{self._directory}/{entry['path']}"
         try:
             self._check(entry, self.objects.size(path))
@@ -119,7 +119,7 @@ class Artifact:
             return str(error)
         return "" if same else f"{self.objects.uri}/{path} has another content than when it was written"
 
-    def _fetch(self, entry: dict[str, Any]) -> None:
+    def _fetch(self, entry: ListedFile) -> None:
         """Gives a file its name in the local copy of the artifact, which is the artifact itself in a local store."""
         path = f"{self._directory}/{entry['path']}"
         place = self.objects.work(path)

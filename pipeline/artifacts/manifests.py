@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from pipeline.artifacts.local import LocalObjects
 from pipeline.artifacts.objects import THREADS, Objects
@@ -20,6 +20,14 @@ from stages.contract.context import StageError
 FORMAT = 1
 MANIFEST = "manifest.json"
 RUNS, PINS = "runs", "pins"
+
+
+class ListedFile(TypedDict):
+    """A file in a manifest: its path below the attempt, bytes, and checksum."""
+
+    path: str
+    size: int
+    sha256: str
 
 
 def encode(manifest: Mapping[str, Any]) -> bytes:
@@ -107,7 +115,7 @@ class Known(Mapping[str, dict[str, Any]]):
         self._fetch()
         return self._read.get(key)
 
-    def values(self) -> list[dict[str, Any]]:
+    def values(self) -> list[dict[str, Any]]:  # type: ignore[override]  # no view: each call reads what is new
         """All that can be trusted, to compare with: what was read once on this machine is not fetched again.
 
         A copy may tell of an older attempt. The parts that a key was made of it tells right: they never change.

@@ -21,10 +21,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 from boto3.exceptions import Boto3Error
+from botocore.client import BaseClient
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.response import StreamingBody
 
 from pipeline.artifacts.copies import ensure_dir, translate_cache_errors
 from pipeline.artifacts.local import checksum
@@ -43,6 +45,9 @@ WAIT = 0.2
 BODIES = 3  # tries to read an answer to its end: botocore repeats a request that fails, but no body that breaks off
 PROBE = "_probe"
 STANDARD = re.compile(r"https://s3(\.[a-z0-9-]+)*\.amazonaws\.com(\.cn)?/?")  # not the one of a private network
+
+
+Result = TypeVar("Result")
 
 
 class OutcomeUnknown(StageError):
@@ -76,7 +81,7 @@ class S3Objects:
     def read(self, path: str, clock: bool = True) -> Found | None:
         return self._read(path, self._client)
 
-    def _read(self, path: str, link: Any) -> Found | None:
+    def _read(self, path: str, link: BaseClient) -> Found | None:
         with self._translate_errors():
             try:
                 answer, data = self._get(path, link, lambda body: body.read())
@@ -85,7 +90,9 @@ class S3Objects:
         age = (server_time(answer) - answer["LastModified"]).total_seconds()
         return Found(data, answer["ETag"].strip('"'), age)
 
-    def _get(self, path: str, link: Any, consume: Callable[[Any], Any]) -> tuple[dict[str, Any], Any]:
+    def _get(
+        self, path: str, link: BaseClient, consume: Callable[[StreamingBody], Result]
+    ) -> tuple[dict[str, Any], Result]:
         """An answer, and what `consume` makes of its body; asked again where the body breaks off."""
         for left in reversed(range(BODIES)):
             answer = link.get_object(**self._at(path))
@@ -113,7 +120,7 @@ class S3Objects:
     @contextmanager
     def open(self, path: str) -> Iterator[BinaryIO]:
         with translate_cache_errors(), NamedTemporaryFile(dir=ensure_dir(cache_root() / "unfinished")) as file:
-            yield file
+            yield cast(BinaryIO, file)
             file.flush()
             self.upload(Path(file.name), path)
 
@@ -208,7 +215,7 @@ class S3Objects:
         return cache_root() / "work" / hashlib.sha256(f"{self.endpoint} {self.uri}".encode()).hexdigest()[:12] / path
 
     @property
-    def _client(self) -> Any:
+    def _client(self) -> BaseClient:
         return client(self.endpoint, self.region)
 
     def _key(self, path: str) -> str:
@@ -287,7 +294,7 @@ def open_s3(uri: str, endpoint: str = "") -> S3Objects:
     return S3Objects(bucket, prefix.strip("/"), resolved, found.region_name or "us-east-1")
 
 
-def digest(body: Any) -> str:
+def digest(body: StreamingBody) -> str:
     """SHA-256 of a body in hex."""
     found = hashlib.sha256()
     for piece in body.iter_chunks(PIECE):
@@ -301,27 +308,31 @@ def probe(objects: S3Objects, process: int) -> None:
 
     Raises InputError for a server that writes in spite of a condition, where two runs would overwrite each other.
     """
-    once = client(objects.endpoint, objects.region, once=True)
-    for name, condition in (("If-None-Match", {"IfNoneMatch": "*"}), ("If-Match", {"IfMatch": "0" * 32})):
-        # The first PUT may find nothing there. An answer that was lost tells nothing; one refusal is proof.
-        allowed, doubt = int(name == "If-None-Match"), None
-        for trial in range(TRIES):
-            time.sleep(WAIT * 2**trial if doubt else 0)
-            try:
-                once.put_object(**objects._at(f"{PROBE}.json"), Body=uuid.uuid4().hex.encode(), **condition)
-                allowed, doubt = allowed - 1, None
-            except (ClientError, BotoCoreError) as error:
-                doubt = error
-                answer = getattr(error, "response", None) or {}
-                status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
-                if status == 412:
-                    break
-                if status < 500 and status != 409:
-                    raise objects._explained(error) from error
-            if allowed < 0:
-                raise InputError(
-                    f"{objects.endpoint or 'AWS'} ignores {name} on bucket '{objects.bucket}', so two runs could"
-                    " overwrite each other's artifacts; take a store with conditional writes, or a local directory"
-                )
-        else:
-            raise objects._explained(doubt) from doubt
+    none, match = {"IfNoneMatch": "*"}, {"IfMatch": "0" * 32}
+    for name, condition in (("If-None-Match", none), ("If-Match", match)):
+        if not refuses(objects, condition, int(condition is none)):  # the first PUT of a bucket may find nothing there
+            raise InputError(
+                f"{objects.endpoint or 'AWS'} ignores {name} on bucket '{objects.bucket}', so two runs could"
+                " overwrite each other's artifacts; take a store with conditional writes, or a local directory"
+            )
+
+
+def refuses(objects: S3Objects, condition: dict[str, str], allowed: int) -> bool:
+    """Whether the bucket refuses a conditional PUT, of which `allowed` may succeed; one refusal is proof."""
+    once, doubt = client(objects.endpoint, objects.region, once=True), None
+    for trial in range(TRIES):
+        time.sleep(WAIT * 2**trial if doubt else 0)
+        try:
+            once.put_object(**objects._at(f"{PROBE}.json"), Body=uuid.uuid4().hex.encode(), **condition)
+            allowed, doubt = allowed - 1, None
+        except (ClientError, BotoCoreError) as error:  # an answer that was lost tells nothing
+            doubt = error
+            answer = getattr(error, "response", None) or {}
+            status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+            if status == 412:
+                return True
+            if status < 500 and status != 409:
+                raise objects._explained(error) from error
+        if allowed < 0:
+            return False
+    raise objects._explained(doubt or TimeoutError("it did not say whether it heeds conditions")) from doubt

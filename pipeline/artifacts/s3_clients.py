@@ -8,6 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import boto3
+from botocore.client import BaseClient
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 
@@ -20,19 +21,19 @@ if TYPE_CHECKING:
 
 
 @cache
-def session(process: int) -> Any:
+def session(process: int) -> boto3.Session:
     """boto3's credentials and settings, of this process."""
     logging.getLogger("botocore.credentials").setLevel(logging.WARNING)  # it tells every process where it found them
     return boto3.Session()
 
 
-def client(endpoint: str, region: str, once: bool = False) -> Any:
+def client(endpoint: str, region: str, once: bool = False) -> BaseClient:
     """The connections of this process; `once` gives up after one try."""
     return _client(endpoint, region, once, os.getpid())
 
 
 @cache
-def _client(endpoint: str, region: str, once: bool, process: int) -> Any:
+def _client(endpoint: str, region: str, once: bool, process: int) -> BaseClient:
     retries = {"total_max_attempts": 1} if once else {"mode": "standard", "total_max_attempts": 5}
     options: dict[str, Any] = {"s3": {"addressing_style": "path"}} if endpoint else {}
     config = Config(retries=retries, connect_timeout=10, read_timeout=30, max_pool_connections=2 * THREADS, **options)

@@ -29,7 +29,16 @@ from pipeline.artifacts import leases
 from pipeline.artifacts.artifact import Artifact, Attempt
 from pipeline.artifacts.copies import ensure_dir
 from pipeline.artifacts.local import LocalObjects
-from pipeline.artifacts.manifests import FORMAT, MANIFEST, RUNS, Manifests, decode_run, encode, read_manifest
+from pipeline.artifacts.manifests import (
+    FORMAT,
+    MANIFEST,
+    RUNS,
+    ListedFile,
+    Manifests,
+    decode_run,
+    encode,
+    read_manifest,
+)
 from pipeline.artifacts.objects import THREADS, Objects, translate_os_errors
 from stages.contract.context import InputError, StageError
 
@@ -179,8 +188,8 @@ def open_store(uri: str, endpoint: str = "") -> Store:
     return Store(root)
 
 
-def list_files(objects: Objects, directory: str) -> list[dict[str, Any]]:
-    """[{path, size, sha256}] of every file below `directory`, sorted by path."""
+def list_files(objects: Objects, directory: str) -> list[ListedFile]:
+    """Every file below `directory`, sorted by path."""
     entries = objects.files(directory)
     with ThreadPoolExecutor(THREADS) as pool:
         digests = pool.map(lambda entry: objects.checksum(entry.path, trust=True), entries)

@@ -8,17 +8,19 @@ import json
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config.recipes import Settings
-from pipeline.config.sections import Config
 from stages.contract.context import InputError
 from stages.distill import check_alike
 from stages.learn.schedules import tau_hard_at
 from stages.model.families import ADAPTERS
 
+if TYPE_CHECKING:
+    from pipeline.config.sections import Config
 
-def check_combinations(config: Config, settings: Settings) -> None:
+
+def check_combinations(config: "Config", settings: Settings) -> None:
     """Raises InputError for the first combination that can't work."""
     check_corpus(config)
     check_data(config)
@@ -37,7 +39,7 @@ def check_combinations(config: Config, settings: Settings) -> None:
             check(config.data if section == "ingest" else config.backbone)
 
 
-def check_corpus(config: Config) -> None:
+def check_corpus(config: "Config") -> None:
     """A corpus of one's own is indexed by a student that is there, and needs nothing else."""
     corpus, student = config.index.corpus, config.student.model
     if corpus and not student:
@@ -50,7 +52,7 @@ def check_corpus(config: Config) -> None:
         import_module("stages.distributed.corpus").check(config.index)
 
 
-def check_data(config: Config) -> None:
+def check_data(config: "Config") -> None:
     """A source on disk needs its place; made scenes have none."""
     data = config.data
     if data.kind != "scenes" and not data.path:
@@ -59,7 +61,7 @@ def check_data(config: Config) -> None:
         raise InputError("data.path is set but data.kind=scenes makes its own pictures; add data.kind=mbeir")
 
 
-def check_backbone(config: Config) -> None:
+def check_backbone(config: "Config") -> None:
     """A hub model needs its id and its commit, a local one its directory."""
     backbone = config.backbone
     if backbone.source == "hub" and not backbone.model:
@@ -84,7 +86,7 @@ def check_backbone(config: Config) -> None:
         )
 
 
-def check_tiny(config: Config) -> None:
+def check_tiny(config: "Config") -> None:
     """Heads must share the width evenly, and rotary positions turn pairs."""
     tiny = config.backbone.tiny
     if tiny.hidden % (2 * tiny.heads):
@@ -96,7 +98,7 @@ def check_tiny(config: Config) -> None:
         raise InputError(f"backbone.tiny.heads={tiny.heads} can't be grouped in twos; choose an even number")
 
 
-def check_muon(config: Config) -> None:
+def check_muon(config: "Config") -> None:
     """Muon's steps have their length by themselves; some ZeRO stages would clip that, others the gradient's."""
     for path, section in (
         ("backbone.tiny", config.backbone.tiny),
@@ -107,7 +109,7 @@ def check_muon(config: Config) -> None:
             raise InputError(f"{path}.muon_rate works without clipping, and {path}.clip={section.clip:g}; set it to 0")
 
 
-def check_layers(config: Config, settings: Settings) -> None:
+def check_layers(config: "Config", settings: Settings) -> None:
     """The student's and the teacher's layer as far as the backbone is known; and no bound that bounds nothing."""
     kept = config.student.layers
     family, depth = backbone_shape(config.backbone)
@@ -128,7 +130,7 @@ def check_made(config: Any, stage: str, manifest: Mapping[str, Any]) -> None:
         check_depth(config, manifest["metrics"]["model_type"], manifest["metrics"]["layers"])
 
 
-def check_depth(config: Config, family: str, depth: int, where: Callable[[str], str] = lambda path: "") -> None:
+def check_depth(config: "Config", family: str, depth: int, where: Callable[[str], str] = lambda path: "") -> None:
     """The student keeps at least as many layers as its family needs and at most those that the backbone has.
 
     `depth` 0 is not known yet; how many `auto` keeps is only known when the depth curve is. `where(path)` tells where
@@ -167,14 +169,14 @@ def backbone_shape(backbone: Any) -> tuple[str, int]:
         ) from error
 
 
-def check_mining(config: Config, settings: Settings) -> None:
+def check_mining(config: "Config", settings: Settings) -> None:
     """Negatives are mined for training, so there has to be some."""
     if config.train.mine.per_query and not config.train.steps:
         origin = settings.origin("train.mine.per_query")
         raise InputError(f"train.mine.per_query mines for no training in {origin}: train.steps=0; set one of them")
 
 
-def check_matryoshka(config: Config, settings: Settings) -> None:
+def check_matryoshka(config: "Config", settings: Settings) -> None:
     """Leading dimensions are fewer than a vector has; how many those are is known beforehand for `tiny` only."""
     dims, origin = config.train.matryoshka, settings.origin("train.matryoshka")
     dim = config.backbone.tiny.hidden if config.backbone.source == "tiny" else 0
@@ -183,7 +185,7 @@ def check_matryoshka(config: Config, settings: Settings) -> None:
         raise InputError(f"train.matryoshka={list(dims)} are no leading dimensions in {origin}; choose from {upper}")
 
 
-def check_temperatures(config: Config, settings: Settings) -> None:
+def check_temperatures(config: "Config", settings: Settings) -> None:
     """A τ_hard that is rounded to 0 divides by nothing; a learnable τ is kept above a hundredth, as CLIP's is."""
     train = config.train
     start = train.hard_temperature or train.temperature
@@ -197,7 +199,7 @@ def check_temperatures(config: Config, settings: Settings) -> None:
         raise InputError(f"train.temperature={train.temperature} is below 0.01 in {origin}, where a learnable τ ends")
 
 
-def check_batches(config: Config) -> None:
+def check_batches(config: "Config") -> None:
     """A batch is shared evenly by the training processes, so that all of them see as many negatives."""
     sizes = {
         "backbone.tiny.batch_size": config.backbone.tiny.batch_size,

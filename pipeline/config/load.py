@@ -11,7 +11,7 @@ from pipeline.config.checks import check_combinations
 from pipeline.config.messages import choices, suggestion, value_message, wrong_value
 from pipeline.config.recipes import Settings, read_settings
 from pipeline.config.sections import Config
-from pipeline.config.values import get_value, is_section, walk_fields
+from pipeline.config.values import get_value, is_section, section_of, walk_fields
 from stages.contract.context import InputError
 
 
@@ -55,8 +55,8 @@ def check_keys(settings: Settings, fields: Mapping[str, FieldInfo]) -> None:
             if depth < len(steps) and not is_section(fields[known]):
                 raise InputError(f"'{known}' is one value and has no key '{steps[depth]}' in {origin}; set {known}=…")
         value = get_value(settings.values, path.split("."))
-        if is_section(fields[path]) and value != {}:
-            inner = ", ".join(fields[path].annotation.model_fields)
+        if (section := section_of(fields[path])) and value != {}:
+            inner = ", ".join(section.model_fields)
             raise InputError(f"'{path}' is a section in {origin}; set one of its keys: {inner}")
         if isinstance(value, bool) and {int, float} & set(choices(fields[path])):
             raise InputError(wrong_value(path, value, fields[path], origin))

@@ -80,6 +80,8 @@ def open_retriever(store: Store, key: str, backend: str = "", student: str = "")
     return Retriever.load(index, *index_inputs(store, card), backend=backend, student=found)
 
 
-def index_inputs(store: Store, card: Mapping[str, Any]) -> list[Artifact]:
+def index_inputs(store: Store, card: Mapping[str, Any]) -> tuple[Artifact | None, Artifact | None]:
     """`ingest` and `train` that an index was made from, by its card; one of your own corpus has neither."""
-    return [store.artifact(stage, card[stage]["key"]) for stage in ("ingest", "train") if stage in card]
+    keys = [(stage, card[stage]["key"]) if stage in card else None for stage in ("ingest", "train")]
+    ingest, train = (store.artifact(*key) if key else None for key in keys)
+    return ingest, train

@@ -9,7 +9,7 @@ import binascii
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
@@ -47,6 +47,9 @@ class Closed(BaseModel):
     """Refuses unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Body = TypeVar("Body", bound=Closed)
 
 
 class SearchBody(Closed):
@@ -186,7 +189,7 @@ async def read_embed(request: Request) -> EmbedBody:
     return parse(EmbedBody, await request.body())
 
 
-def parse(model: type[Closed], body: bytes) -> Any:
+def parse(model: type[Body], body: bytes) -> Body:
     """The validated JSON body. Raises HTTPException with one line."""
     if not is_small(body):
         raise HTTPException(400, "the JSON has more keys and values than any question here; send fewer")
@@ -220,7 +223,7 @@ def read_where(text: str) -> Any:
     raise HTTPException(400, 'where: send a JSON object such as {"brand": "Arla", "price": {"<": 20}}')
 
 
-def check(model: type[Closed], fields: dict[str, Any]) -> Any:
+def check(model: type[Body], fields: dict[str, Any]) -> Body:
     """The validated fields of a form, whose numbers are text; an empty field is one left out. Raises HTTPException."""
     try:
         return model.model_validate({name: value for name, value in fields.items() if value != ""})

@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -191,5 +190,5 @@ def host_name(host: str) -> str:
 
 def route_of(scope: Scope) -> str:
     """The path's template; one word for all that no route knows, so that strangers can't grow the metrics."""
-    route: Any = scope.get("route")
+    route: object = scope.get("route")
     return getattr(route, "path", "other")

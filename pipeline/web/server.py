@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.execution.cluster import inside_cluster
 from pipeline.lookup.indexes import find_index
@@ -14,6 +14,7 @@ from stages.contract.context import InputError
 
 if TYPE_CHECKING:
     import uvicorn
+    from fastapi import FastAPI
 
 TOKEN_LENGTH = 16  # characters at least: a token that can be guessed guards nothing
 CONNECTIONS = 2000  # at once; more are refused before a byte is read
@@ -121,7 +122,7 @@ def serve_here(options: argparse.Namespace, served: ServedIndex, token: str | No
     Server(server_settings(app)).run(sockets=[bound])
 
 
-def server_settings(app: Any) -> "uvicorn.Config":
+def server_settings(app: "FastAPI") -> "uvicorn.Config":
     """How uvicorn runs the application."""
     import uvicorn
 
