@@ -26,9 +26,11 @@ demo: install  ## a trained student, an index and a report from made pictures, i
 test: install  ## the whole test suite
 	$(RUN) -m pytest
 
-lint: install  ## style and format
+lint: install  ## style, format, which room imports which, and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(VENV)/bin/lint-imports
+	$(RUN) -m mypy
 
 bench: install  ## side-by-side measurements, as ratios
 	$(RUN) -m tests.bench all
