@@ -37,9 +37,11 @@ test: install  ## the whole test suite
 test-fast: install  ## what needs no cluster, bucket or browser and is quick
 	$(RUN) -m pytest -m 'not (slow or ray or s3 or browser)'
 
-lint: install  ## style and format
+lint: install  ## style, format, which room imports which, and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(VENV)/bin/lint-imports
+	$(RUN) -m mypy
 
 bench: install  ## side-by-side measurements, as ratios
 	$(RUN) -m tests.bench all

@@ -7,8 +7,11 @@ The address is the `uri` that `run.py --json` and `store.py ls` tell. What the i
 same store, so a store may be moved as a whole.
 """
 
+from typing import cast
+
 from pipeline.artifacts.store import open_store
-from pipeline.tracking.students import student_of
+from pipeline.lookup.indexes import index_inputs
+from pipeline.lookup.students import index_student
 from stages.contract.context import InputError
 from stages.search import retriever
 from stages.search.backends import read_card
@@ -24,7 +27,7 @@ class Retriever(retriever.Retriever):
         Args:
             uri: `{store}/index/{key}`.
             backend: exact, lance or faiss instead of the one that the index was made for.
-            student: where the student of a corpus of one's own lies by now, if it was moved.
+            student: where the student of a corpus of your own lies by now, if it was moved.
 
         Raises:
             InputError: there is no index, it is of another student, or what it was made from is gone or newer.
@@ -36,5 +39,6 @@ class Retriever(retriever.Retriever):
         store = open_store(root or "/")
         index = store.artifact("index", key)
         card = read_card(index)
-        made_from = [store.artifact(name, card[name]["key"]) for name in ("ingest", "train") if name in card]
-        return super().load(index, *made_from, backend=backend, student=student_of(store, card, student))
+        found = index_student(store, card, student)
+        loaded = super().load(index, *index_inputs(store, card), backend=backend, student=found)
+        return cast(Retriever, loaded)

@@ -4,18 +4,28 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TextIO
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from pipeline.config.recipes import nearest
+from pipeline.wording import nearest
 from stages.contract.context import InputError, StageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 SHOWN = "\n\u200c\u200d"  # not printable by Python's word, and harmless: some scripts and emojis are joined by them
 Action = Callable[[argparse.Namespace, dict[str, Any]], None]
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, as everywhere else."""
+    """A command's parser, whose complaints are one line, as everywhere else."""
+
+    def __init__(self, command: str, description: str | None) -> None:
+        layout = argparse.RawDescriptionHelpFormatter
+        prog = f"python pipeline/{command}.py"
+        super().__init__(prog=prog, allow_abbrev=False, description=description, formatter_class=layout)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see --help")
@@ -53,8 +63,8 @@ def json_command(parse: Callable[[], argparse.Namespace], action: Action, resume
         action: fills the object on the way, so that a failed command tells how far it came.
         resumes: what to say after an interruption and after a stage that failed; nothing where nothing goes on.
     """
-    out, answer = None, {}
-    code, line = 0, ""
+    answer: dict[str, Any] = {}
+    out, code, line = None, 0, ""
     try:
         options = parse()
         out = keep_stdout() if options.json else None
@@ -73,6 +83,17 @@ def json_command(parse: Callable[[], argparse.Namespace], action: Action, resume
     return code
 
 
+@contextmanager
+def quiet_stdout() -> Iterator[TextIO]:
+    """Gives the real stdout and sends whatever libraries print there to stderr."""
+    real = sys.stdout
+    sys.stdout = sys.stderr
+    try:
+        yield real
+    finally:
+        sys.stdout = real
+
+
 def keep_stdout() -> int:
     """A copy of stdout for the JSON; from here on descriptor 1 is stderr, for whatever prints, Ray's workers too."""
     sys.stdout.flush()
@@ -81,7 +102,7 @@ def keep_stdout() -> int:
     return copy
 
 
-def open_console(file: TextIO) -> Any:
+def open_console(file: TextIO) -> "Console":
     """A rich console; wide where the file is no terminal, so that logs keep one line a row."""
     from rich.console import Console
 
@@ -93,7 +114,7 @@ def printable(text: str) -> str:
     return "".join(sign if sign.isprintable() or sign in SHOWN else "\ufffd" for sign in text)
 
 
-def text_table(rows: Sequence[Sequence[str]]) -> Any:
+def text_table(rows: Sequence[Sequence[str]]) -> "Table":
     """The rows, the first one as head, as a table for the terminal."""
     from rich import box
     from rich.table import Table

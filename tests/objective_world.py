@@ -43,7 +43,7 @@ def everything():
 
 def recipe(name: str, section: str):
     """(objective, settings, cluster, depth) of a recipe's stage; batch, chunk and precision shrunk."""
-    from pipeline.config.sections import load_config
+    from pipeline.config.load import load_config
     from stages import distill, train
 
     shrunk = ["data.kind=scenes", "backbone.revision=x", "cluster.precision=fp32", "cluster.log_every=1"]

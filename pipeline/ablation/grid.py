@@ -27,9 +27,11 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from pipeline.config.checks import backbone_shape
-from pipeline.config.recipes import nearest, one_line, read_yaml
-from pipeline.config.sections import Config, load_config
+from pipeline.config.load import load_config
+from pipeline.config.recipes import read_yaml
+from pipeline.config.sections import Config
 from pipeline.planning.plan import spell
+from pipeline.wording import nearest, one_line
 from stages.contract.context import InputError
 from stages.contract.params import Section
 from stages.model.families import FAMILIES

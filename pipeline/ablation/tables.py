@@ -1,16 +1,21 @@
-"""The tables of an ablation: mean and spread over seeds of each variant's quality and cost, as Markdown and as JSON.
+"""The tables of an ablation: mean and spread over seeds of each variant's quality and cost, as Markdown.
 
 Pure: cells and their outcomes in, text out. The spread is the standard deviation over the seeds (n - 1), given where
 there are at least two.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.ablation.grid import Cell, Grid
-from pipeline.execution.summary import markdown_table
+from pipeline.config.values import get_value
+from pipeline.terminal import text_table
+from pipeline.wording import markdown_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 HEADLINE = "hit@5"
 NOTES = f"{HEADLINE} is the mean over the evaluation sets; ± is the standard deviation over n seeds."
@@ -30,8 +35,12 @@ class Outcome:
     key: str
     metrics: Mapping[str, Any] | None = None
     error: str = ""
-    seconds: float = 0.0
     uri: str = ""
+
+    @property
+    def summary(self) -> str:
+        """In one line."""
+        return f"hit@5 {self.metrics['student']['local'][HEADLINE]:.3f}" if self.metrics else f"failed: {self.error}"
 
 
 @dataclass
@@ -49,14 +58,12 @@ class Row:
 
     def values(self, *path: str) -> list[float]:
         """One number of every finished seed."""
-        return [dig(student, path) for student in self.finished]
+        return [get_value(student, path) for student in self.finished]
 
-
-def dig(value: Any, path: Sequence[str]) -> Any:
-    """The value at a path of keys."""
-    for step in path:
-        value = value[step]
-    return value
+    @property
+    def quality(self) -> float:
+        """Mean hit@5 in the own pools, of a row that has finished seeds."""
+        return mean(self.values("local", HEADLINE))
 
 
 def collect(cells: Sequence[Cell], outcomes: Sequence[Outcome | None]) -> dict[str, list[Row]]:
@@ -69,7 +76,7 @@ def collect(cells: Sequence[Cell], outcomes: Sequence[Outcome | None]) -> dict[s
     return {name: list(rows.values()) for name, rows in tables.items()}
 
 
-def spell_mean(values: Sequence[float], form: str = "{:.3f}") -> str:
+def mean_and_spread(values: Sequence[float], form: str = "{:.3f}") -> str:
     """`0.712 ± 0.004`; the mean alone of one value, a dash for none."""
     if not values:
         return "–"
@@ -80,7 +87,7 @@ def spell_mean(values: Sequence[float], form: str = "{:.3f}") -> str:
 def reference_quality(tables: Mapping[str, Sequence[Row]], reference: str) -> float | None:
     """The mean hit@5 of the reference, which is the same in every table that holds it."""
     rows = [row for rows in tables.values() for row in rows if row.variant == reference and row.finished]
-    return mean(rows[0].values("local", HEADLINE)) if rows else None
+    return rows[0].quality if rows else None
 
 
 def milliseconds(row: Row, curve: Curve) -> list[float]:
@@ -97,21 +104,18 @@ def quality_rows(rows: Sequence[Row], reference: float | None, curve: Curve) -> 
     head = ["variant", "layers", "own pools", *share, "union pool", "ms per query", "million parameters", "n"]
     lines = []
     for row in rows:
-        quality = row.values("local", HEADLINE)
-        kept = [f"{mean(quality) / reference:.1%}" if quality else "–"] if reference else []
+        kept = [f"{row.quality / reference:.1%}" if row.finished else "–"] if reference else []
         layers = sorted({student["layers"] for student in row.finished})
         lines.append(
             [
                 row.variant,
                 ", ".join(map(str, layers)) or "–",
-                spell_mean(quality),
+                mean_and_spread(row.values("local", HEADLINE)),
                 *kept,
-                spell_mean(row.values("union", HEADLINE)),
-                spell_mean(milliseconds(row, curve), "{:.1f}"),
-                spell_mean([value / 1e6 for value in row.values("parameters")][:1], "{:,.2f}"),
-                f"{len(row.finished)}"
-                if len(row.finished) == len(row.seeds)
-                else f"{len(row.finished)} of {len(row.seeds)}",
+                mean_and_spread(row.values("union", HEADLINE)),
+                mean_and_spread(milliseconds(row, curve), "{:.1f}"),
+                mean_and_spread([value / 1e6 for value in row.values("parameters")][:1], "{:,.2f}"),
+                f"{len(row.finished)}" + (f" of {len(row.seeds)}" if len(row.finished) < len(row.seeds) else ""),
             ]
         )
     return [head, *lines]
@@ -126,7 +130,8 @@ def task_rows(rows: Sequence[Row]) -> list[list[str]]:
     labels = [task.get("label", name) for name, task in tasks.items()]
     names = labels if len(set(labels)) == len(labels) else list(tasks)
     lines = [
-        [row.variant, *(spell_mean(row.values("local", "tasks", name, HEADLINE)) for name in tasks)] for row in rows
+        [row.variant, *(mean_and_spread(row.values("local", "tasks", name, HEADLINE)) for name in tasks)]
+        for row in rows
     ]
     return [["variant", *names], *lines]
 
@@ -169,8 +174,8 @@ def markdown(
     """All tables with what a reader must know about them; without those of single sets where space is short."""
     tables = collect(cells, outcomes)
     reference = reference_quality(tables, grid.reference)
-    told = [f"`kept` is the share of the hit@5 of “{grid.reference}”."] if reference else []
-    notes = [NOTES, *told, TIMED if curve else ALONE, seeds_line(grid), chance_line(outcomes)]
+    share = [f"`kept` is the share of the hit@5 of “{grid.reference}”."] if reference else []
+    notes = [NOTES, *share, TIMED if curve else ALONE, seeds_line(grid), chance_line(outcomes)]
     parts = [*filter(None, [grid.about.strip()]), " ".join(" ".join(notes).split())]
     if unreached := sum(outcome is None for outcome in outcomes):
         parts += [f"{unreached} of {len(cells)} cells were not reached; the same command goes on."]
@@ -183,33 +188,22 @@ def markdown(
     return "\n\n".join(parts)
 
 
-def as_json(cells: Sequence[Cell], outcomes: Sequence[Outcome | None], curve: Curve) -> dict[str, Any]:
-    """The same for machines: every cell, and mean, spread and n of the headline numbers of every variant."""
-    tables = {
-        name: [
-            {
-                "variant": row.variant,
-                "local hit@5": summary(row.values("local", HEADLINE)),
-                "union hit@5": summary(row.values("union", HEADLINE)),
-                "ms": summary(milliseconds(row, curve)),
-            }
-            for row in rows
-        ]
-        for name, rows in collect(cells, outcomes).items()
-    }
-    listed = [
+def terminal_tables(
+    grid: Grid, cells: Sequence[Cell], outcomes: Sequence[Outcome | None], curve: Curve
+) -> "Iterator[str | Table]":
+    """The same tables for the terminal, each below its name."""
+    tables = collect(cells, outcomes)
+    reference = reference_quality(tables, grid.reference)
+    for name, rows in tables.items():
+        yield f"{name}: {HEADLINE}, mean ± standard deviation over seeds"
+        yield text_table(quality_rows(rows, reference, curve))
+
+
+def cells_json(cells: Sequence[Cell], outcomes: Sequence[Outcome | None]) -> list[dict[str, Any]]:
+    """Every cell for `--json`: where its results lie and the student's metrics, as far as they are known."""
+    return [
         {"table": cell.table, "variant": cell.variant, "seed": cell.seed, "overrides": list(cell.overrides)}
-        | ({"key": out.key, "uri": out.uri, "seconds": out.seconds, "error": out.error} if out else {})
-        | ({"metrics": out.metrics["student"]} if out and out.metrics else {})
-        for cell, out in zip(cells, outcomes, strict=True)
+        | ({"key": found.key, "uri": found.uri, "error": found.error} if found else {})
+        | ({"metrics": found.metrics["student"]} if found and found.metrics else {})
+        for cell, found in zip(cells, outcomes, strict=True)
     ]
-    return {"tables": tables, "cells": listed}
-
-
-def summary(values: Sequence[float]) -> dict[str, float | int | None]:
-    """Mean, standard deviation (None below two values) and number."""
-    return {
-        "mean": mean(values) if values else None,
-        "sd": stdev(values) if len(values) > 1 else None,
-        "n": len(values),
-    }

@@ -4,20 +4,20 @@ import time
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
-from pipeline.artifacts.objects import told
+from pipeline.artifacts.objects import translate_os_errors
 from stages.contract.cache import cache_root
 
 COPY_DAYS = 30  # since a copy was last asked for
 
 
-def told_locally() -> AbstractContextManager[None]:
+def translate_cache_errors() -> AbstractContextManager[None]:
     """A full or read-only cache in one line."""
-    return told(f"the cache {cache_root()} (PUMA_CACHE)")
+    return translate_os_errors(f"the cache {cache_root()} (PUMA_CACHE)")
 
 
-def made(directory: Path) -> Path:
-    """The directory, made where it isn't."""
-    with told_locally():
+def ensure_dir(directory: Path) -> Path:
+    """The directory, which is there afterwards."""
+    with translate_cache_errors():
         directory.mkdir(parents=True, exist_ok=True)
     return directory
 

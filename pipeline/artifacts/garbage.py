@@ -2,12 +2,12 @@
 
 Marked, and kept, are the artifacts that the last runs name, those that are pinned, and all that these were made from;
 of a student that was registered the files of just that attempt, also where a later one took its place. Every
-registered version counts, with an alias or without: aliases move, they lie in MLflow, which a sweep may not be able to
-ask, and a version whose weights are gone is a broken promise. What a student was made from is not needed to load it.
+registered version counts, with an alias or without: aliases move, they lie in MLflow, which may be out of reach, and a
+version whose weights are gone is a broken promise. What a student was made from is not needed to load it.
 
 A key that somebody holds the lease of is left alone, so is one whose manifest can't be read, and so is what a killed
 run of a marked key left to be resumed. Where a marked manifest can't be read nothing at all is deleted, for nobody
-knows what that artifact was made from. To delete, the sweep takes the key's lease itself, looks at the runs again,
+knows what that artifact was made from. To delete, the collector takes the key's lease itself, looks at the runs again,
 deletes the manifest first, the files after it and the lease last: no reader ever finds a manifest without its files.
 Files of no manifest go only when they are older than the grace, by the clock of the store: an attempt whose outcome is
 not known yet may still be committed.
@@ -33,7 +33,7 @@ Key = tuple[str, str]
 
 @dataclass
 class Marks:
-    """What a sweep may not delete: `keys`, and below any key the `attempts` that registered students are."""
+    """What may not be deleted: `keys`, and below any key the `attempts` that registered students are."""
 
     store: Store
     keep: int
@@ -41,7 +41,7 @@ class Marks:
     attempts: set[tuple[str, str, str]] = field(default_factory=set)
     seen: set[str] = field(default_factory=set)
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Marks what the newest `keep` runs, every run under way and the pins name, and what these were made from.
 
         Asked again it reads only what is new: a run's record names all its keys from the first time it is written.
@@ -82,8 +82,8 @@ class Marks:
 
 
 @dataclass
-class Sweep:
-    """What a sweep deletes, or would: whole artifacts, and files of dead attempts below keys that stay."""
+class Garbage:
+    """What may be deleted: whole artifacts, and files of dead attempts below keys that stay."""
 
     marks: Marks
     grace: float
@@ -94,10 +94,10 @@ class Sweep:
     unfinished: int = 0
 
 
-def find_garbage(store: Store, keep: int, grace: float) -> Sweep:
+def find_garbage(store: Store, keep: int, grace: float) -> Garbage:
     """What is to be deleted: all but what the last `keep` runs and the pins need; `grace` in seconds."""
-    found = Sweep(Marks(store, keep), grace)
-    found.marks.look()
+    found = Garbage(Marks(store, keep), grace)
+    found.marks.refresh()
     for stage, key in all_keys(store):
         holder = leases.holder(store.objects, f"{stage}/{key}/{leases.LEASE}", store.lease_seconds)
         if holder:
@@ -117,7 +117,7 @@ def find_garbage(store: Store, keep: int, grace: float) -> Sweep:
     return found
 
 
-def dead_files(found: Sweep, stage: str, key: str, manifest: dict[str, Any] | None) -> list[Entry]:
+def dead_files(found: Garbage, stage: str, key: str, manifest: dict[str, Any] | None) -> list[Entry]:
     """Files older than the grace that no manifest lists, no registered student needs and no later run resumes from."""
     if manifest is None and (stage, key) in found.marks.keys:
         return []
@@ -127,17 +127,21 @@ def dead_files(found: Sweep, stage: str, key: str, manifest: dict[str, Any] | No
     kept = tuple(f"{directory}/{attempt}/" for attempt in alive)
     own = (f"{directory}/{MANIFEST}", f"{directory}/{leases.LEASE}")
     entries = found.marks.store.objects.files(directory)
-    return [one for one in entries if one.age > found.grace and one.path not in own and not one.path.startswith(kept)]
+    return [
+        entry
+        for entry in entries
+        if entry.age > found.grace and entry.path not in own and not entry.path.startswith(kept)
+    ]
 
 
-def delete(store: Store, garbage: Sweep) -> None:
+def delete(store: Store, garbage: Garbage) -> None:
     """Deletes what was found, as far as it still is nobody's; what became somebody's goes to `skipped`."""
     for key in [*garbage.artifacts, *garbage.leftovers]:
-        lease = leases.take(store.objects, "/".join((*key, leases.LEASE)), store.lease_seconds)
+        lease = leases.try_acquire(store.objects, "/".join((*key, leases.LEASE)), store.lease_seconds)
         deleted = False
         if lease:
-            with leases.kept(lease):
-                garbage.marks.look()
+            with leases.keep_alive(lease):
+                garbage.marks.refresh()
                 deleted = delete_artifact(store, garbage, key) if key in garbage.artifacts else True
                 if deleted and key in garbage.leftovers:
                     delete_leftovers(store, garbage, key)
@@ -146,10 +150,10 @@ def delete(store: Store, garbage: Sweep) -> None:
             garbage.skipped[key] = "came into use"
             garbage.artifacts.pop(key, None)
             garbage.leftovers.pop(key, None)
-    garbage.unfinished = store.objects.sweep(garbage.grace, covered(store))
+    garbage.unfinished = store.objects.drop_unfinished(garbage.grace, in_use(store))
 
 
-def delete_artifact(store: Store, garbage: Sweep, key: Key) -> bool:
+def delete_artifact(store: Store, garbage: Garbage, key: Key) -> bool:
     """Deletes an artifact but for the lease, the manifest first; False where it came into use meanwhile."""
     if key in garbage.marks.keys:
         return False
@@ -160,7 +164,7 @@ def delete_artifact(store: Store, garbage: Sweep, key: Key) -> bool:
     return True
 
 
-def delete_leftovers(store: Store, garbage: Sweep, key: Key) -> None:
+def delete_leftovers(store: Store, garbage: Garbage, key: Key) -> None:
     """Deletes the files of dead attempts, as far as they still are dead."""
     dead = {entry.path for entry in dead_files(garbage, *key, read_manifest(store.objects, *key))}
     store.objects.remove([path for path in garbage.leftovers[key] if path in dead])
@@ -173,7 +177,7 @@ def drop_empty(store: Store, key: Key, lease: leases.Lease) -> None:
         store.objects.remove_tree(directory)
 
 
-def covered(store: Store) -> Callable[[str], bool]:
+def in_use(store: Store) -> Callable[[str], bool]:
     """Tells of a path whether it lies below a key that somebody holds the lease of; each key is looked at once."""
     held = cache(lambda key: leases.holder(store.objects, f"{key}/{leases.LEASE}", store.lease_seconds) is not None)
     return lambda path: held("/".join(path.split("/")[:2]))
@@ -201,7 +205,7 @@ def read_pins(store: Store, paths: Sequence[str] | None = None) -> Iterator[dict
 
 
 def pin(store: Store, stage: str, key: str) -> None:
-    """Keeps an artifact, and what it was made from, whatever the sweep deletes."""
+    """Keeps an artifact, and what it was made from, whatever `gc` deletes."""
     write_pin(store, f"{stage}-{key}", {"stage": stage, "key": key})
 
 

@@ -7,7 +7,6 @@ does not live any more. A lock file was the alternative: on object stores there 
 waits. A holder that finds its lease taken stops, and does not commit.
 """
 
-import getpass
 import json
 import os
 import signal
@@ -19,17 +18,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts.objects import Objects
+from pipeline.artifacts.objects import Found, Objects
+from pipeline.artifacts.processes import is_running, machine, process_start, user
 from stages.contract.context import InputError, StageError
 
 SECONDS = 60.0
 POLL = 0.5
 LEASE = "_lease.json"
-UNKNOWN = "alive"
 
 
 class LeaseLost(StageError):
@@ -38,7 +35,7 @@ class LeaseLost(StageError):
 
 @dataclass
 class Lease:
-    """A held lease; made by `held`."""
+    """A held lease; made by `acquire` and `try_acquire`."""
 
     objects: Objects
     path: str
@@ -86,21 +83,21 @@ class Lease:
 
 
 @contextmanager
-def held(
+def acquire(
     objects: Objects, path: str, say: Callable[[str], None], what: str, seconds: float = SECONDS
 ) -> Iterator[Lease]:
     """Waits for the lease at `path`, says once for whom and since when, and keeps it until the block ends.
 
     In the main thread a lost lease ends the block by KeyboardInterrupt; `lease.lost` tells it from the user's.
     """
-    told: set[str] = set()
-    while (lease := take(objects, path, seconds)) is None:
-        holder = reader(objects.read(path))
-        if holder and holder["token"] not in told:
-            told.add(holder["token"])
-            say(f"{what}: waiting for {holder['holder']}, who computes it since {holder['since']}")
+    named: set[str] = set()
+    while (lease := try_acquire(objects, path, seconds)) is None:
+        other = facts_of(objects.read(path))
+        if other and other["token"] not in named:
+            named.add(other["token"])
+            say(f"{what}: waiting for {other['holder']}, who computes it since {other['since']}")
         time.sleep(POLL)
-    with stoppable() as stop, kept(lease, stop):
+    with stoppable() as stop, keep_alive(lease, stop):
         yield lease
 
 
@@ -121,7 +118,7 @@ def stoppable() -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def kept(lease: Lease, on_loss: Callable[[], None] = lambda: None) -> Iterator[None]:
+def keep_alive(lease: Lease, on_loss: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Renews a lease until the block ends, then frees it; one whose renewal hangs is left to grow old."""
     done = threading.Event()
     keeper = threading.Thread(target=lease.keep, args=(done,), daemon=True, name="lease")
@@ -138,7 +135,7 @@ def kept(lease: Lease, on_loss: Callable[[], None] = lambda: None) -> Iterator[N
             lease.release()
 
 
-def take(objects: Objects, path: str, seconds: float = SECONDS) -> Lease | None:
+def try_acquire(objects: Objects, path: str, seconds: float = SECONDS) -> Lease | None:
     """The lease, if it is to be had now."""
     facts = {
         "state": "held",
@@ -146,36 +143,36 @@ def take(objects: Objects, path: str, seconds: float = SECONDS) -> Lease | None:
         "holder": f"{user()} on {socket.gethostname()} (process {os.getpid()})",
         "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
         "machine": machine(),
-        "process": [os.getpid(), birth(os.getpid())],
+        "process": [os.getpid(), process_start(os.getpid())],
         "renewed": "",
     }
     found = objects.read(path, clock=True)
     if found is None:
         tag = objects.create(path, encode(facts))
-    elif free(found.data, found.age, seconds):
+    elif is_expired(found.data, found.age, seconds):
         tag = objects.swap(path, encode(facts), found.tag)
     else:
         return None
     return Lease(objects, path, facts, tag, seconds) if tag else None
 
 
-def free(data: bytes, age: float, seconds: float = SECONDS) -> bool:
-    """Whether a lease as it was read may be taken."""
+def is_expired(data: bytes, age: float, seconds: float = SECONDS) -> bool:
+    """Whether a lease as it was read may be taken over: released, too old, or of a process that ended here."""
     facts = decode(data)
     if facts.get("state") != "held" or age > seconds:
         return True
-    number, born = facts["process"]
-    return facts["machine"] == machine() and not lives(number, born)
+    process, start = facts["process"]
+    return facts["machine"] == machine() and not is_running(process, start)
 
 
 def holder(objects: Objects, path: str, seconds: float = SECONDS) -> dict[str, Any] | None:
     """Who holds the lease at `path` now; None where nobody does."""
     found = objects.read(path, clock=True)
-    return None if found is None or free(found.data, found.age, seconds) else decode(found.data)
+    return None if found is None or is_expired(found.data, found.age, seconds) else decode(found.data)
 
 
-def reader(found: Any) -> dict[str, Any]:
-    """The facts of a lease that was found; nothing where there is none."""
+def facts_of(found: Found | None) -> dict[str, Any]:
+    """Who holds a lease as it was read; nothing where nobody does."""
     facts = decode(found.data) if found else {}
     return facts if facts.get("state") == "held" else {}
 
@@ -193,47 +190,3 @@ def decode(data: bytes) -> dict[str, Any]:
         return {}
     whole = isinstance(facts, dict) and {"token", "holder", "since", "machine", "process"} <= facts.keys()
     return facts if whole else {}
-
-
-def user() -> str:
-    """Who runs this."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return "somebody"
-
-
-@cache
-def machine() -> str:
-    """This machine, as far as process numbers mean the same: its name, its start, its space of processes."""
-    parts = [socket.gethostname()]
-    with suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(parts)
-
-
-def lives(process: int, born: str) -> bool:
-    """Whether the process of this machine that was born then still runs; one that can't be told apart counts as it."""
-    there = birth(process)
-    return bool(there) and (there == born or UNKNOWN in (there, born))
-
-
-def birth(process: int) -> str:
-    """When a process of this machine started, so that a number used again is not taken for it; empty where none is.
-
-    UNKNOWN where it runs and the system does not tell: /proc mounted with hidepid hides the processes of other users.
-    """
-    try:
-        text = Path(f"/proc/{process}/stat").read_text()
-        fields = text.rpartition(")")[2].split()
-        return "" if fields[0] == "Z" else fields[19]  # a dead one that nobody fetched counts as dead
-    except OSError:
-        pass
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return ""
-    except PermissionError:
-        pass
-    return UNKNOWN

@@ -11,15 +11,23 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from pipeline.artifacts.objects import LocalObjects, Objects
+from pipeline.artifacts.local import LocalObjects
+from pipeline.artifacts.objects import THREADS, Objects
 from stages.contract.context import StageError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 RUNS, PINS = "runs", "pins"
-THREADS = 16
+
+
+class ListedFile(TypedDict):
+    """A file in a manifest: its path below the attempt, bytes, and checksum."""
+
+    path: str
+    size: int
+    sha256: str
 
 
 def encode(manifest: Mapping[str, Any]) -> bytes:
@@ -33,20 +41,20 @@ def decode(data: bytes, where: str, stage: str, key: str) -> dict[str, Any]:
 
     Raises StageError where it is truncated or edited, of a newer format, or another artifact's.
     """
-    mend = f"make it again with --force {stage}"
+    fix = f"make it again with --force {stage}"
     try:
         manifest = json.loads(data)
         found = manifest["format"]
         if found != FORMAT:  # first of all: another format may have other fields
-            raise StageError(f"{where} is of format {found} and this Puma reads {FORMAT}; update Puma, or {mend}")
+            raise StageError(f"{where} is of format {found} and this Puma reads {FORMAT}; update Puma, or {fix}")
         identity = (manifest["stage"], manifest["key"], manifest["attempt"], manifest["files"])
     except (ValueError, KeyError, TypeError):
-        raise StageError(f"{where} is damaged: it holds no whole manifest; {mend}") from None
+        raise StageError(f"{where} is damaged: it holds no whole manifest; {fix}") from None
     if identity[:2] != (stage, key):
         other = f"{identity[0]}/{identity[1]}"
-        raise StageError(f"{where} is the manifest of {other}: files of two stores or artifacts were mixed; {mend}")
+        raise StageError(f"{where} is the manifest of {other}: files of two stores or artifacts were mixed; {fix}")
     if manifest.pop("digest", None) not in (None, digest(manifest)):
-        raise StageError(f"{where} is damaged: it was edited after it was written; {mend}")
+        raise StageError(f"{where} is damaged: it was edited after it was written; {fix}")
     return manifest
 
 
@@ -107,7 +115,7 @@ class Known(Mapping[str, dict[str, Any]]):
         self._fetch()
         return self._read.get(key)
 
-    def values(self) -> list[dict[str, Any]]:
+    def values(self) -> list[dict[str, Any]]:  # type: ignore[override]  # no view: each call reads what is new
         """All that can be trusted, to compare with: what was read once on this machine is not fetched again.
 
         A copy may tell of an older attempt. The parts that a key was made of it tells right: they never change.

@@ -3,8 +3,8 @@
 Bulk data streams through pyarrow; small control objects and whole local files go by boto3, which can write under a
 condition and gives an upload up when it fails (a pyarrow stream that an error closes becomes a whole object). The
 conditional PUT is made without the SDK's own retries, since a retry of a request that had arrived is told "412,
-somebody was first" and that somebody is oneself: an answer that leaves the outcome open is settled by reading back
-(Lance #8123, Hudi RFC-91, Iceberg's CommitStateUnknown). Nothing is deleted while an outcome is open.
+somebody was first" and that somebody is the writer itself: where an answer leaves the outcome open, reading back tells
+it (Lance #8123, Hudi RFC-91, Iceberg's CommitStateUnknown). Nothing is deleted while an outcome is open.
 
 Credentials come from the standard chain on each machine and are no part of any object here.
 """
@@ -20,11 +20,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from tempfile import NamedTemporaryFile
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
-from pipeline.artifacts.copies import made, told_locally
-from pipeline.artifacts.objects import PIECE, QUICK_SECONDS, Entry, Found, checksum
-from pipeline.artifacts.s3_clients import THREADS, arrow_filesystem, client, code, one_line, server_time
+from boto3.exceptions import Boto3Error
+from botocore.client import BaseClient
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.response import StreamingBody
+
+from pipeline.artifacts.copies import ensure_dir, translate_cache_errors
+from pipeline.artifacts.local import checksum
+from pipeline.artifacts.objects import PIECE, QUICK_SECONDS, THREADS, Entry, Found
+from pipeline.artifacts.s3_clients import arrow_filesystem, client, server_time
+from pipeline.artifacts.s3_errors import code, explain
+from pipeline.wording import one_line
 from stages.contract.cache import cache_root
 from stages.contract.context import InputError, StageError
 
@@ -36,9 +45,9 @@ WAIT = 0.2
 BODIES = 3  # tries to read an answer to its end: botocore repeats a request that fails, but no body that breaks off
 PROBE = "_probe"
 STANDARD = re.compile(r"https://s3(\.[a-z0-9-]+)*\.amazonaws\.com(\.cn)?/?")  # not the one of a private network
-DENIED = ("AccessDenied", "AllAccessDisabled", "403")
-UNKNOWN_CREDENTIALS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "401")
-SKEWED = ("RequestTimeTooSkewed", "RequestExpired")
+
+
+Result = TypeVar("Result")
 
 
 class OutcomeUnknown(StageError):
@@ -72,8 +81,8 @@ class S3Objects:
     def read(self, path: str, clock: bool = True) -> Found | None:
         return self._read(path, self._client)
 
-    def _read(self, path: str, link: Any) -> Found | None:
-        with self._told():
+    def _read(self, path: str, link: BaseClient) -> Found | None:
+        with self._translate_errors():
             try:
                 answer, data = self._get(path, link, lambda body: body.read())
             except link.exceptions.NoSuchKey:
@@ -81,10 +90,10 @@ class S3Objects:
         age = (server_time(answer) - answer["LastModified"]).total_seconds()
         return Found(data, answer["ETag"].strip('"'), age)
 
-    def _get(self, path: str, link: Any, consume: Callable[[Any], Any]) -> tuple[dict[str, Any], Any]:
+    def _get(
+        self, path: str, link: BaseClient, consume: Callable[[StreamingBody], Result]
+    ) -> tuple[dict[str, Any], Result]:
         """An answer, and what `consume` makes of its body; asked again where the body breaks off."""
-        from botocore.exceptions import BotoCoreError
-
         for left in reversed(range(BODIES)):
             answer = link.get_object(**self._at(path))
             try:
@@ -99,46 +108,44 @@ class S3Objects:
         return head["ContentLength"] if head else None
 
     def create(self, path: str, data: bytes) -> str | None:
-        return self._settled(path, data, IfNoneMatch="*")
+        return self._put_if(path, data, IfNoneMatch="*")
 
     def swap(self, path: str, data: bytes, tag: str) -> str | None:
-        return self._settled(path, data, IfMatch=tag)
+        return self._put_if(path, data, IfMatch=tag)
 
     def put(self, path: str, data: bytes) -> None:
-        with self._told():
+        with self._translate_errors():
             self._client.put_object(**self._at(path), Body=data, Metadata={"sha256": hashlib.sha256(data).hexdigest()})
 
     @contextmanager
     def open(self, path: str) -> Iterator[BinaryIO]:
-        from tempfile import NamedTemporaryFile
-
-        with told_locally(), NamedTemporaryFile(dir=made(cache_root() / "unfinished")) as file:
-            yield file
+        with translate_cache_errors(), NamedTemporaryFile(dir=ensure_dir(cache_root() / "unfinished")) as file:
+            yield cast(BinaryIO, file)
             file.flush()
             self.upload(Path(file.name), path)
 
     def upload(self, source: Path, path: str) -> None:
-        with self._told():
+        with self._translate_errors():
             self._client.upload_file(
                 str(source), **self._at(path), ExtraArgs={"Metadata": {"sha256": checksum(source)}}
             )
 
     def link(self, source: str, target: str) -> None:
-        with self._told():
+        with self._translate_errors():
             self._client.copy(self._at(source), **self._at(target))
 
     def local(self, path: str, size: int, sha256: str) -> Path:
         """The cached copy, fetched where it isn't there; its content is that of `sha256` or it does not appear."""
         target = cache_root() / "files" / sha256[:2] / sha256
-        with told_locally():
+        with translate_cache_errors():
             if target.is_file() and target.stat().st_size == size:
                 os.utime(target)  # copies that nobody has asked for in a long time are given up
                 return target
-            made(target.parent)
+            ensure_dir(target.parent)
             for _ in range(BODIES):
                 unfinished = target.with_name(f".{uuid.uuid4().hex}")
                 try:
-                    with self._told():
+                    with self._translate_errors():
                         self._client.download_file(**self._at(path), Filename=str(unfinished))
                     if checksum(unfinished) == sha256:
                         unfinished.replace(target)
@@ -149,7 +156,7 @@ class S3Objects:
 
     def names(self, path: str) -> list[str]:
         start = self._start(path)
-        with self._told():
+        with self._translate_errors():
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=start, Delimiter="/"
             )
@@ -164,7 +171,7 @@ class S3Objects:
         """All objects below `path/`; what ends in a slash is pyarrow's mark of a directory."""
         start, above = self._start(path), len(self._start(""))
         found = []
-        with self._told():
+        with self._translate_errors():
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start):
                 now = server_time(page)
                 for entry in page.get("Contents", ()):
@@ -172,27 +179,27 @@ class S3Objects:
                     found.append(Entry(entry["Key"][above:], entry["Size"], age))
         return found
 
-    def settle(self, directory: str) -> None:
+    def flush(self, directory: str) -> None:
         """What S3 has answered for is there for good."""
 
     def checksum(self, path: str, trust: bool = False) -> str:
         stored = (self._head(path) or {}).get("Metadata", {}).get("sha256") if trust else None
         if stored:
             return stored
-        with self._told():
+        with self._translate_errors():
             return self._get(path, self._client, digest)[1]
 
     def remove(self, paths: Iterable[str]) -> None:
-        with self._told(), ThreadPoolExecutor(THREADS) as pool:
+        with self._translate_errors(), ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(lambda path: self._client.delete_object(**self._at(path)), paths))
 
     def remove_tree(self, path: str) -> None:
         self.remove([entry.path for entry in self._below(path)])
 
-    def sweep(self, age: float, covered: Callable[[str], bool]) -> int:
+    def drop_unfinished(self, age: float, covered: Callable[[str], bool]) -> int:
         """Gives up uploads in parts that nobody finished; they cost storage and no listing shows them."""
         start, count = self._start(""), 0
-        with self._told():
+        with self._translate_errors():
             for page in self._client.get_paginator("list_multipart_uploads").paginate(
                 Bucket=self.bucket, Prefix=start
             ):
@@ -208,7 +215,7 @@ class S3Objects:
         return cache_root() / "work" / hashlib.sha256(f"{self.endpoint} {self.uri}".encode()).hexdigest()[:12] / path
 
     @property
-    def _client(self) -> Any:
+    def _client(self) -> BaseClient:
         return client(self.endpoint, self.region)
 
     def _key(self, path: str) -> str:
@@ -222,7 +229,7 @@ class S3Objects:
         return {"Bucket": self.bucket, "Key": self._key(path)}
 
     def _head(self, path: str) -> dict[str, Any] | None:
-        with self._told():
+        with self._translate_errors():
             try:
                 return self._client.head_object(**self._at(path))
             except self._client.exceptions.ClientError as error:
@@ -230,10 +237,8 @@ class S3Objects:
                     return None
                 raise
 
-    def _settled(self, path: str, data: bytes, **condition: str) -> str | None:
+    def _put_if(self, path: str, data: bytes, **condition: str) -> str | None:
         """A conditional PUT until its outcome is known: the tag of `data`, or None where the condition failed."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
         once, doubt = client(self.endpoint, self.region, once=True), None
         for trial in range(TRIES):
             time.sleep(WAIT * 2**trial if trial else 0)
@@ -267,41 +272,14 @@ class S3Objects:
         )
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
-
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except (ClientError, BotoCoreError, Boto3Error) as error:
             raise self._explained(error) from error
 
     def _explained(self, error: Exception) -> Exception:
-        """What S3 or the way to it complains of, in one line: what, where, how to mend."""
-        where, name = self.endpoint or "AWS", code(error)
-        kind = type(error).__name__
-        if kind in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
-            return InputError(
-                f"there are no credentials for {self.uri}: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and"
-                f" AWS_SECRET_ACCESS_KEY ({one_line(error)})"
-            )
-        if name == "NoSuchBucket":
-            return InputError(f"there is no bucket '{self.bucket}' at {where}; create it, or give another store=…")
-        if name in UNKNOWN_CREDENTIALS:
-            return InputError(f"{where} does not accept these credentials ({name}); renew them or choose AWS_PROFILE")
-        if name in SKEWED:
-            return InputError(
-                f"the clock of this machine differs from that of {where} ({name}); set it, then run again"
-            )
-        if name in DENIED:
-            operation = getattr(error, "operation_name", "the request")
-            verb = "written" if operation.startswith(("Put", "Upload", "Create", "Copy", "Delete")) else "read"
-            return InputError(f"store={self.uri} may not be {verb} with these credentials ({operation}: {name})")
-        if kind in ("EndpointConnectionError", "ConnectTimeoutError", "ConnectionClosedError", "SSLError"):
-            return StageError(f"{where} does not answer ({one_line(error)}); check store_endpoint and the network")
-        if name in ("404", "NoSuchKey"):
-            return StageError(f"{self.uri} has lost a file while it was read ({one_line(error)})")
-        return StageError(f"{self.uri}: {one_line(error)}")
+        return explain(error, self.uri, self.bucket, self.endpoint or "AWS")
 
 
 def open_s3(uri: str, endpoint: str = "") -> S3Objects:
@@ -316,7 +294,7 @@ def open_s3(uri: str, endpoint: str = "") -> S3Objects:
     return S3Objects(bucket, prefix.strip("/"), resolved, found.region_name or "us-east-1")
 
 
-def digest(body: Any) -> str:
+def digest(body: StreamingBody) -> str:
     """SHA-256 of a body in hex."""
     found = hashlib.sha256()
     for piece in body.iter_chunks(PIECE):
@@ -330,29 +308,31 @@ def probe(objects: S3Objects, process: int) -> None:
 
     Raises InputError for a server that writes in spite of a condition, where two runs would overwrite each other.
     """
-    from botocore.exceptions import BotoCoreError, ClientError
+    none, match = {"IfNoneMatch": "*"}, {"IfMatch": "0" * 32}
+    for name, condition in (("If-None-Match", none), ("If-Match", match)):
+        if not refuses(objects, condition, int(condition is none)):  # the first PUT of a bucket may find nothing there
+            raise InputError(
+                f"{objects.endpoint or 'AWS'} ignores {name} on bucket '{objects.bucket}', so two runs could"
+                " overwrite each other's artifacts; take a store with conditional writes, or a local directory"
+            )
 
-    once = client(objects.endpoint, objects.region, once=True)
-    for name, condition in (("If-None-Match", {"IfNoneMatch": "*"}), ("If-Match", {"IfMatch": "0" * 32})):
-        # The first PUT may find nothing there. An answer that was lost tells nothing; one refusal is proof.
-        allowed, doubt = int(name == "If-None-Match"), None
-        for trial in range(TRIES):
-            time.sleep(WAIT * 2**trial if doubt else 0)
-            try:
-                once.put_object(**objects._at(f"{PROBE}.json"), Body=uuid.uuid4().hex.encode(), **condition)
-                allowed, doubt = allowed - 1, None
-            except (ClientError, BotoCoreError) as error:
-                doubt = error
-                answer = getattr(error, "response", None) or {}
-                status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
-                if status == 412:
-                    break
-                if status < 500 and status != 409:
-                    raise objects._explained(error) from error
-            if allowed < 0:
-                raise InputError(
-                    f"{objects.endpoint or 'AWS'} ignores {name} on bucket '{objects.bucket}', so two runs could"
-                    " overwrite each other's artifacts; take a store with conditional writes, or a local directory"
-                )
-        else:
-            raise objects._explained(doubt) from doubt
+
+def refuses(objects: S3Objects, condition: dict[str, str], allowed: int) -> bool:
+    """Whether the bucket refuses a conditional PUT, of which `allowed` may succeed; one refusal is proof."""
+    once, doubt = client(objects.endpoint, objects.region, once=True), None
+    for trial in range(TRIES):
+        time.sleep(WAIT * 2**trial if doubt else 0)
+        try:
+            once.put_object(**objects._at(f"{PROBE}.json"), Body=uuid.uuid4().hex.encode(), **condition)
+            allowed, doubt = allowed - 1, None
+        except (ClientError, BotoCoreError) as error:  # an answer that was lost tells nothing
+            doubt = error
+            answer = getattr(error, "response", None) or {}
+            status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+            if status == 412:
+                return True
+            if status < 500 and status != 409:
+                raise objects._explained(error) from error
+        if allowed < 0:
+            return False
+    raise objects._explained(doubt or TimeoutError("it did not say whether it heeds conditions")) from doubt

@@ -7,33 +7,33 @@ from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import boto3
+from botocore.client import BaseClient
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError
+
+from pipeline.artifacts.objects import THREADS
+from pipeline.wording import one_line
 from stages.contract.context import InputError
 
 if TYPE_CHECKING:
-    from pyarrow.fs import FileSystem
-
-THREADS = 16
+    from pyarrow.fs import S3FileSystem
 
 
 @cache
-def session(process: int) -> Any:
+def session(process: int) -> boto3.Session:
     """boto3's credentials and settings, of this process."""
-    import boto3
-
     logging.getLogger("botocore.credentials").setLevel(logging.WARNING)  # it tells every process where it found them
-    return boto3.session.Session()
+    return boto3.Session()
 
 
-def client(endpoint: str, region: str, once: bool = False) -> Any:
+def client(endpoint: str, region: str, once: bool = False) -> BaseClient:
     """The connections of this process; `once` gives up after one try."""
     return _client(endpoint, region, once, os.getpid())
 
 
 @cache
-def _client(endpoint: str, region: str, once: bool, process: int) -> Any:
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError
-
+def _client(endpoint: str, region: str, once: bool, process: int) -> BaseClient:
     retries = {"total_max_attempts": 1} if once else {"mode": "standard", "total_max_attempts": 5}
     options: dict[str, Any] = {"s3": {"addressing_style": "path"}} if endpoint else {}
     config = Config(retries=retries, connect_timeout=10, read_timeout=30, max_pool_connections=2 * THREADS, **options)
@@ -44,9 +44,9 @@ def _client(endpoint: str, region: str, once: bool, process: int) -> Any:
 
 
 @cache
-def arrow_filesystem(endpoint: str, region: str) -> "FileSystem":
+def arrow_filesystem(endpoint: str, region: str) -> "S3FileSystem":
     """The file system for streams, one for each process."""
-    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem  # heavy, and a plan needs no bulk data
 
     scheme, _, host = endpoint.rpartition("://")
     options = {"endpoint_override": host.rstrip("/"), "scheme": scheme} if endpoint else {}
@@ -65,13 +65,3 @@ def server_time(answer: dict[str, Any]) -> datetime:
         return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).astimezone(UTC)
     except (KeyError, ValueError):
         return datetime.now(UTC)
-
-
-def code(error: Exception) -> str:
-    """S3's name of an error."""
-    return str((getattr(error, "response", None) or {}).get("Error", {}).get("Code", ""))
-
-
-def one_line(error: object) -> str:
-    """An error's text on one line."""
-    return " ".join(str(error).split())[:300]

@@ -1,50 +1,42 @@
 """Recipe files and overrides, merged into one nested dictionary that remembers where each value came from.
 
 A recipe is a YAML file of the configuration's sections; `extends: other` starts from another recipe. Overrides are
-dotted: `train.loss=infonce`. Nothing is checked here against the configuration's fields, that is `config.py`; what is
-kept is the origin of each value, so that an error can say which file or which override to mend.
+dotted: `train.loss=infonce`. Nothing is checked here against the configuration's fields, that is `load.py`; what is
+kept is the origin of each value, so that an error can say which file or which override to correct.
 """
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.error import YAMLError
 
+from pipeline.wording import nearest, one_line
 from stages.contract.context import InputError
 
-NO_YAML = (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError)
-"""What PyYAML raises: of its own, of the types that `!!int x` calls, and on brackets a thousand deep."""
+NO_YAML = (YAMLError, ValueError, TypeError, AttributeError, RecursionError)
+"""What ruamel.yaml raises: of its own, of the types that `!!int x` calls, and on brackets a thousand deep."""
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
-class Loader(yaml.SafeLoader):
-    """Safe YAML in which `1e-3` is a number, `yes`, `no`, `on` and `off` are words, and a key may stand only once."""
+class Constructor(SafeConstructor):
+    """Safe YAML 1.2 in which a date is text, as that version says, and a key may stand only once."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own way to name the forms of scalars
-        first: [(tag, form) for tag, form in resolvers if tag.rsplit(":", 1)[1] in ("null", "merge")]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    def construct_yaml_timestamp(self, node: Any, values: Any = None) -> str:
+        super().construct_yaml_timestamp(node, values)
+        return node.value
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for twice in {repr(name) for name in names if names.count(name) > 1}:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+    def check_mapping_key(self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any) -> bool:
+        if key in mapping:
+            raise ConstructorError(problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark)
+        return True
 
 
-# YAML 1.1, which PyYAML implements, reads 1e-3 as text, 010 as eight, 12:30 as 750, `no` as false and
-# 2026-01-01 as a date. The rules of YAML 1.2 surprise nobody.
-Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(true|True|false|False)$"), list("tTfF"))
-Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
-    list("-+.0123456789"),
-)
+Constructor.add_constructor("tag:yaml.org,2002:timestamp", Constructor.construct_yaml_timestamp)
 
 
 @dataclass(frozen=True)
@@ -124,7 +116,7 @@ def recipe_file(recipe: str) -> Path:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader)
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {one_line(error)}") from error
     except NO_YAML as error:
@@ -136,12 +128,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def parse_yaml(text: str) -> Any:
+    """The content of a YAML text. Not PyYAML: by YAML 1.1 `1e-3` is text, `010` eight, `12:30` 750 and `no` false."""
+    reader = YAML(typ="safe", pure=True)  # the one in C knows YAML 1.1 only
+    reader.Constructor = Constructor
+    return reader.load(text)
+
+
 def parse_scalar(text: str, override: str) -> Any:
     """The value of an override: a YAML scalar, list or mapping; what YAML can't read as one is the text itself."""
     try:
-        return yaml.load(text, Loader) if text else ""
-    except yaml.YAMLError:
-        if text[:1] in "[{\"'":
+        return parse_yaml(text) if text else ""
+    except YAMLError:
+        if text[:1] in "[{\"'!":
             raise unreadable(override) from None
         return text
     except NO_YAML:
@@ -151,14 +150,3 @@ def parse_scalar(text: str, override: str) -> Any:
 def unreadable(override: str) -> InputError:
     """What to say of an override whose value is neither YAML nor the text itself."""
     return InputError(f"the value in '{override[:200]}' is not valid YAML; check its brackets and quotes")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` for the known name nearest to `name`, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else ""
-
-
-def one_line(error: object) -> str:
-    """An error's text on one line."""
-    return " ".join(str(error).split())

@@ -1,6 +1,6 @@
 """Sections opened up into dotted paths: their fields, which have types and ranges, and values; nested mappings."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -12,8 +12,8 @@ def walk_fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str,
     """(dotted path, field) of every section and every value below `section`."""
     for name, field in section.model_fields.items():
         yield f"{prefix}{name}", field
-        if is_section(field):
-            yield from walk_fields(field.annotation, f"{prefix}{name}.")
+        if inner := section_of(field):
+            yield from walk_fields(inner, f"{prefix}{name}.")
 
 
 def walk_values(section: Section, prefix: str = "", inside_knob: bool = False) -> Iterator[tuple[str, Any, bool]]:
@@ -31,9 +31,15 @@ def knob_field(field: FieldInfo) -> bool:
     return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("knob"))
 
 
+def section_of(field: FieldInfo) -> type[Section] | None:
+    """The section that the field is; None for a value."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+
+
 def is_section(field: FieldInfo) -> bool:
-    """Whether the field is a section of its own."""
-    return isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    """Whether the field is a section."""
+    return section_of(field) is not None
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -43,6 +49,14 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from flatten(value, f"{prefix}{name}/")
         else:
             yield f"{prefix}{name}", value
+
+
+def get_value(values: Mapping[str, Any], path: Iterable[str]) -> Any:
+    """The value at a path of keys."""
+    found: Any = values
+    for key in path:
+        found = found[key]
+    return found
 
 
 def is_number(value: Any) -> bool:

@@ -3,7 +3,6 @@
 Ray is started by the first stage that has to run, never for a plan or a run whose stages are all cached.
 """
 
-import logging
 import os
 import re
 import signal
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from pipeline.execution.compat import filter_worker_lines, inside_job, quiet_loggers
 from pipeline.execution.errors import explain
 from stages.contract.context import StageError
 from stages.contract.params import Cluster, cores
@@ -36,16 +36,16 @@ def connected(cluster: Cluster) -> Iterator[None]:
         # through an agent process and throw away the workers that Ray has started in advance.
         os.environ.update(local_environment() | worker_environment(cluster))
     import ray
+    import ray.data
 
-    # Ray tells every local run that its cluster asks for a token, which Ray itself made and uses.
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    quiet_loggers()
     try:
         ray.init(**(local_options(cluster) if local else remote_options(cluster)))
     except Exception as error:  # whatever Ray raises for an address, a token or a port
         place = "on this machine" if local else f"at {os.environ.get('RAY_ADDRESS', 'the job')}"
         raise StageError(f"Ray could not be started {place}: {explain(error)}") from error
-    quiet_ray_data()
-    quiet_workers()
+    ray.data.DataContext.get_current().enable_progress_bars = sys.stdout.isatty()
+    filter_worker_lines(stage_lines)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, interrupt)
     try:
@@ -60,43 +60,16 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def quiet_ray_data() -> None:
-    """Ray Data's plans and progress stay in its log files; bars are shown only where somebody looks."""
-    import ray.data
-
-    ray.data.DataContext.get_current().enable_progress_bars = sys.stdout.isatty()
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # that there are no bars
-    for handler in logging.getLogger("ray.data").handlers:
-        if type(handler).__name__ == "PlainRayHandler":
-            handler.setLevel(logging.WARNING)
-
-
-def quiet_workers() -> None:
-    """Of what workers print, shows the lines that stages wrote; all of it stays in Ray's session directory.
-
-    Ray has no public switch between everything and nothing, and everything is a page of bookkeeping for each stage.
-    """
-    from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
-
-    ray_prints = dict(dispatcher.handlers)["ray_print_logs"]
-
-    def print_stages(batch: Mapping[str, Any]) -> None:
-        lines = [line for line in batch["lines"] if not BOOKKEEPING.search(line)]
-        if lines and batch["pid"] != "raylet" and batch.get("actor_name") not in MACHINERY:
-            ray_prints({**batch, "lines": lines})
-
-    dispatcher.remove_handler("ray_print_logs")
-    dispatcher.add_handler("ray_print_logs", print_stages)  # under Ray's own name, so that its shutdown removes it
+def stage_lines(batch: Mapping[str, Any]) -> list[str]:
+    """The lines that stages wrote, of a batch that a worker printed; the rest stays in Ray's session directory."""
+    if batch["pid"] == "raylet" or batch.get("actor_name") in MACHINERY:
+        return []
+    return [line for line in batch["lines"] if not BOOKKEEPING.search(line)]
 
 
 def inside_cluster() -> bool:
     """Whether the run was given a cluster: by RAY_ADDRESS, which Ray also sets for a submitted job."""
     return bool(os.environ.get("RAY_ADDRESS")) or inside_job()
-
-
-def inside_job() -> bool:
-    """Whether this process is the entrypoint of a submitted job."""
-    return bool(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
 
 
 def local_options(cluster: Cluster) -> dict[str, Any]:

@@ -8,13 +8,14 @@ wrappers are told apart by what they have, without importing Ray.
 import errno
 from collections.abc import Iterator
 
+from pipeline.wording import one_line
+
 PLAIN = ("StageError", "InputError")  # whose message is meant for the user as it is
-LENGTH = 400
 
 
 def explain(error: BaseException) -> str:
     """The message of a StageError or InputError anywhere in the chain, else the root cause's type and first line."""
-    chain = list(causes(error))
+    chain = list(error_chain(error))
     for cause in chain:
         if type(cause).__name__ in PLAIN:
             return one_line(str(cause))
@@ -22,12 +23,12 @@ def explain(error: BaseException) -> str:
     if isinstance(root, OSError) and root.errno in (errno.ENOSPC, errno.EDQUOT):
         return one_line(f"no space is left for {root.filename or root}; free some, then run again")
     if type(root).__name__ == "UserCodeException":
-        return remote_cause(str(chain[-2] if len(chain) > 1 else root))
+        return root_cause_of(str(chain[-2] if len(chain) > 1 else root))
     lines = [line.strip() for line in str(root).splitlines() if line.strip()]
     return one_line(f"{type(root).__name__}: {lines[0]}" if lines else type(root).__name__)
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
+def error_chain(error: BaseException) -> Iterator[BaseException]:
     """The error, what it wraps, and so on down to the root."""
     seen: set[int] = set()
     current: BaseException | None = error
@@ -39,8 +40,8 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         current = next((found for found in inner if isinstance(found, BaseException)), None)
 
 
-def remote_cause(traceback: str) -> str:
-    """The first error that a remote traceback tells: the words below its last indented line."""
+def root_cause_of(traceback: str) -> str:
+    """The first error in the text of a remote traceback: the words below its last indented line."""
     lines = traceback.partition("\n\nThe above exception was the direct cause")[0].splitlines()
     last = max((index for index, line in enumerate(lines) if line.startswith(" ")), default=-1)
     words = [line for line in lines[last + 1 :] if line.strip()]
@@ -49,8 +50,3 @@ def remote_cause(traceback: str) -> str:
     kind, _, message = words[0].partition(": ")
     kind = kind.rpartition(".")[2]
     return one_line(" ".join([message, *words[1:]])) if kind in PLAIN else one_line(f"{kind}: {message}")
-
-
-def one_line(text: str) -> str:
-    """The text without line breaks, cut to a length that a terminal bears."""
-    return " ".join(text.split())[:LENGTH]

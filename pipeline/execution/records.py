@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.artifacts import leases
 from pipeline.artifacts.manifests import RUNS, decode_run
+from pipeline.artifacts.processes import is_running, machine, process_start
 from pipeline.artifacts.store import Store
 from stages.contract.context import StageError
 
@@ -19,15 +20,15 @@ RECENT = 30  # records that are looked at, the newest; each is a request to the 
 QUIET_SECONDS = 600
 
 
-def process() -> dict[str, Any]:
-    """What tells later whether this process still lives."""
-    return {"machine": leases.machine(), "process": [os.getpid(), leases.birth(os.getpid())]}
+def this_process() -> dict[str, Any]:
+    """By what a later run finds out whether this process still runs."""
+    return {"machine": machine(), "process": [os.getpid(), process_start(os.getpid())]}
 
 
 def mark_killed(store: Store, end_tracked: Callable[[str], None]) -> list[str]:
     """Gives dead runs their end, in the store and in MLflow (`end_tracked(run id)`); returns their ids."""
     marked = []
-    for record, age in recent(store):
+    for record, age in recent_runs(store):
         if record["status"] == "running" and is_dead(store, record, age):
             store.write_run({**record, "status": "interrupted"})
             if run_id := record.get("mlflow", {}).get("run_id"):
@@ -36,7 +37,7 @@ def mark_killed(store: Store, end_tracked: Callable[[str], None]) -> list[str]:
     return marked
 
 
-def recent(store: Store) -> Iterator[tuple[dict[str, Any], float]]:
+def recent_runs(store: Store) -> Iterator[tuple[dict[str, Any], float]]:
     """The newest records and the seconds since each was written."""
     paths = [entry.path for entry in store.objects.files(RUNS) if entry.path.endswith(".json")]
     for path in sorted(paths)[-RECENT:]:
@@ -49,9 +50,9 @@ def recent(store: Store) -> Iterator[tuple[dict[str, Any], float]]:
 def is_dead(store: Store, record: dict[str, Any], age: float) -> bool:
     """Whether the process that wrote a `running` record is gone."""
     writer = record.get("host", {})
-    if writer.get("machine") == leases.machine():
-        number, born = writer["process"]
-        return not leases.lives(number, born)
+    if writer.get("machine") == machine():
+        number, start = writer["process"]
+        return not is_running(number, start)
     if age < QUIET_SECONDS:
         return False
     keys = ((stage, entry["key"]) for stage, entry in record["stages"].items() if entry["action"] == "run")

@@ -4,7 +4,6 @@ Stages run one after the other in this process: Ray Data and Ray Train are distr
 whole cluster. Everything that a run touches comes in as an argument, so that tests run small graphs of their own.
 """
 
-import subprocess
 import time
 import traceback
 import uuid
@@ -12,15 +11,16 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from types import SimpleNamespace
 from typing import Any
 
 from pipeline.artifacts.leases import Lease, LeaseLost
 from pipeline.artifacts.store import Artifact, Attempt, Store
+from pipeline.config.sections import Config
 from pipeline.config.values import walk_values
 from pipeline.execution.errors import explain
-from pipeline.execution.records import mark_killed, process
+from pipeline.execution.provenance import git_state, now, package_versions
+from pipeline.execution.records import mark_killed, this_process
 from pipeline.execution.shared import SharedArtifacts
 from pipeline.planning.dag import Stage
 from pipeline.planning.plan import Decision
@@ -29,7 +29,6 @@ from stages.contract.context import Context, InputError, StageError
 from stages.contract.params import Cluster, Section
 
 HEADLINE = ("seed", "data.kind", "backbone.source", "backbone.tiny.layers", "student.layers", "train.loss")
-PACKAGES = ("torch", "transformers", "deepspeed", "ray", "pyarrow", "mlflow", "numpy", "pillow", "tokenizers")
 
 
 @dataclass
@@ -40,7 +39,7 @@ class Run:
     manifest)` is asked of each artifact before later stages read it, and raises InputError where they could not.
     """
 
-    config: Section
+    config: Config
     store: Store
     tracker: PipelineRun
     connect: Callable[[Cluster], AbstractContextManager[None]]
@@ -49,7 +48,7 @@ class Run:
     recipe: str = ""
     grid: str = ""
     id: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}")
-    started: str = field(default_factory=lambda: now())
+    started: str = field(default_factory=now)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     shared: list[tuple[str, str]] = field(default_factory=list)
@@ -71,7 +70,7 @@ class Run:
                 "stages": self.stages,
                 "shared": self.shared,
                 "mlflow": self.tracker.ids(),
-                "host": process(),
+                "host": this_process(),
             }
         )
 
@@ -94,7 +93,7 @@ def run_pipeline(stages: tuple[Stage, ...], decisions: list[Decision], run: Run)
                 if decision.action == "run" and not ready:
                     stack.enter_context(run.connect(run.config.cluster))
                     ready = True
-                carry_out(stage, decision, run)
+                bring_up_to_date(stage, decision, run)
                 if stage.name in run.artifacts:
                     run.check(stage.name, run.artifacts[stage.name].manifest)
                 if decision.action == "run":
@@ -122,7 +121,7 @@ def describe(decision: Decision) -> dict[str, Any]:
     }
 
 
-def carry_out(stage: Stage, decision: Decision, run: Run) -> None:
+def bring_up_to_date(stage: Stage, decision: Decision, run: Run) -> None:
     """Opens or computes the artifact of one stage."""
     if decision.action == "skipped":
         return
@@ -264,30 +263,3 @@ def manifest_facts(decision: Decision, run: Run, seconds: float, mlflow_run_id: 
         "packages": package_versions(),
         "config": run.config.model_dump(mode="json"),
     }
-
-
-def git_state() -> dict[str, Any]:
-    """The commit of the code and whether files differ from it; empty outside a repository."""
-    here = {"cwd": __file__.rpartition("/")[0], "capture_output": True, "text": True}
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], check=True, **here).stdout.strip()
-        status = subprocess.run(["git", "status", "--porcelain"], check=True, **here).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return {}
-    return {"commit": commit, "dirty": bool(status)}
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that shape a result, read without importing them."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = ""
-    return versions
-
-
-def now() -> str:
-    """The time as ISO 8601 in UTC, sortable as text."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.artifacts.store import Artifact
 from pipeline.planning.plan import Decision
+from pipeline.wording import markdown_table
 
 REASONS_SHOWN = 4
 
@@ -20,12 +21,6 @@ def plan_rows(decisions: Sequence[Decision]) -> list[list[str]]:
         shown += [f"and {hidden} more"] if hidden else []
         rows.append([decision.stage, decision.key, decision.action, "\n".join(shown)])
     return rows
-
-
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """The rows, the first one as head, as a Markdown table."""
-    lines = ["| " + " | ".join(cell.replace("\n", "<br>") for cell in row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
 
 def closing_lines(artifacts: Mapping[str, Artifact], overrides: Sequence[str]) -> list[str]:
@@ -42,11 +37,13 @@ def closing_lines(artifacts: Mapping[str, Artifact], overrides: Sequence[str]) -
         lines.append(f"depths: {artifacts['features'].local('depth_curve.png')}")
     if "index" in artifacts:
         store = [override for override in overrides if override.startswith("store=")]
-        lines.append(f"next: {' '.join(['python pipeline/search.py --text', _example(artifacts['index']), *store])}")
+        lines.append(
+            f"next: {' '.join(['python pipeline/search.py --text', example_query(artifacts['index']), *store])}"
+        )
     return lines
 
 
-def _example(index: Artifact) -> str:
+def example_query(index: Artifact) -> str:
     """A query that the indexed corpus may answer; what a source of the user's own holds is not known here."""
     config = index.manifest["config"]
     made = config["data"]["kind"] == "scenes" and not config["index"]["corpus"]

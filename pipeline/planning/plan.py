@@ -23,9 +23,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.config.recipes import nearest
 from pipeline.config.values import walk_values
 from pipeline.planning.dag import PRECISION, Stage, descendants
+from pipeline.wording import nearest
 from stages.contract.context import InputError
 from stages.contract.params import Section
 

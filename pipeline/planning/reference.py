@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pipeline.config.sections import Config, expected
+from pipeline.config.messages import expected
+from pipeline.config.sections import Config
 from pipeline.config.values import walk_fields, walk_values
 from pipeline.planning.dag import CORPUS, STAGES
 from pipeline.planning.plan import LOCATIONS, PRECISION

@@ -9,10 +9,7 @@ A student that is not the champion gets the alias `challenger`.
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pipeline.config.values import flatten, is_number
-from pipeline.tracking.client import metric_name
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -27,7 +24,7 @@ def register_student(
     experiment_id: str,
     name: str,
     tags: Mapping[str, str],
-    metrics: Mapping[str, Any],
+    metrics: Mapping[str, float],
     run_id: str | None,
     alias: str = "auto",
 ) -> str:
@@ -35,7 +32,7 @@ def register_student(
 
     Args:
         tags: `key`, `attempt`, `weights` (the directory in the store) and `test` (the identity of the test data).
-        metrics: the student's numbers; they become tags of the version.
+        metrics: the student's numbers, flat; they become tags of the version.
         run_id: the run that trained it; None where this MLflow has no such run.
         alias: `auto` follows the rule above, `always` makes it champion, `never` leaves all aliases alone.
     """
@@ -44,28 +41,29 @@ def register_student(
             name, description="Students: stock checkpoints, `weights` tells where they lie."
         )
     version = same_student(client, name, tags) or create_version(client, experiment_id, name, tags, run_id)
-    numbers = {metric_name(measure): f"{value:.6g}" for measure, value in flatten(metrics) if is_number(value)}
-    for tag, value in {**tags, **numbers}.items():
+    facts = {**tags, **{measure: f"{value:.6g}" for measure, value in metrics.items()}}
+    for tag, value in facts.items():
         client.set_model_version_tag(name, version, tag, value)
     if alias == "never":
         return f"registered: {name} version {version}; aliases stay (train.register_alias=never)"
+    return f"registered: {set_alias(client, name, version, facts, alias == 'always')}"
+
+
+def set_alias(client: "MlflowClient", name: str, version: str, facts: Mapping[str, str], always: bool) -> str:
+    """Makes the version champion where the rule or `always` allows it, else challenger; says which."""
     aliases = client.get_registered_model(name).aliases
     champion = client.get_model_version(name, aliases[CHAMPION]) if CHAMPION in aliases else None
-    refused = None if alias == "always" else why_not(champion, version, {**tags, **numbers})
-    if refused:
+    if champion and str(champion.version) != str(version) and not always and (reason := why_not(champion, facts)):
         client.set_registered_model_alias(name, CHALLENGER, version)
-        stays = f"champion stays version {champion.version}: {refused}"
-        return f"registered: {name} version {version} as {CHALLENGER}; {stays}"
+        return f"{name} version {version} as {CHALLENGER}; champion stays version {champion.version}: {reason}"
     client.set_registered_model_alias(name, CHAMPION, version)
     if str(aliases.get(CHALLENGER)) == str(version):
         client.delete_registered_model_alias(name, CHALLENGER)
-    return f"registered: models:/{name}@{CHAMPION} is version {version}"
+    return f"models:/{name}@{CHAMPION} is version {version}"
 
 
-def why_not(champion: "ModelVersion | None", version: str, ours: Mapping[str, str]) -> str | None:
+def why_not(champion: "ModelVersion", ours: Mapping[str, str]) -> str | None:
     """Why the champion stays; None where the new version may take its place."""
-    if champion is None or str(champion.version) == str(version):
-        return None
     theirs = champion.tags
     if theirs.get("test") != ours.get("test"):
         return "it was measured on other test data; train.register_alias=always moves it"

@@ -1,4 +1,4 @@
-"""What MLflow could not be told yet, as lines on this machine's disk; the next run that reaches the server sends them.
+"""What could not be sent to MLflow yet, as lines on this machine's disk; the next run that reaches it sends them.
 
 Each process appends to a file of its own, so nobody waits for anybody. A file is sent once its writer has ended: line
 by line, with the place reached written down after each, so that a delivery that breaks off goes on where it was. Runs
@@ -17,7 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts.leases import birth, lives
+from filelock import FileLock, Timeout
+
+from pipeline.artifacts.processes import is_running, process_start
 
 KEEP_DAYS = 60
 Event = dict[str, Any]
@@ -33,7 +35,7 @@ class Spool:
     @property
     def path(self) -> Path:
         """This process's file."""
-        return self.directory / f"{os.getpid()}-{birth(os.getpid())}.jsonl"
+        return self.directory / f"{os.getpid()}-{process_start(os.getpid())}.jsonl"
 
     def write(self, event: Event) -> None:
         """Appends an event. A disk that can't take it must not stop the run."""
@@ -46,39 +48,37 @@ class Spool:
         """What became of the runs that were made without a server: their name here → MLflow's."""
         return read_json(self.directory / "ids.json", {})
 
-    def deliver(self, carry: Callable[[Event], Any], reachable: Callable[[], bool]) -> int:
+    def deliver(self, apply: Callable[[Event], Any], answers: Callable[[], bool]) -> int:
         """Sends what ended processes left, oldest first; returns how many events arrived.
 
-        `carry` sends one event. One that it can't send although the server is `reachable` is dropped: the server will
-        never take it.
+        `apply` sends one event. One that it can't send although the server `answers` is dropped: the server will never
+        take it.
         """
-        from filelock import FileLock, Timeout
-
         files = sorted(self.directory.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
         files = [path for path in files if not alive(path.stem)]
         if not files:
             return 0
         try:
             with FileLock(self.directory / "lock", timeout=0):
-                return sum(self._deliver_file(path, carry, reachable) for path in files if path.exists())
+                return sum(self._deliver_file(path, apply, answers) for path in files if path.exists())
         except Timeout:  # another run is at it
             return 0
 
-    def _deliver_file(self, path: Path, carry: Callable[[Event], Any], reachable: Callable[[], bool]) -> int:
+    def _deliver_file(self, path: Path, apply: Callable[[Event], Any], answers: Callable[[], bool]) -> int:
         place = path.with_suffix(".sent")
         sent, arrived, ids = read_json(place, 0), 0, self.ids()
         lines = path.read_text(encoding="utf-8").splitlines()
         for number, line in enumerate(lines[sent:], start=sent + 1):
             try:
                 event = renamed(json.loads(line), ids)
-                made = carry(event)
+                created = apply(event)
             except Exception:  # whatever MLflow or the network may raise
-                if not reachable():
+                if not answers():
                     return arrived
             else:
                 arrived += 1
                 if event["verb"] == "create":
-                    ids[event["run"]] = made
+                    ids[event["run"]] = created
                     write_json(self.directory / "ids.json", ids)
             write_json(place, number)
         path.unlink()
@@ -95,8 +95,8 @@ class Spool:
 
 def alive(writer: str) -> bool:
     """Whether the process that a file is named after still runs."""
-    process, _, born = writer.partition("-")
-    return lives(int(process), born)
+    process, _, start = writer.partition("-")
+    return is_running(int(process), start)
 
 
 def renamed(event: Event, ids: Mapping[str, str]) -> Event:

@@ -5,15 +5,13 @@ OpenAPI is at /openapi.json. There is no documentation page: FastAPI's own loads
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.resources import files
-from typing import Any
 
+import numpy as np
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -22,8 +20,19 @@ from pipeline.web import bodies
 from pipeline.web.batching import Busy
 from pipeline.web.engine import Engine
 from pipeline.web.guard import Access, Guard, busy, error
-from pipeline.web.limits import Limits
+from pipeline.web.limits import RequestLimits
 from pipeline.web.meters import Meters
+from pipeline.web.schemas import (
+    ASKING,
+    About,
+    EmbedAnswer,
+    Health,
+    SearchAnswer,
+    describe,
+    embed_bodies,
+    refusals,
+    search_bodies,
+)
 from stages.contract.context import InputError, StageError
 
 API_VERSION = "1"
@@ -36,98 +45,7 @@ PAGE = {
 }
 
 
-class Found(BaseModel):
-    """One result."""
-
-    id: str
-    score: float = Field(description="cosine of query and candidate")
-    text: str | None
-    image: str | None = Field(description="read it at /image/{image}")
-    modality: str
-    metadata: dict[str, Any] | None = Field(None, description="the other columns of a corpus of one's own")
-
-
-class Asked(BaseModel):
-    """The query as it was asked of the model."""
-
-    text: str | None
-    image: str | None
-    modality: str
-    want: str | None
-    instruction: str | None
-
-
-class SearchAnswer(BaseModel):
-    """The results, best first."""
-
-    results: list[Found]
-    query: Asked
-    index: str
-    model: str
-
-
-class Vector(BaseModel):
-    """One embedding."""
-
-    object: str = "embedding"
-    index: int
-    embedding: list[float] | str
-
-
-class Usage(BaseModel):
-    """Tokens read."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
-class EmbedAnswer(BaseModel):
-    """Embeddings in the order of the inputs."""
-
-    object: str = "list"
-    data: list[Vector]
-    model: str
-    usage: Usage
-
-
-class About(BaseModel):
-    """What is served."""
-
-    index: str
-    rows: int
-    modalities: dict[str, int]
-    models: dict[str, dict[str, int]]
-    examples: list[Found]
-
-
-class Health(BaseModel):
-    """That it works."""
-
-    status: str = "ok"
-
-
-class Problem(BaseModel):
-    """What is wrong, in one line."""
-
-    message: str
-    type: str
-
-
-class Refusal(BaseModel):
-    """Any answer that is not 200."""
-
-    error: Problem
-
-
-def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The errors of a route, for its documentation."""
-    return {status: {"model": Refusal} for status in (401, 421, *statuses)}
-
-
-ASKING = refusals(400, 403, 408, 413, 415, 503)
-
-
-def build_app(engine: Engine, access: Access, limits: Limits, meters: Meters) -> Any:
+def build_app(engine: Engine, access: Access, limits: RequestLimits, meters: Meters) -> FastAPI:
     """The ASGI application around an engine that is made for the same limits and meters."""
 
     @asynccontextmanager
@@ -144,7 +62,8 @@ def build_app(engine: Engine, access: Access, limits: Limits, meters: Meters) ->
     )
     app.add_middleware(Guard, access=access, limits=limits, meters=meters)
     add_errors(app)
-    add_routes(app, engine, limits, meters)
+    add_model_routes(app, engine, limits)
+    add_reading_routes(app, engine, meters)
     app.openapi = partial(describe, app)  # type: ignore[method-assign]
     return app
 
@@ -173,8 +92,8 @@ def add_errors(app: FastAPI) -> None:
         return busy("no answer in time; come again in a second")
 
 
-def add_routes(app: FastAPI, engine: Engine, limits: Limits, meters: Meters) -> None:
-    """All paths."""
+def add_model_routes(app: FastAPI, engine: Engine, limits: RequestLimits) -> None:
+    """What a model answers: searches and vectors."""
 
     @app.post("/search", response_model=SearchAnswer, responses=ASKING, openapi_extra=search_bodies())
     async def search(request: Request) -> Response:
@@ -183,7 +102,7 @@ def add_routes(app: FastAPI, engine: Engine, limits: Limits, meters: Meters) -> 
         async with asyncio.timeout(limits.answer_seconds):
             query = await engine.ask(body.text, image, body.want, body.k, body.where)
             results = await engine.search(query, body.k, body.model)
-        found = [one.to_json() for one in results]
+        found = [result.to_json() for result in results]
         return JSONResponse({"results": found, "query": query.to_json(), "index": engine.index, "model": body.model})
 
     @app.post("/embed", response_model=EmbedAnswer, responses=ASKING, openapi_extra=embed_bodies())
@@ -203,6 +122,10 @@ def add_routes(app: FastAPI, engine: Engine, limits: Limits, meters: Meters) -> 
         ]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return JSONResponse({"object": "list", "data": data, "model": body.model, "usage": usage})
+
+
+def add_reading_routes(app: FastAPI, engine: Engine, meters: Meters) -> None:
+    """What is only read: pictures, facts, numbers, and the page."""
 
     @app.get(
         "/image/{image_id}",
@@ -239,7 +162,7 @@ def add_routes(app: FastAPI, engine: Engine, limits: Limits, meters: Meters) -> 
         app.add_api_route(path, page(name, kind), methods=["GET"], include_in_schema=False)
 
 
-def page(name: str, kind: str) -> Callable[[], Any]:
+def page(name: str, kind: str) -> Callable[[], Awaitable[Response]]:
     """A route that gives one file of the page."""
     content = (files("pipeline.web") / "page" / name).read_bytes()
 
@@ -249,41 +172,11 @@ def page(name: str, kind: str) -> Callable[[], Any]:
     return give
 
 
-def read_picture(url: str | None, limits: Limits) -> bytes | None:
+def read_picture(url: str | None, limits: RequestLimits) -> bytes | None:
     """The bytes of an input's picture, if it has one."""
     return None if url is None else bodies.read_data_url(url, limits)
 
 
-def encode(vector: Any, form: str) -> list[float] | str:
+def encode(vector: np.ndarray, form: str) -> list[float] | str:
     """A list of numbers, or base64 of little-endian float32, which OpenAI's own client asks for."""
     return vector.tolist() if form == "float" else base64.b64encode(vector.astype("<f4").tobytes()).decode()
-
-
-def search_bodies() -> dict[str, Any]:
-    """/search's two kinds of body, for OpenAPI."""
-    schema = bodies.SearchBody.model_json_schema()
-    file = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP or GIF"}
-    form = {**schema, "properties": {**schema["properties"], "image": file}}
-    content = {bodies.JSON: {"schema": schema}, bodies.FORM: {"schema": form}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-def embed_bodies() -> dict[str, Any]:
-    """/embed's body, for OpenAPI."""
-    reference = {"$ref": "#/components/schemas/EmbedBody"}
-    return {"requestBody": {"required": True, "content": {bodies.JSON: {"schema": reference}}}}
-
-
-def describe(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, with the bodies that are read by hand."""
-    if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        schema = bodies.EmbedBody.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas = document["components"]["schemas"]
-        schemas |= schema.pop("$defs")
-        schemas["EmbedBody"] = schema
-        bearer = {"type": "http", "scheme": "bearer"}
-        document["components"]["securitySchemes"] = {"token": bearer}
-        document["security"] = [{}, {"token": []}]
-        app.openapi_schema = document
-    return app.openapi_schema

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -46,7 +46,7 @@ class Batcher(Generic[Item, Answer]):
         executor: Executor,
         size: int,
         room: int,
-        seen: Callable[[int], Any] = lambda size: None,
+        seen: Callable[[int], object] = lambda size: None,
     ) -> None:
         self.work, self.executor, self.size, self.room, self.seen = work, executor, size, room, seen
         self.waiting: list[Waiting[Item, Answer]] = []

@@ -9,7 +9,7 @@ import binascii
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
@@ -17,7 +17,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from pipeline.web.limits import MAX_CONDITIONS, MAX_INPUTS, MAX_NAME, MAX_RESULTS, MAX_TEXT, MAX_VALUES, Limits
+from pipeline.web.limits import MAX_CONDITIONS, MAX_INPUTS, MAX_NAME, MAX_RESULTS, MAX_TEXT, MAX_VALUES, RequestLimits
 
 JSON, FORM = "application/json", "multipart/form-data"
 Want = Literal["text", "image", "image,text"]
@@ -47,6 +47,9 @@ class Closed(BaseModel):
     """Refuses unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Body = TypeVar("Body", bound=Closed)
 
 
 class SearchBody(Closed):
@@ -121,7 +124,7 @@ def read_parts(parts: "list[TextPart | ImagePart]") -> tuple[str | None, str | N
     return next(iter(texts), None), next(iter(urls), None)
 
 
-def read_data_url(url: str, limits: Limits) -> bytes:
+def read_data_url(url: str, limits: RequestLimits) -> bytes:
     """The bytes of a `data:image/…;base64,…` URL. Raises HTTPException."""
     head, comma, data = url.partition(",")
     if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
@@ -139,7 +142,7 @@ def content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def read_search(request: Request, limits: Limits) -> tuple[SearchBody, bytes | None]:
+async def read_search(request: Request, limits: RequestLimits) -> tuple[SearchBody, bytes | None]:
     """The question and the uploaded picture. Raises HTTPException."""
     kind = content_type(request)
     if kind == JSON:
@@ -186,7 +189,7 @@ async def read_embed(request: Request) -> EmbedBody:
     return parse(EmbedBody, await request.body())
 
 
-def parse(model: type[Closed], body: bytes) -> Any:
+def parse(model: type[Body], body: bytes) -> Body:
     """The validated JSON body. Raises HTTPException with one line."""
     if not is_small(body):
         raise HTTPException(400, "the JSON has more keys and values than any question here; send fewer")
@@ -220,7 +223,7 @@ def read_where(text: str) -> Any:
     raise HTTPException(400, 'where: send a JSON object such as {"brand": "Arla", "price": {"<": 20}}')
 
 
-def check(model: type[Closed], fields: dict[str, Any]) -> Any:
+def check(model: type[Body], fields: dict[str, Any]) -> Body:
     """The validated fields of a form, whose numbers are text; an empty field is one left out. Raises HTTPException."""
     try:
         return model.model_validate({name: value for name, value in fields.items() if value != ""})

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.web.batching import Batcher
-from pipeline.web.limits import MAX_RESULTS, Limits
+from pipeline.web.batching import Answer, Batcher, Item
+from pipeline.web.limits import MAX_RESULTS, RequestLimits
 from pipeline.web.meters import Meters
 from stages.contract.context import InputError
 
@@ -76,7 +76,7 @@ class Engine:
         student: "Retriever",
         teacher: "Callable[[], Retriever] | None",
         index: str,
-        limits: Limits,
+        limits: RequestLimits,
         meters: Meters,
     ) -> None:
         self.student, self.index, self.limits = student, index, limits
@@ -91,7 +91,9 @@ class Engine:
         self.searches = {name: self._batcher(self._search(name), f"search {name}", meters) for name in self.models}
         self.embeds = {name: self._batcher(self._embed(name), f"embed {name}", meters) for name in self.models}
 
-    def _batcher(self, work: Callable[[list], Sequence], name: str, meters: Meters) -> Batcher:
+    def _batcher(
+        self, work: Callable[[list[Item]], Sequence[Answer]], name: str, meters: Meters
+    ) -> Batcher[Item, Answer]:
         batcher = Batcher(
             work, self.thinker, self.limits.batch, self.limits.waiting, meters.batches.labels(name).observe
         )
@@ -105,8 +107,8 @@ class Engine:
 
         return work
 
-    def _embed(self, model: str) -> "Callable[[list[Row]], np.ndarray]":
-        return lambda rows: self.models[model].get().embed_many(rows)
+    def _embed(self, model: str) -> "Callable[[list[Row]], list[np.ndarray]]":
+        return lambda rows: list(self.models[model].get().embed_many(rows))
 
     async def ask(
         self,
@@ -174,7 +176,8 @@ class Engine:
 
     async def close(self) -> None:
         """Ends all work."""
-        for batcher in (*self.searches.values(), *self.embeds.values()):
+        batchers: list[Batcher[Any, Any]] = [*self.searches.values(), *self.embeds.values()]
+        for batcher in batchers:
             await batcher.close()
         self.loader.shutdown(cancel_futures=True)
         self.thinker.shutdown(cancel_futures=True)

@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,7 +20,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.web.batching import Busy, Gate
-from pipeline.web.limits import Limits
+from pipeline.web.limits import RequestLimits
 from pipeline.web.meters import Meters
 
 LOG = logging.getLogger("puma.serve")
@@ -86,7 +85,7 @@ def busy(message: str) -> JSONResponse:
 class Guard:
     """The middleware; see the module header."""
 
-    def __init__(self, app: ASGIApp, access: Access, limits: Limits, meters: Meters) -> None:
+    def __init__(self, app: ASGIApp, access: Access, limits: RequestLimits, meters: Meters) -> None:
         self.app = RequestBodyLimitMiddleware(app, limits.body_bytes)
         self.access, self.limits, self.meters = access, limits, meters
         self.digest = None if access.token is None else sha256(access.token.encode()).digest()
@@ -191,5 +190,5 @@ def host_name(host: str) -> str:
 
 def route_of(scope: Scope) -> str:
     """The path's template; one word for all that no route knows, so that strangers can't grow the metrics."""
-    route: Any = scope.get("route")
+    route: object = scope.get("route")
     return getattr(route, "path", "other")

@@ -13,7 +13,7 @@ MAX_NAME = 1024  # characters of a column's name, and of such a value
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """Of one server."""
 
     body_bytes: int = 12_000_000

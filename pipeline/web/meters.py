@@ -10,14 +10,17 @@ class Meters:
     """Counters and histograms of one app."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        named = {"registry": self.registry}
-        self.requests = Counter("puma_requests", "Requests answered", ("route", "status"), **named)
-        self.seconds = Histogram("puma_request_seconds", "Time to answer", ("route",), buckets=SECONDS, **named)
-        self.batches = Histogram("puma_batch_size", "Items answered together", ("work",), buckets=SIZES, **named)
-        self.waiting = Gauge("puma_waiting", "Items that wait for a batch", ("work",), **named)
-        self.refused = Counter("puma_refused", "Requests refused because the server was full", **named)
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.requests = Counter("puma_requests", "Requests answered", ("route", "status"), registry=registry)
+        self.seconds = Histogram(
+            "puma_request_seconds", "Time to answer", ("route",), buckets=SECONDS, registry=registry
+        )
+        self.batches = Histogram(
+            "puma_batch_size", "Items answered together", ("work",), buckets=SIZES, registry=registry
+        )
+        self.waiting = Gauge("puma_waiting", "Items that wait for a batch", ("work",), registry=registry)
+        self.refused = Counter("puma_refused", "Requests refused because the server was full", registry=registry)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Counts one request."""

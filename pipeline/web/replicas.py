@@ -6,25 +6,26 @@ then the two ways to serve would batch, refuse and measure differently.
 
 import argparse
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+from pipeline.execution.cluster import connected
 from pipeline.web.guard import Access
+from pipeline.web.served import ServedIndex
+from stages.contract.params import Cluster
 
 if TYPE_CHECKING:
-    from pipeline.serve import Source
+    from starlette.types import ASGIApp
 
 NAME = "puma"
 QUEUED = 256  # requests that wait at a proxy for a replica; more are refused with a 503
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
-def run_replicas(options: argparse.Namespace, source: "Source", token: str | None, port: int, told: str) -> None:
-    """Deploys on the cluster of RAY_ADDRESS, or on one of its own, and stays until it is stopped."""
+def run_replicas(options: argparse.Namespace, served: ServedIndex, token: str | None, port: int, place: str) -> None:
+    """Deploys on the cluster of RAY_ADDRESS, or on a new one, and stays until it is stopped; `place` is said."""
     import torch
     from ray import serve
-
-    from pipeline.execution.cluster import connected
-    from stages.contract.params import Cluster
 
     resources = {"num_gpus": 1} if torch.cuda.is_available() else {"num_cpus": 1}
     with connected(Cluster(workers=options.replicas)):
@@ -36,33 +37,25 @@ def run_replicas(options: argparse.Namespace, source: "Source", token: str | Non
             max_ongoing_requests=256,
             max_queued_requests=QUEUED,
             logging_config=QUIET,
-        )(replica_class())
+        )(serve.ingress(app_builder(served, Access.of(options.host, token), options.batch))())
         try:
-            serve.run(replica.bind(source, Access.of(options.host, token), options.batch), name=NAME, route_prefix="/")
-            print(f"Puma serves {told} on Ray Serve, {options.replicas} replicas (Ctrl-C ends)", flush=True)
+            serve.run(replica.bind(), name=NAME, route_prefix="/")
+            print(f"Puma serves {place} on Ray Serve, {options.replicas} replicas (Ctrl-C ends)", flush=True)
             while True:
                 time.sleep(3600)
         finally:
             serve.delete(NAME)
 
 
-def replica_class() -> type:
-    """The deployment's class: loads, then hands Ray Serve the application."""
-    from ray import serve
+def app_builder(served: ServedIndex, access: Access, batch: int) -> "Callable[[], ASGIApp]":
+    """What Ray Serve calls in each replica: loads the index, then builds the application."""
 
-    @serve.ingress()
-    class Replica:
-        """One copy of the server."""
+    def build() -> "ASGIApp":
+        from pipeline.web.app import build_app
+        from pipeline.web.limits import RequestLimits
+        from pipeline.web.meters import Meters
 
-        def __init__(self, source: "Source", access: Access, batch: int) -> None:
-            self.source, self.access, self.batch = source, access, batch
+        limits, meters = RequestLimits(batch=batch), Meters()
+        return build_app(served.load(limits, meters), access, limits, meters)
 
-        def __serve_build_asgi_app__(self) -> Any:
-            from pipeline.web.app import build_app
-            from pipeline.web.limits import Limits
-            from pipeline.web.meters import Meters
-
-            limits, meters = Limits(batch=self.batch), Meters()
-            return build_app(self.source.load(limits, meters), self.access, limits, meters)
-
-    return Replica
+    return build

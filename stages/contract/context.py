@@ -26,10 +26,21 @@ class InputError(Exception):
 class Artifact(Protocol):
     """A committed artifact. Opens only files that its manifest lists. Picklable, so that workers can read it."""
 
-    stage: str
-    key: str
-    uri: str
-    manifest: dict[str, Any]
+    @property
+    def stage(self) -> str:
+        """The stage that made it."""
+
+    @property
+    def key(self) -> str:
+        """What it was made of, as a hash."""
+
+    @property
+    def uri(self) -> str:
+        """Where it lies; `python pipeline/store.py show` opens it."""
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Its parts, inputs, metrics and files."""
 
     @property
     def filesystem(self) -> Any:
@@ -48,13 +59,25 @@ class Artifact(Protocol):
 class Attempt(Protocol):
     """The place that a running stage writes to. Nothing in it exists for readers before the manifest is committed."""
 
-    stage: str
-    key: str
-    base: str
-    work: Path
-    """A local directory for this stage's own state; after a kill the next attempt of the same key finds it again."""
-    work_uri: str
-    """The same in `filesystem`, for state that workers on other nodes write, such as checkpoints of Ray Train."""
+    @property
+    def stage(self) -> str:
+        """The stage that writes."""
+
+    @property
+    def key(self) -> str:
+        """The key of the artifact that it becomes."""
+
+    @property
+    def base(self) -> str:
+        """The directory of its files, as a path in `filesystem`."""
+
+    @property
+    def work(self) -> Path:
+        """A local directory for this stage's own state; after a kill the next attempt of its key finds it again."""
+
+    @property
+    def work_uri(self) -> str:
+        """The same in `filesystem`, for state that workers on other nodes write, such as checkpoints of Ray Train."""
 
     @property
     def filesystem(self) -> Any:

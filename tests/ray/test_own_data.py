@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pipeline.artifacts.store import Artifact
+from pipeline.lookup.indexes import find_keys, open_retriever
 from pipeline.retriever import Retriever
-from pipeline.search import find_keys, open_retriever
 from stages import index, ingest
 from stages.contract.context import InputError, StageError
 from stages.data.images import ImageLimits, check
@@ -102,8 +102,8 @@ def test_the_newest_run_over_the_corpus_is_found(world: dict) -> None:
     sections = {"index": index.Params(corpus="shop"), "student": Student(model=str(world["model"]))}
     write_run(world["store"], {"index": world["index"]}, "1", **sections)
     keys = find_keys(world["store"], "here", {"index.corpus": "shop"})
-    retriever, key = open_retriever(world["store"], keys)
-    assert key == world["index"].key and retriever.search(text="red", k=1)
+    assert keys["index"] == world["index"].key
+    assert open_retriever(world["store"], keys["index"]).search(text="red", k=1)
 
 
 def test_a_student_that_was_trained_again_is_refused(world: dict, tmp_path: Path) -> None:

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.tracking.client import EXPERIMENT, Link, PipelineRun, StageRun, carry, metric_name, resolve_uri
+from pipeline.tracking.client import PipelineRun, StageRun, resolve_uri
+from pipeline.tracking.events import EXPERIMENT, apply_event
+from pipeline.tracking.link import Link
+from pipeline.tracking.names import metric_name
 
 STUDENT = {"key": "k1", "attempt": "a1", "weights": "/somewhere/model", "test": "data/test/all"}
 
@@ -191,9 +194,9 @@ def test_a_server_that_is_not_there_costs_one_line_and_nothing_is_lost(uri, pare
     run, child = offline_run("http://127.0.0.1:9")
     assert capsys.readouterr().err.count("\n") == 1
     spool, found = run.link.spool, client(uri)
-    assert spool.deliver(partial(carry, found), lambda: True) == 0  # its writer lives
+    assert spool.deliver(partial(apply_event, found), lambda: True) == 0  # its writer lives
     monkeypatch.setattr("pipeline.tracking.spool.alive", lambda writer: False)
-    assert spool.deliver(partial(carry, found), lambda: True) == 9
+    assert spool.deliver(partial(apply_event, found), lambda: True) == 9
     sent = found.get_run(spool.ids()[child.run_id])
     assert sent.data.tags["mlflow.parentRunId"] == spool.ids()[run.run_id]
     assert sent.data.params == {"train.loss": "mac"} and sent.info.status == "FINISHED"
@@ -208,13 +211,13 @@ def test_a_delivery_that_breaks_off_goes_on_where_it_was(uri, parent, monkeypatc
     monkeypatch.setattr("pipeline.tracking.spool.alive", lambda writer: False)
     taken = []
 
-    def carry_three(event):
+    def apply_three(event):
         if len(taken) == 3:
             raise ConnectionError
         taken.append(event["verb"])
         return f"made {len(taken)}"
 
-    assert run.link.spool.deliver(carry_three, lambda: False) == 3
+    assert run.link.spool.deliver(apply_three, lambda: False) == 3
     assert run.link.spool.deliver(lambda event: taken.append(event["verb"]), lambda: True) == 6
     assert taken == ["create", "create", "metrics", "params", "text", "end", "register", "tags", "end"]
 

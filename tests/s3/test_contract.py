@@ -227,7 +227,7 @@ def test_a_lease_that_grew_old_is_taken_over_and_its_holder_cannot_commit(store)
     with pytest.raises(LeaseLost, match="another run took over train/k1"), store.locked("train", "k1", quiet) as old:
         attempt = store.begin("train", "k1")
         attempt.write_bytes("model", b"loser")
-        new = leases.take(store.objects, old.path, seconds=-1)  # to which every lease is old
+        new = leases.try_acquire(store.objects, old.path, seconds=-1)  # to which every lease is old
         assert new.tag != old.tag
         with pytest.raises(LeaseLost):
             store.commit(attempt, FACTS, lease=old)
@@ -250,7 +250,7 @@ def test_the_lease_of_a_dead_process_of_this_machine_is_taken_at_once(store):
 
 
 def take_and_die(store: Store) -> None:
-    assert leases.take(store.objects, "train/k1/_lease.json")
+    assert leases.try_acquire(store.objects, "train/k1/_lease.json")
 
 
 def test_a_renewed_lease_stays_its_holder_s(store):
@@ -258,16 +258,16 @@ def test_a_renewed_lease_stays_its_holder_s(store):
         first = lease.tag
         lease.renew()
         assert lease.tag != first
-        assert leases.take(store.objects, lease.path) is None
+        assert leases.try_acquire(store.objects, lease.path) is None
     assert leases.holder(store.objects, lease.path) is None
 
 
 def test_a_lease_that_cannot_be_renewed_because_nobody_answers_is_given_up(store, monkeypatch):
     hanging, lost = threading.Event(), threading.Event()
-    lease = leases.take(store.objects, "train/k1/_lease.json", 0.3)
+    lease = leases.try_acquire(store.objects, "train/k1/_lease.json", 0.3)
     monkeypatch.setattr(type(store.objects), "swap", lambda *given: hanging.wait(20) and None)
     start = time.monotonic()
-    with leases.kept(lease, lost.set):
+    with leases.keep_alive(lease, lost.set):
         assert lost.wait(10)
     assert time.monotonic() - start < 10
     hanging.set()

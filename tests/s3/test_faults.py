@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import store as command
-from pipeline.artifacts import garbage as sweep
-from pipeline.artifacts import s3, s3_clients
+from pipeline.artifacts import garbage, s3, s3_clients
 from pipeline.artifacts.copies import expire_copies
 from pipeline.artifacts.manifests import MANIFEST
 from pipeline.artifacts.store import open_store
@@ -248,7 +247,7 @@ def test_only_unfinished_uploads_of_this_store_that_no_lease_covers_are_given_up
     for path in paths:
         client.create_multipart_upload(Bucket="bucket", Key=path)
     with store.locked("train", "held", quiet):
-        assert store.objects.sweep(-60, sweep.covered(store)) == 1
+        assert store.objects.drop_unfinished(-60, garbage.in_use(store)) == 1
     left = [upload["Key"] for upload in client.list_multipart_uploads(Bucket="bucket", Prefix=name)["Uploads"]]
     assert sorted(left) == sorted(paths[::2])
 

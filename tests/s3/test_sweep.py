@@ -2,8 +2,7 @@
 
 import pytest
 
-from pipeline.artifacts import garbage as sweep
-from pipeline.artifacts import leases
+from pipeline.artifacts import garbage, leases
 from pipeline.artifacts.manifests import MANIFEST
 from pipeline.artifacts.store import Store
 from stages.contract.context import StageError
@@ -24,24 +23,24 @@ def test_the_sweep_keeps_what_runs_pins_and_kept_artifacts_need(store):
     record(store, "r1", 1, ingest="old")
     record(store, "r2", 2, "running", ingest="running")
     record(store, "r3", 3, ingest="kept")
-    sweep.pin(store, "ingest", "pinned")
+    garbage.pin(store, "ingest", "pinned")
     with store.locked("ingest", "busy", quiet):
-        found = sweep.find_garbage(store, keep=1, grace=3600)
+        found = garbage.find_garbage(store, keep=1, grace=3600)
         assert list(found.artifacts) == [("ingest", "old")] and list(found.skipped) == [("ingest", "busy")]
         assert store.has("ingest", "old")
-        sweep.delete(store, found)
+        garbage.delete(store, found)
     assert sorted(store.manifests()["ingest"]) == ["busy", "input", "kept", "pinned", "running"]
     assert store.objects.files("ingest/old") == []
-    sweep.unpin(store, "ingest", "pinned")
-    assert ("ingest", "pinned") in sweep.find_garbage(store, keep=1, grace=3600).artifacts
+    garbage.unpin(store, "ingest", "pinned")
+    assert ("ingest", "pinned") in garbage.find_garbage(store, keep=1, grace=3600).artifacts
 
 
 def test_the_sweep_leaves_what_came_into_use_meanwhile(store):
     write(store, key="old")
     record(store, "r1", 1)
-    found = sweep.find_garbage(store, keep=1, grace=0)
+    found = garbage.find_garbage(store, keep=1, grace=0)
     record(store, "r2", 2, ingest="old")
-    sweep.delete(store, found)
+    garbage.delete(store, found)
     assert store.has("ingest", "old") and found.skipped == {("ingest", "old"): "came into use"}
     assert store.artifact("ingest", "old").damage() == []
 
@@ -51,10 +50,10 @@ def test_leftovers_of_killed_attempts_go_after_the_grace(store):
     store.begin("ingest", "k1", fresh=True).write_bytes("half", b"123")
     store.begin("ingest", "k2").write_bytes("half", b"123")
     record(store, "r1", 1, ingest="k1")
-    assert sweep.find_garbage(store, keep=1, grace=3600).leftovers == {}
-    found = sweep.find_garbage(store, keep=1, grace=-60)
+    assert garbage.find_garbage(store, keep=1, grace=3600).leftovers == {}
+    found = garbage.find_garbage(store, keep=1, grace=-60)
     assert list(found.leftovers) == [("ingest", "k1"), ("ingest", "k2")] and found.artifacts == {}
-    sweep.delete(store, found)
+    garbage.delete(store, found)
     assert store.artifact("ingest", "k1").attempt == kept.attempt and kept.damage() == []
     assert [path for path in map(str, store.objects.files("ingest")) if "half" in path] == []
 
@@ -62,7 +61,7 @@ def test_leftovers_of_killed_attempts_go_after_the_grace(store):
 def test_the_sweep_deletes_nothing_of_a_key_it_cannot_read(store):
     write(store)
     store.objects.put(f"ingest/k1/{MANIFEST}", b"{")
-    found = sweep.find_garbage(store, keep=0, grace=-60)
+    found = garbage.find_garbage(store, keep=0, grace=-60)
     assert not found.artifacts and not found.leftovers and "damaged" in found.skipped["ingest", "k1"]
 
 
@@ -70,26 +69,26 @@ def test_the_sweep_keeps_the_weights_of_registered_students_and_not_what_they_we
     made_from = {"ingest": {"key": "input", "attempt": "x"}}
     write(store, key="input")
     first = write(store, key="student", stage="train", facts={**FACTS, "inputs": made_from})
-    sweep.keep_registered(store, "train", "student", first.attempt, "puma")
+    garbage.keep_registered(store, "train", "student", first.attempt, "puma")
     second = write(store, "newer", key="student", stage="train", replace=True)
-    found = sweep.find_garbage(store, keep=0, grace=-60)
+    found = garbage.find_garbage(store, keep=0, grace=-60)
     assert list(found.artifacts) == [("ingest", "input")] and found.leftovers == {}
-    sweep.delete(store, found)
+    garbage.delete(store, found)
     assert contents(first)["queries/part.txt"] == b"hello" and second.damage() == []
-    sweep.unpin(store, "train", "student")
-    assert not sweep.find_garbage(store, keep=0, grace=-60).artifacts
-    sweep.drop_registered(store, "train", "student")
-    assert list(sweep.find_garbage(store, keep=0, grace=-60).artifacts) == [("train", "student")]
+    garbage.unpin(store, "train", "student")
+    assert not garbage.find_garbage(store, keep=0, grace=-60).artifacts
+    garbage.drop_registered(store, "train", "student")
+    assert list(garbage.find_garbage(store, keep=0, grace=-60).artifacts) == [("train", "student")]
 
 
 def test_a_student_that_is_registered_during_the_sweep_is_kept(store):
     older = write(store, key="student", stage="train")
     write(store, "newer", key="student", stage="train", replace=True)
-    sweep.pin(store, "train", "student")
-    found = sweep.find_garbage(store, keep=0, grace=-60)
+    garbage.pin(store, "train", "student")
+    found = garbage.find_garbage(store, keep=0, grace=-60)
     assert len(found.leftovers["train", "student"]) == 2
-    sweep.keep_registered(store, "train", "student", older.attempt, "puma")
-    sweep.delete(store, found)
+    garbage.keep_registered(store, "train", "student", older.attempt, "puma")
+    garbage.delete(store, found)
     assert older.damage() == []
 
 
@@ -97,11 +96,11 @@ def test_a_student_that_is_registered_during_the_sweep_is_kept(store):
 def test_nothing_is_swept_while_a_manifest_that_counts_cannot_be_read(store, damage):
     write(store, key="input")
     write(store, key="kept", facts={**FACTS, "inputs": {"ingest": {"key": "input", "attempt": "x"}}})
-    sweep.pin(store, "ingest", "kept")
+    garbage.pin(store, "ingest", "kept")
     path = f"ingest/kept/{MANIFEST}"
     store.objects.put(path, damage(store.objects.read(path).data))
     with pytest.raises(StageError, match=f"nothing was deleted.*{path}") as caught:
-        sweep.find_garbage(store, keep=0, grace=-60)
+        garbage.find_garbage(store, keep=0, grace=-60)
     assert "\n" not in str(caught.value)
 
 
@@ -110,7 +109,7 @@ def test_nothing_is_swept_while_a_record_or_a_pin_cannot_be_read(store, place):
     write(store)
     store.objects.put(place, b'{"stage')
     with pytest.raises(StageError, match=f"{place}.*delete it"):
-        sweep.find_garbage(store, keep=0, grace=-60)
+        garbage.find_garbage(store, keep=0, grace=-60)
     assert store.runs() == []
 
 
@@ -118,9 +117,9 @@ def test_what_a_killed_run_left_to_be_resumed_stays_as_long_as_its_run_counts(st
     killed = store.begin("train", "k1")
     killed.write_bytes("shards/a", b"one")
     record(store, "r1", 1, "interrupted", train="k1")
-    assert sweep.find_garbage(store, keep=1, grace=-60).leftovers == {}
+    assert garbage.find_garbage(store, keep=1, grace=-60).leftovers == {}
     assert store.begin("train", "k1").adopt("shards") == ["a"]
-    assert list(sweep.find_garbage(store, keep=0, grace=-60).leftovers) == [("train", "k1")]
+    assert list(garbage.find_garbage(store, keep=0, grace=-60).leftovers) == [("train", "k1")]
 
 
 def test_a_sweep_reads_each_record_once(store, monkeypatch):
@@ -134,8 +133,8 @@ def test_a_sweep_reads_each_record_once(store, monkeypatch):
         "read",
         lambda self, path, *more, **named: (reads.append(path), whole(self, path, *more, **named))[1],
     )
-    found = sweep.find_garbage(store, keep=1, grace=0)
-    sweep.delete(store, found)
+    found = garbage.find_garbage(store, keep=1, grace=0)
+    garbage.delete(store, found)
     assert len(found.artifacts) == 4 and store.manifests() == {}
     assert sorted(path for path in reads if path.startswith("runs/")) == [
         f"runs/r{number}.json" for number in range(4)
@@ -144,13 +143,13 @@ def test_a_sweep_reads_each_record_once(store, monkeypatch):
 
 def test_the_lease_of_a_swept_key_goes_last(store, monkeypatch):
     store.begin("train", "k1").write_bytes("half", b"123")
-    found = sweep.find_garbage(store, keep=0, grace=-60)
+    found = garbage.find_garbage(store, keep=0, grace=-60)
     whole = type(store.objects).remove_tree
 
     def remove_tree(objects, path):
-        assert leases.take(store.objects, f"train/k1/{leases.LEASE}") is None  # still ours
+        assert leases.try_acquire(store.objects, f"train/k1/{leases.LEASE}") is None  # still ours
         whole(objects, path)
 
     monkeypatch.setattr(type(store.objects), "remove_tree", remove_tree)
-    sweep.delete(store, found)
+    garbage.delete(store, found)
     assert store.objects.files("train/k1") == []

@@ -13,12 +13,13 @@ import requests
 import uvicorn
 
 from pipeline.artifacts.store import Artifact, Store
-from pipeline.serve import Source, bind, server_settings
 from pipeline.web.app import build_app
 from pipeline.web.engine import Engine
 from pipeline.web.guard import Access
-from pipeline.web.limits import Limits
+from pipeline.web.limits import RequestLimits
 from pipeline.web.meters import Meters
+from pipeline.web.served import ServedIndex
+from pipeline.web.server import bind, server_settings
 from tests.search_world import ingest_rows, make_world, picture, write_index, write_run
 
 RED = picture("red")
@@ -56,11 +57,11 @@ def running(app: Any) -> Iterator[str]:
 
 
 @contextmanager
-def serving(source: Source, token: str | None = None, **limits: Any) -> Iterator[Served]:
+def serving(source: ServedIndex, token: str | None = None, **limits: Any) -> Iterator[Served]:
     """A server of its own, for other limits or a token."""
-    told, meters = Limits(**limits), Meters()
-    engine = source.load(told, meters)
-    with running(build_app(engine, Access.of("127.0.0.1", token), told, meters)) as url:
+    asked, meters = RequestLimits(**limits), Meters()
+    engine = source.load(asked, meters)
+    with running(build_app(engine, Access.of("127.0.0.1", token), asked, meters)) as url:
         yield Served(url, engine)
 
 
@@ -104,7 +105,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]
         artifacts["evaluate"] = write_teacher(store, artifacts)
         write_run(store, artifacts)
         keys = {name: one.key for name, one in artifacts.items()}
-        yield SimpleNamespace(store=store, artifacts=artifacts, source=Source(store, keys, True), home=home)
+        yield SimpleNamespace(store=store, artifacts=artifacts, source=ServedIndex(store, keys, True), home=home)
 
 
 @pytest.fixture(scope="session")

@@ -55,14 +55,13 @@ def test_a_port_in_use_is_told(world, capsys):
 def test_ray_serve_refuses_what_it_cannot_queue(world, monkeypatch):
     """Without a cluster: only what the deployment is told."""
     serve = pytest.importorskip("ray.serve")
-    from pipeline.execution import cluster
     from pipeline.web import replicas
 
     deployed = {}
-    monkeypatch.setattr(cluster, "connected", lambda told: nullcontext())
+    monkeypatch.setattr(replicas, "connected", lambda told: nullcontext())
     monkeypatch.setattr(serve, "start", lambda **told: None)
     monkeypatch.setattr(serve, "deployment", lambda **told: deployed.update(told) or (lambda made: made))
-    monkeypatch.setattr(replicas, "replica_class", lambda: SimpleNamespace(bind=lambda *told: told))
+    monkeypatch.setattr(serve, "ingress", lambda app: lambda: SimpleNamespace(bind=lambda: app))
     monkeypatch.setattr(serve, "run", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     monkeypatch.setattr(serve, "delete", lambda name: deployed.update(deleted=name))
     with pytest.raises(KeyboardInterrupt):

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.ablation.machine import describe_machine
-from pipeline.ablation.tables import Outcome, Row, milliseconds, quality_rows, spell_mean, task_rows
+from pipeline.ablation.tables import Outcome, Row, mean_and_spread, milliseconds, quality_rows, task_rows
 
 
 def row(variant: str, layers: int, hits: list[float], unfinished: int = 0, labels: tuple = ("a→b", "b→a")) -> Row:
@@ -18,8 +18,8 @@ def row(variant: str, layers: int, hits: list[float], unfinished: int = 0, label
 
 
 def test_the_spread_is_that_of_a_sample_and_one_value_has_none():
-    assert spell_mean([0.5, 0.7]) == "0.600 ± 0.141"
-    assert spell_mean([0.5]) == "0.500" and spell_mean([]) == "–"
+    assert mean_and_spread([0.5, 0.7]) == "0.600 ± 0.141"
+    assert mean_and_spread([0.5]) == "0.500" and mean_and_spread([]) == "–"
 
 
 def test_a_row_counts_the_seeds_that_came_to_an_end():

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.checks import check_made
+from pipeline.config.load import load_config
 from pipeline.config.recipes import RECIPES
-from pipeline.config.sections import Config, load_config
+from pipeline.config.sections import Config
 from stages import distill as distillation
 from stages.contract.context import InputError
 from stages.train import objective

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from pipeline import graft as command
-from pipeline.config.sections import load_config
+from pipeline.config.load import load_config
 from stages.contract.context import InputError
 from stages.model import graft as module
 from stages.model.encoder import Encoder

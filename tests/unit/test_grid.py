@@ -1,7 +1,8 @@
 """Grids: which cells they come to, and how wrong ones are refused before anything runs."""
 
+import json
+
 import pytest
-import yaml
 
 from pipeline.ablation.grid import GRIDS, find_cells, read_grid
 from pipeline.run import main as run_pipeline
@@ -10,7 +11,7 @@ from stages.contract.context import InputError
 
 def cells_of(tmp_path, recipe="smoke", overrides=(), **content):
     path = tmp_path / "grid.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(json.dumps(content))  # which YAML reads
     return find_cells(*read_grid(str(path)), recipe, list(overrides))
 
 

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.artifacts.store import Artifact, Store, open_store
-from pipeline.config.sections import load_config
+from pipeline.config.load import load_config
+from pipeline.lookup.indexes import find_keys, read_overrides
+from pipeline.lookup.students import find_student, index_student, with_student
 from pipeline.planning.dag import CORPUS, STAGES, stages_of
 from pipeline.planning.plan import plan
 from pipeline.planning.sources import read_sources
-from pipeline.search import find_keys, read_overrides
-from pipeline.tracking.students import find_student, student_of, with_student
 from stages.contract.context import InputError
 from stages.distributed.corpus import place_in_store
 from stages.model.identity import identify, instructions_of
@@ -113,7 +113,7 @@ def test_a_registered_student_whose_artifact_was_made_again_is_refused(
         client.create_model_version("puma", model.as_uri(), tags={"weights": f"s3://b/p/train/k/{attempt}/model"})
     artifact = SimpleNamespace(attempt="new", local=lambda name: model)
     monkeypatch.setattr(
-        "pipeline.artifacts.store.open_store", lambda *_: SimpleNamespace(artifact=lambda *_: artifact)
+        "pipeline.lookup.students.open_store", lambda *_: SimpleNamespace(artifact=lambda *_: artifact)
     )
     assert find_student("models:/puma/2", uri) == model
     with pytest.raises(InputError, match="train/k was made again since this version was registered"):
@@ -153,10 +153,10 @@ def test_a_student_of_the_store_is_found_where_the_store_is_by_now(tmp_path: Pat
     (tmp_path / "store").rename(tmp_path / "moved")
     moved = open_store(str(tmp_path / "moved"))
     card = {"student": {"directory": "gone", "identity": "x", **told}}
-    assert student_of(moved, card) == Path(moved.artifact("train", made.key).local("model"))
-    assert student_of(moved, card, str(tmp_path)) == tmp_path
+    assert index_student(moved, card) == Path(moved.artifact("train", made.key).local("model"))
+    assert index_student(moved, card, str(tmp_path)) == tmp_path
     card["student"]["attempt"] = "another"
-    assert student_of(moved, card) is None
+    assert index_student(moved, card) is None
 
 
 def test_any_training_changes_the_identity(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.tracking import client as tracking
-from pipeline.tracking.client import Link
+from pipeline.tracking import link as tracking
+from pipeline.tracking.link import Link
 from pipeline.tracking.spool import write_json
 
 
@@ -24,18 +24,18 @@ def link(tmp_path, monkeypatch) -> Link:
 
 
 def refusing(status: int, taken: list):
-    def carry(client, event):
+    def apply_event(client, event):
         if event["verb"] in ("interrupt", "create"):
             raise Refusal(status)
         taken.append(event)
         return "made"
 
-    return carry
+    return apply_event
 
 
 def test_what_the_server_refuses_is_told_once_and_the_rest_arrives(link, monkeypatch, capsys):
     taken: list = []
-    monkeypatch.setattr(tracking, "carry", refusing(404, taken))
+    monkeypatch.setattr(tracking, "apply_event", refusing(404, taken))
     for _ in range(2):
         link.send("interrupt", "gone")
     assert link.send("end", "m-1", status="FINISHED") == "made" and len(taken) == 1
@@ -44,7 +44,7 @@ def test_what_the_server_refuses_is_told_once_and_the_rest_arrives(link, monkeyp
 
 @pytest.mark.parametrize("status", [401, 403, 429, 500, 503])
 def test_a_server_that_may_take_it_later_is_told_later(link, monkeypatch, capsys, status):
-    monkeypatch.setattr(tracking, "carry", refusing(status, []))
+    monkeypatch.setattr(tracking, "apply_event", refusing(status, []))
     link.send("interrupt", "m-1")
     link.send("end", "m-1", status="FINISHED")
     assert capsys.readouterr().err.count("kept for the next run") == 1
@@ -52,7 +52,7 @@ def test_a_server_that_may_take_it_later_is_told_later(link, monkeypatch, capsys
 
 
 def test_a_run_that_cannot_be_made_keeps_all_of_its_events(link, monkeypatch, capsys):
-    monkeypatch.setattr(tracking, "carry", refusing(400, []))
+    monkeypatch.setattr(tracking, "apply_event", refusing(400, []))
     assert link.send("create", "offline-1", name="run", tags={}) is None
     link.send("end", "offline-1", status="FINISHED")
     assert len(link.spool.path.read_text().splitlines()) == 2
@@ -60,7 +60,7 @@ def test_a_run_that_cannot_be_made_keeps_all_of_its_events(link, monkeypatch, ca
 
 def test_runs_that_were_made_without_a_server_are_called_as_it_knows_them(link, monkeypatch):
     taken: list = []
-    monkeypatch.setattr(tracking, "carry", refusing(404, taken))
+    monkeypatch.setattr(tracking, "apply_event", refusing(404, taken))
     link.spool.directory.mkdir(parents=True)
     write_json(link.spool.directory / "ids.json", {"offline-1": "m-1"})
     link.send("tags", "offline-1", tags={"mlflow.parentRunId": "offline-1", "cache": "hit"})

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-import pipeline.execution.cluster
 import pipeline.run
+from pipeline.execution import launch
 from pipeline.planning.sources import read_sources
 from stages.contract.context import InputError, StageError
 from tests.made_stages import STAGES, Small, Tracked, Words, fail, no_cluster
@@ -22,12 +22,12 @@ from tests.made_stages import STAGES, Small, Tracked, Words, fail, no_cluster
 def command(hooks, tmp_path, monkeypatch, capfd):
     log: list = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipeline.run, "stages_of", lambda config: STAGES)
-    monkeypatch.setattr(pipeline.run, "with_student", lambda config: config)
-    monkeypatch.setattr(pipeline.run, "load_config", lambda recipe, overrides: Small(store="store"))
-    monkeypatch.setattr(pipeline.run, "read_sources", lambda *given: read_sources(*given, root=tmp_path / "code"))
-    monkeypatch.setattr(pipeline.execution.cluster, "connected", no_cluster)
-    monkeypatch.setattr("pipeline.tracking.client.PipelineRun", lambda uri, name, tags: Tracked(log))
+    monkeypatch.setattr(launch, "stages_of", lambda config: STAGES)
+    monkeypatch.setattr(launch, "with_student", lambda config: config)
+    monkeypatch.setattr(launch, "load_config", lambda recipe, overrides: Small(store="store"))
+    monkeypatch.setattr(launch, "read_sources", lambda *given: read_sources(*given, root=tmp_path / "code"))
+    monkeypatch.setattr(launch, "connected", no_cluster)
+    monkeypatch.setattr(launch, "PipelineRun", lambda uri, name, tags: Tracked(log))
     stdout = os.dup(1)
 
     def call(*arguments: str) -> SimpleNamespace:
@@ -100,7 +100,7 @@ def test_the_store_keeps_what_was_registered_also_where_that_was_done_before(com
 def test_a_cached_student_is_registered_as_newly_asked_for(command, monkeypatch):
     def asked(**train: str) -> list[tuple[str, str]]:
         config = Small(store="store", train=Words(**train))
-        monkeypatch.setattr(pipeline.run, "load_config", lambda recipe, overrides: config)
+        monkeypatch.setattr(launch, "load_config", lambda recipe, overrides: config)
         return registered(command())
 
     first = asked()
@@ -112,14 +112,14 @@ def test_a_cached_student_is_registered_as_newly_asked_for(command, monkeypatch)
 
 def test_a_run_that_was_killed_before_registering_does_so_when_it_is_repeated(command, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.run, "publish", lambda *given: fail(KeyboardInterrupt())(None))
+        patch.setattr(launch, "publish", lambda *given: fail(KeyboardInterrupt())(None))
         assert command().code == 130
     assert registered(command()) == [("student", "auto")]
 
 
 def test_a_student_whose_loaders_were_not_compared_is_not_registered(command, monkeypatch):
     config = Small(store="store", train=Words(check_loaders=False))
-    monkeypatch.setattr(pipeline.run, "load_config", lambda recipe, overrides: config)
+    monkeypatch.setattr(launch, "load_config", lambda recipe, overrides: config)
     done = command()
     assert ("run", "register") not in [entry[:2] for entry in done.log] and "not registered" in done.out
 

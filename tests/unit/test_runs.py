@@ -31,9 +31,9 @@ def store(tmp_path) -> Store:
 
 
 def test_a_run_whose_process_is_gone_is_marked_here_and_in_mlflow(store):
-    dead = {**runs.process(), "process": [os.getpid(), "another birth"]}
+    dead = {**runs.this_process(), "process": [os.getpid(), "another birth"]}
     record(store, "dead", dead)
-    record(store, "alive", runs.process())
+    record(store, "alive", runs.this_process())
     record(store, "done", dead, "finished")
     ended = []
     assert runs.mark_killed(store, ended.append) == ["dead"]

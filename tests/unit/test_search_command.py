@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.search import find_keys, main, print_table, read_overrides
+from pipeline.lookup.indexes import find_keys, read_overrides
+from pipeline.lookup.results import print_table
+from pipeline.search import main
 from stages.contract.context import InputError
 from tests.search_world import make_world, picture, write_index, write_run
 

@@ -10,14 +10,14 @@ import time
 import pytest
 
 from pipeline import store as command
-from pipeline.artifacts import garbage as sweep
-from pipeline.artifacts import leases, manifests, objects
+from pipeline.artifacts import garbage, leases, local, manifests, processes
 from pipeline.artifacts.leases import LeaseLost
 from pipeline.artifacts.manifests import encode
 from pipeline.artifacts.store import Store, open_store
 from pipeline.execution import records as runs
 from pipeline.planning.plan import plan
 from pipeline.planning.sources import read_sources
+from pipeline.wording import age_in_words
 from stages.contract.context import InputError, StageError
 from tests.made_stages import DEFAULT, STAGES, fail, go
 from tests.support import with_own_stdout
@@ -55,7 +55,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_then_finishes(hooks, store
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
 def test_a_read_only_store_is_refused_before_anything_runs(hooks, store, tmp_path, monkeypatch, code):
-    monkeypatch.setattr(objects.Path, "mkdir", refuse(code))
+    monkeypatch.setattr(local.Path, "mkdir", refuse(code))
     error = go(store, tmp_path).error
     assert (
         isinstance(error, InputError)
@@ -101,49 +101,49 @@ def test_a_run_that_loses_its_lease_stops_and_commits_nothing(hooks, store, tmp_
 
 def test_a_holder_that_cannot_renew_stops_before_others_may_take_over(store, monkeypatch):
     lost = threading.Event()
-    lease = leases.take(store.objects, "train/k1/_lease.json", 0.2)
-    monkeypatch.setattr(objects.LocalObjects, "swap", refuse(errno.EIO))
-    with leases.kept(lease, lost.set):
+    lease = leases.try_acquire(store.objects, "train/k1/_lease.json", 0.2)
+    monkeypatch.setattr(local.LocalObjects, "swap", refuse(errno.EIO))
+    with leases.keep_alive(lease, lost.set):
         assert lost.wait(10)
     with pytest.raises(LeaseLost):
         lease.renew()
 
 
 def test_a_lease_of_another_machine_is_waited_for(store, monkeypatch):
-    assert leases.take(store.objects, "train/k1/_lease.json")
-    leases.machine.cache_clear()
-    monkeypatch.setattr(leases.socket, "gethostname", lambda: "elsewhere")
-    monkeypatch.setattr(leases, "birth", lambda process: "")
-    assert leases.take(store.objects, "train/k1/_lease.json") is None
-    leases.machine.cache_clear()
+    assert leases.try_acquire(store.objects, "train/k1/_lease.json")
+    processes.machine.cache_clear()
+    monkeypatch.setattr(processes.socket, "gethostname", lambda: "elsewhere")
+    monkeypatch.setattr(processes, "process_start", lambda process: "")
+    assert leases.try_acquire(store.objects, "train/k1/_lease.json") is None
+    processes.machine.cache_clear()
 
 
 def test_a_damaged_lease_counts_as_free(store):
     store.objects.put("train/k1/_lease.json", b"{")
-    assert leases.take(store.objects, "train/k1/_lease.json")
+    assert leases.try_acquire(store.objects, "train/k1/_lease.json")
 
 
 def test_processes_are_told_apart_by_their_birth():
-    assert leases.birth(os.getpid()) == leases.birth(os.getpid()) != ""
-    assert leases.birth(2**22 + 1) == ""
+    assert processes.process_start(os.getpid()) == processes.process_start(os.getpid()) != ""
+    assert processes.process_start(2**22 + 1) == ""
 
 
 def test_a_process_that_the_system_hides_counts_as_alive(store, monkeypatch):
     """As under hidepid, where /proc shows no process of another user and only a signal tells that it is there."""
     path, number = "train/k1/_lease.json", os.getpid()
-    assert leases.take(store.objects, path)
-    real = objects.Path.read_text
+    assert leases.try_acquire(store.objects, path)
+    real = local.Path.read_text
 
     def read_text(place, *more):
         return refuse(errno.ENOENT)() if str(place) == f"/proc/{number}/stat" else real(place, *more)
 
-    monkeypatch.setattr(objects.Path, "read_text", read_text)
+    monkeypatch.setattr(local.Path, "read_text", read_text)
     monkeypatch.setattr(os, "kill", refuse(errno.EPERM))
-    assert leases.birth(number) == leases.UNKNOWN and leases.holder(store.objects, path)
-    record = {"host": {"machine": leases.machine(), "process": [number, "4711"]}, "stages": {}}
+    assert processes.process_start(number) == processes.UNKNOWN and leases.holder(store.objects, path)
+    record = {"host": {"machine": processes.machine(), "process": [number, "4711"]}, "stages": {}}
     assert not runs.is_dead(store, record, 0)
     monkeypatch.setattr(os, "kill", refuse(errno.ESRCH))
-    assert leases.birth(number) == "" and runs.is_dead(store, record, 0)
+    assert processes.process_start(number) == "" and runs.is_dead(store, record, 0)
 
 
 def fill(store: Store, count: int) -> None:
@@ -216,20 +216,20 @@ def test_gc_shows_first_and_deletes_when_told(hooks, store, tmp_path, capfd):
 def test_the_sweep_leaves_files_that_are_being_written_alone(store):
     store.objects.prepare()
     for key in ("held", "free"):
-        place = store.root / objects.UNFINISHED / f"train~{key}~1"
+        place = store.root / local.UNFINISHED / f"train~{key}~1"
         place.write_bytes(b"half")
         os.utime(place, (0, 0))
-    (store.root / objects.UNFINISHED / "train~free~2").write_bytes(b"just now")
+    (store.root / local.UNFINISHED / "train~free~2").write_bytes(b"just now")
     with store.locked("train", "held"):
-        assert store.objects.sweep(0, sweep.covered(store)) == 1
-    left = sorted(path.name for path in (store.root / objects.UNFINISHED).iterdir())
+        assert store.objects.drop_unfinished(0, garbage.in_use(store)) == 1
+    left = sorted(path.name for path in (store.root / local.UNFINISHED).iterdir())
     assert [name for name in left if "lock" not in name] == ["train~free~2", "train~held~1"]
 
 
 def test_an_unfinished_file_tells_what_it_is_written_for(store):
     with store.objects.open("train/k1/a/model/weights"):
-        (unfinished,) = store.objects.files(objects.UNFINISHED)
-    assert objects.bound_for(unfinished.path).startswith("train/k1/")
+        (unfinished,) = store.objects.files(local.UNFINISHED)
+    assert local.bound_for(unfinished.path).startswith("train/k1/")
 
 
 def test_a_pinned_uri_is_pinned_in_its_own_store(hooks, store, tmp_path, capfd):
@@ -242,12 +242,12 @@ def test_a_pinned_uri_is_pinned_in_its_own_store(hooks, store, tmp_path, capfd):
 
 
 def pinned(store: Store) -> list[tuple[str, str]]:
-    return [(pin["stage"], pin["key"]) for pin in sweep.read_pins(store)]
+    return [(pin["stage"], pin["key"]) for pin in garbage.read_pins(store)]
 
 
 def test_what_is_registered_is_told_and_let_go_of_when_asked(hooks, store, tmp_path, capfd):
     train = go(store, tmp_path).run.artifacts["train"]
-    sweep.keep_registered(store, "train", train.key, train.attempt, "puma")
+    garbage.keep_registered(store, "train", train.key, train.attempt, "puma")
     place = f"store={store.uri}"
     assert with_own_stdout(command.main, ["ls", place]) == 0
     assert "registered" in capfd.readouterr().out
@@ -280,7 +280,7 @@ def test_interrupted_and_wrong_commands_are_one_line_and_one_object(hooks, store
 @pytest.mark.parametrize("call", ["stat", "iterdir", "open"])
 def test_a_store_that_may_not_be_read_is_one_line(store, monkeypatch, call):
     store.objects.put("ingest/k1/manifest.json", b"{}")
-    monkeypatch.setattr(objects.Path, call, refuse(errno.EACCES))
+    monkeypatch.setattr(local.Path, call, refuse(errno.EACCES))
     asks = {
         "stat": lambda: store.objects.size("ingest/k1/manifest.json"),
         "iterdir": lambda: store.objects.names("ingest"),
@@ -296,7 +296,7 @@ def test_a_directory_that_may_not_be_read_is_not_taken_for_an_empty_one(store, m
     with pytest.raises(InputError, match="may not be used"):
         store.objects.files("ingest")
     with pytest.raises(InputError, match="may not be used"), monkeypatch.context() as patch:
-        patch.setattr(objects.Path, "exists", refuse(errno.EACCES))
+        patch.setattr(local.Path, "exists", refuse(errno.EACCES))
         open_store("somewhere")
 
 
@@ -304,4 +304,4 @@ def test_a_directory_that_may_not_be_read_is_not_taken_for_an_empty_one(store, m
     ("seconds", "told"), [(None, ""), (5, "5 s"), (180, "3 min"), (7300, "2 h"), (200_000, "2 d")]
 )
 def test_ages_are_told_in_their_largest_unit(seconds, told):
-    assert command.spell_age(seconds) == told
+    assert age_in_words(seconds) == told

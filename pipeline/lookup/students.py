@@ -8,25 +8,24 @@
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pipeline.artifacts.store import Store, open_store
+from pipeline.config.sections import Config
+from pipeline.tracking.client import resolve_uri
 from stages.contract.context import InputError, StageError
-
-if TYPE_CHECKING:
-    from pipeline.artifacts.store import Store
-    from pipeline.config.sections import Config
+from stages.model.identity import check_student
 
 REGISTERED = re.compile(r"models:/(?P<name>[^@/]+)(@(?P<alias>[^@/]+)|/(?P<version>\d+))")
 
 
-def with_student(config: "Config") -> "Config":
+def with_student(config: Config) -> Config:
     """The configuration with `student.model` as the directory that it means; unchanged where it is not set.
 
     Raises InputError where it means none.
     """
-    from stages.model.identity import check_student
-
     if not config.student.model:
         return config
     directory = find_student(config.student.model, config.tracking_uri, config.store_endpoint)
@@ -37,14 +36,12 @@ def with_student(config: "Config") -> "Config":
 def find_student(reference: str, tracking_uri: str, endpoint: str = "") -> Path:
     """The directory that a reference means. Raises InputError."""
     if reference.startswith("models:"):
-        return registered(reference, tracking_uri, endpoint)
+        return registered_weights(reference, tracking_uri, endpoint)
     path = Path(reference).expanduser()
     if not path.is_dir():
         raise InputError(f"student.model={reference} is not there; give models:/NAME@ALIAS or a student's directory")
     if not (path / "manifest.json").is_file():
         return path.resolve()
-    from pipeline.artifacts.store import open_store
-
     stage, key = path.resolve().parts[-2:]
     try:
         return Path(open_store(str(path.resolve().parents[1])).artifact(stage, key).local("model"))
@@ -52,8 +49,27 @@ def find_student(reference: str, tracking_uri: str, endpoint: str = "") -> Path:
         raise InputError(f"student.model={reference}: {error}") from None
 
 
-def registered(reference: str, tracking_uri: str, endpoint: str = "") -> Path:
+def registered_weights(reference: str, tracking_uri: str, endpoint: str = "") -> Path:
     """The weights of a registered model, which its tag `weights` points to. Raises InputError."""
+    place = weights_tag(reference, tracking_uri)
+    if place.startswith("s3://"):
+        root, stage, key, attempt, _model = place.rsplit("/", 4)
+        artifact = open_store(root, endpoint).artifact(stage, key)
+        if artifact.attempt != attempt:
+            raise InputError(
+                f"student.model={reference}: {stage}/{key} was made again since this version was registered;"
+                " run the same training again to register what is there, or choose another version"
+            )
+        return Path(artifact.local("model"))
+    if not place or not Path(place).is_dir():
+        raise InputError(
+            f"student.model={reference}: its weights {place or '(no tag)'} are not on this machine; give a directory"
+        )
+    return Path(place)
+
+
+def weights_tag(reference: str, tracking_uri: str) -> str:
+    """Where the weights of a registered model lie, by its version's tag; empty without one. Raises InputError."""
     match = REGISTERED.fullmatch(reference)
     if match is None:
         raise InputError(
@@ -61,8 +77,6 @@ def registered(reference: str, tracking_uri: str, endpoint: str = "") -> Path:
         )
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
-
-    from pipeline.tracking.client import resolve_uri
 
     place = resolve_uri(tracking_uri)
     if place.startswith("sqlite:///") and not Path(place.removeprefix("sqlite:///")).is_file():
@@ -76,36 +90,21 @@ def registered(reference: str, tracking_uri: str, endpoint: str = "") -> Path:
     except MlflowException as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"student.model={reference} is not in the registry at {place}: {reason}") from None
-    told = version.tags.get("weights", "")
-    if told.startswith("s3://"):
-        from pipeline.artifacts.store import open_store
-
-        root, stage, key, attempt, _model = told.rsplit("/", 4)
-        artifact = open_store(root, endpoint).artifact(stage, key)
-        if artifact.attempt != attempt:
-            raise InputError(
-                f"student.model={reference}: {stage}/{key} was made again since this version was registered;"
-                " run the same training again to register what is there, or choose another version"
-            )
-        return Path(artifact.local("model"))
-    weights = Path(told)
-    if not told or not weights.is_dir():
-        raise InputError(f"student.model={reference}: its weights {weights} are not on this machine; give a directory")
-    return weights
+    return version.tags.get("weights", "")
 
 
-def student_of(store: "Store", card: dict[str, Any], given: str = "") -> Path | None:
-    """The directory of the student that made the index of a corpus of one's own; None where the card's has to do.
+def index_student(store: Store, card: Mapping[str, Any], given: str = "") -> Path | None:
+    """The directory of the student that made the index of your own corpus; None where the card's is the one.
 
     Args:
         store: of the index. A student that is an artifact of it is found there, wherever the store is by now.
         card: `retriever.json`.
         given: a directory that holds the student instead.
     """
-    told = card.get("student", {})
-    if given and told:
+    student = card.get("student", {})
+    if given and student:
         return Path(given)
-    if "key" not in told or not store.has(told["stage"], told["key"]):
+    if "key" not in student or not store.has(student["stage"], student["key"]):
         return None
-    artifact = store.artifact(told["stage"], told["key"])
-    return Path(artifact.local("model")) if artifact.attempt == told["attempt"] else None
+    artifact = store.artifact(student["stage"], student["key"])
+    return Path(artifact.local("model")) if artifact.attempt == student["attempt"] else None

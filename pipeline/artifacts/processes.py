@@ -1,0 +1,54 @@
+"""Processes told apart across machines and time: a number alone means another process after a restart."""
+
+import getpass
+import os
+import socket
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+UNKNOWN = "alive"
+
+
+def user() -> str:
+    """Who runs this."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return "somebody"
+
+
+@cache
+def machine() -> str:
+    """This machine, as far as process numbers mean the same: its name, its start, its space of processes."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def is_running(process: int, start: str) -> bool:
+    """Whether the process of this machine that started then still runs; one that can't be told apart counts as it."""
+    found = process_start(process)
+    return bool(found) and (found == start or UNKNOWN in (found, start))
+
+
+def process_start(process: int) -> str:
+    """When a process of this machine started, so that a number used again is not taken for it; empty where none is.
+
+    UNKNOWN where it runs and the system does not tell: /proc mounted with hidepid hides the processes of other users.
+    """
+    try:
+        text = Path(f"/proc/{process}/stat").read_text()
+        fields = text.rpartition(")")[2].split()
+        return "" if fields[0] == "Z" else fields[19]  # a dead one that nobody fetched counts as dead
+    except OSError:
+        pass
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass
+    return UNKNOWN

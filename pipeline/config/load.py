@@ -1,0 +1,74 @@
+"""From a recipe and overrides to a configuration; what is wrong with it is said before anything runs or is written."""
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from pipeline.config.checks import check_combinations
+from pipeline.config.messages import choices, suggestion, value_message, wrong_value
+from pipeline.config.recipes import Settings, read_settings
+from pipeline.config.sections import Config
+from pipeline.config.values import get_value, is_section, section_of, walk_fields
+from stages.contract.context import InputError
+
+
+def load_config(recipe: str = "demo", overrides: Iterable[str] = ()) -> Config:
+    """The validated configuration of a recipe (name or file) and dotted overrides.
+
+    Raises InputError, one line, for an unknown recipe, key, value or combination.
+    """
+    config, settings = read_config(recipe, overrides)
+    check_combinations(config, settings)
+    return config
+
+
+def read_config(recipe: str, overrides: Iterable[str]) -> tuple[Config, Settings]:
+    """The configuration, each value checked by itself, and where each came from. Raises InputError, one line."""
+    fields = dict(walk_fields(Config))
+    settings = read_settings(
+        recipe, map(expand_student, overrides), lambda path: path in fields and fields[path].annotation is str
+    )
+    check_keys(settings, fields)
+    try:
+        return Config.model_validate(settings.values), settings
+    except ValidationError as error:
+        raise InputError(value_message(error, settings, fields)) from None
+
+
+def expand_student(override: str) -> str:
+    """`student=models:/puma@champion` as `student.model=…`; a mapping stays what it is, and so does anything else."""
+    name, equals, text = override.partition("=")
+    return f"student.model={text}" if name == "student" and equals and not text.startswith("{") else override
+
+
+def check_keys(settings: Settings, fields: Mapping[str, FieldInfo]) -> None:
+    """Refuses unknown keys (naming the nearest), values where a section stands, and what no field can hold."""
+    for path, origin in settings.origins.items():
+        steps = path.split(".")
+        for depth in range(1, len(steps) + 1):
+            known = ".".join(steps[:depth])
+            if known not in fields:
+                raise InputError(f"unknown key '{path}' in {origin}{suggestion(known, path, fields)}")
+            if depth < len(steps) and not is_section(fields[known]):
+                raise InputError(f"'{known}' is one value and has no key '{steps[depth]}' in {origin}; set {known}=…")
+        value = get_value(settings.values, path.split("."))
+        if (section := section_of(fields[path])) and value != {}:
+            inner = ", ".join(section.model_fields)
+            raise InputError(f"'{path}' is a section in {origin}; set one of its keys: {inner}")
+        if isinstance(value, bool) and {int, float} & set(choices(fields[path])):
+            raise InputError(wrong_value(path, value, fields[path], origin))
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(wrong_value(path, value, fields[path], origin))
+        if isinstance(value, str) and not is_plain(value):
+            raise InputError(f"{path} holds a character that no name can hold, {value!r}, in {origin}; leave it out")
+
+
+def is_plain(text: str) -> bool:
+    """Whether a file could be called by the text: no NUL, and no half of a character."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False

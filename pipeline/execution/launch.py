@@ -1,0 +1,80 @@
+"""One call of `run.py`: plans, shows the plan, runs it in a cluster, publishes and says what came of it."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts.store import Store, open_store
+from pipeline.config.checks import check_made
+from pipeline.config.load import load_config
+from pipeline.config.sections import Config
+from pipeline.execution.cluster import connected
+from pipeline.execution.compat import inside_job
+from pipeline.execution.publish import publish
+from pipeline.execution.runner import Run, describe, run_pipeline
+from pipeline.execution.summary import closing_lines, plan_rows
+from pipeline.lookup.students import with_student
+from pipeline.planning.dag import stages_of
+from pipeline.planning.plan import Decision, Selection, plan
+from pipeline.planning.sources import read_sources
+from pipeline.terminal import open_console, text_table
+from pipeline.tracking.client import PipelineRun, resolve_uri
+
+
+def launch(options: argparse.Namespace, answer: dict[str, Any]) -> None:
+    """Plans, runs and reports; fills `answer` for --json on the way, so that a failed run tells how far it came."""
+    config = with_student(load_config(options.recipe, options.overrides))
+    stages = stages_of(config)
+    store = open_store(config.store, config.store_endpoint)
+    command = shlex.join(["python", "pipeline/run.py", "--recipe", options.recipe, *options.overrides])
+    forced = tuple(options.force)
+    selection = Selection(options.only, options.start, options.until, forced, options.ignore_code, command)
+    manifests = store.manifests()
+    decisions = plan(stages, config, manifests, read_sources(stages, config), selection, store.started)
+    for decision in decisions:
+        if decision.action == "cached":
+            check_made(config, decision.stage, manifests[decision.stage][decision.key])
+    console = open_console(sys.stderr if options.json else sys.stdout)
+    console.print(text_table(plan_rows(decisions)))
+    if options.plan:
+        answer["stages"] = planned(decisions, store)
+        return
+    run = new_run(config, store, command, options.recipe, partial(console.print, soft_wrap=True))
+    answer |= {"stages": run.stages, "metrics": {}, "mlflow": run.tracker.ids()}
+    run_pipeline(stages, decisions, run)
+    publish(run, decisions)
+    report(run, options.overrides, answer)
+
+
+def planned(decisions: Sequence[Decision], store: Store) -> dict[str, Any]:
+    """The plan as JSON; an artifact that isn't there yet has no URI."""
+    return {
+        decision.stage: {
+            **describe(decision),
+            "uri": store.artifact(decision.stage, decision.key).uri if decision.action == "cached" else None,
+        }
+        for decision in decisions
+    }
+
+
+def new_run(config: Config, store: Store, command: str, recipe: str, say: Callable[[str], None]) -> Run:
+    """A run that is tracked and starts a cluster when it needs one."""
+    tags = {"recipe": recipe, "command": command, "mlflow.source.name": "pipeline/run.py"}
+    tracker = PipelineRun(resolve_uri(config.tracking_uri), Path(recipe).stem, tags)
+    if inside_job() and "://" not in config.store and not Path(config.store).is_absolute():
+        say(f"warning: store={config.store} goes with the job's working directory; give an absolute path")
+    return Run(config, store, tracker, connected, say, command, recipe, check=partial(check_made, config))
+
+
+def report(run: Run, overrides: Sequence[str], answer: dict[str, Any]) -> None:
+    """Shows what came of the run, and adds it to the answer."""
+    if "evaluate" in run.artifacts:
+        answer["metrics"] = run.artifacts["evaluate"].read_json("metrics.json")
+    if "ingest" in run.artifacts:
+        answer["stages"]["ingest"]["rejects"] = run.artifacts["ingest"].read_json("stats.json")["rejects"]
+    for line in closing_lines(run.artifacts, overrides):
+        run.say(line)

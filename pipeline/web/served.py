@@ -1,0 +1,58 @@
+"""Which index is served. Picklable: on Ray every replica loads it by itself."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.artifacts.store import Artifact, Store
+from pipeline.lookup.indexes import open_retriever
+
+if TYPE_CHECKING:
+    from pipeline.web.engine import Engine
+    from pipeline.web.limits import RequestLimits
+    from pipeline.web.meters import Meters
+    from stages.search.retriever import Retriever
+
+
+@dataclass(frozen=True)
+class ServedIndex:
+    """The artifacts of a run, and what answers: `backend` instead of the index's own, `student` instead of its."""
+
+    store: Store
+    keys: dict[str, str]
+    compare: bool
+    backend: str = ""
+    student: str = ""
+
+    def load(self, limits: "RequestLimits", meters: "Meters") -> "Engine":
+        """Loads student and index, and prepares the teacher where there is one."""
+        from pipeline.web.engine import Engine
+
+        student = open_retriever(self.store, self.keys["index"], self.backend, self.student)
+        teacher = (lambda: self.load_teacher(student)) if self.has_teacher() else None
+        return Engine(student, teacher, self.keys["index"], limits, meters)
+
+    def artifact(self, stage: str) -> Artifact:
+        """What the run made in a stage."""
+        return self.store.artifact(stage, self.keys[stage])
+
+    def has_teacher(self) -> bool:
+        """Whether evaluate stored vectors of this very teacher for this very index."""
+        stages = ("evaluate", "backbone", "index")
+        if not self.compare or not all(self.store.has(stage, self.keys.get(stage, "")) for stage in stages):
+            return False
+        evaluate, *used = map(self.artifact, stages)
+        compared = evaluate.manifest["inputs"]
+        same = all(compared[made.stage] == {"key": made.key, "attempt": made.attempt} for made in used)
+        return same and "teacher" in evaluate.read_json("teacher.json")
+
+    def load_teacher(self, student: "Retriever") -> "Retriever":
+        """The full-depth model over the same candidates, by the vectors that evaluate compared."""
+        from stages.model import checkpoint
+        from stages.model.loading import load_encoder_here
+        from stages.search.exact import ExactIndex
+        from stages.search.retriever import Retriever
+
+        encoder = load_encoder_here(checkpoint.directory(self.artifact("backbone")))
+        key = self.artifact("evaluate").read_json("teacher.json")["teacher"]
+        index = ExactIndex.open(self.store.artifact("teacher", key)).ready()
+        return Retriever(encoder, index, student.card, student.candidates, student.images)
