@@ -7,6 +7,7 @@ The tokenizer is byte-level BPE trained on the ingested texts and the read-out p
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -60,7 +61,7 @@ def _with_prompts(texts: Iterable[str]) -> Iterable[str]:
 def tiny_config(tokenizer: PreTrainedTokenizerFast, *, layers: int, hidden: int, heads: int, vision_layers: int,
                 vision_hidden: int, patch: int) -> Qwen2VLConfig:  # fmt: skip
     """A Qwen2-VL configuration of the given sizes; head sizes follow from `hidden` and `heads`."""
-    token = tokenizer.convert_tokens_to_ids
+    token = tokenizer.get_vocab()
     pairs = hidden // heads // 2
     text = {
         "vocab_size": len(tokenizer),
@@ -75,8 +76,8 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, *, layers: int, hidden: int,
         "rope_scaling": {"type": "mrope", "mrope_section": [pairs - 2 * (3 * pairs // 8), *[3 * pairs // 8] * 2]},
         "tie_word_embeddings": True,
         "bos_token_id": None,
-        "eos_token_id": token("<|im_end|>"),
-        "pad_token_id": token("<|endoftext|>"),
+        "eos_token_id": token["<|im_end|>"],
+        "pad_token_id": token["<|endoftext|>"],
     }
     vision = {
         "depth": vision_layers,
@@ -89,10 +90,10 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, *, layers: int, hidden: int,
     return Qwen2VLConfig(
         text_config=text,
         vision_config=vision,
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
+        image_token_id=token["<|image_pad|>"],
+        video_token_id=token["<|video_pad|>"],
+        vision_start_token_id=token["<|vision_start|>"],
+        vision_end_token_id=token["<|vision_end|>"],
         tie_word_embeddings=True,
     )
 
@@ -141,7 +142,7 @@ def keep_lengths(module: torch.nn.Module) -> None:
 
 
 @torch.no_grad()
-def mimic_trained(attention: torch.nn.Module) -> None:
+def mimic_trained(attention: Any) -> None:
     """Draws a vision block's attention as large trained towers have it, which a few thousand photos do not teach.
 
     Mimetic initialisation (Trockman and Kolter 2023, arXiv 2305.09828): in trained towers a patch looks at patches
