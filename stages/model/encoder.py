@@ -72,9 +72,9 @@ class Encoder(nn.Module):
             ValueError: unknown model family, a depth out of range, or no room for `[RET]` in the vocabulary.
         """
         directory = Path(directory)
-        backbone = load_backbone(directory, layers, PRECISIONS[precision]).to(device)
+        backbone = load_backbone(directory, layers, PRECISIONS[precision])
         collator = load_collator(directory, backbone.config.text_config.vocab_size, readers_for(device))
-        return cls(backbone, collator).eval()
+        return cls(backbone, collator).to(device).eval()
 
     @property
     def dim(self) -> int:
@@ -221,7 +221,7 @@ def load_collator(directory: Path, vocabulary: int, readers: int = 1) -> Collato
         tokenizer.add_special_tokens(
             {"additional_special_tokens": [RETRIEVAL_TOKEN]}, replace_extra_special_tokens=False
         )
-    if tokenizer.convert_tokens_to_ids(RETRIEVAL_TOKEN) >= vocabulary:
+    if tokenizer.get_vocab()[RETRIEVAL_TOKEN] >= vocabulary:
         raise ValueError(
             f"{directory}: the embedding table has {vocabulary} rows and none is free for {RETRIEVAL_TOKEN}"
         )

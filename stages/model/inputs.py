@@ -29,7 +29,7 @@ from stages.model.prompt import IMAGE_PAD, RETRIEVAL_TOKEN, render
 from stages.model.rows import Box, Row
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessorPil
+    from transformers import PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
@@ -98,7 +98,7 @@ class Collator:
 
     def __init__(
         self,
-        tokenizer: "PreTrainedTokenizerFast",
+        tokenizer: "PreTrainedTokenizerBase",
         image_processor: "Qwen2VLImageProcessorPil",
         max_text_tokens: int,
         readers: int = 1,
@@ -106,8 +106,8 @@ class Collator:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.max_text_tokens = max_text_tokens
-        self.image_token = tokenizer.convert_tokens_to_ids(IMAGE_PAD)
-        self.retrieval_token = tokenizer.convert_tokens_to_ids(RETRIEVAL_TOKEN)
+        vocabulary = tokenizer.get_vocab()
+        self.image_token, self.retrieval_token = vocabulary[IMAGE_PAD], vocabulary[RETRIEVAL_TOKEN]
         self._map = map if readers == 1 else ThreadPoolExecutor(readers, "images").map
 
     def __call__(self, rows: Sequence[Row], limit: int = 0, needs_images: bool = False) -> Batch:
@@ -180,7 +180,7 @@ class Collator:
 
     def patches(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
         """Vision patches float32 [P, C] and the (t, h, w) grid [3] of a row's image, as the row says it is seen."""
-        image = Image.open(io.BytesIO(row.image)).convert("RGB")
+        image = Image.open(io.BytesIO(row.image or b"")).convert("RGB")
         if row.box is not None:
             image = image.crop(pixels(row.box, image.size))
         features = self.image_processor(images=[image], return_tensors="np")

@@ -28,9 +28,11 @@ MODULES = {"lance": "lance", "faiss": "faiss"}
 
 
 class Index(Protocol):
-    """Vectors that can be searched. `dim` is the length of one."""
+    """Vectors that can be searched."""
 
-    dim: int
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
 
     def search(self, queries_QD: np.ndarray, k: int, *filters: Filter) -> list[Ranking]:
         """The k best candidates of each query, float32 [Q, D], once for each filter; best first, then rising id."""

@@ -5,8 +5,12 @@ from the stored vectors whenever it is opened, so it can't be out of date, and t
 columns that filters look at.
 """
 
+# faiss declares its C++ side and not the Python over it.
+# mypy: disable-error-code="arg-type,attr-defined,call-arg"
+
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import faiss
 import numpy as np
@@ -26,7 +30,7 @@ FP16, PRODUCT = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
 class FaissIndex:
     """Vectors in lists, and beside them the ids and the columns to filter by."""
 
-    def __init__(self, index: faiss.Index, columns: pa.Table) -> None:
+    def __init__(self, index: Any, columns: pa.Table) -> None:
         self.index, self.columns = index, columns
 
     @classmethod
@@ -37,6 +41,7 @@ class FaissIndex:
             held.append(vectors(pa.Table.from_batches([batch])).astype(np.float16))
             kept.append(batch.drop_columns(["vector"]))
         dim = held[0].shape[1]
+        index: Any  # faiss declares neither what an index learns from nor how it is asked
         if rows < FLAT:
             index = faiss.IndexScalarQuantizer(dim, FP16, PRODUCT)
         else:
@@ -81,7 +86,7 @@ class FaissIndex:
         return Ranking(dids, scores)
 
 
-def _lists(dim: int, rows: int) -> faiss.Index:
+def _lists(dim: int, rows: int) -> Any:
     lists = round(2 * math.sqrt(rows))
     coarse = faiss.IndexFlatIP(dim)
     index = faiss.IndexIVFScalarQuantizer(coarse, dim, lists, FP16, PRODUCT, False)

@@ -26,7 +26,7 @@ SIGNS: dict[str, Callable[[pa.ChunkedArray, pa.Scalar], pa.ChunkedArray]] = {
     ">": pc.greater,
     ">=": pc.greater_equal,
 }
-KINDS = {"text": str, "number": float, "truth": bool}
+KINDS: dict[str, type[str] | type[float] | type[bool]] = {"text": str, "number": float, "truth": bool}
 """What a metadata column can hold, by the name that `retriever.json` gives it."""
 
 
@@ -41,7 +41,7 @@ class Condition:
     def holds(self, table: pa.Table) -> np.ndarray:
         """Whether each row of `table` passes, bool [N]."""
         stored = table[self.column]
-        if self.sign == "in":
+        if isinstance(self.value, tuple):
             passing = pc.is_in(stored, value_set=pa.array(self.value, stored.type))
         else:
             passing = SIGNS[self.sign](stored, pa.scalar(self.value, stored.type))
@@ -49,7 +49,7 @@ class Condition:
 
     def sql(self) -> str:
         """The same for DataFusion, as Lance reads it."""
-        if self.sign == "in":
+        if isinstance(self.value, tuple):
             return f"{self.column} IN ({', '.join(map(literal, self.value))})"
         return f"{self.column} {self.sign} {literal(self.value)}"
 
@@ -149,7 +149,7 @@ def _datasets(wanted: object, datasets: Mapping[str, int]) -> tuple[int, ...]:
         raise InputError("the filter of 'dataset' is an empty list, which nothing passes; name one or leave it out")
     if missing := [one for one in names if not isinstance(one, str) or one not in datasets]:
         raise InputError(f"the index knows no dataset {missing[0]!r}; it knows: {' '.join(sorted(datasets))}")
-    return tuple(sorted({datasets[one] for one in names}))
+    return tuple(sorted({datasets[str(one)] for one in names}))
 
 
 def _conditions(name: str, wanted: object, column: Mapping[str, str]) -> list[Condition]:
@@ -169,11 +169,11 @@ def _conditions(name: str, wanted: object, column: Mapping[str, str]) -> list[Co
 
 def _value(name: str, value: object, kind: str) -> Value:
     """The value as the column holds it."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = is_number if kind == "number" else isinstance(value, KINDS[kind])
-    if not fits:
+    if kind == "number" and isinstance(value, int | float) and not isinstance(value, bool):
+        return _finite(name, value)
+    if kind == "number" or not isinstance(value, KINDS[kind]):
         raise InputError(f"the column '{name}' holds {kind}, so it can't be compared with {value!r}")
-    return _finite(name, value) if kind == "number" else value
+    return value
 
 
 def _finite(name: str, value: float) -> float:
@@ -193,7 +193,8 @@ def parse_where(conditions: Sequence[str], card: Mapping[str, Any]) -> dict[str,
     Raises:
         InputError: a condition that is none.
     """
-    columns, where = card.get("metadata") or {}, {}
+    columns: Mapping[str, Any] = card.get("metadata") or {}
+    where: dict[str, Any] = {}
     for one in conditions:
         match = re.fullmatch(r"\s*(.+?)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*", one, re.DOTALL)
         if match is None:

@@ -130,16 +130,16 @@ def own_student(card: dict[str, Any], index: Artifact, found: Path | None = None
     return directory
 
 
-def student_artifact(
+def made_from(
     card: dict[str, Any], index: Artifact, ingest: Artifact | None, train: Artifact | None
-) -> Artifact:
-    """The artifact of the student. Raises InputError where it or the candidates were written anew since."""
+) -> tuple[Artifact, Artifact]:
+    """The artifacts of the student and of the candidates. Raises InputError where one was written anew since."""
     if train is None or ingest is None:
         raise InputError(f"the index {index.uri} needs the artifacts of train and ingest that it was made from")
     for artifact in (train, ingest):
         if card[artifact.stage]["attempt"] != artifact.manifest["attempt"]:
             raise InputError(f"the index is older than its {artifact.stage}: run `python pipeline/run.py` again first")
-    return train
+    return train, ingest
 
 
 class Retriever:
@@ -177,7 +177,8 @@ class Retriever:
         if "student" in card:
             model, source = own_student(card, index, student), index
         else:
-            model, source = student_artifact(card, index, ingest, train).local("model"), ingest
+            trained, source = made_from(card, index, ingest, train)
+            model = trained.local("model")
         searched = open_index(index, card, backend)
         encoder = load_encoder_here(model)
         if encoder.dim != card["dim"] or searched.dim != card["dim"]:
