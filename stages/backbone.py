@@ -24,13 +24,13 @@ VERSION = 1
 class Tiny(Section):
     """A real Qwen2-VL, a few million parameters, trained in the run."""
 
-    layers: int = Field(6, ge=1, description="decoder layers")
-    hidden: int = Field(128, ge=32, multiple_of=32, description="width of the decoder and of a vector")
+    layers: int = Field(6, ge=1)
+    hidden: int = Field(128, ge=32, multiple_of=32)
     heads: int = Field(4, ge=1)
-    vocabulary: int = Field(2048, ge=300, description="tokens, learned from the data's texts")
-    vision_layers: int = Field(2, ge=1, description="layers of the vision tower")
-    vision_hidden: int = Field(128, ge=32, multiple_of=32, description="width of the vision tower")
-    patch: int = Field(14, ge=4, description="pixels of an image patch's side")
+    vocabulary: int = Field(2048, ge=300)
+    vision_layers: int = Field(2, ge=1)
+    vision_hidden: int = Field(128, ge=32, multiple_of=32)
+    patch: int = Field(14, ge=4)
     unit_scale: bool = Field(
         False, description="weights start by the model's width, and not with the 0.02 of models of thousands"
     )

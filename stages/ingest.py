@@ -58,9 +58,7 @@ class Params(Section):
         "scenes", description="scenes are drawn on the spot, mbeir is the published layout, pairs are a JSONL file"
     )
     path: str = Field("", description="source: a directory, a file of pairs, or s3://bucket/prefix of either")
-    max_reject_share: float = Field(
-        0.05, ge=0, le=1, description="a run whose share of rejected rows is larger stops after ingest"
-    )
+    max_reject_share: float = Field(0.05, ge=0, le=1)
     max_pixels: int = Field(1_048_576, ge=1024, description="larger pictures are scaled down to this many pixels")
     refuse_pixels: int = Field(100_000_000, ge=1024, description="larger pictures are rejected before decoding")
     max_image_bytes: int = Field(20_000_000, ge=1024)
