@@ -22,7 +22,7 @@ from pipeline.terminal import Parser, json_command
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = Parser(prog="python pipeline/graft.py", allow_abbrev=False, description=__doc__.partition("\n\n")[2])
+    parser = Parser("graft", __doc__.partition("\n\n")[2])
     add = parser.add_argument
     add("language_model", metavar="LANGUAGE_MODEL", type=Path, help="GGUF file or directory of a Llama or Qwen2 model")
     add("directory", metavar="DIRECTORY", type=Path, help="where to write; must be new, or empty")

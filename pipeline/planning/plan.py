@@ -134,7 +134,7 @@ def select(stages: tuple[Stage, ...], selection: Selection) -> tuple[set[str], s
 
 
 def key_parts(
-    stage: Stage, config: Section, baselines: Mapping[str, Any], source: Source, inputs: Mapping[str, str]
+    stage: Stage, config: Any, baselines: Mapping[str, Any], source: Source, inputs: Mapping[str, str]
 ) -> dict[str, Any]:
     """The named parts of a stage's key. Parameters at their first value are left out: a new one keeps old artifacts.
 

@@ -140,9 +140,9 @@ def without_message(node: ast.Raise) -> None:
         node.exc, node.cause = kind, None
 
 
-def last_name(node: ast.expr) -> str:
+def last_name(node: ast.AST) -> str:
     """`c` of the expressions `c` and `a.b.c`; empty for any other."""
-    return getattr(node, "id", None) or getattr(node, "attr", "")
+    return str(getattr(node, "id", "") or getattr(node, "attr", ""))
 
 
 def spelled(value: Any) -> list[str]:
@@ -178,7 +178,7 @@ def joined(parts: list[ast.expr]) -> Iterator[ast.expr]:
     text = ""
     for part in parts:
         if isinstance(part, ast.Constant):
-            text += part.value
+            text += str(part.value)
             continue
         if text:
             yield ast.Constant(text)

@@ -126,8 +126,9 @@ class Tracker(Protocol):
 class Shared(Protocol):
     """An artifact that several artifacts of one stage have in common, for as long as the block that asked for it."""
 
-    output: Attempt | None
-    """Where to write it; None where it is in the store."""
+    @property
+    def output(self) -> Attempt | None:
+        """Where to write it; None where it is in the store."""
 
     def commit(self) -> Artifact:
         """The artifact: what was found, or what was written, which from here on exists."""

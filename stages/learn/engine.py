@@ -45,7 +45,7 @@ def start_engine(module: nn.Module, settings: Training, cluster: Cluster, world:
 
 def make_optimizer(module: nn.Module, settings: Optimisation) -> torch.optim.Optimizer:
     """AdamW, or DeepSpeed's Muon with AdamW for what Muon is not made for."""
-    adam = {"betas": (0.9, 0.98), "eps": 1e-7}
+    adam: dict[str, Any] = {"betas": (0.9, 0.98), "eps": 1e-7}
     groups = parameter_groups(module, settings)
     if not settings.muon_rate:
         return torch.optim.AdamW(groups, lr=settings.learning_rate, **adam)

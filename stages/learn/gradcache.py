@@ -109,6 +109,7 @@ def _in_chunks(engine: "DeepSpeedEngine", encoder: Encoder, batch: Batch, loss_o
         loss, parts = loss_of(states_ND[batch.place_B.to(engine.device)])  # 2
         engine.backward(loss)
         sums.take()
+        assert states_ND.grad is not None
         gradients = states_ND.grad.split([len(chunk) for chunk in batch.chunks])
         for taken, gradient_RD in zip(passes, gradients, strict=True):  # 3
             with taken.random.replayed():
@@ -143,7 +144,7 @@ class Sums:
     def give(self) -> None:
         """Leaves the sums on the parameters, rounded once."""
         for parameter, known in self.sums.items():
-            if known is not None:
+            if known is not None and parameter.grad is not None:
                 parameter.grad.copy_(known)
 
 
@@ -171,11 +172,14 @@ class RandomState:
     def now(cls, device: torch.device | str, last: "RandomState | None" = None) -> "RandomState":
         """The present state: `last` itself where nothing was drawn since, for a state is 5 kB and chunks are many."""
         device = torch.device(device)
-        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        cpu = torch.get_rng_state()
-        if last and torch.equal(last.cpu, cpu) and (cuda is None or torch.equal(last.cuda, cuda)):
-            return last
-        return cls(device, cpu, cuda)
+        state = cls(device, torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None)
+        return last if last and last.equals(state) else state
+
+    def equals(self, other: "RandomState") -> bool:
+        """Whether both draw the same from here on; both are of one device."""
+        if self.cuda is not None and other.cuda is not None and not torch.equal(self.cuda, other.cuda):
+            return False
+        return torch.equal(self.cpu, other.cpu)
 
     @contextmanager
     def replayed(self) -> Iterator[None]:

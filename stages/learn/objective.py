@@ -95,8 +95,8 @@ def learner(encoder: nn.Module, objective: Objective) -> tuple[nn.Module, Temper
     """What the optimizer is to hold: the encoder, with a temperature beside it where the objective learns one."""
     if objective.loss != "learnable":
         return encoder, None
-    module = Learner(encoder, Temperature(objective.temperature).to(encoder.device))
-    return module, module.temperature
+    temperature = Temperature(objective.temperature).to(next(encoder.parameters()).device)
+    return Learner(encoder, temperature), temperature
 
 
 def losses(
@@ -119,6 +119,7 @@ def losses(
     contrastive, parts = _contrastive(states_RD, step.pairs, objective, progress, temperature)
     total = objective.contrastive_weight * contrastive
     if objective.feature_weight:
+        assert step.teacher_RD is not None, "a feature weight needs the teacher's states"
         teacher_RD = step.teacher_RD.to(states_RD.device)
         distance = _to_teacher(objective.feature_loss, states_RD[: len(teacher_RD)], teacher_RD)
         total = total + objective.feature_weight * distance
@@ -148,8 +149,10 @@ def _contrastive(
         for known in (pairs.modality, pairs.candidate_hash, pairs.content_hash)
     )
     positive_Q = torch.arange(queries, device=device) + rank() * places
-    known = ([torch.from_numpy(one).to(device) for one in known] for known in (pairs.positives, pairs.contents))
-    masked_QC = no_negatives(*known, candidate_C, content_C, positive_Q)
+    positives, contents = (
+        [torch.from_numpy(one).to(device) for one in known] for known in (pairs.positives, pairs.contents)
+    )
+    masked_QC = no_negatives(positives, contents, candidate_C, content_C, positive_Q)
     within_QC = same_modality(positive_Q, modality_C)
     parts = {"masked_share": masked_QC[:, candidate_C != NOTHING].float().mean().item()}
     if objective.loss == "mamcl":
@@ -157,7 +160,7 @@ def _contrastive(
     if objective.loss == "mac":
         parts["tau_hard"] = objective.tau_hard(progress)
         tau_QC = mac_tau(within_QC, objective.temperature, parts["tau_hard"])
-    elif objective.loss == "learnable":
+    elif temperature is not None:
         tau_QC = temperature()
         parts["tau"] = tau_QC.item()
     else:

@@ -4,7 +4,7 @@ Libraries are imported by the functions, so that this module drags nothing in. `
 interface of the installed version for what is needed of it, and one that is gone says so in words.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,7 @@ def skip_shared_memory_operator() -> None:
     deepspeed.ops.__compatible_ops__ = {}
 
 
-def muon_optimizer() -> "type[optim.Optimizer]":
+def muon_optimizer() -> "Callable[[list[dict[str, Any]]], optim.Optimizer]":
     """DeepSpeed's Muon with AdamW beside it: `torch.optim.Muon` needs whole matrices, and ZeRO shares them out."""
     import deepspeed
 

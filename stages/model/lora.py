@@ -6,6 +6,7 @@ student has the stock layout and no trace of them.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ def add_adapters(encoder: Encoder, lora: Lora) -> None:
     """Puts adapters, which start as zero, into the decoder and freezes its rest; call it after `freeze_vision`."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    alpha = lora.scale * lora.rank
+    alpha: Any = lora.scale * lora.rank  # peft says int and divides
     settings = LoraConfig(
         r=lora.rank, lora_alpha=alpha, lora_dropout=lora.dropout, target_modules=TARGETS, bias="none"
     )
