@@ -27,7 +27,7 @@ from stages.contract.params import Section
 if TYPE_CHECKING:
     from ray import ObjectRef
 
-    from stages.distributed.pool import Models
+    from stages.distributed.actors import Models
     from stages.evaluation.rank import Pools, Tally
     from stages.evaluation.sets import EvaluationSet
     from stages.search.exact import ExactIndex
@@ -95,7 +95,7 @@ def embed(
     context: Context, card: Mapping[str, Any], sets: "Sequence[EvaluationSet]", models: Mapping[str, Path]
 ) -> "tuple[dict[str, ExactIndex], dict[str, dict[str, Any]]]":
     """All that models do, in one pool: query vectors to this artifact, the teacher's candidates to theirs, costs."""
-    from stages.distributed.pool import carry_out
+    from stages.distributed.actors import carry_out
     from stages.distributed.queries import query_work, write_asked
     from stages.distributed.teacher_pools import PoolVectors
     from stages.search.exact import ExactIndex

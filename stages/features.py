@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from stages.distributed.pool import Models, Work
+    from stages.distributed.actors import Models, Work
     from stages.distributed.shards import Shard
 
 VERSION = 1
@@ -47,7 +47,7 @@ class Params(Section):
 
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
-    from stages.distributed.pool import TEACHER, carry_out
+    from stages.distributed.actors import TEACHER, carry_out
     from stages.distributed.shards import count_rows
     from stages.evaluation.depth_view import curve_table, plot_curve, png
     from stages.model import checkpoint
@@ -235,7 +235,7 @@ def _timed_rows(sample: dict[str, "pa.Table"]) -> list[dict[str, Any]]:
 
 def _time_depths(models: "Models", *, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The cost of every depth, while nothing else of this run works."""
-    from stages.distributed.pool import TEACHER
+    from stages.distributed.actors import TEACHER
     from stages.evaluation.cost import measure_depths
 
     reader = models.reader("query")

@@ -147,8 +147,8 @@ def tally(context: Context, validated: "ray.data.Dataset") -> dict[str, Any]:
 def embed(context: Context, told: dict[str, Any], model: Path) -> dict[str, Any]:
     """Writes vectors and typed metadata columns of the candidates to `embeddings/`; see `pools.written`."""
     from stages.data.metadata import finish
+    from stages.distributed.actors import STUDENT, carry_out
     from stages.distributed.embedding import embed_table
-    from stages.distributed.pool import STUDENT, carry_out
     from stages.distributed.pools import EMBEDDINGS, written
     from stages.distributed.shards import Target, cut, shard_work
 

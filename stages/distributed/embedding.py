@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import ray.data
 
-    from stages.distributed.pool import Models
+    from stages.distributed.actors import Models
 
 WINDOW = 4  # model batches that an actor gets at once, so that it seldom waits for the next table
 

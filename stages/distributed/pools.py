@@ -4,8 +4,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stages.contract.context import Attempt, Context, StageError
+from stages.distributed.actors import STUDENT, carry_out
 from stages.distributed.embedding import embed_table
-from stages.distributed.pool import STUDENT, carry_out
 from stages.distributed.shards import Target, cut, files, shard_work
 from stages.search.filters import keep_pools
 

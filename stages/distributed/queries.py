@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from stages.contract.context import Attempt, Context
 from stages.distributed import teacher
+from stages.distributed.actors import STUDENT, Models, Work
 from stages.distributed.embedding import embed_table
-from stages.distributed.pool import STUDENT, Models, Work
 from stages.distributed.shards import Target, files, write_table
 
 if TYPE_CHECKING:

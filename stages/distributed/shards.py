@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stages.contract.context import Artifact, Attempt, StageError
-from stages.distributed.pool import Models, Work, say
+from stages.distributed.actors import Models, Work, say
 
 if TYPE_CHECKING:
     import pyarrow as pa

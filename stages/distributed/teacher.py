@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stages.contract.context import StageError
+from stages.distributed.actors import TEACHER, Models
 from stages.distributed.embedding import vector_column
-from stages.distributed.pool import TEACHER, Models
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from stages.contract.context import Artifact, Context, Shared
-from stages.distributed.pool import TEACHER, Work
+from stages.distributed.actors import TEACHER, Work
 from stages.distributed.pools import CANDIDATE_COLUMNS, EMBEDDINGS, written
 from stages.distributed.shards import Target, cut, shard_work
 from stages.distributed.teacher import embed_layers, one_layer

@@ -12,8 +12,8 @@ import ray
 from pyarrow.fs import LocalFileSystem
 
 from stages.contract.params import Cluster
+from stages.distributed.actors import carry_out
 from stages.distributed.embedding import map_with_models
-from stages.distributed.pool import carry_out
 from stages.distributed.shards import Target, count_rows, cut, files, shard_work
 from tests.support import begin
 

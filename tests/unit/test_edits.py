@@ -62,7 +62,7 @@ CODE = {
     "stages/distributed/student.py": {"distill", "train"},
     "stages/distributed/embedding.py": {"features", "index", "evaluate"},
     "stages/distributed/shards.py": {"features", "index", "evaluate"},
-    "stages/distributed/pool.py": {"features", "index", "evaluate"},
+    "stages/distributed/actors.py": {"features", "index", "evaluate"},
     "stages/distributed/pools.py": {"index", "evaluate"},
     "stages/distributed/queries.py": {"evaluate"},
     "stages/distributed/teacher.py": {"features", "evaluate"},
