@@ -1,4 +1,4 @@
-"""features: what the deep layers know, once, and how good and how dear every depth is.
+"""features: what the deep layers know, once, and how good and how costly every depth is.
 
 Inputs: ingested pairs, the backbone. Steps: one pool of actors, each of which loads the backbone once, reads the
 distillation set (train queries and their positives) and keeps the chosen layer's state at the read-out token; reads a

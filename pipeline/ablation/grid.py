@@ -120,7 +120,7 @@ def find_cells(path: Path, grid: Grid, recipe: str, overrides: Sequence[str]) ->
 
 def draws(config: Config, key: str) -> bool:
     """Whether the seed at this key decides anything: a stage of no steps draws nothing, and all seeds share it."""
-    section = getattr(config, key.partition(".")[0], None)  # an unknown key is told where it is read
+    section = getattr(config, key.partition(".")[0], None)  # an unknown key is reported where it is read
     return getattr(section, "steps", 1) != 0
 
 

@@ -147,7 +147,7 @@ class Store:
         return f"{self.uri}/{RUNS}/{run}.{name}"
 
     def runs(self, damaged: Callable[[StageError], None] = lambda error: None) -> list[dict[str, Any]]:
-        """The records of all pipeline runs, newest first; `damaged` is told of those that hold no record."""
+        """The records of all pipeline runs, newest first; `damaged` is called with those that hold no record."""
         paths = [entry.path for entry in self.objects.files(RUNS) if entry.path.endswith(".json")]
         return sorted(self.read_runs(paths, damaged), key=lambda record: record["started"], reverse=True)
 

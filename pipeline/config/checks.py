@@ -37,14 +37,14 @@ def check_combinations(config: "Config", settings: Settings) -> None:
 
 
 def check_corpus(config: "Config") -> None:
-    """A corpus of one's own is indexed by a student that is there, and needs nothing else."""
+    """A corpus of the user's is indexed by a student that is there, and needs nothing else."""
     corpus, student = config.index.corpus, config.student.model
     if corpus and not student:
         raise InputError(
             "index.corpus needs the student that indexes it; add student=models:/puma@champion, or a directory"
         )
     if student and not corpus:
-        raise InputError("student.model only indexes a corpus of one's own; add index.corpus=DIRECTORY")
+        raise InputError("student.model only indexes a corpus of your own; add index.corpus=DIRECTORY")
     if corpus:
         import_module("stages.distributed.corpus").check(config.index)
 

@@ -235,7 +235,7 @@ def stage_params(stage: Stage, config: Section) -> dict[str, Any]:
 
 
 def run_params(config: Section) -> dict[str, Any]:
-    """{dotted path: value} by which runs are told apart: what isn't default, and what everybody asks for first."""
+    """{dotted path: value} that distinguishes runs: what isn't default, and what everybody asks for first."""
     defaults = {path: value for path, value, _ in walk_values(type(config)())}
     return {path: value for path, value, _ in walk_values(config) if path in HEADLINE or value != defaults[path]}
 

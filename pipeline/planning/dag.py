@@ -74,7 +74,7 @@ STAGES = (
 
 
 CORPUS = (Stage("index", "stages.distributed.corpus", (), ("index", "student"), ("index", "student"), embeds),)
-"""The index of a corpus of one's own by a student that is there: nothing to ingest, to train or to evaluate."""
+"""The index of a user's corpus by a student that is there: nothing to ingest, to train or to evaluate."""
 
 
 def stages_of(config: Any) -> tuple[Stage, ...]:

@@ -37,7 +37,7 @@ class Batcher(Generic[Item, Answer]):
         executor: batchers that share a model share an executor of one thread.
         size: items of a batch at most.
         room: items that may wait at most.
-        seen: is told the size of every batch.
+        seen: called with the size of every batch.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Batcher(Generic[Item, Answer]):
                     one.answer.exception()  # looked at, so that asyncio does not report it as lost
 
     async def close(self) -> None:
-        """Stops working; whoever waits is told that there is no room."""
+        """Stops working; whoever waits gets the answer that there is no room."""
         if self.task is not None:
             self.task.cancel()
             await asyncio.gather(self.task, return_exceptions=True)

@@ -233,8 +233,8 @@ def check(model: type[Body], fields: dict[str, Any]) -> Body:
 
 def first_error(error: ValidationError) -> str:
     """`k: Input should be greater than or equal to 1`. Of a union's many complaints the one that got furthest."""
-    told = error.errors(include_url=False, include_input=False, include_context=False)
-    deepest = max(told, key=lambda one: len(one["loc"]))
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    deepest = max(found, key=lambda one: len(one["loc"]))
     words = [str(step) for step in deepest["loc"] if isinstance(step, int) or str(step).isidentifier()]
     place = ".".join(word for word in words if word not in ("list", "str", "text", "image_url") or len(words) == 1)
     return f"{place[:80]}: {deepest['msg'][:200]}" if place else deepest["msg"][:200]

@@ -72,7 +72,7 @@ class Access:
 
 
 def error(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """Every error of the server, in OpenAI's shape: one line that says what is wrong and how to mend it."""
+    """Every error of the server, in OpenAI's shape: one line that says what is wrong and how to correct it."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     return JSONResponse({"error": {"message": message, "type": kind}}, status, dict(headers or {}))
 
@@ -176,8 +176,8 @@ class Guard:
 
 def said_size(headers: Headers) -> int:
     """The Content-Length; -1 where there is none."""
-    told = headers.get("content-length", "")
-    return int(told) if told.isdecimal() and len(told) < 20 else -1
+    length = headers.get("content-length", "")
+    return int(length) if length.isdecimal() and len(length) < 20 else -1
 
 
 def host_name(host: str) -> str:

@@ -16,7 +16,7 @@ IN_NO_KEY = True  # interfaces and kinds of errors: nothing is computed here
 
 
 class StageError(Exception):
-    """A stage cannot go on; the message is one line that says what is wrong and how to mend it."""
+    """A stage cannot go on; the message is one line that says what is wrong and how to correct it."""
 
 
 class InputError(Exception):

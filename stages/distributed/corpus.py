@@ -1,4 +1,4 @@
-"""index of a corpus of one's own: any student, any folder of pictures or file of records, no training.
+"""index of your own corpus: any student, any folder of pictures or file of records, no training.
 
     corpus ── read ──► rows ── check pictures ──► candidates/, images/ ── embed ──► embeddings/ ── build ──► lance/
     what fails on the way, with a reason and file:line ──► rejects/
@@ -58,19 +58,19 @@ def run(context: Context) -> dict[str, Any]:
 
     params, model = context.params.index, Path(context.params.student.model)
     rows = read(context)
-    told = tally(context, rows)
-    backend = choose(params.backend, told["rows"])
+    counts = tally(context, rows)
+    backend = choose(params.backend, counts["rows"])
     start = time.monotonic()
-    written = embed(context, told, model)
+    written = embed(context, counts, model)
     seconds = time.monotonic() - start
     made = build(context.output, backend, written["files"])
-    context.output.write_json("retriever.json", describe(context, told, written["dim"], model) | made)
+    context.output.write_json("retriever.json", describe(context, counts, written["dim"], model) | made)
     return {
-        "rows": told["rows"],
-        "rows_per_second": told["rows"] / seconds,
+        "rows": counts["rows"],
+        "rows_per_second": counts["rows"] / seconds,
         "bytes": written["bytes"],
-        "pools": {corpus_rows.POOL: told["rows"]},
-        "rejects": told["rejects"],
+        "pools": {corpus_rows.POOL: counts["rows"]},
+        "rejects": counts["rejects"],
     }
 
 
@@ -128,11 +128,13 @@ def tally(context: Context, validated: "ray.data.Dataset") -> dict[str, Any]:
             bad[row["reason"]] = bad.get(row["reason"], 0) + row["count"]
     total, lost = sum(row["count"] for row in rows), sum(bad.values())
     examples = {row["reason"]: f"{row['source']}: {row['detail']}" for row in reversed(rows) if row["reason"]}
-    told = "; ".join(f"{reason} {count} ({examples[reason]})" for reason, count in list(bad.items())[:3])
+    reasons = "; ".join(f"{reason} {count} ({examples[reason]})" for reason, count in list(bad.items())[:3])
     if not kept:
-        raise StageError(f"index.corpus={place} has no usable row: {told or 'it is empty'}; mend the rows")
+        raise StageError(f"index.corpus={place} has no usable row: {reasons or 'it is empty'}; correct the rows")
     if lost > MOST_REJECTS * total:
-        raise StageError(f"{lost} of {total} rows of index.corpus={place} are bad: {told}; mend or leave out the rows")
+        raise StageError(
+            f"{lost} of {total} rows of index.corpus={place} are bad: {reasons}; correct the rows or leave them out"
+        )
     kinds = validated.map_batches(metadata.kinds, batch_size=None, batch_format="pyarrow").to_arrow_refs()
     named = metadata.name_columns(row for table in ray.get(kinds) for row in table.to_pylist())
     if len(named) > MOST_COLUMNS:
@@ -144,7 +146,7 @@ def tally(context: Context, validated: "ray.data.Dataset") -> dict[str, Any]:
     }
 
 
-def embed(context: Context, told: dict[str, Any], model: Path) -> dict[str, Any]:
+def embed(context: Context, counts: dict[str, Any], model: Path) -> dict[str, Any]:
     """Writes vectors and typed metadata columns of the candidates to `embeddings/`; see `pools.written`."""
     from stages.data.metadata import finish
     from stages.distributed.actors import STUDENT, carry_out
@@ -154,22 +156,22 @@ def embed(context: Context, told: dict[str, Any], model: Path) -> dict[str, Any]
 
     own = Unfinished.of(context.output)
     work = shard_work(
-        [Target(context.output, EMBEDDINGS, partial(finish, columns=told["columns"]))],
+        [Target(context.output, EMBEDDINGS, partial(finish, columns=counts["columns"]))],
         cut(own, "candidates", context.cluster.rows_per_shard),
         own,
         partial(embed_table, model=STUDENT, side="candidate"),
         keep=whole,
     )
     carry_out(context, {STUDENT: model}, work, rows=own, label="index")
-    return written(context.output, EMBEDDINGS, told["rows"])
+    return written(context.output, EMBEDDINGS, counts["rows"])
 
 
 def whole(table: "pa.Table") -> "pa.Table":
-    """All rows: a corpus of one's own has one pool."""
+    """All rows: such a corpus has one pool."""
     return table
 
 
-def describe(context: Context, told: dict[str, Any], dim: int, model: Path) -> dict[str, Any]:
+def describe(context: Context, counts: dict[str, Any], dim: int, model: Path) -> dict[str, Any]:
     """The content of `retriever.json`."""
     from stages.data.sources.corpus_rows import POOL
     from stages.model.identity import identify, instructions_of
@@ -178,12 +180,12 @@ def describe(context: Context, told: dict[str, Any], dim: int, model: Path) -> d
     return {
         "format": FORMAT,
         "dim": dim,
-        "rows": told["rows"],
+        "rows": counts["rows"],
         "split": None,
-        "pools": {POOL: told["rows"]},
+        "pools": {POOL: counts["rows"]},
         "union": None,
-        "modalities": told["modalities"],
-        "metadata": told["columns"],
+        "modalities": counts["modalities"],
+        "metadata": counts["columns"],
         "instructions": instructions_of(model),
         "corpus": context.params.index.corpus,
         "student": {"directory": str(model), "identity": identify(model), **place_in_store(context.output, model)},

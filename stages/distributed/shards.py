@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS = 2048
-ROWS_TOLD = "stored rows that make one output file; a killed run repeats at most so many for each actor"
 
 Keep = Callable[["pa.Table"], "pa.Table"]
 

@@ -30,7 +30,7 @@ def cluster() -> Iterator[None]:
 
 
 def fail(*_: object) -> None:
-    raise StageError("the mend\nis this")
+    raise StageError("the advice\nis this")
 
 
 class Passing:
@@ -78,7 +78,7 @@ def test_there_are_cpus_enough_for_actors_beside_readers_and_writers(cluster):
 def test_an_error_of_a_task_is_one_line(cluster):
     with pytest.raises(Exception) as caught:
         ray.get(ray.remote(max_retries=0)(fail).remote())
-    assert explain(caught.value) == "the mend is this"
+    assert explain(caught.value) == "the advice is this"
 
 
 def test_a_pool_of_actors_prints_nothing_that_looks_like_an_error(cluster, capfd):
@@ -106,7 +106,7 @@ def test_an_error_of_a_training_worker_is_one_line_and_ctrl_c_stays_what_it_was(
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(Exception) as caught, interrupts_kept():
         trainer.fit()
-    assert explain(caught.value) == "the mend is this"
+    assert explain(caught.value) == "the advice is this"
     assert signal.getsignal(signal.SIGINT) is before
 
 

@@ -1,4 +1,4 @@
-"""Data of one's own on a real cluster: pairs become an ingest artifact, a folder becomes an index that is searched."""
+"""A user's own data on a real cluster: pairs become an ingest artifact, a folder becomes an index that is searched."""
 
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def run_corpus(home: Path, path: Path | str, model: Path, **params: object) -> t
     return commit(home / "store", context), metrics
 
 
-def test_records_are_indexed_and_bad_ones_are_told(world: dict) -> None:
+def test_records_are_indexed_and_bad_ones_are_reported(world: dict) -> None:
     assert world["metrics"]["rows"] == 48
     assert world["metrics"]["rejects"] == {"candidates": 2, "by_reason": {"broken JSON": 1, "path outside root": 1}}
     rejects = {(row["source"], row["reason"]) for row in rows(world["index"], "rejects") if row["kind"] == "candidate"}

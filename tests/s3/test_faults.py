@@ -159,7 +159,7 @@ def test_a_bucket_that_is_not_there_and_a_server_that_does_not_answer(aws, moto,
     assert "http://127.0.0.1:9 does not answer" in capfd.readouterr().err
 
 
-def test_no_credentials_are_told_with_where_to_put_them(moto, tmp_path):
+def test_no_credentials_are_reported_with_where_to_put_them(moto, tmp_path):
     env = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     env |= {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true", "AWS_ENDPOINT_URL_S3": moto}
     code, line = call("ls", "store=s3://bucket/x", env=env)

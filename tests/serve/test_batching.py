@@ -106,7 +106,7 @@ def test_one_bad_item_spoils_no_others_answer():
     run(test)
 
 
-def test_whoever_waits_at_the_end_is_told():
+def test_whoever_waits_at_the_end_is_reported():
     async def test(batcher, model):
         first = await first_is_under_way(batcher, model)
         second = asyncio.create_task(batcher.ask([1]))

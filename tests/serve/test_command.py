@@ -45,7 +45,7 @@ def test_bad_arguments_are_refused_in_one_line(world, arguments, told, capsys, m
     assert told in line and line.startswith("error: ") and line.count("\n") == 1
 
 
-def test_a_port_in_use_is_told(world, capsys):
+def test_a_port_in_use_is_reported(world, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["--port", str(port), f"store={world.store.root}"]) == 2

@@ -104,7 +104,7 @@ def test_json_holds_every_cell(ablate):
     assert answer["cells"][0]["metrics"]["local"]["hit@5"] == 0.8 and answer["mlflow"]["run_id"]
 
 
-def test_a_failed_cell_is_told_in_its_row_and_the_rest_goes_on(ablate, hooks, tmp_path):
+def test_a_failed_cell_is_reported_in_its_row_and_the_rest_goes_on(ablate, hooks, tmp_path):
     def failing(context):
         if context.params.train.word == "b":
             raise StageError("no memory")

@@ -47,6 +47,6 @@ def test_sets_are_called_by_label_where_that_tells_them_apart(labels, head):
     assert task_rows([row("a", 2, [0.4], labels=labels)])[0] == ["variant", *head]
 
 
-def test_the_machine_is_told_in_words():
+def test_the_machine_is_reported_in_words():
     told = describe_machine()
     assert " cores of " in told and "GiB of memory" in told and "/" not in told

@@ -90,7 +90,7 @@ def test_overrides_are_read_as_their_fields_need(override, path, value):
     assert found == value and type(found) is type(value)
 
 
-def test_a_value_in_the_place_of_a_section_is_told_also_where_the_recipe_fills_the_section(tmp_path):
+def test_a_value_in_the_place_of_a_section_is_reported_also_where_the_recipe_fills_the_section(tmp_path):
     filled = recipe(tmp_path / "filled.yaml", "train:\n  steps: 7\n")
     assert "'train' is a section in override train=3" in refusal("train=3", recipe=filled)
     assert load_config(filled, ["train=3", "train.steps=4"]).train.steps == 4
@@ -133,7 +133,7 @@ def test_later_overrides_win():
         ("seed=100000000000000000000000000", "seed must be a whole number ≥ 0 and ≤ 4294967295"),
     ],
 )
-def test_wrong_overrides_are_told_in_one_line(override, words):
+def test_wrong_overrides_are_reported_in_one_line(override, words):
     assert words in refusal(override)
 
 
@@ -219,11 +219,11 @@ def test_the_depth_of_a_hub_model_is_checked_once_its_artifact_tells_it(override
         check_made(load_config("demo", [*hub, override]), "backbone", manifest)
 
 
-def test_a_directory_that_is_no_model_is_told(tmp_path):
+def test_a_directory_that_is_no_model_is_reported(tmp_path):
     assert "does not say the model's type" in refusal(*checkpoint(tmp_path / "m", hello=1))
 
 
-def test_unknown_recipes_are_told_with_the_nearest_name():
+def test_unknown_recipes_are_reported_with_the_nearest_name():
     assert "there is no recipe 'dmo'; did you mean 'demo'?" in refusal(recipe="dmo")
     assert "there is no recipe file ./x.yaml" in refusal(recipe="./x.yaml")
 
@@ -251,7 +251,7 @@ def test_a_recipe_file_extends_another_and_is_named_in_errors(tmp_path):
         ("train: " + "[" * 5000, "is not valid YAML"),
     ],
 )
-def test_broken_recipe_files_are_told_in_one_line(tmp_path, text, words):
+def test_broken_recipe_files_are_reported_in_one_line(tmp_path, text, words):
     assert words in refusal(recipe=recipe(tmp_path / "me.yaml", text))
 
 

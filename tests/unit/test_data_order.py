@@ -33,7 +33,7 @@ def test_epochs_and_seeds_are_shuffled_differently():
     assert np.array_equal(first, batch_at(0, size=64, batch=64, seed=1))
 
 
-def test_a_batch_that_cannot_be_is_refused_with_the_mend():
+def test_a_batch_that_cannot_be_is_refused_with_advice():
     with pytest.raises(ValueError, match="lower batch_size"):
         batch_at(0, size=4, batch=8)
     with pytest.raises(ValueError, match="choose a multiple of 3"):

@@ -1,4 +1,4 @@
-"""A row of one's own pairs becomes a query and its candidates, or the reason why not."""
+"""A row of pairs becomes a query and its candidates, or the reason why not."""
 
 from pathlib import Path
 

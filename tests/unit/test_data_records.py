@@ -1,4 +1,4 @@
-"""Files of one's own are found, laid out as JSON lines, and told apart by what changes in them."""
+"""A user's files are found, laid out as JSON lines, and told apart by what changes in them."""
 
 import json
 from pathlib import Path

@@ -151,7 +151,7 @@ def test_an_artifact_without_the_files_says_so(artifact, tmp_path):
         MappedTable.open(artifact, "images", "image_id", cache=tmp_path / "cache")
 
 
-def test_the_cache_of_all_nodes_is_the_one_that_they_are_told(artifact, tmp_path, monkeypatch):
+def test_the_cache_of_all_nodes_is_the_one_that_they_are_reported(artifact, tmp_path, monkeypatch):
     monkeypatch.setenv("PUMA_CACHE", str(tmp_path / "shared"))
     assert MappedTable.open(artifact, "candidates", "did").directory.parent == tmp_path / "shared" / "tables"
     monkeypatch.delenv("PUMA_CACHE")

@@ -99,7 +99,7 @@ def test_a_student_alone_and_a_run_without_curve_or_misses_have_a_page():
         ),
     ],
 )
-def test_rejected_rows_are_told_in_a_line_with_their_reasons(rejects, line):
+def test_rejected_rows_are_reported_in_a_line_with_their_reasons(rejects, line):
     assert rejects_line(rejects) == line
     assert line in page(facts={"rejected rows": line})
 

@@ -41,7 +41,7 @@ def test_without_a_rate_adamw_trains_all(encoder):
     assert learning_rates(make_optimizer(encoder, settings)) == {"learning_rate": 1e-3}
 
 
-def test_both_rates_are_told(encoder):
+def test_both_rates_are_reported(encoder):
     assert learning_rates(make_optimizer(encoder, WITH_MUON)) == {"learning_rate": 1e-3, "muon_rate": 0.02}
 
 

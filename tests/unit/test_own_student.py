@@ -1,4 +1,4 @@
-"""Which student indexes a corpus of one's own, and which stages such a run has."""
+"""Which student indexes a user's corpus, and which stages such a run has."""
 
 import json
 from pathlib import Path

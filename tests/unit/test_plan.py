@@ -146,7 +146,7 @@ class Damaged(dict):
 
 
 @pytest.mark.parametrize("stage", ["ingest", "distill"])
-def test_force_mends_a_manifest_that_cannot_be_read(stage):
+def test_force_repairs_a_manifest_that_cannot_be_read(stage):
     store = {name: Damaged(known) for name, known in default_store().items()}
     store[stage][decide()[stage].key] = None
     with pytest.raises(StageError, match="damaged"):
@@ -155,7 +155,7 @@ def test_force_mends_a_manifest_that_cannot_be_read(stage):
     assert running(decisions) == {stage} | descendants(STAGES, stage)
 
 
-def test_a_stage_that_was_left_halfway_is_told_with_what_made_it_run():
+def test_a_stage_that_was_left_halfway_is_reported_with_what_made_it_run():
     def reasons(config: Config, manifests: dict, begun: str) -> dict[str, tuple[str, ...]]:
         decisions = plan(STAGES, config, manifests, SOURCES, started=lambda stage, key: stage == begun)
         return {decision.stage: decision.reasons for decision in decisions}

@@ -33,7 +33,7 @@ def refusing(status: int, taken: list):
     return apply_event
 
 
-def test_what_the_server_refuses_is_told_once_and_the_rest_arrives(link, monkeypatch, capsys):
+def test_what_the_server_refuses_is_reported_once_and_the_rest_arrives(link, monkeypatch, capsys):
     taken: list = []
     monkeypatch.setattr(tracking, "apply_event", refusing(404, taken))
     for _ in range(2):
@@ -43,7 +43,7 @@ def test_what_the_server_refuses_is_told_once_and_the_rest_arrives(link, monkeyp
 
 
 @pytest.mark.parametrize("status", [401, 403, 429, 500, 503])
-def test_a_server_that_may_take_it_later_is_told_later(link, monkeypatch, capsys, status):
+def test_a_server_that_may_take_it_later_is_reported_later(link, monkeypatch, capsys, status):
     monkeypatch.setattr(tracking, "apply_event", refusing(status, []))
     link.send("interrupt", "m-1")
     link.send("end", "m-1", status="FINISHED")

@@ -196,8 +196,8 @@ class Remote(Exception):
         (ValueError("a\nb"), "ValueError: a"),
         (ValueError(""), "ValueError"),
         (Remote("ray::work()\n  Traceback", cause=ValueError("out of cheese")), "ValueError: out of cheese"),
-        (Remote("2 workers failed", worker_failures={0: Remote("x", cause=StageError("mend it"))}), "mend it"),
-        (Remote("wrapped", cause=StageError("mend\nit")), "mend it"),
+        (Remote("2 workers failed", worker_failures={0: Remote("x", cause=StageError("correct it"))}), "correct it"),
+        (Remote("wrapped", cause=StageError("correct\nit")), "correct it"),
         (
             Remote("wrapped", cause=OSError(errno.ENOSPC, "No space left on device", "/data/part")),
             "no space is left for /data/part; free some, then run again",

@@ -183,7 +183,7 @@ def test_datasets_that_cannot_be_chosen_are_refused(where: dict, message: str) -
         filter_of(where, SHOPS)
 
 
-def test_datasets_are_told_one_by_one() -> None:
+def test_datasets_are_reported_one_by_one() -> None:
     assert filter_of(parse_where(["dataset=a", "dataset=b"], SHOPS), SHOPS).datasets == (0, 1)
     with pytest.raises(InputError, match="'dataset!=a' can't be checked"):
         parse_where(["dataset!=a"], SHOPS)

@@ -245,7 +245,7 @@ def pinned(store: Store) -> list[tuple[str, str]]:
     return [(pin["stage"], pin["key"]) for pin in garbage.read_pins(store)]
 
 
-def test_what_is_registered_is_told_and_let_go_of_when_asked(hooks, store, tmp_path, capfd):
+def test_what_is_registered_is_reported_and_let_go_of_when_asked(hooks, store, tmp_path, capfd):
     train = go(store, tmp_path).run.artifacts["train"]
     garbage.keep_registered(store, "train", train.key, train.attempt, "puma")
     place = f"store={store.uri}"
@@ -303,5 +303,5 @@ def test_a_directory_that_may_not_be_read_is_not_taken_for_an_empty_one(store, m
 @pytest.mark.parametrize(
     ("seconds", "told"), [(None, ""), (5, "5 s"), (180, "3 min"), (7300, "2 h"), (200_000, "2 d")]
 )
-def test_ages_are_told_in_their_largest_unit(seconds, told):
+def test_ages_are_reported_in_their_largest_unit(seconds, told):
     assert age_in_words(seconds) == told

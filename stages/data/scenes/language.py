@@ -1,6 +1,6 @@
 """What can be said about a scene: captions in two voices, questions and their answers.
 
-An `Outline` fixes what is told (which facts), a voice how. The retelling voice has other words ("disc", "big") and
+An `Outline` fixes what is said (which facts), a voice how. The retelling voice has other words ("disc", "big") and
 another build, so that matching it to a caption needs meaning and not spelling.
 """
 
@@ -34,7 +34,7 @@ SIDES = {
 
 @dataclass(frozen=True)
 class Outline:
-    """What is told of a scene: of all its things the colour and shape, and what the flags add."""
+    """What is said of a scene: of all its things the colour and shape, and what the flags add."""
 
     scene: Scene
     sized: bool
@@ -43,19 +43,19 @@ class Outline:
     """True: the cell of each thing; False: how each thing lies to the one before it."""
 
     def facts(self) -> frozenset[Fact]:
-        """The facts that are told."""
-        told: set[Fact] = set()
+        """The facts that are said."""
+        said: set[Fact] = set()
         for thing in self.scene:
-            told.add(("is", thing.shape, thing.colour))
-            told |= {("size", thing.shape, thing.size)} if self.sized else set()
-            told |= {("texture", thing.shape, "striped")} if self.striped(thing) else set()
-            told |= {("cell", thing.shape, CELLS[thing.cell])} if self.by_cells() else set()
+            said.add(("is", thing.shape, thing.colour))
+            said |= {("size", thing.shape, thing.size)} if self.sized else set()
+            said |= {("texture", thing.shape, "striped")} if self.striped(thing) else set()
+            said |= {("cell", thing.shape, CELLS[thing.cell])} if self.by_cells() else set()
         for one, other in self.pairs():
-            told.add(_relation(one, other))
-        return frozenset(told)
+            said.add(_relation(one, other))
+        return frozenset(said)
 
     def striped(self, thing: Thing) -> bool:
-        """Whether the stripes of a thing are told."""
+        """Whether the stripes of a thing are said."""
         return self.textured and thing.texture == "striped"
 
     def by_cells(self) -> bool:
@@ -63,7 +63,7 @@ class Outline:
         return self.placed or len(self.scene) == 1
 
     def pairs(self) -> list[tuple[Thing, Thing]]:
-        """Neighbours whose relation is told."""
+        """Neighbours whose relation is said."""
         return [] if self.by_cells() else list(pairwise(self.scene))
 
 
@@ -72,27 +72,27 @@ def outline(scene: Scene, random: Random) -> Outline:
     return Outline(scene, random.random() < 0.6, random.random() < 0.6, random.random() < 0.5)
 
 
-def tell(told: Outline, random: Random) -> str:
+def tell(said: Outline, random: Random) -> str:
     """The caption's voice: "a large red circle at the top left and a blue square at the bottom left"."""
     frame = random.choice(("{}", "a picture of {}", "there is {}", "{} on a plain ground"))
-    if told.by_cells():
-        parts = [f"{_noun(told, thing)} at the {CELLS[thing.cell]}" for thing in told.scene]
+    if said.by_cells():
+        parts = [f"{_noun(said, thing)} at the {CELLS[thing.cell]}" for thing in said.scene]
         return frame.format(_listed(random.sample(parts, len(parts))))
-    (one, other), *further = told.pairs()
-    text = f"{_noun(told, one)} {_side(one, other, random)} {_noun(told, other)}"
+    (one, other), *further = said.pairs()
+    text = f"{_noun(said, one)} {_side(one, other, random)} {_noun(said, other)}"
     for before, thing in further:
-        text += f", and {_noun(told, thing)} {_side(thing, before, random)} the {before.shape}"
+        text += f", and {_noun(said, thing)} {_side(thing, before, random)} the {before.shape}"
     return frame.format(text)
 
 
-def retell(told: Outline, random: Random) -> str:
+def retell(said: Outline, random: Random) -> str:
     """The same facts in other words: "top left: big red disc; bottom left: blue box"."""
-    if told.by_cells():
-        parts = [f"{CELLS[thing.cell]}: {_noun(told, thing, other=True)}" for thing in told.scene]
+    if said.by_cells():
+        parts = [f"{CELLS[thing.cell]}: {_noun(said, thing, other=True)}" for thing in said.scene]
         return "; ".join(random.sample(parts, len(parts)))
-    nouns = {thing: _noun(told, thing, other=True) for thing in told.scene}
+    nouns = {thing: _noun(said, thing, other=True) for thing in said.scene}
     parts = []
-    for one, other in random.sample(told.pairs(), len(told.pairs())):
+    for one, other in random.sample(said.pairs(), len(said.pairs())):
         one, other = random.sample((one, other), 2)
         parts.append(f"{nouns[one]} lies {_side(one, other, random)} {nouns[other]}")
     return "; ".join(parts)
@@ -135,8 +135,8 @@ def note(room: str) -> str:
     return f"this picture hangs in the {room}"
 
 
-def _noun(told: Outline, thing: Thing, other: bool = False) -> str:
-    words = [thing.size] * told.sized + ["striped"] * told.striped(thing) + [thing.colour, thing.shape]
+def _noun(said: Outline, thing: Thing, other: bool = False) -> str:
+    words = [thing.size] * said.sized + ["striped"] * said.striped(thing) + [thing.colour, thing.shape]
     return " ".join(["a", *(OTHER_WORDS.get(word, word) if other else word for word in words)])
 
 
@@ -146,7 +146,7 @@ def _whole(thing: Thing) -> str:
 
 
 def _relation(one: Thing, other: Thing) -> Fact:
-    """The one relation of two things that is told: left and right come before above and below."""
+    """The one relation of two things that is said: left and right come before above and below."""
     return max(relations(one, other), key=lambda fact: fact[0] == "left")
 
 

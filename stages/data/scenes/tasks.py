@@ -75,19 +75,19 @@ class World:
     by_caption: dict[frozenset[Fact], list[str]]
     by_answer: dict[str, str]
 
-    def pictures(self, told: frozenset[Fact]) -> list[str]:
+    def pictures(self, wanted: frozenset[Fact]) -> list[str]:
         """Pictures of which all these facts are true."""
-        return [did for scene, dids in self.by_scene.items() if told <= _facts(scene) for did in dids]
+        return [did for scene, dids in self.by_scene.items() if wanted <= _facts(scene) for did in dids]
 
-    def cards(self, told: frozenset[Fact], room: str) -> list[str]:
+    def cards(self, wanted: frozenset[Fact], room: str) -> list[str]:
         """Cards of this room on which all these facts are true."""
-        matches = (dids for (scene, where), dids in self.by_card.items() if where == room and told <= _facts(scene))
+        matches = (dids for (scene, where), dids in self.by_card.items() if where == room and wanted <= _facts(scene))
         return [did for dids in matches for did in dids]
 
     def captions(self, scene: Scene) -> list[str]:
         """Captions that are true of a scene."""
         held = _facts(scene)
-        return [did for told, dids in self.by_caption.items() if told <= held for did in dids]
+        return [did for said, dids in self.by_caption.items() if said <= held for did in dids]
 
 
 _facts = lru_cache(maxsize=2**16)(facts)
@@ -116,17 +116,17 @@ def family(seed: int, split: str, index: int, number: int) -> SceneFamily:
     random = Random(f"{seed}/{split}/{index}")
     scene = sample(random)
     edit, changed = change(scene, random)
-    told = language.outline(scene, random)
-    told_changed = Outline(changed, told.sized, told.textured, told.placed)
+    said = language.outline(scene, random)
+    changed_outline = Outline(changed, said.sized, said.textured, said.placed)
     question = random.choice(language.questions(scene))
     return SceneFamily(
         number=number,
         scenes=(scene, changed),
         edit=edit,
-        outlines=(told, told_changed),
-        captions=(language.tell(told, random), language.tell(told_changed, random)),
-        retold=language.retell(told, random),
-        asked=language.tell(told, random),
+        outlines=(said, changed_outline),
+        captions=(language.tell(said, random), language.tell(changed_outline, random)),
+        retold=language.retell(said, random),
+        asked=language.tell(said, random),
         question=question,
         answers=(language.answer(question, scene), language.answer(question, changed)),
         rooms=tuple(random.sample(ROOMS, 2)),
@@ -168,14 +168,14 @@ def answer_rows(world: World) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def query_rows(family: SceneFamily, split: str, world: World) -> Iterator[dict[str, Any]]:
     """The family's query of each task, with all that is relevant in the split."""
-    (scene, changed), told, room = family.scenes, family.outlines[0].facts(), family.rooms[0]
+    (scene, changed), wanted, room = family.scenes, family.outlines[0].facts(), family.rooms[0]
     shot = image_path(family, split, "snapshot")
     answers = [world.by_answer[text] for text in family.answers if text]
     pictures, captions, catalogue = ([did(family, slot) for slot in slots] for slots in KINDS)
     asked = {
-        0: (family.asked, None, world.pictures(told), pictures),
-        1: (family.retold, None, world.by_caption[told], captions),
-        2: (f"{family.asked}, in the {room}", None, world.cards(told, room), catalogue),
+        0: (family.asked, None, world.pictures(wanted), pictures),
+        1: (family.retold, None, world.by_caption[wanted], captions),
+        2: (f"{family.asked}, in the {room}", None, world.cards(wanted, room), catalogue),
         3: (None, shot, world.captions(scene), captions),
         4: (None, shot, world.by_scene[scene], pictures),
         6: (family.question, shot, [world.by_answer[family.answers[0]]], answers),
