@@ -59,8 +59,8 @@ def json_command(parse: Callable[[], argparse.Namespace], action: Action, resume
     """A long command with `--json`: does it, complains in one line, prints one object on stdout; the exit code.
 
     Args:
-        parse: reads the command line; its `json` tells whether the object is wanted.
-        action: fills the object on the way, so that a failed command tells how far it came.
+        parse: reads the command line; its `json` says whether the object is wanted.
+        action: fills the object on the way, so that a failed command shows how far it came.
         resumes: what to say after an interruption and after a stage that failed; nothing where nothing goes on.
     """
     answer: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from stages.contract.params import cores
 
 
 def describe_machine() -> str:
-    """`two cores of an AMD EPYC 7763, 15 GiB memory, no GPU`, as far as the machine tells."""
+    """`two cores of an AMD EPYC 7763, 15 GiB memory, no GPU`, as far as the machine says."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{cores()} cores of {processor()}, {memory:.0f} GiB of memory, {graphics() or 'no GPU'}"
 

@@ -47,7 +47,7 @@ class Lease:
     guard: threading.Lock = field(default_factory=threading.Lock)
 
     def renew(self) -> None:
-        """Writes the lease anew. Raises LeaseLost where it belongs to somebody else, or was out of reach too long."""
+        """Writes the lease again. Raises LeaseLost where it belongs to somebody else, or was out of reach too long."""
         with self.guard:
             if not self.lost:
                 asked, fresh = time.monotonic(), {**self.facts, "renewed": uuid.uuid4().hex}
@@ -88,7 +88,7 @@ def acquire(
 ) -> Iterator[Lease]:
     """Waits for the lease at `path`, says once for whom and since when, and keeps it until the block ends.
 
-    In the main thread a lost lease ends the block by KeyboardInterrupt; `lease.lost` tells it from the user's.
+    In the main thread a lost lease ends the block by KeyboardInterrupt; `lease.lost` distinguishes it from the user's.
     """
     named: set[str] = set()
     while (lease := try_acquire(objects, path, seconds)) is None:

@@ -1,4 +1,4 @@
-"""Processes told apart across machines and time: a number alone means another process after a restart."""
+"""Processes distinguished across machines and time: a number alone means another process after a restart."""
 
 import getpass
 import os
@@ -29,7 +29,7 @@ def machine() -> str:
 
 
 def is_running(process: int, start: str) -> bool:
-    """Whether the process of this machine that started then still runs; one that can't be told apart counts as it."""
+    """Whether the process of this machine that started then still runs; in doubt it does."""
     found = process_start(process)
     return bool(found) and (found == start or UNKNOWN in (found, start))
 
@@ -37,7 +37,7 @@ def is_running(process: int, start: str) -> bool:
 def process_start(process: int) -> str:
     """When a process of this machine started, so that a number used again is not taken for it; empty where none is.
 
-    UNKNOWN where it runs and the system does not tell: /proc mounted with hidepid hides the processes of other users.
+    UNKNOWN where it runs and the system does not say: /proc mounted with hidepid hides the processes of other users.
     """
     try:
         text = Path(f"/proc/{process}/stat").read_text()

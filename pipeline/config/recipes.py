@@ -73,7 +73,7 @@ class Settings:
 def read_settings(recipe: str, overrides: Iterable[str], is_text: Callable[[str], bool]) -> Settings:
     """The recipe (a name or a path of a YAML file), then the overrides from left to right.
 
-    `is_text(path)` tells which fields hold text, so that `backbone.revision=1234567` stays the text it is.
+    `is_text(path)` is true of fields that hold text, so that `backbone.revision=1234567` stays the text it is.
     Raises InputError for an unknown recipe, a file that is not a YAML mapping, and an override without `key=`.
     """
     settings = Settings()

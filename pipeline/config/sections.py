@@ -17,7 +17,7 @@ from stages.train import Params as Train
 
 
 class Config(Section):
-    """Everything that a run can be told. Relative paths start from the current directory."""
+    """Everything that a run can be given. Relative paths start from the current directory."""
 
     store: str = knob(".puma/store", min_length=1, description="directory (or s3:// prefix) of the artifacts")
     store_endpoint: str = knob("", description="S3 server of the store; empty is AWS_ENDPOINT_URL(_S3), else AWS")

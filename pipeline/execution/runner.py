@@ -74,7 +74,7 @@ class Run:
 def run_pipeline(stages: tuple[Stage, ...], decisions: list[Decision], run: Run) -> None:
     """Brings every selected stage up to date, in order; fills `run.stages` and `run.artifacts`.
 
-    Raises InputError or StageError (one line) for the stage that can't go on; the run's record tells how it ended.
+    Raises InputError or StageError (one line) for the stage that can't go on; the run's record says how it ended.
     """
     for decision in decisions:
         run.stages[decision.stage] = describe(decision)
@@ -216,7 +216,7 @@ def stage_params(stage: Stage, config: Section) -> dict[str, Any]:
 
 
 def run_params(config: Section) -> dict[str, Any]:
-    """{dotted path: value} by which runs are told apart: what isn't default, and what everybody asks for first."""
+    """{dotted path: value} by which runs are distinguished: what isn't default, and what everybody asks for first."""
     defaults = {path: value for path, value, _ in walk_values(type(config)())}
     return {path: value for path, value, _ in walk_values(config) if path in HEADLINE or value != defaults[path]}
 
@@ -231,7 +231,7 @@ def track_inputs(tracked: StageRun, artifact: Artifact, decision: Decision, run:
 def manifest_facts(
     decision: Decision, run: Run, metrics: Mapping[str, Any], seconds: float, mlflow_run_id: str
 ) -> dict[str, Any]:
-    """What the manifest tells besides the files: the key's parts in clear, and where and how the artifact was made."""
+    """What the manifest holds besides the files: the key's parts in clear, and where and how the artifact was made."""
     return {
         "parts": dict(decision.parts),
         "inputs": {

@@ -1,4 +1,4 @@
-"""Queries as the command line or a file of them tells them, checked before anything heavy is loaded."""
+"""Queries of the command line or of a file, checked before anything heavy is loaded."""
 
 import argparse
 import json

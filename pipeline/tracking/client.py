@@ -104,7 +104,7 @@ class PipelineRun(StageRun):
     ) -> str | None:
         """Registers the student that `tags` points to; the line that says which version and alias it is.
 
-        See `pipeline.tracking.registry.register_student`. A tag of this run tells later ones that it is done.
+        See `pipeline.tracking.registry.register_student`. A tag of this run shows later ones that it is done.
         """
         values = {"name": name, "tags": dict(tags), "metrics": numbers(metrics), "alias": alias}
         message = self.link.send("register", run_id, **values)

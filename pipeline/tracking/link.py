@@ -86,12 +86,12 @@ class Link:
 
 
 def connect(uri: str, create: bool) -> "MlflowClient":
-    """A client; with `create` an SQLite file is made where there is none, as on the machine that starts the run."""
+    """A client; with `create` an SQLite file is created where there is none, as on the machine that starts the run."""
     # A server that is gone must cost a few seconds, not the minutes of the default eight tries.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # as with Ray: a run tells nobody of itself
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # as with Ray: no usage statistics
     check_reachable(uri)
     database = sqlite_file(uri)
     if database and not create and not database.exists():
@@ -116,7 +116,7 @@ def check_reachable(uri: str) -> None:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether MLflow answered, and will answer likewise next time: it asks for something else, not for patience."""
+    """Whether MLflow answered, and will answer the same next time: it asks for something else, not for patience."""
     status = getattr(error, "get_http_status_code", lambda: 500)()
     return 400 <= status < 500 and status not in (401, 403, 408, 429)
 

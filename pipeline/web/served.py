@@ -8,7 +8,10 @@ from pipeline.lookup.indexes import open_retriever
 from stages.contract.params import Cluster
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from pipeline.web.engine import Engine
+    from pipeline.web.guard import Access
     from pipeline.web.limits import RequestLimits
     from pipeline.web.meters import Meters
     from stages.search.retriever import Retriever
@@ -23,6 +26,15 @@ class ServedIndex:
     compare: bool
     backend: str = ""
     student: str = ""
+
+    def app(self, access: "Access", batch: int) -> "FastAPI":
+        """The application; whatever is wrong with the store is raised here, before a server starts."""
+        from pipeline.web.app import build_app
+        from pipeline.web.limits import RequestLimits
+        from pipeline.web.meters import Meters
+
+        limits, meters = RequestLimits(batch=batch), Meters()
+        return build_app(self.load(limits, meters), access, limits, meters)
 
     def load(self, limits: "RequestLimits", meters: "Meters") -> "Engine":
         """Loads student and index, and prepares the teacher where there is one."""
@@ -43,7 +55,7 @@ class ServedIndex:
             return False
         evaluate, *used = map(self.artifact, stages)
         compared = evaluate.manifest["inputs"]
-        same = all(compared[made.stage] == {"key": made.key, "attempt": made.attempt} for made in used)
+        same = all(compared[source.stage] == {"key": source.key, "attempt": source.attempt} for source in used)
         return same and bool(evaluate.files("teacher"))
 
     def load_teacher(self, student: "Retriever") -> "Retriever":

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TOKEN_LENGTH = 16  # characters at least: a token that can be guessed guards nothing
 CONNECTIONS = 2000  # at once; more are refused before a byte is read
-DRAIN_SECONDS = 5  # for answers under way when the server is told to stop
+DRAIN_SECONDS = 5  # for answers under way when the server has to stop
 
 
 def serve(options: argparse.Namespace) -> None:
@@ -101,10 +101,7 @@ def serve_here(options: argparse.Namespace, served: ServedIndex, token: str | No
     """In this process, with uvicorn."""
     import uvicorn
 
-    from pipeline.web.app import build_app
     from pipeline.web.guard import Access
-    from pipeline.web.limits import RequestLimits
-    from pipeline.web.meters import Meters
 
     place = address(options.host, bound.getsockname()[1])
 
@@ -116,9 +113,7 @@ def serve_here(options: argparse.Namespace, served: ServedIndex, token: str | No
             if self.started:
                 print(f"Puma serves {place} (Ctrl-C ends)", flush=True)
 
-    limits, meters = RequestLimits(batch=options.batch), Meters()
-    # Loaded before the server starts: what is wrong with the store is said in one line and not in a server's log.
-    app = build_app(served.load(limits, meters), Access.of(options.host, token), limits, meters)
+    app = served.app(Access.of(options.host, token), options.batch)
     Server(server_settings(app)).run(sockets=[bound])
 
 

@@ -4,8 +4,8 @@
 
 const SIZES = [12, 24, 48, 100];
 const SENDABLE = ["image/jpeg", "image/png", "image/webp", "image/gif"];
-const LARGEST = 7_500_000; // bytes sent as they are; what is larger, or of another format, is drawn anew
-const SIDE = 1600; // pixels of what is drawn anew
+const LARGEST = 7_500_000; // bytes sent as they are; what is larger, or of another format, is drawn again
+const SIDE = 1600; // pixels of what is drawn again
 const NAMES = { text: ["text", "texts"], image: ["picture", "pictures"], "image,text": ["picture with text", "pictures with text"] };
 
 const at = (id) => document.getElementById(id);
@@ -34,8 +34,8 @@ async function call(path, options = {}) {
     await askToken();
     return call(path, options);
   }
-  const told = await answer.json().catch(() => ({}));
-  throw new Refused(answer.status, told.error?.message ?? `the server answered ${answer.status}`);
+  const refusal = await answer.json().catch(() => ({}));
+  throw new Refused(answer.status, refusal.error?.message ?? `the server answered ${answer.status}`);
 }
 
 function askToken() {
@@ -120,7 +120,7 @@ function link(text) {
 }
 
 async function follow() {
-  // Puts the address into the form; a picture of one's own is not in it and stays where it is not replaced.
+  // Puts the address into the form; an uploaded picture is not in it and stays where it is not replaced.
   const parts = new URLSearchParams(location.search);
   at("text").value = parts.get("q") ?? "";
   const radio = [...document.getElementsByName("want")].find((one) => one.value === (parts.get("want") ?? ""));
@@ -223,17 +223,17 @@ function show(answers, milliseconds) {
   const [student, teacher] = answers;
   const count = student.results.length;
   const kind = NAMES[student.query.want]?.[count === 1 ? 0 : 1] ?? (count === 1 ? "result" : "results");
-  const told = student.query.instruction ? ` · asked as “${student.query.instruction}”` : "";
+  const instruction = student.query.instruction ? ` · asked as “${student.query.instruction}”` : "";
   if (!teacher) {
     at("results").append(list(student.results));
-    say(`${count} ${kind} in ${milliseconds} ms${told}`);
+    say(`${count} ${kind} in ${milliseconds} ms${instruction}`);
   } else {
     const pair = element("div", "pair");
     pair.append(column("student", student.results, teacher.results), column("teacher", teacher.results, student.results));
     at("results").append(pair);
     const ids = new Set(teacher.results.map((one) => one.id));
     const common = student.results.filter((one) => ids.has(one.id)).length;
-    say(`${common} of ${count} ${kind} in common${told}`);
+    say(`${common} of ${count} ${kind} in common${instruction}`);
   }
   at("more").hidden = count < SIZES[size] || size + 1 >= SIZES.length;
 }
@@ -300,10 +300,10 @@ function twins(id, on) {
 }
 
 function element(tag, name, text = "") {
-  const made = document.createElement(tag);
-  if (name) made.className = name;
-  made.textContent = text;
-  return made;
+  const element = document.createElement(tag);
+  if (name) element.className = name;
+  element.textContent = text;
+  return element;
 }
 
 // ---- the start
