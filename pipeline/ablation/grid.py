@@ -28,7 +28,7 @@ from pydantic import Field, ValidationError
 
 from pipeline.config.checks import backbone_shape
 from pipeline.config.load import load_config
-from pipeline.config.recipes import read_yaml
+from pipeline.config.recipes import find_yaml, read_yaml
 from pipeline.config.sections import Config
 from pipeline.planning.plan import spell
 from pipeline.wording import nearest, one_line
@@ -73,7 +73,7 @@ class Cell:
 
 def read_grid(name: str) -> tuple[Path, Grid]:
     """The file and the content of a grid given by its name or its path. Raises InputError with one line."""
-    path = grid_file(name)
+    path = find_yaml("grid", name, GRIDS)
     try:
         grid = Grid.model_validate(read_yaml(path))
     except ValidationError as error:
@@ -84,16 +84,6 @@ def read_grid(name: str) -> tuple[Path, Grid]:
     if grid.reference and grid.reference not in known:
         raise InputError(f"{path}: reference '{grid.reference}' is no variant{nearest(grid.reference, known)}")
     return path, grid
-
-
-def grid_file(name: str) -> Path:
-    """The file of a grid given by its name or its path."""
-    names = sorted(path.stem for path in GRIDS.glob("*.yaml"))
-    if name in names:
-        return GRIDS / f"{name}.yaml"
-    if Path(name).is_file():
-        return Path(name).resolve()
-    raise InputError(f"there is no grid '{name}'{nearest(name, names)}; known: {', '.join(names)}, or give a file")
 
 
 def find_cells(path: Path, grid: Grid, recipe: str, overrides: Sequence[str]) -> list[Cell]:

@@ -7,15 +7,14 @@ there are at least two.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.table import Table
 
 from pipeline.ablation.grid import Cell, Grid
 from pipeline.config.values import get_value
 from pipeline.terminal import text_table
 from pipeline.wording import markdown_table
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 HEADLINE = "hit@5"
 NOTES = f"{HEADLINE} is the mean over the evaluation sets; ± is the standard deviation over n seeds."
@@ -190,7 +189,7 @@ def markdown(
 
 def terminal_tables(
     grid: Grid, cells: Sequence[Cell], outcomes: Sequence[Outcome | None], curve: Curve
-) -> "Iterator[str | Table]":
+) -> Iterator[str | Table]:
     """The same tables for the terminal, each below its name."""
     tables = collect(cells, outcomes)
     reference = reference_quality(tables, grid.reference)

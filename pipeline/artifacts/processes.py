@@ -3,9 +3,11 @@
 import getpass
 import os
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 UNKNOWN = "alive"
 
@@ -26,6 +28,16 @@ def machine() -> str:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
         parts.append(os.readlink("/proc/self/ns/pid"))
     return " ".join(parts)
+
+
+def this_process() -> dict[str, Any]:
+    """By what others find out later whether this process still runs."""
+    return {"machine": machine(), "process": [os.getpid(), process_start(os.getpid())]}
+
+
+def has_ended(facts: Mapping[str, Any]) -> bool:
+    """Whether `this_process` gave the facts on this machine, in a process that runs no more."""
+    return facts.get("machine") == machine() and not is_running(*facts["process"])
 
 
 def is_running(process: int, start: str) -> bool:

@@ -15,12 +15,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from pipeline.artifacts.leases import Lease, LeaseLost
+from pipeline.artifacts.processes import this_process
 from pipeline.artifacts.store import Artifact, Attempt, Store
 from pipeline.config.sections import Config
 from pipeline.config.values import walk_values
 from pipeline.execution.errors import explain
 from pipeline.execution.provenance import git_state, now, package_versions
-from pipeline.execution.records import mark_killed, this_process
+from pipeline.execution.records import mark_killed
 from pipeline.planning.dag import Stage
 from pipeline.planning.plan import Decision
 from pipeline.tracking.client import PipelineRun, StageRun

@@ -10,20 +10,18 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pipeline.web.batching import Answer, Batcher, Item
+from pipeline.web.bodies import EmbedBody
 from pipeline.web.limits import MAX_RESULTS, RequestLimits
 from pipeline.web.meters import Meters
 from stages.contract.context import InputError
 from stages.data.keys import hash_ids, locate
+from stages.model.encoder import Row
 from stages.search.retriever import Query, Result, Retriever, check_image, check_query, row_of
-
-if TYPE_CHECKING:
-    from pipeline.web.bodies import EmbedBody
-    from stages.model.encoder import Row
 
 EXAMPLES = 12
 
@@ -126,7 +124,7 @@ class Engine:
         await self._ready(model)
         return (await self.searches[model].ask([(query, min(k, MAX_RESULTS))]))[0]
 
-    async def embed(self, rows: "Sequence[Row]", model: str) -> list[np.ndarray]:
+    async def embed(self, rows: Sequence[Row], model: str) -> list[np.ndarray]:
         """One vector of unit length, float32 [D], for each row. Raises InputError, Busy."""
         await self._ready(model)
         return await self.embeds[model].ask(rows)
@@ -138,12 +136,12 @@ class Engine:
         if self.models[model].loaded is None:
             await asyncio.get_running_loop().run_in_executor(self.loader, self.models[model].get)
 
-    async def row(self, text: str | None, image: bytes | None, body: "EmbedBody") -> "Row":
+    async def row(self, text: str | None, image: bytes | None, body: EmbedBody) -> Row:
         """What the model reads for one input of /embed. Raises InputError."""
         query = await self.ask(text, image, body.want)
         return row_of(query if body.input_type == "query" else replace(query, instruction=None))
 
-    async def tokens(self, rows: "Sequence[Row]") -> int:
+    async def tokens(self, rows: Sequence[Row]) -> int:
         """Tokens that the model reads for these rows."""
         count = self.student.encoder.collator.count_tokens
         return await asyncio.get_running_loop().run_in_executor(self.decoders, lambda: sum(map(count, rows)))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.ablation.machine import describe_machine
+from pipeline.ablation.document import describe_machine
 from pipeline.ablation.tables import Outcome, VariantRow, mean_and_spread, milliseconds, quality_rows, task_rows
 
 
