@@ -82,7 +82,7 @@ def read_manifest(objects: Objects, stage: str, key: str) -> dict[str, Any] | No
     return None if found is None else decode(found.data, f"{objects.uri}/{path}", stage, key)
 
 
-class Known(Mapping[str, dict[str, Any]]):
+class StageManifests(Mapping[str, dict[str, Any]]):
     """key → manifest of one stage's committed artifacts, each read when it is asked for, all of them at once."""
 
     def __init__(self, objects: Objects, stage: str) -> None:
@@ -151,17 +151,17 @@ class Known(Mapping[str, dict[str, Any]]):
             return None
 
 
-class Manifests(Mapping[str, Known]):
+class Manifests(Mapping[str, StageManifests]):
     """stage → key → manifest of everything that is committed."""
 
     def __init__(self, objects: Objects) -> None:
         self.objects = objects
-        self._stages: dict[str, Known] = {}
+        self._stages: dict[str, StageManifests] = {}
         self._names: list[str] | None = None
 
-    def __getitem__(self, stage: str) -> Known:
+    def __getitem__(self, stage: str) -> StageManifests:
         if stage not in self._stages:
-            self._stages[stage] = Known(self.objects, stage)
+            self._stages[stage] = StageManifests(self.objects, stage)
         return self._stages[stage]
 
     def __iter__(self) -> Iterator[str]:
