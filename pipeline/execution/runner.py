@@ -232,7 +232,7 @@ def track_inputs(tracked: StageRun, artifact: Artifact, decision: Decision, run:
 def manifest_facts(
     decision: Decision, run: Run, metrics: Mapping[str, Any], seconds: float, mlflow_run_id: str
 ) -> dict[str, Any]:
-    """What the manifest holds besides the files: the key's parts in clear, and where and how the artifact was made."""
+    """What the manifest tells besides the files: the key's parts in clear, and where and how the artifact was made."""
     return {
         "parts": dict(decision.parts),
         "inputs": {

@@ -55,7 +55,7 @@ class ServedIndex:
             return False
         evaluate, *used = map(self.artifact, stages)
         compared = evaluate.manifest["inputs"]
-        same = all(compared[source.stage] == {"key": source.key, "attempt": source.attempt} for source in used)
+        same = all(compared[made.stage] == {"key": made.key, "attempt": made.attempt} for made in used)
         return same and bool(evaluate.files("teacher"))
 
     def load_teacher(self, student: "Retriever") -> "Retriever":
