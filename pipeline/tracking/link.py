@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from pipeline.tracking.events import EXPERIMENT, apply_event, sqlite_file
 from pipeline.tracking.spool import Spool, renamed
+from pipeline.wording import one_line
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -60,7 +61,7 @@ class Link:
             return action(self._client)
         except Exception as error:  # whatever MLflow, SQLAlchemy or the network may raise
             self.broken = not is_refusal(error)
-            text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            text = one_line(f"{type(error).__name__}: {error}", 200)
             if self.broken or not self.refused:
                 print(f"warning: {self.uri} {UNREACHABLE if self.broken else REFUSED}: {text}", file=sys.stderr)
             self.refused = True
