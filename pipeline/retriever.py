@@ -3,7 +3,7 @@
     from pipeline.retriever import Retriever
     Retriever.load(".puma/store/index/0123456789abcdef").search(text="a red circle", want="image", k=5)
 
-The address is the `uri` that `run.py --json` and `store.py ls` tell. What the index was made from is looked up in the
+The address is the `uri` that `run.py --json` and `store.py ls` print. What the index was made from is looked up in the
 same store, so a store may be moved as a whole.
 """
 

@@ -17,28 +17,22 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 if __package__ in (None, ""):  # started by its path: the repository, not this directory, holds the packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.lookup.indexes import find_index, open_retriever
 from pipeline.lookup.queries import ask, read_queries
-from pipeline.lookup.results import print_json, print_table, save_images
-from pipeline.terminal import Parser, exit_code, quiet_stdout
+from pipeline.lookup.results import as_json, print_table, save_images
+from pipeline.terminal import Parser, json_command
 
 BATCH = 32  # queries that the model embeds at once
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one search; returns the exit code: 0 found or nothing found, 2 bad input, 1 the store is damaged."""
-
-    def answer() -> None:
-        options = parse(sys.argv[1:] if arguments is None else arguments)  # prints --help, on stdout
-        with quiet_stdout() as stdout:
-            search(options, stdout)
-
-    return exit_code(answer)
+    return json_command(lambda: parse(sys.argv[1:] if arguments is None else arguments), search)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -58,8 +52,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_mixed(arguments)
 
 
-def search(options: argparse.Namespace, stdout: TextIO) -> None:
-    """Checks everything that needs no model, then searches and prints."""
+def search(options: argparse.Namespace, answer: dict[str, Any]) -> None:
+    """Checks everything that needs no model, then searches; prints tables, or fills `answer` for --json."""
     inputs = read_queries(options)
     store, keys, student = find_index(options.overrides)
     retriever = open_retriever(store, keys["index"], options.backend, student)
@@ -70,10 +64,11 @@ def search(options: argparse.Namespace, stdout: TextIO) -> None:
         for number, results in enumerate(found, start=1):
             save_images(retriever, results, options.save_images / (f"{number:03d}" if options.queries else ""))
     if options.json:
-        print_json(queries, found, keys["index"], bool(options.queries), stdout)
-    else:
-        for query, results in zip(queries, found, strict=True):
-            print_table(query, results, stdout)
+        answers = [as_json(query, results, keys["index"]) for query, results in zip(queries, found, strict=True)]
+        answer |= {"answers": answers} if options.queries else answers[0]
+        return
+    for query, results in zip(queries, found, strict=True):
+        print_table(query, results, sys.stdout)
 
 
 if __name__ == "__main__":

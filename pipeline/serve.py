@@ -17,7 +17,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # started by its path: the repository, not this directory, holds the packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipeline.terminal import Parser, exit_code
+from pipeline.terminal import Parser, json_command
 from pipeline.web.server import serve
 from stages.contract.context import InputError
 
@@ -26,7 +26,8 @@ BACKENDS = ("exact", "lance", "faiss")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until it is stopped; returns the exit code: 0 or 130 stopped, 2 bad input, 1 the store is damaged."""
-    return exit_code(lambda: serve(parse(sys.argv[1:] if arguments is None else arguments)))
+    given = sys.argv[1:] if arguments is None else arguments
+    return json_command(lambda: parse(given), lambda options, _: serve(options))
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

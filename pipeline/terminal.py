@@ -4,16 +4,15 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from pipeline.wording import nearest
 from stages.contract.context import InputError, StageError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
 
 SHOWN = "\n\u200c\u200d"  # not printable by Python's word, and harmless: some scripts and emojis are joined by them
 Action = Callable[[argparse.Namespace, dict[str, Any]], None]
@@ -40,58 +39,32 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
 
-def exit_code(action: Callable[[], None]) -> int:
-    """Does it; returns 0, or after one line on stderr 2 for bad input and 1 for a damaged store; 130 interrupted."""
-    try:
-        action()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except StageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
 def json_command(parse: Callable[[], argparse.Namespace], action: Action, resumes: str = "") -> int:
-    """A long command with `--json`: does it, complains in one line, prints one object on stdout; the exit code.
+    """A command: does it, complains in one line, with `--json` prints one object on stdout; the exit code.
 
     Args:
-        parse: reads the command line; its `json` tells whether the object is wanted.
-        action: fills the object on the way, so that a failed command tells how far it came.
+        parse: reads the command line; its `json`, if it has one, says whether the object is wanted.
+        action: fills the object on the way, so that a failed command shows how far it came.
         resumes: what to say after an interruption and after a stage that failed; nothing where nothing goes on.
     """
     answer: dict[str, Any] = {}
     out, code, line = None, 0, ""
     try:
         options = parse()
-        out = keep_stdout() if options.json else None
+        out = keep_stdout() if getattr(options, "json", False) else None
         action(options, answer)
     except InputError as error:
         code, line = 2, str(error)
     except StageError as error:
         code, line = 1, "; ".join(filter(None, (str(error), resumes)))
     except KeyboardInterrupt:
-        code, line = 130, "; ".join(filter(None, ("interrupted", resumes)))
+        code, line = 130, "; ".join(filter(None, ("interrupted", resumes))) if resumes or out else ""
     if line:
         print(f"error: {line}", file=sys.stderr)
     if out is not None:
         with os.fdopen(out, "w", encoding="utf-8") as file:
             print(json.dumps({**answer, **({"error": line} if line else {})}, ensure_ascii=False), file=file)
     return code
-
-
-@contextmanager
-def quiet_stdout() -> Iterator[TextIO]:
-    """Gives the real stdout and sends whatever libraries print there to stderr."""
-    real = sys.stdout
-    sys.stdout = sys.stderr
-    try:
-        yield real
-    finally:
-        sys.stdout = real
 
 
 def keep_stdout() -> int:
@@ -102,10 +75,8 @@ def keep_stdout() -> int:
     return copy
 
 
-def open_console(file: TextIO) -> "Console":
+def open_console(file: TextIO) -> Console:
     """A rich console; wide where the file is no terminal, so that logs keep one line a row."""
-    from rich.console import Console
-
     return Console(file=file, width=None if file.isatty() else 140, highlight=False, markup=False, emoji=False)
 
 
@@ -114,11 +85,8 @@ def printable(text: str) -> str:
     return "".join(sign if sign.isprintable() or sign in SHOWN else "\ufffd" for sign in text)
 
 
-def text_table(rows: Sequence[Sequence[str]]) -> "Table":
+def text_table(rows: Sequence[Sequence[str]]) -> Table:
     """The rows, the first one as head, as a table for the terminal."""
-    from rich import box
-    from rich.table import Table
-
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in rows[0]:
         table.add_column(name, overflow="fold")

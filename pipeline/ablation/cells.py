@@ -24,7 +24,7 @@ class Ablation:
 
     def outlook(self) -> str:
         """How much there is to do; what several cells need counts once."""
-        needed = {(one.stage, one.key) for decisions in self.plans for one in decisions if one.action == "run"}
+        needed = {(stage.stage, stage.key) for decisions in self.plans for stage in decisions if stage.action == "run"}
         counts = {stage.name: sum(name == stage.name for name, _ in needed) for stage in STAGES}
         listed = ", ".join(f"{count} × {name}" for name, count in counts.items() if count) or "nothing"
         return f"{len(self.cells)} cells of {self.name} on {self.recipe}; to run: {listed}"

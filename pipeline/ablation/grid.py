@@ -15,8 +15,8 @@
 
 A cell is one variant with one seed: a list of overrides, so that each can be run alone by `pipeline/run.py`. Seeds
 reach only the stages named in `vary`: with those of distill and train, all cells share one data set, one backbone and
-its features, and the spread tells how much of a difference is luck of the training. `vary: [seed]` draws everything
-anew, at the price of a backbone for each seed.
+its features, and the spread shows how much of a difference is luck of the training. `vary: [seed]` draws
+everything again, at the price of a backbone for each seed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ from pydantic import Field, ValidationError
 
 from pipeline.config.checks import backbone_shape
 from pipeline.config.load import load_config
-from pipeline.config.recipes import read_yaml
+from pipeline.config.recipes import find_yaml, read_yaml
 from pipeline.config.sections import Config
 from pipeline.planning.plan import spell
 from pipeline.wording import nearest, one_line
@@ -73,7 +73,7 @@ class Cell:
 
 def read_grid(name: str) -> tuple[Path, Grid]:
     """The file and the content of a grid given by its name or its path. Raises InputError with one line."""
-    path = grid_file(name)
+    path = find_yaml("grid", name, GRIDS)
     try:
         grid = Grid.model_validate(read_yaml(path))
     except ValidationError as error:
@@ -86,29 +86,19 @@ def read_grid(name: str) -> tuple[Path, Grid]:
     return path, grid
 
 
-def grid_file(name: str) -> Path:
-    """The file of a grid given by its name or its path."""
-    names = sorted(path.stem for path in GRIDS.glob("*.yaml"))
-    if name in names:
-        return GRIDS / f"{name}.yaml"
-    if Path(name).is_file():
-        return Path(name).resolve()
-    raise InputError(f"there is no grid '{name}'{nearest(name, names)}; known: {', '.join(names)}, or give a file")
-
-
 def find_cells(path: Path, grid: Grid, recipe: str, overrides: Sequence[str]) -> list[Cell]:
     """Every cell in the order of the tables, its configuration checked.
 
     Raises InputError for anything that can't run, before anything does.
     """
-    common = (*map(spell_override, grid.base.items()), *overrides)
+    common = (*map(to_override, grid.base.items()), *overrides)
     depths = known_depths(load_config(recipe, common))
     cells = []
     for table, variants in grid.tables.items():
         for name, given in {**grid.always, **variants}.items():
             for variant, values, seeds in expand(path, grid, name, given, depths):
                 for seed in seeds:
-                    chosen = (*common, *map(spell_override, values.items()))
+                    chosen = (*common, *map(to_override, values.items()))
                     try:
                         steps = load_config(recipe, chosen)
                         own = (*chosen, *(f"{key}={seed}" for key in grid.vary if draws(steps, key)))
@@ -120,7 +110,7 @@ def find_cells(path: Path, grid: Grid, recipe: str, overrides: Sequence[str]) ->
 
 def draws(config: Config, key: str) -> bool:
     """Whether the seed at this key decides anything: a stage of no steps draws nothing, and all seeds share it."""
-    section = getattr(config, key.partition(".")[0], None)  # an unknown key is reported where it is read
+    section = getattr(config, key.partition(".")[0], None)  # an unknown key is refused where it is read
     return getattr(section, "steps", 1) != 0
 
 
@@ -158,7 +148,7 @@ def expand(
 
 
 def canonical(values: Mapping[str, Any], depths: Sequence[int]) -> dict[str, Any]:
-    """The same overrides with the full depth and the last layer in one spelling, so that equal cells share a key."""
+    """The same overrides, the full depth and the last layer written in one way, so that equal cells share a key."""
     full = depths[-1] if depths else "full"
     same = {("student.layers", "full"): full, ("features.layer", full): -1}
     return {
@@ -166,6 +156,6 @@ def canonical(values: Mapping[str, Any], depths: Sequence[int]) -> dict[str, Any
     }
 
 
-def spell_override(item: tuple[str, Any]) -> str:
+def to_override(item: tuple[str, Any]) -> str:
     """A key and its value as an override of the command line."""
     return f"{item[0]}={spell(item[1]) if item[1] != '' else ''}"

@@ -91,7 +91,7 @@ class GridRun:
     def unchanged(self, number: int) -> list[Decision]:
         """What the cell needs by now.
 
-        Raises StageError where code or data are others than at the start: cells of one table must be made by one code.
+        Raises StageError where code or data are others than at the start: cells of one table need one code.
         """
         decisions = self.ablation.plan(self.ablation.cells[number])
         for now, before in zip(decisions, self.ablation.plans[number], strict=True):
@@ -103,9 +103,9 @@ class GridRun:
     def outcome(self, cell: Cell, decisions: list[Decision], connect: Connect) -> Outcome:
         """What comes of one cell: read from the store, computed, or failed with an earlier one."""
         key = decisions[-1].key
-        upstream = [self.failed[one.stage, one.key] for one in decisions if (one.stage, one.key) in self.failed]
-        if upstream:
-            return Outcome(key, error=upstream[0])
+        for decision in decisions:
+            if error := self.failed.get((decision.stage, decision.key)):
+                return Outcome(key, error=error)
         if all(decision.action == "cached" for decision in decisions):
             return self.adopt(cell, key)
         return self.compute(cell, decisions, connect)
@@ -130,8 +130,9 @@ class GridRun:
         try:
             run_pipeline(STAGES, decisions, run)
         except (StageError, InputError) as error:
-            stopped = [one for one in decisions if run.stages[one.stage]["action"] == "failed"]
-            self.failed |= {(one.stage, one.key): str(error) for one in stopped}
+            for decision in decisions:
+                if run.stages[decision.stage]["action"] == "failed":
+                    self.failed[decision.stage, decision.key] = str(error)
             return Outcome(decisions[-1].key, error=str(error))
         artifact = run.artifacts[STAGES[-1].name]
         metrics = artifact.read_json("metrics.json")

@@ -7,15 +7,14 @@ there are at least two.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.table import Table
 
 from pipeline.ablation.grid import Cell, Grid
 from pipeline.config.values import get_value
 from pipeline.terminal import text_table
 from pipeline.wording import markdown_table
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 HEADLINE = "hit@5"
 NOTES = f"{HEADLINE} is the mean over the evaluation sets; ± is the standard deviation over n seeds."
@@ -44,7 +43,7 @@ class Outcome:
 
 
 @dataclass
-class Row:
+class VariantRow:
     """A variant in a table: the outcomes of its seeds."""
 
     variant: str
@@ -66,11 +65,11 @@ class Row:
         return mean(self.values("local", HEADLINE))
 
 
-def collect(cells: Sequence[Cell], outcomes: Sequence[Outcome | None]) -> dict[str, list[Row]]:
+def collect(cells: Sequence[Cell], outcomes: Sequence[Outcome | None]) -> dict[str, list[VariantRow]]:
     """table → rows, in the grid's order; a cell without an outcome was not reached."""
-    tables: dict[str, dict[str, Row]] = {}
+    tables: dict[str, dict[str, VariantRow]] = {}
     for cell, outcome in zip(cells, outcomes, strict=True):
-        row = tables.setdefault(cell.table, {}).setdefault(cell.variant, Row(cell.variant))
+        row = tables.setdefault(cell.table, {}).setdefault(cell.variant, VariantRow(cell.variant))
         row.seeds.append(cell.seed)
         row.outcomes += [outcome] if outcome else []
     return {name: list(rows.values()) for name, rows in tables.items()}
@@ -84,13 +83,13 @@ def mean_and_spread(values: Sequence[float], form: str = "{:.3f}") -> str:
     return f"{form.format(mean(values))}{spread}"
 
 
-def reference_quality(tables: Mapping[str, Sequence[Row]], reference: str) -> float | None:
+def reference_quality(tables: Mapping[str, Sequence[VariantRow]], reference: str) -> float | None:
     """The mean hit@5 of the reference, which is the same in every table that holds it."""
     rows = [row for rows in tables.values() for row in rows if row.variant == reference and row.finished]
     return rows[0].quality if rows else None
 
 
-def milliseconds(row: Row, curve: Curve) -> list[float]:
+def milliseconds(row: VariantRow, curve: Curve) -> list[float]:
     """Of a query: the time of the variant's depth in the curve; of each finished cell where there is no curve."""
     if not curve:
         return row.values("latency_ms", "median")
@@ -98,7 +97,7 @@ def milliseconds(row: Row, curve: Curve) -> list[float]:
     return sorted({known[layers] for layers in row.values("layers")})
 
 
-def quality_rows(rows: Sequence[Row], reference: float | None, curve: Curve) -> list[list[str]]:
+def quality_rows(rows: Sequence[VariantRow], reference: float | None, curve: Curve) -> list[list[str]]:
     """The head and a line for each variant: layers, quality in both pools, what it costs, and how many seeds."""
     share = ["kept"] if reference else []
     head = ["variant", "layers", "own pools", *share, "union pool", "ms per query", "million parameters", "n"]
@@ -121,7 +120,7 @@ def quality_rows(rows: Sequence[Row], reference: float | None, curve: Curve) -> 
     return [head, *lines]
 
 
-def task_rows(rows: Sequence[Row]) -> list[list[str]]:
+def task_rows(rows: Sequence[VariantRow]) -> list[list[str]]:
     """The head and a line for each variant: hit@5 of every evaluation set in its own pool."""
     first = next((student for row in rows for student in row.finished), None)
     if first is None:
@@ -136,7 +135,7 @@ def task_rows(rows: Sequence[Row]) -> list[list[str]]:
     return [["variant", *names], *lines]
 
 
-def failure_lines(rows: Sequence[Row]) -> list[str]:
+def failure_lines(rows: Sequence[VariantRow]) -> list[str]:
     """One line for each cell that failed."""
     return [
         f"- {row.variant}, seed {seed}: {outcome.error}"
@@ -163,7 +162,7 @@ def seeds_line(grid: Grid) -> str:
     """What the seeds change."""
     given = f"{' and '.join(grid.vary)} = {', '.join(map(str, grid.seeds))}"
     same = (
-        "everything is drawn anew" if "seed" in grid.vary else "all that they do not reach is the same in every cell"
+        "everything is drawn again" if "seed" in grid.vary else "all that they do not reach is the same in every cell"
     )
     return f"Seeds: {given}; {same}."
 
@@ -190,7 +189,7 @@ def markdown(
 
 def terminal_tables(
     grid: Grid, cells: Sequence[Cell], outcomes: Sequence[Outcome | None], curve: Curve
-) -> "Iterator[str | Table]":
+) -> Iterator[str | Table]:
     """The same tables for the terminal, each below its name."""
     tables = collect(cells, outcomes)
     reference = reference_quality(tables, grid.reference)

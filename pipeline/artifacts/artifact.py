@@ -46,7 +46,7 @@ class Artifact:
     def files(self, prefix: str = "") -> list[str]:
         """Paths of the listed files below `prefix/` (all without one), sorted.
 
-        Raises StageError for a file that is not there with the size that the manifest tells.
+        Raises StageError for a file that is not there with the size in the manifest.
         """
         listed = self._below(prefix)
         if listed:
@@ -57,7 +57,7 @@ class Artifact:
         return [f"{self.base}/{entry['path']}" for entry in listed]
 
     def read_bytes(self, name: str) -> bytes:
-        """The content of the file `name`, of the checksum that the manifest tells."""
+        """The content of the file `name`, of the checksum in the manifest."""
         return self.local(name).read_bytes()
 
     def read_json(self, name: str) -> Any:
@@ -82,8 +82,8 @@ class Artifact:
             self._check(entry, self.objects.size(f"{self._directory}/{prefix}"))
         else:
             self.files(prefix)
-        for one in listed:
-            self._fetch(one)
+        for file in listed:
+            self._fetch(file)
         return self.objects.work(self._directory) / prefix
 
     def damage(self) -> list[str]:

@@ -1,16 +1,15 @@
 """The same for people: the answers of `store.py` on the terminal."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
 
 from pipeline.terminal import text_table
 from pipeline.wording import age_in_words, size_in_words
 
-if TYPE_CHECKING:
-    from rich.console import Console
 
-
-def print_list(console: "Console", answer: Mapping[str, Any]) -> None:
+def print_list(console: Console, answer: Mapping[str, Any]) -> None:
     """Artifacts and runs as tables."""
     head = ["stage", "key", "age", "size", "files", "state", "run", "pinned"]
     rows = []
@@ -24,7 +23,7 @@ def print_list(console: "Console", answer: Mapping[str, Any]) -> None:
     console.print(text_table([head, *([str(run[name]) for name in head] for run in answer["runs"])]))
 
 
-def print_garbage(console: "Console", answer: Mapping[str, Any]) -> None:
+def print_garbage(console: Console, answer: Mapping[str, Any]) -> None:
     """What is deleted, or would be, and what was left alone."""
     verb = "deleted" if answer["applied"] else "would delete"
     lines = [f"{verb} {name}" for name in answer["artifacts"]]
@@ -36,7 +35,7 @@ def print_garbage(console: "Console", answer: Mapping[str, Any]) -> None:
         console.print(line, soft_wrap=True)
 
 
-def print_manifest(console: "Console", manifest: Mapping[str, Any]) -> None:
+def print_manifest(console: Console, manifest: Mapping[str, Any]) -> None:
     """What the artifact is, what its key was made of, and its files."""
     facts = {name: manifest[name] for name in ("uri", "stage", "key", "attempt", "created", "seconds", "run", "git")}
     facts |= {f"input {name}": entry["key"] for name, entry in manifest["inputs"].items()}
@@ -48,12 +47,12 @@ def print_manifest(console: "Console", manifest: Mapping[str, Any]) -> None:
     console.print(text_table([["file", "size", "sha256"], *rows]))
 
 
-def print_damage(console: "Console", answer: Mapping[str, Any]) -> None:
+def print_damage(console: Console, answer: Mapping[str, Any]) -> None:
     """What is damaged, or that nothing is."""
     for line in answer["damage"] or [f"{len(answer['checked'])} artifacts are as they were written"]:
         console.print(line, soft_wrap=True)
 
 
-def print_pins(console: "Console", answer: Mapping[str, Any]) -> None:
+def print_pins(console: Console, answer: Mapping[str, Any]) -> None:
     """What was pinned or let go of."""
     console.print(" ".join(f"{verb} {uri}" for verb, uri in answer.items()), soft_wrap=True)

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.artifacts.objects import Found, Objects
-from pipeline.artifacts.processes import is_running, machine, process_start, user
+from pipeline.artifacts.objects import Objects
+from pipeline.artifacts.processes import has_ended, this_process, user
 from stages.contract.context import InputError, StageError
 
 SECONDS = 60.0
@@ -47,7 +47,7 @@ class Lease:
     guard: threading.Lock = field(default_factory=threading.Lock)
 
     def renew(self) -> None:
-        """Writes the lease anew. Raises LeaseLost where it belongs to somebody else, or was out of reach too long."""
+        """Writes the lease again. Raises LeaseLost where it belongs to somebody else, or was out of reach too long."""
         with self.guard:
             if not self.lost:
                 asked, fresh = time.monotonic(), {**self.facts, "renewed": uuid.uuid4().hex}
@@ -88,11 +88,11 @@ def acquire(
 ) -> Iterator[Lease]:
     """Waits for the lease at `path`, says once for whom and since when, and keeps it until the block ends.
 
-    In the main thread a lost lease ends the block by KeyboardInterrupt; `lease.lost` tells it from the user's.
+    In the main thread a lost lease ends the block by KeyboardInterrupt; `lease.lost` distinguishes it from the user's.
     """
     named: set[str] = set()
     while (lease := try_acquire(objects, path, seconds)) is None:
-        other = facts_of(objects.read(path))
+        other = holder(objects, path, seconds)
         if other and other["token"] not in named:
             named.add(other["token"])
             say(f"{what}: waiting for {other['holder']}, who computes it since {other['since']}")
@@ -142,8 +142,7 @@ def try_acquire(objects: Objects, path: str, seconds: float = SECONDS) -> Lease 
         "token": uuid.uuid4().hex,
         "holder": f"{user()} on {socket.gethostname()} (process {os.getpid()})",
         "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
-        "machine": machine(),
-        "process": [os.getpid(), process_start(os.getpid())],
+        **this_process(),
         "renewed": "",
     }
     found = objects.read(path, clock=True)
@@ -159,22 +158,13 @@ def try_acquire(objects: Objects, path: str, seconds: float = SECONDS) -> Lease 
 def is_expired(data: bytes, age: float, seconds: float = SECONDS) -> bool:
     """Whether a lease as it was read may be taken over: released, too old, or of a process that ended here."""
     facts = decode(data)
-    if facts.get("state") != "held" or age > seconds:
-        return True
-    process, start = facts["process"]
-    return facts["machine"] == machine() and not is_running(process, start)
+    return facts.get("state") != "held" or age > seconds or has_ended(facts)
 
 
 def holder(objects: Objects, path: str, seconds: float = SECONDS) -> dict[str, Any] | None:
     """Who holds the lease at `path` now; None where nobody does."""
     found = objects.read(path, clock=True)
     return None if found is None or is_expired(found.data, found.age, seconds) else decode(found.data)
-
-
-def facts_of(found: Found | None) -> dict[str, Any]:
-    """Who holds a lease as it was read; nothing where nobody does."""
-    facts = decode(found.data) if found else {}
-    return facts if facts.get("state") == "held" else {}
 
 
 def encode(facts: dict[str, Any]) -> bytes:

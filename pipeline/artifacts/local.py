@@ -166,7 +166,7 @@ class LocalObjects:
 
     @contextmanager
     def _unfinished(self, path: str) -> Iterator[Path]:
-        """A place for what will be `path`; its name tells whose lease it is written under."""
+        """A place for what will be `path`; its name says under whose lease it is written."""
         place = self._with_parent("/".join((UNFINISHED, "~".join((*path.split("/")[:2], uuid.uuid4().hex)))))
         try:
             yield place

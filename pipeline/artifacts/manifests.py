@@ -1,6 +1,6 @@
 """What a manifest is: written last and whole, checked whenever it is read, and read only when it is needed.
 
-A manifest tells the artifact's key with its parts in clear, who wrote it, from which inputs, and each file with its
+A manifest has the artifact's key with its parts in clear, who wrote it, from which inputs, and each file with its
 size and checksum. It carries a digest of itself, so that a line edited by hand is noticed.
 """
 
@@ -82,7 +82,7 @@ def read_manifest(objects: Objects, stage: str, key: str) -> dict[str, Any] | No
     return None if found is None else decode(found.data, f"{objects.uri}/{path}", stage, key)
 
 
-class Known(Mapping[str, dict[str, Any]]):
+class StageManifests(Mapping[str, dict[str, Any]]):
     """key → manifest of one stage's committed artifacts, each read when it is asked for, all of them at once."""
 
     def __init__(self, objects: Objects, stage: str) -> None:
@@ -118,14 +118,14 @@ class Known(Mapping[str, dict[str, Any]]):
     def values(self) -> list[dict[str, Any]]:  # type: ignore[override]  # no view: each call reads what is new
         """All that can be trusted, to compare with: what was read once on this machine is not fetched again.
 
-        A copy may tell of an older attempt. The parts that a key was made of it tells right: they never change.
+        A copy may be of an older attempt. The parts that a key was made of are right in it: they never change.
         """
         keys = [key for key in self.objects.names(self.stage) if not key.startswith("_")]
         with ThreadPoolExecutor(THREADS) as pool:
             return [manifest for manifest in pool.map(self._copied, keys) if manifest]
 
     def _fetch(self) -> None:
-        """Reads what isn't read yet, in parallel; what can't be trusted is left out, `self[key]` tells why."""
+        """Reads what isn't read yet, in parallel; what can't be trusted is left out, `self[key]` raises why."""
         if self._keys is None:
             self._keys = [key for key in self.objects.names(self.stage) if not key.startswith("_")]
             missing = [key for key in self._keys if key not in self._read]
@@ -151,17 +151,17 @@ class Known(Mapping[str, dict[str, Any]]):
             return None
 
 
-class Manifests(Mapping[str, Known]):
+class Manifests(Mapping[str, StageManifests]):
     """stage → key → manifest of everything that is committed."""
 
     def __init__(self, objects: Objects) -> None:
         self.objects = objects
-        self._stages: dict[str, Known] = {}
+        self._stages: dict[str, StageManifests] = {}
         self._names: list[str] | None = None
 
-    def __getitem__(self, stage: str) -> Known:
+    def __getitem__(self, stage: str) -> StageManifests:
         if stage not in self._stages:
-            self._stages[stage] = Known(self.objects, stage)
+            self._stages[stage] = StageManifests(self.objects, stage)
         return self._stages[stage]
 
     def __iter__(self) -> Iterator[str]:

@@ -2,9 +2,9 @@
 
 Bulk data streams through pyarrow; small control objects and whole local files go by boto3, which can write under a
 condition and gives an upload up when it fails (a pyarrow stream that an error closes becomes a whole object). The
-conditional PUT is made without the SDK's own retries, since a retry of a request that had arrived is told "412,
-somebody was first" and that somebody is the writer itself: where an answer leaves the outcome open, reading back tells
-it (Lance #8123, Hudi RFC-91, Iceberg's CommitStateUnknown). Nothing is deleted while an outcome is open.
+conditional PUT is made without the SDK's own retries, since a retry of a request that had arrived is answered "412,
+somebody was first" and that somebody is the writer itself: where an answer leaves the outcome open, reading back
+settles it (Lance #8123, Hudi RFC-91, Iceberg's CommitStateUnknown). Nothing is deleted while an outcome is open.
 
 Credentials come from the standard chain on each machine and are no part of any object here.
 """
@@ -325,7 +325,7 @@ def refuses(objects: S3Objects, condition: dict[str, str], allowed: int) -> bool
         try:
             once.put_object(**objects._at(f"{PROBE}.json"), Body=uuid.uuid4().hex.encode(), **condition)
             allowed, doubt = allowed - 1, None
-        except (ClientError, BotoCoreError) as error:  # an answer that was lost tells nothing
+        except (ClientError, BotoCoreError) as error:  # an answer that was lost proves nothing
             doubt = error
             answer = getattr(error, "response", None) or {}
             status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
@@ -335,4 +335,4 @@ def refuses(objects: S3Objects, condition: dict[str, str], allowed: int) -> bool
                 raise objects._explained(error) from error
         if allowed < 0:
             return False
-    raise objects._explained(doubt or TimeoutError("it did not say whether it heeds conditions")) from doubt
+    raise objects._explained(doubt or TimeoutError("it did not say whether it respects conditions")) from doubt

@@ -1,4 +1,4 @@
-"""Connections to S3, one of each kind in a process, and what their answers tell."""
+"""Connections to S3, one of each kind in a process, and what their answers say."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @cache
 def session(process: int) -> boto3.Session:
     """boto3's credentials and settings, of this process."""
-    logging.getLogger("botocore.credentials").setLevel(logging.WARNING)  # it tells every process where it found them
+    logging.getLogger("botocore.credentials").setLevel(logging.WARNING)  # it says in every process where it found them
     return boto3.Session()
 
 
@@ -60,7 +60,7 @@ def arrow_filesystem(endpoint: str, region: str) -> "S3FileSystem":
 
 
 def server_time(answer: dict[str, Any]) -> datetime:
-    """The time by the clock of the server, which also gave the objects theirs; ours where it does not tell."""
+    """The time by the clock of the server, which also gave the objects theirs; ours where it says none."""
     try:
         return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).astimezone(UTC)
     except (KeyError, ValueError):

@@ -147,14 +147,14 @@ class Store:
         return f"{self.uri}/{RUNS}/{run}.{name}"
 
     def runs(self, damaged: Callable[[StageError], None] = lambda error: None) -> list[dict[str, Any]]:
-        """The records of all pipeline runs, newest first; `damaged` is called with those that hold no record."""
+        """The records of all pipeline runs, newest first; `damaged` is called with each error."""
         paths = [entry.path for entry in self.objects.files(RUNS) if entry.path.endswith(".json")]
         return sorted(self.read_runs(paths, damaged), key=lambda record: record["started"], reverse=True)
 
     def read_runs(
         self, paths: Sequence[str], damaged: Callable[[StageError], None] | None = None
     ) -> list[dict[str, Any]]:
-        """The records at `paths`, all of them at once. Raises StageError for what is none, or tells `damaged`."""
+        """The records at `paths`, all of them at once. Raises StageError for what is none, or calls `damaged`."""
         records = []
         with ThreadPoolExecutor(THREADS) as pool:
             for path, found in zip(paths, pool.map(self.objects.read, paths), strict=True):

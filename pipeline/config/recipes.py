@@ -73,7 +73,7 @@ class Settings:
 def read_settings(recipe: str, overrides: Iterable[str], is_text: Callable[[str], bool]) -> Settings:
     """The recipe (a name or a path of a YAML file), then the overrides from left to right.
 
-    `is_text(path)` tells which fields hold text, so that `backbone.revision=1234567` stays the text it is.
+    `is_text(path)` is true of fields that hold text, so that `backbone.revision=1234567` stays the text it is.
     Raises InputError for an unknown recipe, a file that is not a YAML mapping, and an override without `key=`.
     """
     settings = Settings()
@@ -91,26 +91,26 @@ def read_settings(recipe: str, overrides: Iterable[str], is_text: Callable[[str]
 
 def recipe_chain(recipe: str) -> list[Path]:
     """The recipe's file, then the file that it extends, and so on."""
-    chain: list[Path] = [recipe_file(recipe)]
+    chain: list[Path] = [find_yaml("recipe", recipe, RECIPES)]
     while base := read_yaml(chain[-1]).get("extends"):
         beside = chain[-1].parent / f"{base}"
-        parent = beside.resolve() if beside.is_file() else recipe_file(str(base))
+        parent = beside.resolve() if beside.is_file() else find_yaml("recipe", str(base), RECIPES)
         if parent in chain:
             raise InputError(f"{chain[-1]}: 'extends: {base}' goes round in a circle; let one recipe stand alone")
         chain.append(parent)
     return chain
 
 
-def recipe_file(recipe: str) -> Path:
-    """The file of a recipe given by its name or its path."""
-    names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-    if recipe in names:
-        return RECIPES / f"{recipe}.yaml"
-    if Path(recipe).is_file():
-        return Path(recipe).resolve()
-    if recipe.endswith((".yaml", ".yml")) or "/" in recipe:
-        raise InputError(f"there is no recipe file {recipe} (relative paths start from {Path.cwd()})")
-    raise InputError(f"there is no recipe '{recipe}'{nearest(recipe, names)}; known: {', '.join(names)}")
+def find_yaml(kind: str, name: str, directory: Path) -> Path:
+    """The file of a recipe or a grid (`kind`) given by its name in the directory, or by its path."""
+    names = sorted(path.stem for path in directory.glob("*.yaml"))
+    if name in names:
+        return directory / f"{name}.yaml"
+    if Path(name).is_file():
+        return Path(name).resolve()
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        raise InputError(f"there is no {kind} file {name} (relative paths start from {Path.cwd()})")
+    raise InputError(f"there is no {kind} '{name}'{nearest(name, names)}; known: {', '.join(names)}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Sections opened up into dotted paths: their fields, which have types and ranges, and values; nested mappings."""
+"""Sections opened up into dotted paths: their fields, which have types and ranges, and values."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -42,23 +42,9 @@ def is_section(field: FieldInfo) -> bool:
     return section_of(field) is not None
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(path, value) of a nested mapping, paths joined with `/`, by which MLflow groups its charts."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{name}/")
-        else:
-            yield f"{prefix}{name}", value
-
-
 def get_value(values: Mapping[str, Any], path: Iterable[str]) -> Any:
     """The value at a path of keys."""
     found: Any = values
     for key in path:
         found = found[key]
     return found
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value can be a metric."""
-    return isinstance(value, int | float) and not isinstance(value, bool)

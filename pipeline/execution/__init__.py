@@ -1,1 +1,1 @@
-"""Carrying out a plan: the runner, the Ray cluster, causes of failures, records of runs, what a run prints."""
+"""Carrying out a plan: launch, runner, the Ray cluster, causes of failures, records of runs, what a run prints."""

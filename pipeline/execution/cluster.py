@@ -107,11 +107,8 @@ def worker_environment(cluster: Cluster) -> dict[str, str]:
     if cluster.gpus_per_worker:
         return {}
     # Idle OpenMP threads spin by default and take the core from the process that has work.
-    wait, count = (
-        os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-        os.environ.get("OMP_NUM_THREADS", str(cluster.threads_each(cluster.workers))),
-    )
-    return {"DS_ACCELERATOR": "cpu", "OMP_WAIT_POLICY": wait, "OMP_NUM_THREADS": count}
+    chosen = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(cluster.threads_each(cluster.workers))}
+    return {"DS_ACCELERATOR": "cpu", **{name: os.environ.get(name, value) for name, value in chosen.items()}}
 
 
 def local_environment() -> dict[str, str]:

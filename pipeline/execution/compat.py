@@ -7,8 +7,8 @@ from typing import Any
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's environment variable is really called that
 TALKATIVE = {
-    "ray._private.authentication": "tells every local run that its cluster asks for a token, which Ray made itself",
-    "ray.data._internal.progress": "tells that there are no progress bars",
+    "ray._private.authentication": "says in every local run that its cluster asks for a token, which Ray made itself",
+    "ray.data._internal.progress": "says that there are no progress bars",
 }
 """Loggers of which only errors are shown, and what else they would say."""
 CONSOLE = "PlainRayHandler"  # the class of Ray Data's handler that writes to the terminal

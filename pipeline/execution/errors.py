@@ -2,7 +2,7 @@
 
 An error of a worker arrives wrapped. A task's is inside a RayTaskError; training's inside a WorkerGroupError, one for
 each rank; Ray Data's own wrapper loses the error itself, which is then found in the text of the remote traceback. The
-wrappers are told apart by what they have, without importing Ray.
+wrappers are distinguished by what they have, without importing Ray.
 """
 
 import errno

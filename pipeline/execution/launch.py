@@ -26,7 +26,7 @@ from pipeline.tracking.client import PipelineRun, resolve_uri
 
 
 def launch(options: argparse.Namespace, answer: dict[str, Any]) -> None:
-    """Plans, runs and reports; fills `answer` for --json on the way, so that a failed run tells how far it came."""
+    """Plans, runs and reports; fills `answer` for --json on the way, so that a failed run shows how far it came."""
     config = with_student(load_config(options.recipe, options.overrides))
     stages = stages_of(config)
     store = open_store(config.store, config.store_endpoint)

@@ -5,24 +5,18 @@ when its record is old and it holds the lease of none of its stages, since a run
 and holds a lease during one.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 from pipeline.artifacts import leases
 from pipeline.artifacts.manifests import RUNS, decode_run
-from pipeline.artifacts.processes import is_running, machine, process_start
+from pipeline.artifacts.processes import has_ended, machine
 from pipeline.artifacts.store import Store
 from stages.contract.context import StageError
 
 RECENT = 30  # records that are looked at, the newest; each is a request to the store
 QUIET_SECONDS = 600
-
-
-def this_process() -> dict[str, Any]:
-    """By what a later run finds out whether this process still runs."""
-    return {"machine": machine(), "process": [os.getpid(), process_start(os.getpid())]}
 
 
 def mark_killed(store: Store, end_tracked: Callable[[str], None]) -> list[str]:
@@ -51,8 +45,7 @@ def is_dead(store: Store, record: dict[str, Any], age: float) -> bool:
     """Whether the process that wrote a `running` record is gone."""
     writer = record.get("host", {})
     if writer.get("machine") == machine():
-        number, start = writer["process"]
-        return not is_running(number, start)
+        return has_ended(writer)
     if age < QUIET_SECONDS:
         return False
     keys = ((stage, entry["key"]) for stage, entry in record["stages"].items() if entry["action"] == "run")

@@ -15,12 +15,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from pipeline.artifacts.leases import Lease, LeaseLost
+from pipeline.artifacts.processes import this_process
 from pipeline.artifacts.store import Artifact, Attempt, Store
 from pipeline.config.sections import Config
 from pipeline.config.values import walk_values
 from pipeline.execution.errors import explain
 from pipeline.execution.provenance import git_state, now, package_versions
-from pipeline.execution.records import mark_killed, this_process
+from pipeline.execution.records import mark_killed
 from pipeline.execution.shared import SharedArtifacts
 from pipeline.planning.dag import Stage
 from pipeline.planning.plan import Decision
@@ -78,7 +79,7 @@ class Run:
 def run_pipeline(stages: tuple[Stage, ...], decisions: list[Decision], run: Run) -> None:
     """Brings every selected stage up to date, in order; fills `run.stages` and `run.artifacts`.
 
-    Raises InputError or StageError (one line) for the stage that can't go on; the run's record tells how it ended.
+    Raises InputError or StageError (one line) for the stage that can't go on; the run's record says how it ended.
     """
     for decision in decisions:
         run.stages[decision.stage] = describe(decision)

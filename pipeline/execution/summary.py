@@ -46,8 +46,8 @@ def closing_lines(artifacts: Mapping[str, Artifact], overrides: Sequence[str]) -
 def example_query(index: Artifact) -> str:
     """A query that the indexed corpus may answer; what a source of the user's own holds is not known here."""
     config = index.manifest["config"]
-    made = config["data"]["kind"] == "scenes" and not config["index"]["corpus"]
-    return "'a red circle'" if made else "'WHAT YOU LOOK FOR'"
+    drawn = config["data"]["kind"] == "scenes" and not config["index"]["corpus"]
+    return "'a red circle'" if drawn else "'WHAT YOU LOOK FOR'"
 
 
 def rejected(ingest: Artifact) -> str:

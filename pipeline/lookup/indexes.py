@@ -11,6 +11,7 @@ from pipeline.config.sections import Config
 from pipeline.config.values import get_value
 from pipeline.lookup.students import find_student, index_student
 from stages.contract.context import InputError
+from stages.model.identity import identify
 
 if TYPE_CHECKING:
     from stages.search.retriever import Retriever
@@ -61,8 +62,6 @@ def agrees(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 
 def made_by(store: Store, keys: Mapping[str, str], wanted: Mapping[str, Any]) -> bool:
     """Whether the wanted student made the index of a corpus: known by its weights, wherever they lie today."""
-    from stages.model.identity import identify
-
     if not wanted.get("student.model"):
         return True
     card = store.artifact("index", keys["index"]).read_json("retriever.json")

@@ -1,4 +1,4 @@
-"""Queries as the command line or a file of them tells them, checked before anything heavy is loaded."""
+"""Queries of the command line or of a file, checked before anything heavy is loaded."""
 
 import argparse
 import json
@@ -47,28 +47,35 @@ def read_queries(options: argparse.Namespace) -> list[QueryInput]:
 
 def read_query(options: argparse.Namespace) -> QueryInput:
     """The query of `--text`, `--image`, `--want` and `--where`."""
-    from stages.data.images import ImageLimits
-    from stages.search.retriever import check_image, check_query
+    from stages.search.retriever import check_query
 
     text = check_query(options.text, options.want, options.k, options.image is not None)
-    image = check_image(read_image(options.image), str(options.image), ImageLimits()) if options.image else None
+    file = options.image and options.image.resolve()
+    image = read_image(file.parent, file.name, f"--image {options.image}") if file else None
     return QueryInput(text, image, options.want, options.where)
 
 
 def parse_query(line: bytes, k: int, file: Path, number: int) -> QueryInput:
     """The query in line `number` of a file, whose pictures' paths start from the file."""
-    from stages.data.images import ImageLimits, ImageRejected, load
     from stages.search.retriever import check_query
 
     try:
         fields = parse_fields(line)
         text = check_query(fields.get("text"), fields.get("want"), k, bool(fields.get("image")))
-        image = load(file.parent, fields["image"], ImageLimits()) if fields.get("image") else None
-    except ImageRejected as error:
-        raise InputError(f"{file}:{number}: the image can't be used: {error}") from None
+        image = read_image(file.parent, fields["image"], "the image") if fields.get("image") else None
     except InputError as error:
         raise InputError(f"{file}:{number}: {error}") from None
     return QueryInput(text, image, fields.get("want"), fields.get("where") or {}, f"{file}:{number}")
+
+
+def read_image(directory: Path, reference: str, name: str) -> "Checked":
+    """A picture below the directory, as ingest would store it. Raises InputError that calls it `name`."""
+    from stages.data.images import ImageRejected, Limits, load
+
+    try:
+        return load(directory, reference, Limits())
+    except ImageRejected as error:
+        raise InputError(f"{name} can't be used: {error}; give a whole JPEG, PNG, WebP or GIF") from None
 
 
 def parse_fields(line: bytes) -> dict[str, Any]:
@@ -85,21 +92,6 @@ def parse_fields(line: bytes) -> dict[str, Any]:
         if not isinstance(fields.get(name), kind | None):
             raise InputError(f"{name} must be {'an object' if kind is dict else 'a text'}, not {fields[name]!r}")
     return fields
-
-
-def read_image(path: Path) -> bytes:
-    """The bytes of a picture file. Raises InputError where it can't be read or is too large to be one."""
-    from stages.data.images import ImageLimits
-
-    try:
-        if not path.is_file():
-            raise InputError(f"--image {path} is not a file; give the path of a picture")
-        if path.stat().st_size > ImageLimits().max_bytes:
-            raise InputError(f"--image {path} has more than {ImageLimits().max_bytes:,} bytes; give a smaller picture")
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"--image {path} can't be read: {reason}; give a readable picture file") from None
 
 
 def ask(retriever: "Retriever", given: QueryInput) -> "Query":

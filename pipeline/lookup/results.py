@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pipeline.terminal import open_console, printable, text_table
 from stages.contract.context import InputError
@@ -14,15 +14,9 @@ if TYPE_CHECKING:
 NAME_LENGTH = 60  # of a saved picture's file name
 
 
-def print_json(
-    queries: Sequence["Query"], found: Sequence[Sequence["Result"]], index: str, many: bool, stdout: TextIO
-) -> None:
-    """The one object of `--json`: the answer, or with `many` the answers to a file of queries."""
-    answers = [
-        {"results": [result.to_json() for result in results], "query": query.to_json(), "index": index}
-        for query, results in zip(queries, found, strict=True)
-    ]
-    print(json.dumps({"answers": answers} if many else answers[0], ensure_ascii=False), file=stdout)
+def as_json(query: "Query", results: Sequence["Result"], index: str) -> dict[str, Any]:
+    """The answer to one query, as the server gives it too."""
+    return {"results": [result.to_json() for result in results], "query": query.to_json(), "index": index}
 
 
 def print_table(query: "Query", results: Sequence["Result"], stdout: TextIO) -> None:

@@ -1,1 +1,1 @@
-"""MLflow: runs and curves, what could not be sent yet, the registry, and students by their registered name."""
+"""MLflow: runs and curves, what could not be sent yet, and the registry."""

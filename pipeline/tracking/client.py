@@ -11,7 +11,9 @@ import base64
 import hashlib
 import io
 import json
+import math
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.tracking.events import ensure_experiment
 from pipeline.tracking.link import OFFLINE, Link
-from pipeline.tracking.names import numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -104,7 +105,7 @@ class PipelineRun(StageRun):
     ) -> str | None:
         """Registers the student that `tags` points to; the line that says which version and alias it is.
 
-        See `pipeline.tracking.registry.register_student`. A tag of this run tells later ones that it is done.
+        See `pipeline.tracking.registry.register_student`. A tag of this run shows later ones that it is done.
         """
         values = {"name": name, "tags": dict(tags), "metrics": numbers(metrics), "alias": alias}
         message = self.link.send("register", run_id, **values)
@@ -128,3 +129,20 @@ class PipelineRun(StageRun):
 def registration(name: str, tags: Mapping[str, str], alias: str) -> str:
     """A digest of what is registered: which student under which name and alias, by which evaluation."""
     return hashlib.sha256(json.dumps([name, dict(tags), alias], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def numbers(values: Mapping[str, Any], above: str = "") -> dict[str, float]:
+    """The finite numbers of a nested mapping, named by their path as MLflow can store it; `/` groups its charts."""
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= numbers(value, f"{above}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            found[metric_name(f"{above}{name}")] = float(value)
+    return found
+
+
+def metric_name(name: str) -> str:
+    """`hit@5[image→text]` as MLflow can store it: `hit_at_5/image-text`."""
+    plain = name.replace("@", "_at_").replace("→", "-").replace("[", "/").replace("]", "")
+    return re.sub(r"[^\w/.\- :]", "_", plain)[:250]

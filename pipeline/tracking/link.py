@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from pipeline.tracking.events import EXPERIMENT, apply_event, sqlite_file
 from pipeline.tracking.spool import Spool, renamed
+from pipeline.wording import one_line
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -60,7 +61,7 @@ class Link:
             return action(self._client)
         except Exception as error:  # whatever MLflow, SQLAlchemy or the network may raise
             self.broken = not is_refusal(error)
-            text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            text = one_line(f"{type(error).__name__}: {error}", 200)
             if self.broken or not self.refused:
                 print(f"warning: {self.uri} {UNREACHABLE if self.broken else REFUSED}: {text}", file=sys.stderr)
             self.refused = True
@@ -86,12 +87,12 @@ class Link:
 
 
 def connect(uri: str, create: bool) -> "MlflowClient":
-    """A client; with `create` an SQLite file is made where there is none, as on the machine that starts the run."""
+    """A client; with `create` an SQLite file is created where there is none, as on the machine that starts the run."""
     # A server that is gone must cost a few seconds, not the minutes of the default eight tries.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # as with Ray: a run tells nobody of itself
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # as with Ray: no usage statistics
     check_reachable(uri)
     database = sqlite_file(uri)
     if database and not create and not database.exists():
@@ -116,7 +117,7 @@ def check_reachable(uri: str) -> None:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether MLflow answered, and will answer likewise next time: it asks for something else, not for patience."""
+    """Whether MLflow answered, and will answer the same next time: it asks for something else, not for patience."""
     status = getattr(error, "get_http_status_code", lambda: 500)()
     return 400 <= status < 500 and status not in (401, 403, 408, 429)
 

@@ -28,7 +28,7 @@ def register_student(
     run_id: str | None,
     alias: str = "auto",
 ) -> str:
-    """Registers a student that is new and gives it its alias; returns what to tell the user, one line.
+    """Registers a student that is new and gives it its alias; returns one line for the user.
 
     Args:
         tags: `key`, `attempt`, `weights` (the directory in the store) and `test` (the identity of the test data).
@@ -38,7 +38,7 @@ def register_student(
     """
     if not any(model.name == name for model in client.search_registered_models(f"name = '{name}'")):
         client.create_registered_model(
-            name, description="Students: stock checkpoints, `weights` tells where they lie."
+            name, description="Students: stock checkpoints, the tag `weights` says where they lie."
         )
     version = same_student(client, name, tags) or create_version(client, experiment_id, name, tags, run_id)
     facts = {**tags, **{measure: f"{value:.6g}" for measure, value in metrics.items()}}

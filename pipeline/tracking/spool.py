@@ -2,7 +2,7 @@
 
 Each process appends to a file of its own, so nobody waits for anybody. A file is sent once its writer has ended: line
 by line, with the place reached written down after each, so that a delivery that breaks off goes on where it was. Runs
-that were made without a server have names of their own until then; `ids.json` tells which runs MLflow made of them.
+that were made without a server have names of their own until then; `ids.json` holds MLflow's names for them.
 The files are this machine's alone, for a writer is known by its process, and so not below PUMA_CACHE, which nodes may
 share.
 MLflow's own asynchronous logging was the alternative: its queue is in memory, and it can't make a run.

@@ -61,35 +61,23 @@ def build_app(engine: Engine, access: Access, limits: RequestLimits, meters: Met
         redoc_url=None,
     )
     app.add_middleware(Guard, access=access, limits=limits, meters=meters)
-    add_errors(app)
+    for kind in (HTTPException, InputError, StageError, Busy, TimeoutError):
+        app.add_exception_handler(kind, answer_problem)
     add_model_routes(app, engine, limits)
     add_reading_routes(app, engine, meters)
     app.openapi = partial(describe, app)  # type: ignore[method-assign]
     return app
 
 
-def add_errors(app: FastAPI) -> None:
+async def answer_problem(request: Request, problem: Exception) -> Response:
     """One shape for whatever goes wrong."""
-
-    @app.exception_handler(HTTPException)
-    async def refused(request: Request, problem: HTTPException) -> Response:
+    if isinstance(problem, HTTPException):
         return error(problem.status_code, str(problem.detail), problem.headers)
-
-    @app.exception_handler(InputError)
-    async def wrong(request: Request, problem: InputError) -> Response:
-        return error(400, str(problem))
-
-    @app.exception_handler(Busy)
-    async def full(request: Request, problem: Busy) -> Response:
+    if isinstance(problem, Busy):
         return busy("the model has more to do than it can; come again in a second")
-
-    @app.exception_handler(StageError)
-    async def damaged(request: Request, problem: StageError) -> Response:
-        return error(500, str(problem))
-
-    @app.exception_handler(TimeoutError)
-    async def late(request: Request, problem: TimeoutError) -> Response:
+    if isinstance(problem, TimeoutError):
         return busy("no answer in time; come again in a second")
+    return error(400 if isinstance(problem, InputError) else 500, str(problem))
 
 
 def add_model_routes(app: FastAPI, engine: Engine, limits: RequestLimits) -> None:

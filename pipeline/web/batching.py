@@ -64,26 +64,26 @@ class Batcher(Generic[Item, Answer]):
         self.waiting += asked
         self.wake.set()
         try:
-            return [await one.answer for one in asked]
+            return [await waiting.answer for waiting in asked]
         finally:
-            for one in asked:  # done already, or this caller gave up
-                one.answer.cancel()
-                if one.answer.done() and not one.answer.cancelled():
-                    one.answer.exception()  # looked at, so that asyncio does not report it as lost
+            for waiting in asked:  # done already, or this caller gave up
+                waiting.answer.cancel()
+                if waiting.answer.done() and not waiting.answer.cancelled():
+                    waiting.answer.exception()  # looked at, so that asyncio does not report it as lost
 
     async def close(self) -> None:
-        """Stops working; whoever waits gets the answer that there is no room."""
+        """Stops working; whoever waits gets Busy."""
         if self.task is not None:
             self.task.cancel()
             await asyncio.gather(self.task, return_exceptions=True)
-        for one in self.waiting:
-            if not one.answer.done():
-                one.answer.set_exception(Busy())
+        for waiting in self.waiting:
+            if not waiting.answer.done():
+                waiting.answer.set_exception(Busy())
 
     async def _run(self) -> None:
         while True:
             await self.wake.wait()
-            batch = [one for one in self.waiting[: self.size] if not one.answer.done()]
+            batch = [waiting for waiting in self.waiting[: self.size] if not waiting.answer.done()]
             del self.waiting[: self.size]
             if not self.waiting:
                 self.wake.clear()
@@ -95,17 +95,17 @@ class Batcher(Generic[Item, Answer]):
         """Answers a batch; where it fails, each item alone, so that one bad item spoils no other's answer."""
         loop = asyncio.get_running_loop()
         try:
-            answers = await loop.run_in_executor(self.executor, self.work, [one.item for one in batch])
+            answers = await loop.run_in_executor(self.executor, self.work, [waiting.item for waiting in batch])
         except Exception as error:
             if len(batch) > 1:
-                for one in batch:
-                    await self._answer([one])
+                for waiting in batch:
+                    await self._answer([waiting])
             elif not batch[0].answer.done():
                 batch[0].answer.set_exception(error)
             return
-        for one, answer in zip(batch, answers, strict=True):
-            if not one.answer.done():
-                one.answer.set_result(answer)
+        for waiting, answer in zip(batch, answers, strict=True):
+            if not waiting.answer.done():
+                waiting.answer.set_result(answer)
 
 
 class Gate:

@@ -22,7 +22,7 @@ from pipeline.web.limits import MAX_CONDITIONS, MAX_INPUTS, MAX_NAME, MAX_RESULT
 JSON, FORM = "application/json", "multipart/form-data"
 Want = Literal["text", "image", "image,text"]
 ModelName = Literal["student", "teacher"]
-SEARCH_BYTES = 16 * MAX_TEXT  # of /search's JSON: a text of emojis, each spelled as twelve characters, fits
+SEARCH_BYTES = 16 * MAX_TEXT  # of /search's JSON: a text of emojis, each escaped as twelve characters, fits
 MOST_STRINGS = 4000  # of a JSON body, keys counted: MAX_INPUTS inputs of text and picture have 800
 MOST_OUTSIDE = 40_000  # bytes that are in no string, of indentation mostly
 STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
@@ -112,7 +112,7 @@ class EmbedBody(Closed):
             return [(self.input, None)]
         if not isinstance(self.input[0], str | list):
             return [read_parts(self.input)]
-        return [(one, None) if isinstance(one, str) else read_parts(one) for one in self.input]
+        return [(item, None) if isinstance(item, str) else read_parts(item) for item in self.input]
 
 
 def read_parts(parts: "list[TextPart | ImagePart]") -> tuple[str | None, str | None]:
@@ -233,8 +233,8 @@ def check(model: type[Body], fields: dict[str, Any]) -> Body:
 
 def first_error(error: ValidationError) -> str:
     """`k: Input should be greater than or equal to 1`. Of a union's many complaints the one that got furthest."""
-    found = error.errors(include_url=False, include_input=False, include_context=False)
-    deepest = max(found, key=lambda one: len(one["loc"]))
+    complaints = error.errors(include_url=False, include_input=False, include_context=False)
+    deepest = max(complaints, key=lambda complaint: len(complaint["loc"]))
     words = [str(step) for step in deepest["loc"] if isinstance(step, int) or str(step).isidentifier()]
     place = ".".join(word for word in words if word not in ("list", "str", "text", "image_url") or len(words) == 1)
     return f"{place[:80]}: {deepest['msg'][:200]}" if place else deepest["msg"][:200]

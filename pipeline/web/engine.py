@@ -10,19 +10,18 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from pipeline.web.batching import Answer, Batcher, Item
+from pipeline.web.bodies import EmbedBody
 from pipeline.web.limits import MAX_RESULTS, RequestLimits
 from pipeline.web.meters import Meters
 from stages.contract.context import InputError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from pipeline.web.bodies import EmbedBody
-    from stages.model.rows import Row
-    from stages.search.retriever import Query, Result, Retriever
+from stages.data.keys import hash_ids, locate
+from stages.model.encoder import Row
+from stages.search.retriever import Query, Result, Retriever, check_image, check_query, row_of
 
 EXAMPLES = 12
 
@@ -30,11 +29,11 @@ EXAMPLES = 12
 class Lazy:
     """A retriever that is loaded when it is first used, once, whichever thread comes first."""
 
-    def __init__(self, load: "Callable[[], Retriever]") -> None:
+    def __init__(self, load: Callable[[], Retriever]) -> None:
         self.load, self.lock = load, threading.Lock()
         self.loaded: Retriever | None = None
 
-    def get(self) -> "Retriever":
+    def get(self) -> Retriever:
         """The retriever."""
         with self.lock:
             if self.loaded is None:
@@ -48,17 +47,11 @@ class Shown:
     Eight bytes for each picture: hashes; the id itself is compared when its picture is read.
     """
 
-    def __init__(self, retriever: "Retriever") -> None:
-        import numpy as np
-
-        from stages.data.keys import hash_ids
-
+    def __init__(self, retriever: Retriever) -> None:
         kept = [hash_ids(ids) for ids in retriever.image_ids()]
         self.hashes = np.unique(np.concatenate([np.empty(0, np.uint64), *kept]))
 
     def __contains__(self, image_id: str) -> bool:
-        from stages.data.keys import hash_ids, locate
-
         return bool(locate(hash_ids([image_id]), self.hashes)[0] >= 0)
 
 
@@ -73,8 +66,8 @@ class Engine:
 
     def __init__(
         self,
-        student: "Retriever",
-        teacher: "Callable[[], Retriever] | None",
+        student: Retriever,
+        teacher: Callable[[], Retriever] | None,
         index: str,
         limits: RequestLimits,
         meters: Meters,
@@ -100,8 +93,8 @@ class Engine:
         meters.waiting.labels(name).set_function(lambda: len(batcher.waiting))
         return batcher
 
-    def _search(self, model: str) -> "Callable[[list[tuple[Query, int]]], list[list[Result]]]":
-        def work(asked: "list[tuple[Query, int]]") -> "list[list[Result]]":
+    def _search(self, model: str) -> Callable[[list[tuple[Query, int]]], list[list[Result]]]:
+        def work(asked: list[tuple[Query, int]]) -> list[list[Result]]:
             found = self.models[model].get().search_many([query for query, _ in asked], max(k for _, k in asked))
             return [results[:k] for results, (_, k) in zip(found, asked, strict=True)]
 
@@ -117,10 +110,8 @@ class Engine:
         want: str | None,
         k: int = 1,
         where: Mapping[str, Any] | None = None,
-    ) -> "Query":
+    ) -> Query:
         """The checked question. Raises InputError for what can't be asked."""
-        from stages.search.retriever import check_image, check_query
-
         clean = check_query(text, want, k, image is not None)
         checked = None
         if image is not None:
@@ -128,12 +119,12 @@ class Engine:
             checked = await loop.run_in_executor(self.decoders, check_image, image, "the image", self.limits.image)
         return self.student.ask(clean, checked, want, where)
 
-    async def search(self, query: "Query", k: int, model: str) -> "list[Result]":
+    async def search(self, query: Query, k: int, model: str) -> list[Result]:
         """The k best candidates. Raises InputError, Busy."""
         await self._ready(model)
         return (await self.searches[model].ask([(query, min(k, MAX_RESULTS))]))[0]
 
-    async def embed(self, rows: "Sequence[Row]", model: str) -> "list[np.ndarray]":
+    async def embed(self, rows: Sequence[Row], model: str) -> list[np.ndarray]:
         """One vector of unit length, float32 [D], for each row. Raises InputError, Busy."""
         await self._ready(model)
         return await self.embeds[model].ask(rows)
@@ -145,14 +136,12 @@ class Engine:
         if self.models[model].loaded is None:
             await asyncio.get_running_loop().run_in_executor(self.loader, self.models[model].get)
 
-    async def row(self, text: str | None, image: bytes | None, body: "EmbedBody") -> "Row":
+    async def row(self, text: str | None, image: bytes | None, body: EmbedBody) -> Row:
         """What the model reads for one input of /embed. Raises InputError."""
-        from stages.search.retriever import row_of
-
         query = await self.ask(text, image, body.want)
         return row_of(query if body.input_type == "query" else replace(query, instruction=None))
 
-    async def tokens(self, rows: "Sequence[Row]") -> int:
+    async def tokens(self, rows: Sequence[Row]) -> int:
         """Tokens that the model reads for these rows."""
         count = self.student.encoder.collator.count_tokens
         return await asyncio.get_running_loop().run_in_executor(self.decoders, lambda: sum(map(count, rows)))
@@ -171,7 +160,7 @@ class Engine:
             "rows": card["rows"],
             "modalities": card["modalities"],
             "models": {name: describe(lazy.loaded) for name, lazy in self.models.items()},
-            "examples": [one.to_json() for one in self.examples],
+            "examples": [example.to_json() for example in self.examples],
         }
 
     async def close(self) -> None:
@@ -184,7 +173,7 @@ class Engine:
         self.decoders.shutdown(cancel_futures=True)
 
 
-def describe(retriever: "Retriever | None") -> dict[str, int]:
+def describe(retriever: Retriever | None) -> dict[str, int]:
     """Size of a loaded model; nothing of one that nobody has asked yet."""
     if retriever is None:
         return {}

@@ -72,7 +72,7 @@ class Access:
 
 
 def error(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """Every error of the server, in OpenAI's shape: one line that says what is wrong and how to correct it."""
+    """Every error of the server, in OpenAI's shape: one line that says what is wrong and how to fix it."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     return JSONResponse({"error": {"message": message, "type": kind}}, status, dict(headers or {}))
 
@@ -136,7 +136,7 @@ class Guard:
             return error(403, "a page of another origin may not ask this server")
         if self.digest is not None and scope["path"] not in OPEN and not self.knows(headers.get("authorization", "")):
             return error(401, "send the header Authorization: Bearer TOKEN", {"www-authenticate": "Bearer"})
-        if said_size(headers) > self.limits.body_bytes:
+        if declared_size(headers) > self.limits.body_bytes:
             return error(413, f"the body has more than {self.limits.body_bytes:,} bytes; send less")
         return None
 
@@ -170,14 +170,14 @@ class Guard:
 
     def _size(self, scope: Scope) -> int:
         """Bytes that a body may take: what it says, or as much as may be where it does not say."""
-        size = said_size(Headers(scope=scope))
+        size = declared_size(Headers(scope=scope))
         return self.limits.body_bytes if size < 0 else size
 
 
-def said_size(headers: Headers) -> int:
+def declared_size(headers: Headers) -> int:
     """The Content-Length; -1 where there is none."""
-    length = headers.get("content-length", "")
-    return int(length) if length.isdecimal() and len(length) < 20 else -1
+    size = headers.get("content-length", "")
+    return int(size) if size.isdecimal() and len(size) < 20 else -1
 
 
 def host_name(host: str) -> str:

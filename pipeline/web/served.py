@@ -7,7 +7,10 @@ from pipeline.artifacts.store import Artifact, Store
 from pipeline.lookup.indexes import open_retriever
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from pipeline.web.engine import Engine
+    from pipeline.web.guard import Access
     from pipeline.web.limits import RequestLimits
     from pipeline.web.meters import Meters
     from stages.search.retriever import Retriever
@@ -22,6 +25,15 @@ class ServedIndex:
     compare: bool
     backend: str = ""
     student: str = ""
+
+    def app(self, access: "Access", batch: int) -> "FastAPI":
+        """The application; whatever is wrong with the store is raised here, before a server starts."""
+        from pipeline.web.app import build_app
+        from pipeline.web.limits import RequestLimits
+        from pipeline.web.meters import Meters
+
+        limits, meters = RequestLimits(batch=batch), Meters()
+        return build_app(self.load(limits, meters), access, limits, meters)
 
     def load(self, limits: "RequestLimits", meters: "Meters") -> "Engine":
         """Loads student and index, and prepares the teacher where there is one."""

@@ -4,13 +4,16 @@ import argparse
 import os
 import socket
 import sys
+import time
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.execution.cluster import inside_cluster
+from pipeline.execution.cluster import connected, inside_cluster
 from pipeline.lookup.indexes import find_index
 from pipeline.web.served import ServedIndex
 from stages.contract.context import InputError
+from stages.contract.params import Cluster
 
 if TYPE_CHECKING:
     import uvicorn
@@ -18,7 +21,10 @@ if TYPE_CHECKING:
 
 TOKEN_LENGTH = 16  # characters at least: a token that can be guessed guards nothing
 CONNECTIONS = 2000  # at once; more are refused before a byte is read
-DRAIN_SECONDS = 5  # for answers under way when the server is told to stop
+NAME = "puma"  # of the deployment on Ray Serve
+QUEUED = 256  # requests that wait at a proxy of Ray Serve for a replica; more are refused with a 503
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
+DRAIN_SECONDS = 5  # for answers under way when the server has to stop
 
 
 def serve(options: argparse.Namespace) -> None:
@@ -55,14 +61,10 @@ def read_token(path: Path | None) -> str | None:
 
 def check_installed(on_ray: bool) -> None:
     """Raises InputError where the server's libraries are missing."""
+    needed = ("fastapi", "prometheus_client", "python_multipart", "uvicorn", *(("ray.serve",) if on_ray else ()))
     try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import python_multipart  # noqa: F401
-        import uvicorn  # noqa: F401
-
-        if on_ray:
-            import ray.serve  # noqa: F401
+        for name in needed:
+            import_module(name)
     except ImportError as error:
         extra = "serve-ray" if on_ray else "serve"
         raise InputError(f"{error.name} is not installed; `pip install -e '.[{extra}]'` brings it") from None
@@ -101,10 +103,7 @@ def serve_here(options: argparse.Namespace, served: ServedIndex, token: str | No
     """In this process, with uvicorn."""
     import uvicorn
 
-    from pipeline.web.app import build_app
     from pipeline.web.guard import Access
-    from pipeline.web.limits import RequestLimits
-    from pipeline.web.meters import Meters
 
     place = address(options.host, bound.getsockname()[1])
 
@@ -116,9 +115,7 @@ def serve_here(options: argparse.Namespace, served: ServedIndex, token: str | No
             if self.started:
                 print(f"Puma serves {place} (Ctrl-C ends)", flush=True)
 
-    limits, meters = RequestLimits(batch=options.batch), Meters()
-    # Loaded before the server starts: what is wrong with the store is said in one line and not in a server's log.
-    app = build_app(served.load(limits, meters), Access.of(options.host, token), limits, meters)
+    app = served.app(Access.of(options.host, token), options.batch)
     Server(server_settings(app)).run(sockets=[bound])
 
 
@@ -141,9 +138,35 @@ def server_settings(app: "FastAPI") -> "uvicorn.Config":
 
 
 def serve_on_ray(options: argparse.Namespace, served: ServedIndex, token: str | None, bound: socket.socket) -> None:
-    """On Ray Serve."""
-    from pipeline.web.replicas import run_replicas
+    """On the Ray cluster of RAY_ADDRESS, or on a new one: one deployment, as many replicas as asked.
+
+    Each replica loads student and index itself and batches by itself. Ray Serve's own `@serve.batch` was the
+    alternative; then the two ways to serve would batch, refuse and measure differently.
+    """
+    import torch
+    from ray import serve
+
+    from pipeline.web.guard import Access
 
     port = bound.getsockname()[1]
     bound.close()  # it was bound to be refused early; Ray Serve binds for itself
-    run_replicas(options, served, token, port, address(options.host, port))
+    access, batch = Access.of(options.host, token), options.batch
+    resources = {"num_gpus": 1} if torch.cuda.is_available() else {"num_cpus": 1}
+    with connected(Cluster(workers=options.replicas)):
+        serve.start(http_options={"host": options.host, "port": port}, logging_config=QUIET)
+        replica = serve.deployment(
+            name=NAME,
+            num_replicas=options.replicas,
+            ray_actor_options=resources,
+            max_ongoing_requests=256,
+            max_queued_requests=QUEUED,
+            logging_config=QUIET,
+        )(serve.ingress(lambda: served.app(access, batch))())  # called in each replica
+        try:
+            serve.run(replica.bind(), name=NAME, route_prefix="/")
+            place = address(options.host, port)
+            print(f"Puma serves {place} on Ray Serve, {options.replicas} replicas (Ctrl-C ends)", flush=True)
+            while True:
+                time.sleep(3600)
+        finally:
+            serve.delete(NAME)

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.tracking.client import PipelineRun, StageRun, resolve_uri
+from pipeline.tracking.client import PipelineRun, StageRun, metric_name, resolve_uri
 from pipeline.tracking.events import EXPERIMENT, apply_event
 from pipeline.tracking.link import Link
-from pipeline.tracking.names import metric_name
 
 STUDENT = {"key": "k1", "attempt": "a1", "weights": "/somewhere/model", "test": "data/test/all"}
 

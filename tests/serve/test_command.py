@@ -55,18 +55,18 @@ def test_a_port_in_use_is_reported(world, capsys):
 def test_ray_serve_refuses_what_it_cannot_queue(world, monkeypatch):
     """Without a cluster: only what the deployment is told."""
     serve = pytest.importorskip("ray.serve")
-    from pipeline.web import replicas
+    from pipeline.web import server
 
     deployed = {}
-    monkeypatch.setattr(replicas, "connected", lambda told: nullcontext())
+    monkeypatch.setattr(server, "connected", lambda cluster: nullcontext())
     monkeypatch.setattr(serve, "start", lambda **told: None)
     monkeypatch.setattr(serve, "deployment", lambda **told: deployed.update(told) or (lambda made: made))
     monkeypatch.setattr(serve, "ingress", lambda app: lambda: SimpleNamespace(bind=lambda: app))
     monkeypatch.setattr(serve, "run", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     monkeypatch.setattr(serve, "delete", lambda name: deployed.update(deleted=name))
     with pytest.raises(KeyboardInterrupt):
-        replicas.run_replicas(parse(["--replicas", "2", "--ray"]), world.source, None, 1, "here")
-    assert (deployed["num_replicas"], deployed["deleted"]) == (2, replicas.NAME)
+        server.serve_on_ray(parse(["--replicas", "2", "--ray"]), world.source, None, socket.socket())
+    assert (deployed["num_replicas"], deployed["deleted"]) == (2, server.NAME)
     assert 0 < deployed["max_queued_requests"] <= 1000
 
 

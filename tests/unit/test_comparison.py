@@ -2,11 +2,13 @@
 
 import pytest
 
-from pipeline.ablation.machine import describe_machine
-from pipeline.ablation.tables import Outcome, Row, mean_and_spread, milliseconds, quality_rows, task_rows
+from pipeline.ablation.document import describe_machine
+from pipeline.ablation.tables import Outcome, VariantRow, mean_and_spread, milliseconds, quality_rows, task_rows
 
 
-def row(variant: str, layers: int, hits: list[float], unfinished: int = 0, labels: tuple = ("a→b", "b→a")) -> Row:
+def row(
+    variant: str, layers: int, hits: list[float], unfinished: int = 0, labels: tuple = ("a→b", "b→a")
+) -> VariantRow:
     def metrics(hit: float) -> dict:
         tasks = {f"set_task{place}": {"hit@5": hit, "label": label} for place, label in enumerate(labels)}
         pool = {"hit@5": hit, "tasks": tasks}
@@ -14,7 +16,7 @@ def row(variant: str, layers: int, hits: list[float], unfinished: int = 0, label
         return {"student": {**size, "local": pool, "union": pool}}
 
     outcomes = [Outcome("k", metrics(hit)) for hit in hits] + [Outcome("k", error="no memory")] * unfinished
-    return Row(variant, list(range(len(outcomes))), outcomes)
+    return VariantRow(variant, list(range(len(outcomes))), outcomes)
 
 
 def test_the_spread_is_that_of_a_sample_and_one_value_has_none():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.artifacts import leases
+from pipeline.artifacts.processes import this_process
 from pipeline.artifacts.store import Store
 from pipeline.execution import records as runs
 
@@ -31,9 +32,9 @@ def store(tmp_path) -> Store:
 
 
 def test_a_run_whose_process_is_gone_is_marked_here_and_in_mlflow(store):
-    dead = {**runs.this_process(), "process": [os.getpid(), "another birth"]}
+    dead = {**this_process(), "process": [os.getpid(), "another birth"]}
     record(store, "dead", dead)
-    record(store, "alive", runs.this_process())
+    record(store, "alive", this_process())
     record(store, "done", dead, "finished")
     ended = []
     assert runs.mark_killed(store, ended.append) == ["dead"]

@@ -14,6 +14,7 @@ from pipeline.lookup.results import print_table
 from pipeline.search import main
 from stages.contract.context import InputError
 from tests.search_world import make_world, picture, write_index, write_run
+from tests.support import with_own_stdout
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,7 +37,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
 def test_json_is_one_object_with_results_and_query(world: dict, capfd: pytest.CaptureFixture) -> None:
     home = world["home"]
     arguments = ["--text", "a red one", "--image", str(home / "red.png"), "--want", "text", "-k", "3", "--json"]
-    assert main([*arguments, f"store={world['store'].root}"]) == 0
+    assert with_own_stdout(main, [*arguments, f"store={world['store'].root}"]) == 0
     answer = json.loads(capfd.readouterr().out)
     assert [set(row) for row in answer["results"]] == [{"id", "score", "text", "image", "modality"}] * 3
     assert answer["query"]["text"] == "A red one." and answer["query"]["modality"] == "image,text"
@@ -62,7 +63,7 @@ def test_the_terminal_shows_ranked_rows_and_pictures_are_saved(world: dict, capf
         (["--text", "red", "-k", "0"], "asks for no result"),
         (["--text", "red", "-k", "many"], "invalid int value"),
         (["--text", "red", "--want", "sound"], "'sound' can't be wanted"),
-        (["--image", "{home}/missing.jpg"], "is not a file"),
+        (["--image", "{home}/missing.jpg"], "does not exist"),
         (["--image", "{home}"], "is not a file"),
         (["--image", "{home}/words.txt"], "unknown format"),
         (["--image", "{home}/broken.png"], "truncated image"),
@@ -138,7 +139,7 @@ def test_a_file_of_queries_is_answered_in_its_order(world: dict, capfd: pytest.C
     path = world["home"] / "asked.jsonl"
     asked = [{"text": "red", "want": "image"}, {"image": "red.png", "want": "text"}, {"text": "blue", "want": "text"}]
     path.write_text("\n\n".join(map(json.dumps, asked)))
-    assert main(["--queries", str(path), "-k", "2", "--json", f"store={world['store'].root}"]) == 0
+    assert with_own_stdout(main, ["--queries", str(path), "-k", "2", "--json", f"store={world['store'].root}"]) == 0
     answers = json.loads(capfd.readouterr().out)["answers"]
     assert [one["query"]["modality"] for one in answers] == ["text", "image", "text"]
     assert [[row["modality"] for row in one["results"]] for one in answers] == [
@@ -146,7 +147,8 @@ def test_a_file_of_queries_is_answered_in_its_order(world: dict, capfd: pytest.C
         ["text"] * 2,
         ["text"] * 2,
     ]
-    assert main(["--text", "red", "--want", "image", "-k", "2", "--json", f"store={world['store'].root}"]) == 0
+    arguments = ["--text", "red", "--want", "image", "-k", "2", "--json", f"store={world['store'].root}"]
+    assert with_own_stdout(main, arguments) == 0
     alone = json.loads(capfd.readouterr().out)["results"]
     assert [row["id"] for row in alone] == [row["id"] for row in answers[0]["results"]]
 

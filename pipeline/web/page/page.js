@@ -4,8 +4,8 @@
 
 const SIZES = [12, 24, 48, 100];
 const SENDABLE = ["image/jpeg", "image/png", "image/webp", "image/gif"];
-const LARGEST = 7_500_000; // bytes sent as they are; what is larger, or of another format, is drawn anew
-const SIDE = 1600; // pixels of what is drawn anew
+const LARGEST = 7_500_000; // bytes sent as they are; what is larger, or of another format, is drawn again
+const SIDE = 1600; // pixels of what is drawn again
 const NAMES = { text: ["text", "texts"], image: ["picture", "pictures"], "image,text": ["picture with text", "pictures with text"] };
 
 const at = (id) => document.getElementById(id);
@@ -34,8 +34,8 @@ async function call(path, options = {}) {
     await askToken();
     return call(path, options);
   }
-  const body = await answer.json().catch(() => ({}));
-  throw new Refused(answer.status, body.error?.message ?? `the server answered ${answer.status}`);
+  const refusal = await answer.json().catch(() => ({}));
+  throw new Refused(answer.status, refusal.error?.message ?? `the server answered ${answer.status}`);
 }
 
 function askToken() {
@@ -300,10 +300,10 @@ function twins(id, on) {
 }
 
 function element(tag, name, text = "") {
-  const made = document.createElement(tag);
-  if (name) made.className = name;
-  made.textContent = text;
-  return made;
+  const element = document.createElement(tag);
+  if (name) element.className = name;
+  element.textContent = text;
+  return element;
 }
 
 // ---- the start
