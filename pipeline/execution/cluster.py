@@ -163,7 +163,7 @@ def use_up_restart_warning() -> None:
     actor = ray.remote(num_cpus=0, resources={"nowhere": 1}, max_restarts=1)(Unplaced)
     argument = ray.put(None)
     with silent_stderr():
-        handle = actor.remote(argument)
+        handle: Any = actor.remote(argument)
     ray.kill(handle)
 
 
