@@ -61,10 +61,10 @@ def run(context: Context) -> dict[str, float | dict]:
     sets = find_sets(context.inputs["ingest"], card["split"], context.params.evaluate.queries_per_task)
     models = find_models(context)
     indexes, costs = embed(context, card, sets, models)
-    ranking = Ranking(context, sets, Pools(card["union"], card["pools"], card["rows"]))
-    tallies = {name: ranking.tallies(name, index) for name, index in indexes.items()}
-    metrics = summarise(ranking, tallies, costs)
-    metrics[STUDENT] |= ranking.dimensions(models[STUDENT], indexes[STUDENT])
+    ranker = Ranker(context, sets, Pools(card["union"], card["pools"], card["rows"]))
+    tallies = {name: ranker.tallies(name, index) for name, index in indexes.items()}
+    metrics = summarise(ranker, tallies, costs)
+    metrics[STUDENT] |= ranker.dimensions(models[STUDENT], indexes[STUDENT])
     context.output.write_json("metrics.json", metrics)
     write_report(context, metrics)
     write_page(context, metrics, find_examples(context, card["split"], sets, models))
@@ -128,7 +128,7 @@ def time_models(
 
 
 @dataclass(frozen=True)
-class Ranking:
+class Ranker:
     """The asked sets and their pools, ranked by any model's vectors."""
 
     context: Context
@@ -208,12 +208,12 @@ def find_examples(
 
 
 def summarise(
-    ranking: Ranking, tallies: "Mapping[str, Mapping[tuple[str, str], Tally]]", costs: Mapping[str, dict]
+    ranker: Ranker, tallies: "Mapping[str, Mapping[tuple[str, str], Tally]]", costs: Mapping[str, dict]
 ) -> dict[str, Any]:
     """The content of metrics.json. The mean over sets weighs each set the same, as M-BEIR's headline does."""
     from stages.evaluation.measures import mean
 
-    sets, pools = ranking.sets, ranking.pools
+    sets, pools = ranker.sets, ranker.pools
     metrics: dict[str, Any] = {}
     for name in tallies:
         metrics[name] = dict(costs.get(name, {}))

@@ -110,7 +110,7 @@ def mine_block(queries: pa.Table, candidates: Batches, rule: Rule) -> pa.Table:
     """
     block = read_positives(queries, candidates())
     limit_Q = rule.limits(block.positive_Q)
-    selection = Selection(len(queries), rule.per_query)
+    chosen = ChosenNegatives(len(queries), rule.per_query)
     target_Q = codes(queries["target_modality"])
     for tile in sorted_tiles(candidates()):
         scores_QN = block.vectors_QD @ vectors(tile).astype(np.float32).T
@@ -118,8 +118,8 @@ def mine_block(queries: pa.Table, candidates: Batches, rule: Rule) -> pa.Table:
         copy_QN = mark(block.contents.match(numbers(tile["content_hash"])), scores_QN.shape) & ~positive_QN
         candidate_QN = (target_Q[:, None] == codes(tile["modality"])[None, :]) & ~positive_QN
         close_QN = candidate_QN & ~copy_QN & (scores_QN >= limit_Q[:, None])
-        selection.add(tile["did"], scores_QN, candidate_QN & copy_QN, close_QN, candidate_QN & ~copy_QN & ~close_QN)
-    return selection.table(queries["qid"], block.positive_Q, limit_Q)
+        chosen.add(tile["did"], scores_QN, candidate_QN & copy_QN, close_QN, candidate_QN & ~copy_QN & ~close_QN)
+    return chosen.table(queries["qid"], block.positive_Q, limit_Q)
 
 
 def read_positives(queries: pa.Table, batches: Iterable[pa.RecordBatch]) -> Block:
@@ -145,7 +145,7 @@ def read_positives(queries: pa.Table, batches: Iterable[pa.RecordBatch]) -> Bloc
     return Block(queries, vectors_QD, positives, positive_Q, QueryHashes(hash_P[order], query_P[order]))
 
 
-class Selection:
+class ChosenNegatives:
     """What was chosen and left out of the tiles so far."""
 
     def __init__(self, queries: int, per_query: int) -> None:
