@@ -199,7 +199,7 @@ def test_the_teachers_vectors_are_shared_by_all_evaluations_of_one_backbone(worl
     for one in before.values():
         assert sum(batch.num_rows for batch in ExactIndex.open(one).batches()) == 24
     del artifacts["evaluate"]
-    params = evaluate.Params(depth=10, latency_queries=5, batch_size=4, queries_per_task=3)
+    params = evaluate.Params(queries_per_task=3)
     again, _, _ = run_stage(store, artifacts, "evaluate", params)
     assert again.read_json("teacher.json") == keys
     assert {name: store.artifact("teacher", key).attempt for name, key in keys.items()} == {

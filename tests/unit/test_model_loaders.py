@@ -37,7 +37,10 @@ def test_every_installed_loader_gives_the_students_vectors(student):
     assert report["not_run"] == {}
     assert set(report["loaders"]) == {"puma", "transformers AutoModel", "MLflow pyfunc", *LOADERS}
     assert min(values["cosine"] for values in report["loaders"].values()) >= MINIMUM_COSINE
-    assert max(values["max_difference"] for values in report["loaders"].values()) < 1e-3
+    apart = {name: values["max_difference"] for name, values in report["loaders"].items()}
+    # Where torchvision resizes a picture, some pixels are rounded to the next of 256 levels than with Pillow.
+    assert max(apart.pop(name) for name in LOADERS) < 3e-3
+    assert max(apart.values()) < 1e-6
 
 
 def test_the_sixteen_inputs_are_queries_and_candidates_of_all_kinds():
