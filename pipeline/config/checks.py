@@ -27,6 +27,7 @@ def check_combinations(config: "Config", settings: Settings) -> None:
     check_layers(config, settings)
     check_batches(config)
     check_crops(config)
+    check_distill(config, settings)
     check_mining(config, settings)
     check_matryoshka(config, settings)
     check_temperatures(config, settings)
@@ -151,6 +152,14 @@ def backbone_shape(backbone: Any) -> tuple[str, int]:
             f"{backbone.model}/config.json does not say the model's type and layers; backbone.model must be"
             " the directory of a Qwen-VL checkpoint"
         ) from error
+
+
+def check_distill(config: "Config", settings: Settings) -> None:
+    """Something is to be learned."""
+    distill = config.distill
+    if distill.steps and not distill.contrastive_weight and not distill.feature_weight:
+        origin = settings.origin("distill.contrastive_weight")
+        raise InputError(f"distill learns from nothing in {origin}: both weights are 0; raise one, or distill.steps=0")
 
 
 def check_mining(config: "Config", settings: Settings) -> None:

@@ -163,6 +163,7 @@ def test_wrong_overrides_are_reported_in_one_line(override, words):
         (["cluster.workers=3", "train.batch_size=64"], "can't be shared by cluster.workers=3"),
         (["train.muon_rate=0.02"], "train: muon_rate works without clipping, and clip is 1; set clip=0"),
         (["backbone.tiny.clip=1"], "backbone.tiny: muon_rate works without clipping"),
+        (["distill.contrastive_weight=0", "distill.feature_weight=0"], "distill learns from nothing in override"),
         (["distill.least_crop=0.5"], "set it to 1, or distill.teacher=live"),
     ],
 )
