@@ -130,7 +130,7 @@ def check_depth(config: "Config", family: str, depth: int, where: Callable[[str]
         raise InputError(
             f"student.layers={kept} is too many{where('student.layers')}: the backbone has {depth} layers"
         )
-    if layer == 0 or (depth and abs(layer) > depth):
+    if isinstance(layer, int) and (layer == 0 or (depth and abs(layer) > depth)):
         upper = f"1 to {depth}" if depth else "1 or more"
         raise InputError(
             f"features.layer={layer} is no layer{where('features.layer')}; choose -1 for the last, or {upper}"

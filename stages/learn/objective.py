@@ -119,7 +119,8 @@ def losses(
         temperature: gives the learnable τ, where the objective has one.
     """
     states_RD = states_RD.float()
-    total, parts = states_RD.new_zeros(()), {}
+    total = states_RD.new_zeros(())
+    parts: dict[str, float] = {}
     if objective.contrastive_weight:
         contrastive, parts = _contrastive(states_RD, step.pairs, objective, progress, temperature)
         total = objective.contrastive_weight * contrastive
