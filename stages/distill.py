@@ -37,13 +37,18 @@ class Student(Section):
 class Params(FineTuning):
     """The section `distill`."""
 
-    contrastive_weight: float = Field(0.9, ge=0, description="of InfoNCE in the loss")
+    contrastive_weight: float = Field(
+        0.9, ge=0, description="of InfoNCE in the loss; 0 learns from the teacher alone, and from no label"
+    )
     feature_weight: float = Field(
         0.1, ge=0, description="0 takes the teacher out of the loss; published: 0.01, with mse"
     )
-    feature_loss: Literal["mse", "cosine", "relational"] = Field(
-        "cosine", description="mse on states of any length, as published; relational compares cosines between rows"
+    feature_loss: Literal["mse", "cosine", "relational", "kl"] = Field(
+        "cosine",
+        description="mse on states of any length, as published; relational compares cosines between rows, kl the "
+        "softmax of them",
     )
+    feature_temperature: float = Field(0.05, gt=0, description="τ of kl, of student and teacher")
     teacher: Literal["cached", "live"] = Field(
         "cached", description="look the teacher's states up, or run it in every step, on instructions that vary"
     )
@@ -76,5 +81,6 @@ def objective(params: Params) -> "Objective":
         contrastive_weight=params.contrastive_weight,
         feature_loss=params.feature_loss,
         feature_weight=params.feature_weight,
+        feature_temperature=params.feature_temperature,
         symmetric=params.symmetric,
     )

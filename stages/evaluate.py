@@ -37,8 +37,9 @@ VERSION = 1
 SCOPES = ("local", "union")
 DEPTH = 50  # ranked candidates kept for each query
 TIMED_QUERIES = 50
-STUDENT, TEACHER, CUT = "student", "teacher", "cut"
-"""The models: CUT is the teacher's first layers, as many as the student has, before any training."""
+STUDENT, TEACHER, CUT, ASYMMETRIC = "student", "teacher", "cut", "asymmetric"
+"""What is measured. CUT: the teacher's first layers, as many as the student has, before any training. ASYMMETRIC: the
+student's queries on the teacher's candidates (LEAF, 2025, arXiv 2509.12539), which needs a student that is aligned."""
 
 
 class Params(Section):
@@ -63,6 +64,8 @@ def run(context: Context) -> dict[str, float | dict]:
     indexes, costs = embed(context, card, sets, models)
     ranker = Ranker(context, sets, Pools(card["union"], card["pools"], card["rows"]))
     tallies = {name: ranker.tallies(name, index) for name, index in indexes.items()}
+    if TEACHER in indexes:
+        tallies[ASYMMETRIC] = ranker.tallies(ASYMMETRIC, indexes[TEACHER], queries=STUDENT)
     metrics = summarise(ranker, tallies, costs)
     metrics[STUDENT] |= ranker.dimensions(models[STUDENT], indexes[STUDENT])
     context.output.write_json("metrics.json", metrics)

@@ -12,7 +12,7 @@ distillation therefore uses the first wording, as this stage does.
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -38,30 +38,38 @@ _POSITIVES: "dict[str, np.ndarray]" = {}
 class Params(Section):
     """The section `features`."""
 
-    layer: int = Field(
+    layer: int | Literal["auto"] = Field(
         -1,
-        description="teacher layer that is read, after the final norm: k > 0 is the state after k layers, -1 the last",
+        description="teacher layer that is read, after the final norm: k > 0 is the state after k layers, -1 the "
+        "last; `auto` takes the one that finds best on the validation sample",
     )
     curve_queries: int = Field(40, ge=1, description="validation queries of each task for the depth curve")
 
 
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
-    from stages.distributed.actors import TEACHER, carry_out
+    from stages.distributed.actors import TEACHER, carry_out, say
     from stages.distributed.shards import count_rows
+    from stages.evaluation.depth import best_layer
     from stages.evaluation.depth_view import curve_table, plot_curve, png
     from stages.model import checkpoint
 
-    params = context.params.features
-    model = checkpoint.directory(context.inputs["backbone"])
-    layer, depth, dim = _teaching_layer(model, params.layer)
+    chosen, models = context.params.features.layer, {TEACHER: checkpoint.directory(context.inputs["backbone"])}
+    depth, dim = _shape(models[TEACHER])
     sample = _sample(context)
-    shards, reading = _distillation_work(context, layer), _sample_work(sample, depth, context.cluster.batch_size)
+    reading, early = _sample_work(sample, depth, context.cluster.batch_size), []
+    if chosen == "auto":  # known before the distillation set is read by it, at the price of starting the pool twice
+        early = carry_out(context, models, reading, label="features")
+        chosen, reading = best_layer(_curve(sample, early, dim)), []
+        say(f"features: layer {chosen} of {depth} finds best and teaches")
+    layer = _teaching_layer(chosen, depth)
+    shards = _distillation_work(context, layer)
     timing = partial(_time_depths, rows=_timed_rows(sample))
-    done = carry_out(context, {TEACHER: model}, [*shards, *reading], alone=[timing], label="features")
+    done = carry_out(context, models, [*shards, *reading], alone=[timing], label="features")
     rows = sum(count_rows(context.output, f"features/{name}", count) for name, count in _shard_counts(context).items())
     context.output.write_json("features.json", {"layer": layer, "dim": dim, "rows": rows})
-    curve = _depth_curve(sample, done[len(shards) : -1], done[-1], dim)
+    curve = _curve(sample, early or done[len(shards) : -1], dim)
+    curve["layers"] = [one | cost for one, cost in zip(curve["layers"], done[-1], strict=True)]
     context.output.write_json("depth_curve.json", curve)
     context.output.write_bytes("depth_curve.md", f"{curve_table(curve)}\n".encode())
     figure = plot_curve(curve)
@@ -73,20 +81,24 @@ def run(context: Context) -> dict[str, Any]:
     return {"rows": rows, "layer": layer, "hit@5 at full depth": curve["layers"][-1]["hit@5"]}
 
 
-def _teaching_layer(model: Path, chosen: int) -> tuple[int, int, int]:
-    """(the layer that teaches, counted from 1, the backbone's depth, the length of a state).
+def _shape(model: Path) -> tuple[int, int]:
+    """(layers of the backbone, the length of a state)."""
+    from stages.model.prune import pruned_config
+
+    config = pruned_config(model, None).text_config
+    return config.num_hidden_layers, config.hidden_size
+
+
+def _teaching_layer(chosen: int, depth: int) -> int:
+    """The layer that teaches, counted from 1.
 
     Raises:
         StageError: the backbone has no such layer.
     """
-    from stages.model.prune import pruned_config
-
-    config = pruned_config(model, None).text_config
-    depth = config.num_hidden_layers
     layer = chosen if chosen > 0 else depth + 1 + chosen
     if not chosen or not 1 <= layer <= depth:
         raise StageError(f"features.layer is {chosen}, but the backbone has layers 1..{depth} (-1 is the last)")
-    return layer, depth, config.hidden_size
+    return layer
 
 
 # ---------------------------------------------------------------------------------------------- distillation set
@@ -210,10 +222,8 @@ def _read_sample(
     return side, read_states(models, table, side=side, layers=layers)["vector"]
 
 
-def _depth_curve(
-    sample: dict[str, "pa.Table"], parts: list[tuple[str, "pa.ChunkedArray"]], costs: list[dict[str, Any]], dim: int
-) -> dict[str, Any]:
-    """hit@5 of every depth on the validation sample, and what each costs; see `stages.evaluation.depth` and `cost`."""
+def _curve(sample: dict[str, "pa.Table"], parts: list[tuple[str, "pa.ChunkedArray"]], dim: int) -> dict[str, Any]:
+    """hit@5 of every depth on the validation sample; see `stages.evaluation.depth`."""
     import pyarrow as pa
 
     from stages.evaluation.depth import curve_of
@@ -222,8 +232,7 @@ def _depth_curve(
     for side, table in sample.items():
         states = [part.combine_chunks() for of, part in parts if of == side]
         tables.append(table.append_column("vector", pa.chunked_array(states)))
-    curve = curve_of(*tables, dim)
-    return {**curve, "layers": [one | cost for one, cost in zip(curve["layers"], costs, strict=True)]}
+    return curve_of(*tables, dim)
 
 
 def _timed_rows(sample: dict[str, "pa.Table"]) -> list[dict[str, Any]]:

@@ -41,6 +41,13 @@ def everything():
     return Objective("learnable", 0.07, dims=(16, 32), symmetric=True, **weighed)
 
 
+def alignment():
+    """Learning from the teacher alone."""
+    from stages.learn.objective import Objective
+
+    return Objective("infonce", 0.07, contrastive_weight=0, feature_loss="kl", feature_weight=1)
+
+
 def recipe(name: str, section: str):
     """(objective, settings, cluster, depth) of a recipe's stage; batch, chunk and precision shrunk."""
     from pipeline.config.load import load_config
@@ -80,6 +87,8 @@ def trained(case: dict, job: dict) -> dict:
         chunk=job.get("chunk", 0),
     )
     cluster = Cluster(zero_stage=job.get("zero_stage", 1), log_every=1, checkpoint_every=job.get("save_every", 10**9))
+    if job.get("alone"):
+        objective = alignment()
     if "recipe" in job:
         objective, settings, cluster, layers = recipe(*job["recipe"])
         model = world / "deep"

@@ -27,6 +27,7 @@ def check_combinations(config: "Config", settings: Settings) -> None:
     check_layers(config, settings)
     check_batches(config)
     check_crops(config)
+    check_distill(config, settings)
     check_mining(config, settings)
     check_matryoshka(config, settings)
     check_temperatures(config, settings)
@@ -129,7 +130,7 @@ def check_depth(config: "Config", family: str, depth: int, where: Callable[[str]
         raise InputError(
             f"student.layers={kept} is too many{where('student.layers')}: the backbone has {depth} layers"
         )
-    if layer == 0 or (depth and abs(layer) > depth):
+    if isinstance(layer, int) and (layer == 0 or (depth and abs(layer) > depth)):
         upper = f"1 to {depth}" if depth else "1 or more"
         raise InputError(
             f"features.layer={layer} is no layer{where('features.layer')}; choose -1 for the last, or {upper}"
@@ -151,6 +152,14 @@ def backbone_shape(backbone: Any) -> tuple[str, int]:
             f"{backbone.model}/config.json does not say the model's type and layers; backbone.model must be"
             " the directory of a Qwen-VL checkpoint"
         ) from error
+
+
+def check_distill(config: "Config", settings: Settings) -> None:
+    """Something is to be learned."""
+    distill = config.distill
+    if distill.steps and not distill.contrastive_weight and not distill.feature_weight:
+        origin = settings.origin("distill.contrastive_weight")
+        raise InputError(f"distill learns from nothing in {origin}: both weights are 0; raise one, or distill.steps=0")
 
 
 def check_mining(config: "Config", settings: Settings) -> None:

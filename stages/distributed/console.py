@@ -20,7 +20,8 @@ def progress_line(label: str, step: int, settings: Any, measures: dict[str, floa
     speed = measures["pairs_per_second"]
     left = round((settings.steps - step) * settings.batch_size / speed)
     parts = [f"{label} {step}/{settings.steps}", f"loss {measures['loss']:.3f}"]
-    parts.append(f"hit@1 {measures['in_batch_hit@1']:.2f}")
+    if "in_batch_hit@1" in measures:
+        parts.append(f"hit@1 {measures['in_batch_hit@1']:.2f}")
     parts += [f"{name} {value:.3f}" for name, value in measures.items() if name.startswith("feature ")]
     parts += [f"τ {measures[name]:.3f}" for name in ("tau_hard", "tau") if name in measures]
     parts.append(f"lr {measures['learning_rate']:.1e}")

@@ -64,6 +64,13 @@ def measure_rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             yield measure, *(f"{one[measure]:.3f}" for one in means)
 
 
+def asymmetric_values(metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    """The headline of the student's queries on the teacher's candidates, by scope; empty without a teacher."""
+    if "asymmetric" not in metrics:
+        return ()
+    return tuple(f"{metrics['asymmetric'][scope][HEADLINE]:.3f}" for scope in SCOPES)
+
+
 def dimension_rows(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The headline by leading dimensions, for a student that was trained to be read by fewer of them."""
     student = metrics["student"]

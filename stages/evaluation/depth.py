@@ -95,6 +95,11 @@ def curve_of(queries: pa.Table, candidates: pa.Table, dim: int) -> dict[str, Any
     }
 
 
+def best_layer(curve: dict[str, Any]) -> int:
+    """The layer, counted from 1, that finds most; of equals the deepest. The last one is made to predict words."""
+    return max((entry["hit@5"], entry["layers"]) for entry in curve["layers"])[1]
+
+
 def _truth(queries: pa.Table, candidates: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """Bool [Q, C] twice: which candidate is a positive, and which has the target's modality."""
     place = {did: index for index, did in enumerate(candidates["did"].to_pylist())}

@@ -20,6 +20,7 @@ from stages.data.ingest.wording import rejects_line
 from stages.evaluation.comparison import (
     HEADLINE,
     SCOPES,
+    asymmetric_values,
     dimension_rows,
     labels,
     measure_rows,
@@ -78,6 +79,7 @@ def render(
         scopes={scope: list(set_lines(metrics, scope)) for scope in SCOPES},
         measures=list(measure_rows(metrics)),
         dimensions=dimension_rows(metrics),
+        asymmetric=asymmetric_values(metrics),
         costs=list(model_rows(metrics)),
         depth_plot=svg(draw_depths(curve, metrics["student"]["layers"])) if curve else None,
         cost_plot=svg(draw_cost(metrics)),

@@ -9,7 +9,16 @@ from rich.console import Console
 from rich.table import Table
 
 from stages.contract.context import Context
-from stages.evaluation.comparison import HEADLINE, labels, measured, model_rows, share, timed
+from stages.evaluation.comparison import (
+    HEADLINE,
+    SCOPES,
+    asymmetric_values,
+    labels,
+    measured,
+    model_rows,
+    share,
+    timed,
+)
 from stages.evaluation.plots import draw_cost, draw_quality
 
 IN_NO_KEY = True  # shows what was measured
@@ -77,6 +86,10 @@ def terminal_table(metrics: Mapping[str, Any]) -> str:
     table.add_row("mean, local pools", *local[1:])
     *_, union = set_rows(metrics, "union")
     table.add_row("mean, union pool", *union[1:])
+    for scope, value in zip(SCOPES, asymmetric_values(metrics), strict=False):
+        table.add_row(
+            f"queries on teacher's index, {scope}", "", "", "", *[""] * measured(metrics).index("student"), value
+        )
     table.add_section()
     spared = [""] * (len(measured(metrics)) - len(timed(metrics)))
     for name, *values in model_rows(metrics):

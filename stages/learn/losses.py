@@ -130,6 +130,29 @@ def relational_loss(student_RD: torch.Tensor, teacher_RD: torch.Tensor, student_
     return functional.mse_loss(cosines(student_RD, student_AD), cosines(teacher_RD, teacher_AD))
 
 
+def similarity_loss(student_RD: torch.Tensor, teacher_RD: torch.Tensor, student_AD: torch.Tensor,
+                    teacher_AD: torch.Tensor, tau: float) -> torch.Tensor:  # fmt: skip
+    """Mean over rows of KL(teacher ‖ student) between softmaxes of the cosines to all other rows; a scalar.
+
+    What is kept is which inputs are neighbours, with the near ones counting most: a soft form of the labels that
+    InfoNCE has (SEED, Fang et al. 2021, arXiv 2101.04731; over queries and candidates of a batch, NanoVDR 2026,
+    arXiv 2603.12824). The teacher's width does not matter.
+
+    Args:
+        student_RD: this rank's rows; student_AD: those of all ranks, as many of each. Likewise the teacher's.
+        tau: temperature of both softmaxes.
+    """
+    count = len(student_RD)
+    own_RA = torch.arange(len(student_AD), device=student_RD.device) == (
+        torch.arange(count, device=student_RD.device)[:, None] + rank() * count
+    )
+    student_RA, teacher_RA = (
+        (cosines(*rows) / tau).masked_fill(own_RA, -1e4).log_softmax(dim=1)  # finite, for 0 · ∞ is no number
+        for rows in ((student_RD, student_AD), (teacher_RD, teacher_AD))
+    )
+    return functional.kl_div(student_RA, teacher_RA, reduction="batchmean", log_target=True)
+
+
 def cosines(one_RD: torch.Tensor, other_AD: torch.Tensor) -> torch.Tensor:
     """Cosines [R, A] between two sets of rows."""
     return functional.normalize(one_RD, dim=-1) @ functional.normalize(other_AD, dim=-1).T

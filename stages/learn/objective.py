@@ -26,6 +26,7 @@ from stages.learn.losses import (
     no_negatives,
     relational_loss,
     same_modality,
+    similarity_loss,
     softmax_loss,
 )
 from stages.learn.sampling import Pairs
@@ -43,9 +44,10 @@ class Objective:
         hard_temperature: where τ_hard starts; 0 is `temperature`, as published.
         hard_decay: r of τ_hard's schedule.
         hard_until: share of training after which τ_hard stays.
-        contrastive_weight: weight of the softmax.
-        feature_loss: the distance to the teacher: `mse`, `cosine` or `relational`.
+        contrastive_weight: weight of the softmax; at 0 there is none, and pairs need not belong together.
+        feature_loss: the distance to the teacher: `mse`, `cosine`, `relational` or `kl`.
         feature_weight: its weight; 0 needs no teacher.
+        feature_temperature: τ of `kl`.
         dims: leading values of a vector that must also serve as a vector, besides all of them (Matryoshka
             representation learning, Kusupati et al. 2022, arXiv 2205.13147). The softmax is the mean over them.
         symmetric: candidates are to find their queries too.
@@ -59,6 +61,7 @@ class Objective:
     contrastive_weight: float = 1.0
     feature_loss: str = "cosine"
     feature_weight: float = 0.0
+    feature_temperature: float = 0.05
     dims: tuple[int, ...] = ()
     symmetric: bool = False
 
@@ -116,21 +119,27 @@ def losses(
         temperature: gives the learnable τ, where the objective has one.
     """
     states_RD = states_RD.float()
-    contrastive, parts = _contrastive(states_RD, step.pairs, objective, progress, temperature)
-    total = objective.contrastive_weight * contrastive
+    total = states_RD.new_zeros(())
+    parts: dict[str, float] = {}
+    if objective.contrastive_weight:
+        contrastive, parts = _contrastive(states_RD, step.pairs, objective, progress, temperature)
+        total = objective.contrastive_weight * contrastive
     if objective.feature_weight:
         assert step.teacher_RD is not None, "a feature weight needs the teacher's states"
         teacher_RD = step.teacher_RD.to(states_RD.device)
-        distance = _to_teacher(objective.feature_loss, states_RD[: len(teacher_RD)], teacher_RD)
+        distance = _to_teacher(objective, states_RD[: len(teacher_RD)], teacher_RD)
         total = total + objective.feature_weight * distance
         parts[f"feature {objective.feature_loss}"] = distance.item()
     return total, parts
 
 
-def _to_teacher(kind: str, student_RD: torch.Tensor, teacher_RD: torch.Tensor) -> torch.Tensor:
-    if kind == "relational":
-        return relational_loss(student_RD, teacher_RD, gather(student_RD), gather(teacher_RD))
-    return feature_loss(student_RD, teacher_RD, kind)
+def _to_teacher(objective: Objective, student_RD: torch.Tensor, teacher_RD: torch.Tensor) -> torch.Tensor:
+    if objective.feature_loss in ("mse", "cosine"):
+        return feature_loss(student_RD, teacher_RD, objective.feature_loss)
+    rows = (student_RD, teacher_RD, gather(student_RD), gather(teacher_RD))
+    if objective.feature_loss == "relational":
+        return relational_loss(*rows)
+    return similarity_loss(*rows, objective.feature_temperature)
 
 
 def _contrastive(

@@ -19,6 +19,7 @@ ALARMING = re.compile(r"\.cc:\d+|Traceback|Warning|WARN|Exception|has constructo
 METHOD = [
     "distill.lora.rank=8", "distill.chunk=4", "distill.feature_loss=relational", "train.lora.rank=8", "train.chunk=4",
     "train.mine.per_query=2", "train.mine.margin=1", "train.sub_batch=4", "train.matryoshka=[16]",
+    "features.layer=auto",
 ]  # fmt: skip
 """What recipes may switch on, all at once; the run that is killed (`test_kill`) trains without any of it."""
 
@@ -148,6 +149,9 @@ def test_the_depth_curve_has_every_layer(finished):
     curve = json.loads((directory / "depth_curve.json").read_text())
     assert [entry["layers"] for entry in curve["layers"]] == [1, 2, 3, 4]
     assert (directory / "depth_curve.png").stat().st_size > 1000
+    best = max(entry["hit@5"] for entry in curve["layers"])
+    teaching = json.loads((directory / "features.json").read_text())["layer"]
+    assert curve["layers"][teaching - 1]["hit@5"] == best
 
 
 def test_a_search_by_text_finds_pictures_and_by_picture_finds_texts(command, finished, tmp_path):

@@ -152,6 +152,19 @@ def test_measures_are_those_of_the_run_files(world: dict, model: str, scope: str
 
 
 @pytest.mark.parametrize("scope", ["local", "union"])
+def test_the_students_queries_are_asked_on_the_teachers_candidates_too(world: dict, scope: str) -> None:
+    models = {name: world["artifacts"][name].local("model") for name in ("train", "backbone")}
+    (qids, queries_QD), (dids, candidates_ND) = embed(models["train"], True), embed(models["backbone"], False)
+    scores = dict(zip(qids, queries_QD @ candidates_ND.T, strict=True))
+    for task in (0, 3):
+        for qid, found in read_run(world, "asymmetric", scope, task).items():
+            assert [scores[qid][dids.index(did)] for did, _ in found] == pytest.approx(
+                [s for _, s in found], abs=ROUNDING
+            )
+    assert 0 <= world["metrics"]["asymmetric"][scope]["hit@5"] <= 1
+
+
+@pytest.mark.parametrize("scope", ["local", "union"])
 def test_each_trained_dimension_has_its_quality_in_the_report(world: dict, scope: str) -> None:
     (shorter,) = world["metrics"]["student"]["dimensions"]
     positives = {row["qid"]: row["positives"] for row in ingest_rows()[0]}

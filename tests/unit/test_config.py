@@ -155,6 +155,7 @@ def test_wrong_overrides_are_reported_in_one_line(override, words):
         (["backbone.tiny.hidden=50"], "a whole number ≥ 32 and a multiple of 32, not 50"),
         (["backbone.min_pixels=9000", "backbone.max_pixels=8000"], "backbone.min_pixels=9000 is above"),
         (["features.layer=0"], "features.layer=0 is no layer"),
+        (["features.layer=best"], "features.layer must be"),
         (["features.layer=99"], "choose -1 for the last, or 1 to"),
         (["features.layer=-99"], "choose -1 for the last, or 1 to"),
         (["train.matryoshka=[64, 128]"], "choose from 1 to 127, a vector has 128"),
@@ -163,6 +164,7 @@ def test_wrong_overrides_are_reported_in_one_line(override, words):
         (["cluster.workers=3", "train.batch_size=64"], "can't be shared by cluster.workers=3"),
         (["train.muon_rate=0.02"], "train: muon_rate works without clipping, and clip is 1; set clip=0"),
         (["backbone.tiny.clip=1"], "backbone.tiny: muon_rate works without clipping"),
+        (["distill.contrastive_weight=0", "distill.feature_weight=0"], "distill learns from nothing in override"),
         (["distill.least_crop=0.5"], "set it to 1, or distill.teacher=live"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 from stages.contract.context import StageError
 from stages.distill import Student
 from stages.evaluation.cost import Depth, measure_depths
+from stages.evaluation.depth import best_layer
 from stages.evaluation.depth_view import curve_table, plot_curve
 from stages.model.depth import choose_layers, shallowest
 from stages.model.encoder import Encoder
@@ -100,6 +101,11 @@ def test_the_plot_shows_quality_and_three_costs():
         "MiB of memory",
     ]
     assert all(list(one.lines[0].get_xdata()) == [1, 2] for one in axes)
+
+
+@pytest.mark.parametrize(("hits", "layer"), [((0.1, 0.4, 0.3), 2), ((0.2, 0.5, 0.5), 3)])
+def test_the_layer_that_finds_best_may_teach(hits, layer):
+    assert best_layer(curve(*hits)) == layer
 
 
 def chosen_layers(checkpoint, *hits: float, **student) -> tuple[int, int]:

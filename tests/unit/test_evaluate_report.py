@@ -27,6 +27,7 @@ def metrics(names: list[str], student: float = 0.45, teacher: float = 0.5) -> di
     return {
         "student": model(12, student),
         "teacher": model(28, teacher),
+        "asymmetric": {"local": scope(0.3), "union": scope(0.15)},
         "cut": {scope_: scope(value) for scope_, value in (("local", 0.2), ("union", 0.1))},
         "chance": {"local": chance, "union": chance},
         "kept": dict.fromkeys(("local hit@5", "union hit@5"), student / teacher if teacher else 0.0),
@@ -40,6 +41,7 @@ def test_the_terminal_table_has_a_line_for_each_set_and_fits(names: list[str]) -
     assert sum("image+text→image+text" in line for line in lines) == len(names)
     mean = next(line for line in lines if "mean, local pools" in line)
     assert all(part in mean for part in ("0.050", "0.500", "0.450", "90%"))
+    assert [line.split()[-1] for line in lines if "queries on teacher's index" in line] == ["0.300", "0.150"]
     assert any("layers" in line and "28" in line and "12" in line for line in lines)
 
 
@@ -79,7 +81,9 @@ def test_plots_show_every_set_and_both_models() -> None:
 
 
 def test_a_student_measured_alone_has_the_same_tables_without_the_teacher() -> None:
-    alone = {name: value for name, value in metrics(NAMES).items() if name not in ("teacher", "cut", "kept")}
+    alone = {
+        name: value for name, value in metrics(NAMES).items() if name not in ("teacher", "asymmetric", "cut", "kept")
+    }
     table = markdown_table(set_columns(alone), set_rows(alone, "local")).splitlines()
     assert len({line.count("|") for line in table}) == 1 and len(next(measure_rows(alone))) == 3
     shown = terminal_table(alone)

@@ -22,6 +22,7 @@ from stages.learn.losses import (
     no_negatives,
     relational_loss,
     same_modality,
+    similarity_loss,
     softmax_loss,
 )
 from stages.learn.objective import Objective, losses
@@ -156,7 +157,7 @@ def test_the_matryoshka_loss_is_the_mean_over_its_dimensions(seed):
     assert parts["contrastive 2d"] == pytest.approx(expected[0], rel=1e-5, abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["mse", "cosine", "relational"])
+@pytest.mark.parametrize("kind", ["mse", "cosine", "relational", "kl"])
 @several
 @given(seed=st.integers(0, 10_000))
 def test_the_feature_losses_equal_their_formulas_and_are_weighed(kind, seed):
@@ -170,17 +171,37 @@ def test_the_feature_losses_equal_their_formulas_and_are_weighed(kind, seed):
             [(cosine(student[i], student[j]) - cosine(teacher[i], teacher[j])) ** 2 for i in rows for j in rows]
         ),
     }
-    weighed = {"contrastive_weight": 0.9, "feature_loss": kind, "feature_weight": 0.3}
+    expected["kl"] = np.mean([divergence(student, teacher, row, 0.2) for row in rows])
+    weighed = {"contrastive_weight": 0.9, "feature_loss": kind, "feature_weight": 0.3, "feature_temperature": 0.2}
     value, parts = measured(of, Objective("infonce", 0.05, **weighed))
     assert parts[f"feature {kind}"] == pytest.approx(expected[kind], rel=1e-4, abs=1e-6)
     total = 0.9 * reference(of, "infonce", 0.05, 0) + 0.3 * expected[kind]
     assert value.item() == pytest.approx(total, rel=1e-4, abs=1e-5)
 
 
+def divergence(student: np.ndarray, teacher: np.ndarray, row: int, tau: float) -> float:
+    """KL of one row's neighbours, in float64: from the teacher's distribution to the student's."""
+    others = [other for other in range(len(student)) if other != row]
+    logs = []
+    for states in (student, teacher):
+        logits = np.array([cosine(states[row], states[other]) / tau for other in others])
+        logs.append(logits - np.log(np.exp(logits).sum()))
+    return float(np.sum(np.exp(logs[1]) * (logs[1] - logs[0])))
+
+
+@pytest.mark.parametrize("kind", ["mse", "cosine", "relational", "kl"])
+def test_alignment_alone_asks_for_no_labels(kind):
+    of = case(1)
+    value, parts = measured(of, Objective("infonce", 0.05, contrastive_weight=0, feature_loss=kind, feature_weight=2))
+    assert value.item() == pytest.approx(2 * parts[f"feature {kind}"], rel=1e-6)
+    assert set(parts) == {f"feature {kind}"}
+
+
 def test_teachers_of_another_width_or_scale_teach_relations():
     student = torch.randn(4, 6)
     wider = torch.cat([3 * student, torch.zeros(4, 2)], dim=1)
     assert relational_loss(student, wider, student, wider).item() == pytest.approx(0, abs=1e-10)
+    assert similarity_loss(student, wider, student, wider, 0.05).item() == pytest.approx(0, abs=1e-6)
     assert feature_loss(student, 3 * student, "cosine").item() == pytest.approx(0, abs=1e-6)
     assert feature_loss(student, 3 * student, "mse").item() > 1
 

@@ -39,6 +39,7 @@ def one_rank(world) -> dict:
     checkpoint = str(Path(world["world"], "checkpoint"))
     jobs = {
         "through": {},
+        "alignment": {"alone": True},
         "interrupted": {"save": checkpoint, "save_every": 2, "stop_at": 3},
         "resumed": {"resume": checkpoint},
     }
@@ -53,6 +54,7 @@ def two_ranks(world) -> dict:
         "zero 1": {},
         "zero 2, chunks": {"zero_stage": 2, "chunk": 3},
         "zero 3": {"zero_stage": 3},
+        "alignment, chunks": {"alone": True, "chunk": 3},
         "zero 3, chunks": third,
         "interrupted": {**third, "save": checkpoint, "save_every": 2, "stop_at": 3},
         "zero 3, chunks, resumed": {**third, "resume": checkpoint},
@@ -68,6 +70,13 @@ def test_two_ranks_make_the_update_of_one_with_every_part_of_the_method(one_rank
     assert two_ranks[name]["losses"] == pytest.approx(one_rank["through"]["losses"], rel=2e-5)
     assert apart(two_ranks[name], one_rank["through"]) < 2e-5
     assert two_ranks[name]["last"]["tau"] == pytest.approx(one_rank["through"]["last"]["tau"], rel=1e-5)
+
+
+def test_two_ranks_align_as_one_does(one_rank, two_ranks):
+    one, two = one_rank["alignment"], two_ranks["alignment, chunks"]
+    assert two["losses"] == pytest.approx(one["losses"], rel=2e-5)
+    assert apart(two, one) < 2e-5
+    assert one["losses"][-1] < one["losses"][0] and "in_batch_hit@1" not in one["last"]
 
 
 def test_a_resumed_run_has_its_temperature_and_adapters(one_rank):
