@@ -46,7 +46,8 @@ lint: install  ## style, format, which room imports which, and types
 bench: install  ## side-by-side measurements, as ratios
 	$(RUN) -m tests.bench all
 
-settings: install  ## docs/settings.md anew, from the fields
+settings: install  ## after a new setting: its baseline, and docs/settings.md from the fields
+	$(RUN) -m pipeline.planning.baselines
 	$(RUN) -m pipeline.planning.reference > docs/settings.md
 
 ui: install  ## the MLflow page of all runs, on http://127.0.0.1:5000

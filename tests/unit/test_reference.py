@@ -35,3 +35,8 @@ def test_a_row_says_what_a_setting_takes_its_default_and_whose_key_it_is_in():
 
 def test_a_section_s_own_default_is_shown_and_not_its_class_s():
     assert [row(f"{section}.steps")[2] for section in ("backbone.tiny", "train")] == ["`600`", "`300`"]
+
+
+def test_every_setting_is_described():
+    paths = [path for path, field in walk_fields(Config) if not is_section(field) and not field.description]
+    assert paths == []
