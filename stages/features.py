@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 VERSION = 1
 CURVE_CANDIDATES = 1000
-TIMED_QUERIES = 16  # of the curve's queries, those that every depth is timed on
+TIMED_QUERIES = 64
+"""Queries of the curve that are timed, over all depths: each depth has its share, at least four. With a fixed number for
+each, the timing would grow with the square of the depth."""
 WINDOW = 4
 """Model batches of the sample that an actor reads at once."""
 _POSITIVES: "dict[str, np.ndarray]" = {}
@@ -64,7 +66,7 @@ def run(context: Context) -> dict[str, Any]:
         say(f"features: layer {chosen} of {depth} finds best and teaches")
     layer = _teaching_layer(chosen, depth)
     shards = _distillation_work(context, layer)
-    timing = partial(_time_depths, rows=_timed_rows(sample))
+    timing = partial(_time_depths, rows=_timed_rows(sample, depth))
     done = carry_out(context, models, [*shards, *reading], alone=[timing], label="features")
     rows = sum(count_rows(context.output, f"features/{name}", count) for name, count in _shard_counts(context).items())
     context.output.write_json("features.json", {"layer": layer, "dim": dim, "rows": rows})
@@ -235,11 +237,11 @@ def _curve(sample: dict[str, "pa.Table"], parts: list[tuple[str, "pa.ChunkedArra
     return curve_of(*tables, dim)
 
 
-def _timed_rows(sample: dict[str, "pa.Table"]) -> list[dict[str, Any]]:
+def _timed_rows(sample: dict[str, "pa.Table"], depth: int) -> list[dict[str, Any]]:
     """The stored queries that every depth is timed on."""
     from stages.evaluation.depth import evenly
 
-    return sample["query"].take(evenly(len(sample["query"]), TIMED_QUERIES)).to_pylist()
+    return sample["query"].take(evenly(len(sample["query"]), max(4, TIMED_QUERIES // depth))).to_pylist()
 
 
 def _time_depths(models: "Models", *, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
