@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 VERSION = 1
 CURVE_CANDIDATES = 1000
 TIMED_QUERIES = 64
-"""Queries of the curve that are timed, over all depths: each depth has its share, at least four. With a fixed number for
-each, the timing would grow with the square of the depth."""
+"""Queries of the curve that are timed, over all depths: each depth has its share, at least four. With a fixed
+number for each, the timing would grow with the square of the depth."""
 WINDOW = 4
 """Model batches of the sample that an actor reads at once."""
 _POSITIVES: "dict[str, np.ndarray]" = {}
