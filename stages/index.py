@@ -30,6 +30,11 @@ class Params(Section):
     split: Literal["val", "test"] = Field("test", description="the pools of this split are embedded")
 
 
+def unused_modules(params: Params) -> tuple[str, ...]:
+    """faiss makes its index from the stored vectors when it is asked, and nothing here."""
+    return ("stages.search.faiss_index",)
+
+
 def run(context: Context) -> dict[str, float | dict]:
     """Runs the stage; see the module header."""
     from stages.distributed.pools import embed_pools

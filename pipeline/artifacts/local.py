@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from filelock import FileLock
 
 from pipeline.artifacts.objects import PIECE, QUICK_SECONDS, Entry, Found, translate_os_errors
+from stages.contract.context import InputError
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -40,7 +41,10 @@ class LocalObjects:
 
     def prepare(self) -> None:
         with self._translate_errors():
-            Path(self.root, UNFINISHED).mkdir(parents=True, exist_ok=True)
+            try:
+                Path(self.root, UNFINISHED).mkdir(parents=True, exist_ok=True)
+            except FileNotFoundError:  # of a file system that makes no directories, such as /proc
+                raise InputError(f"{self.root} can't be made there; choose another directory") from None
 
     def read(self, path: str, clock: bool = False) -> Found | None:
         with self._translate_errors():

@@ -9,7 +9,7 @@ Python can tell the keys.
 """
 
 import ast
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -82,7 +82,8 @@ def module_file(name: str, root: Path) -> Path | None:
 
 def is_marked(tree: ast.Module) -> bool:
     """Whether the module says of itself that it is in no key."""
-    return any(isinstance(node, ast.Assign) and last_name(node.targets[0]) == MARK for node in tree.body)
+    marks = (node.value for node in tree.body if isinstance(node, ast.Assign) and last_name(node.targets[0]) == MARK)
+    return any(isinstance(value, ast.Constant) and value.value is True for value in marks)
 
 
 @lru_cache(maxsize=1024)
@@ -99,10 +100,19 @@ def read_module(path: Path, name: str, modified: int) -> ModuleCode:
             imports |= imported_modules(node, package)
         elif isinstance(node, ast.ClassDef):
             classes.append(node)
+    imports |= set(named_modules(tree))
     bases = {one.name: tuple(whole_name(base, names, name) for base in one.bases) for one in classes}
     top = name.partition(".")[0]
     followed = tuple(sorted(one for one in imports if one.partition(".")[0] == top))
     return ModuleCode(path, canonical(tree), is_marked(tree), followed, bases)
+
+
+def named_modules(tree: ast.Module) -> Iterator[str]:
+    """The modules that are imported by a name in quotes: `import_module("a.b")`."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func, [ast.Constant(name)]) if last_name(func) == "import_module":
+                yield str(name)
 
 
 def imported_modules(node: ast.Import | ast.ImportFrom, package: str) -> set[str]:

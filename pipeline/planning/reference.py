@@ -1,4 +1,4 @@
-"""`docs/settings.md`, written from the fields of the configuration: `python -m pipeline.planning.reference`.
+"""`docs/settings.md`, written from the fields of the configuration by `make settings`.
 
 A test compares the file with what this writes, so that the page and the code say the same.
 """
@@ -14,14 +14,15 @@ from pipeline.config.values import walk_fields, walk_values
 from pipeline.planning.dag import CORPUS, STAGES
 from pipeline.planning.plan import LOCATIONS, PRECISION
 
-COMMAND = "python -m pipeline.planning.reference > docs/settings.md"
+COMMAND = "make settings"
 HEAD = f"""# Settings
 
 All {{count}} settings of a run. A recipe (`pipeline/recipes/`) sets them as nested YAML, the command line as
 `key=value`: `train.loss=infonce`. An unknown name is refused, and the nearest valid one is shown.
 
 **In the key of** names the stages that run again when the setting changes; what reads them runs again too. "–" cannot
-change a result, and no stage runs again for it. A setting at its default is in no key.
+change a result, and no stage runs again for it. A setting at the default
+that it first had is in no key, so that a new one keeps old artifacts.
 
 This page is written by `{COMMAND}`.
 """
@@ -73,7 +74,7 @@ def key_part(path: str) -> str:
         return "every stage in which a model computes, as the precision that was chosen"
     section = path.partition(".")[0]
     stages = CORPUS if path in OWN_CORPUS else STAGES
-    names = ", ".join(stage.name for stage in stages if section in stage.sections) or "–"
+    names = ", ".join(one.name for one in stages if section in one.sections or path in one.machines(Config())) or "–"
     return f"{names}, by content" if path in LOCATIONS else names
 
 

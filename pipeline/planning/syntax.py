@@ -9,11 +9,12 @@ import ast
 import hashlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
+from typing import Any, TypeGuard
 
 UNSAID = {"annotation", "returns", "ctx", "kind", "type_comment", "type_params"}
 """Fields of nodes that are left out: types; what follows from the place in the tree; what not every Python has."""
-FIELD_KINDS = {"ClassVar", "InitVar", "KW_ONLY"}
+FIELD_KINDS = {"InitVar", "KW_ONLY"}
 """Annotations that a dataclass acts upon."""
 ONLY_TYPES = {"__future__", "collections.abc", "typing"}
 """Modules of which annotations alone need names; their classes never compute anything here."""
@@ -58,8 +59,15 @@ def taken_fields(tree: ast.Module) -> Iterator[tuple[str, str]]:
     """(class, text) of each annotated name in the body of a class; takes them out of the tree."""
     for one in statements(tree):
         if isinstance(one, ast.ClassDef):
-            yield from ((one.name, field_text(child)) for child in one.body if isinstance(child, ast.AnnAssign))
-            one.body = [child for child in one.body if not isinstance(child, ast.AnnAssign)]
+            yield from ((one.name, field_text(child)) for child in one.body if is_field(child))
+            one.body = [child for child in one.body if not is_field(child)]
+
+
+def is_field(node: ast.AST) -> TypeGuard[ast.AnnAssign]:
+    """Whether a statement in a class is a field: a class variable and a private attribute are none, but its code."""
+    if not isinstance(node, ast.AnnAssign) or last_name(node.target).startswith("_"):
+        return False
+    return "ClassVar" not in {last_name(part) for part in ast.walk(node.annotation)}
 
 
 def field_text(field: ast.AnnAssign) -> str:
@@ -88,9 +96,21 @@ def strip(node: ast.AST) -> None:
     """Takes out of all blocks inside a node what cannot change a result."""
     for name, block in blocks(node):
         kept = [left for child in block for left in what_counts(child, isinstance(node, ast.ClassDef))]
+        kept = list(with_sorted_imports(kept))
         setattr(node, name, kept)
         for child in kept:
             strip(child)
+
+
+def with_sorted_imports(block: list[Any]) -> Iterator[Any]:
+    """The statements with imports that follow each other in one order, for formatters sort them."""
+    for are_imports, run in groupby(block, lambda node: isinstance(node, ast.Import | ast.ImportFrom)):
+        statements = list(run)
+        if are_imports:
+            for node in statements:
+                node.names.sort(key=lambda alias: (alias.name, alias.asname or ""))
+            statements.sort(key=lambda node: "".join(spelled(node)))
+        yield from statements
 
 
 def what_counts(node: ast.AST, in_class: bool) -> list[ast.AST]:
@@ -117,7 +137,7 @@ def only_speaks(value: ast.expr) -> bool:
     """Whether an expression that stands alone is a string (any constant), or a call that tells a person something."""
     if isinstance(value, ast.Constant):
         return True
-    if not isinstance(value, ast.Call):
+    if not isinstance(value, ast.Call) or any(isinstance(part, ast.NamedExpr) for part in ast.walk(value)):
         return False
     match value.func:
         case ast.Name("print"):

@@ -139,7 +139,9 @@ def _to_teacher(objective: Objective, student_RD: torch.Tensor, teacher_RD: torc
     rows = (student_RD, teacher_RD, gather(student_RD), gather(teacher_RD))
     if objective.feature_loss == "relational":
         return relational_loss(*rows)
-    return similarity_loss(*rows, objective.feature_temperature)
+    if objective.feature_loss == "kl":
+        return similarity_loss(*rows, objective.feature_temperature)
+    raise ValueError(f"the feature loss {objective.feature_loss!r} has no branch here")
 
 
 def _contrastive(
@@ -172,8 +174,10 @@ def _contrastive(
     elif temperature is not None:
         tau_QC = temperature()
         parts["tau"] = tau_QC.item()
-    else:
+    elif objective.loss in ("infonce", "mamcl"):
         tau_QC = torch.tensor(objective.temperature, device=device)
+    else:
+        raise ValueError(f"the loss {objective.loss!r} has no branch here")
     values = []
     for dim in (*objective.dims, states_RD.shape[1]):
         similarity_QC = cosines(query_BD[:, :dim], candidate_CD[:, :dim])

@@ -67,6 +67,7 @@ SAME = {
     "words of assertions": ("assert x, 'so'", "assert x"),
     "lines on a terminal": ("say(f'{x}')\nflow.say('a')\nprint(x, file=sys.stderr)\nsys.stderr.write('x')", "pass"),
     "texts of f-strings in pieces": ("f'a' 'b' f'{x}' ''", "f'ab{x}'"),
+    "imports in another order": ("import b\nfrom a import d, c\nf()", "from a import c, d\nimport b\nf()"),
     "empty branches": ("if x:\n    pass", "if x:\n    print(1)"),
 }
 OTHER = {
@@ -84,6 +85,8 @@ OTHER = {
     "text and bytes": ("x = 'a'", "x = b'a'"),
     "formats": ("f'{x:.3f}'", "f'{x:.4f}'"),
     "None and nothing": ("return_ = None", "return_ = ()"),
+    "imports on the two sides of a call": ("import a\nf()\nimport b", "import b\nf()\nimport a"),
+    "what is kept while it is printed": ("print(x := 1)", "print(x := 2)"),
     "decorators": ("@cache\ndef f(): ...", "def f(): ..."),
 }
 
@@ -134,6 +137,25 @@ def test_a_marked_module_is_in_no_key_and_what_only_it_imports_is_in_none(root):
     assert "work/other.py" in code_parts("work.stage", root)  # inner imports it too
     (root / "work/deep/inner.py").write_text("def go(): ...\n")
     assert set(code_parts("work.stage", root)) == {"work/stage.py", "work/deep/inner.py"}
+
+
+def test_a_module_that_takes_its_mark_back_counts(root):
+    (root / "work/tools.py").write_text("IN_NO_KEY = False\n")
+    assert "work/tools.py" in code_parts("work.stage", root)
+
+
+def test_modules_imported_by_a_name_in_quotes_are_followed(root):
+    (root / "work/tools.py").write_text("import importlib\n\nextra = importlib.import_module('work.unused')\n")
+    assert "work/unused.py" in code_parts("work.stage", root)
+
+
+@pytest.mark.parametrize("line", ["HEAD: ClassVar[int] = 32", "_scale: float = PrivateAttr(1.0)"])
+def test_class_variables_and_private_attributes_of_settings_count_as_code(root, line):
+    for name, text in SETTINGS.items():
+        (root / name).write_text(text)
+    before = code_parts("work.stage", root)
+    (root / "work/stage.py").write_text(f"{SETTINGS['work/stage.py']}    {line}\n")
+    assert code_parts("work.stage", root) != before
 
 
 def test_imports_for_type_checkers_are_not_followed(root):

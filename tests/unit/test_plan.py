@@ -386,7 +386,7 @@ def test_baselines_of_settings_that_are_gone_change_nothing():
 
 
 def test_every_setting_has_its_baseline():
-    assert missing(read_baselines(), Config) == {}, "add the new ones: python -m pipeline.planning.baselines"
+    assert missing(read_baselines(), Config) == {}, "add the new ones: make settings"
 
 
 def test_the_command_adds_new_settings_and_changes_no_entry(tmp_path, capsys):

@@ -15,7 +15,7 @@ def row(path: str) -> list[str]:
 
 
 def test_the_page_of_settings_is_up_to_date():
-    assert PAGE.read_text(encoding="utf-8") == reference(), f"write it again with `{COMMAND}`"
+    assert PAGE.read_text(encoding="utf-8") == reference(), f"run `{COMMAND}`"
 
 
 def test_every_setting_has_one_row():
