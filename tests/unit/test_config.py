@@ -33,6 +33,8 @@ def test_every_recipe_is_valid_once_its_places_are_given(name, tmp_path):
         for part in ("query", "cand_pool/local", "cand_pool", "qrels", "instructions", "mbeir_images"):
             (tmp_path / part).mkdir(parents=True, exist_ok=True)
         given = ["data.kind=scenes"] if "puma" not in name else ["data.kind=scenes", "backbone.revision=abc1234"]
+    if name == "smollm2":
+        given = ["data.kind=scenes", *checkpoint(tmp_path / "m", model_type="qwen2_vl", num_hidden_layers=30)]
     assert load_config(name, given).student.layers >= 1
 
 
