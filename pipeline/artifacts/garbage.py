@@ -91,7 +91,6 @@ class Garbage:
     leftovers: dict[Key, list[str]] = field(default_factory=dict)
     skipped: dict[Key, str] = field(default_factory=dict)
     bytes: int = 0
-    unfinished: int = 0
 
 
 def find_garbage(store: Store, keep: int, grace: float) -> Garbage:
@@ -150,7 +149,7 @@ def delete(store: Store, garbage: Garbage) -> None:
             garbage.skipped[key] = "came into use"
             garbage.artifacts.pop(key, None)
             garbage.leftovers.pop(key, None)
-    garbage.unfinished = store.objects.drop_unfinished(garbage.grace, in_use(store))
+    store.objects.drop_unfinished(garbage.grace, in_use(store))
 
 
 def delete_artifact(store: Store, garbage: Garbage, key: Key) -> bool:

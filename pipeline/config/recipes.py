@@ -139,14 +139,8 @@ def parse_scalar(text: str, override: str) -> Any:
     """The value of an override: a YAML scalar, list or mapping; what YAML can't read as one is the text itself."""
     try:
         return parse_yaml(text) if text else ""
-    except YAMLError:
-        if text[:1] in "[{\"'!":
-            raise unreadable(override) from None
-        return text
-    except NO_YAML:
-        raise unreadable(override) from None
-
-
-def unreadable(override: str) -> InputError:
-    """What to say of an override whose value is neither YAML nor the text itself."""
-    return InputError(f"the value in '{override[:200]}' is not valid YAML; check its brackets and quotes")
+    except NO_YAML as error:
+        if isinstance(error, YAMLError) and text[0] not in "[{\"'!":
+            return text
+        line = f"the value in '{override[:200]}' is not valid YAML; check its brackets and quotes"
+        raise InputError(line) from None
