@@ -23,7 +23,8 @@ from stages.evaluation.plots import draw_cost, draw_quality
 
 IN_NO_KEY = True  # shows what was measured
 
-CUT = "cut: the teacher's first layers, as many as the student has, before any training"
+CUT = """cut: the teacher's first layers, as many as the student has, before any training
+teacher's index: the student's queries on the teacher's candidates"""
 WIDTH = 100  # columns of the terminal table
 
 
@@ -87,9 +88,7 @@ def terminal_table(metrics: Mapping[str, Any]) -> str:
     *_, union = set_rows(metrics, "union")
     table.add_row("mean, union pool", *union[1:])
     for scope, value in zip(SCOPES, asymmetric_values(metrics), strict=False):
-        table.add_row(
-            f"queries on teacher's index, {scope}", "", "", "", *[""] * measured(metrics).index("student"), value
-        )
+        table.add_row(f"teacher's index, {scope}", "", "", "", *[""] * measured(metrics).index("student"), value)
     table.add_section()
     spared = [""] * (len(measured(metrics)) - len(timed(metrics)))
     for name, *values in model_rows(metrics):
