@@ -1,7 +1,6 @@
 """The planner: keys, actions and reasons, on dictionaries."""
 
 import copy
-import json
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ from hypothesis import strategies as st
 
 from pipeline.config.sections import Config
 from pipeline.config.values import walk_values
-from pipeline.planning.baselines import FILE, main, missing, read_baselines
 from pipeline.planning.dag import STAGES, Stage, descendants
 from pipeline.planning.plan import Selection, Source, plan
 from stages.contract.context import InputError, StageError
@@ -383,19 +381,6 @@ def test_a_default_that_changes_is_a_changed_parameter():
 
 def test_baselines_of_settings_that_are_gone_change_nothing():
     assert decide(sources=with_baselines(train__gone=1))["train"].key == decide()["train"].key
-
-
-def test_every_setting_has_its_baseline():
-    assert missing(read_baselines(), Config) == {}, "add the new ones: make settings"
-
-
-def test_the_command_adds_new_settings_and_changes_no_entry(tmp_path, capsys):
-    (tmp_path / FILE).parent.mkdir(parents=True)
-    known = {path: value for path, value in read_baselines().items() if path != "train.loss"}
-    (tmp_path / FILE).write_text(json.dumps(known | {"train.steps": 7, "train.gone": 1}))
-    main(tmp_path)
-    assert read_baselines(tmp_path) == read_baselines() | {"train.steps": 7, "train.gone": 1}
-    assert "1 new: train.loss" in capsys.readouterr().out
 
 
 @given(st.permutations(["a.py", "b.py", "c.py"]))
