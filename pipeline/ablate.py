@@ -26,7 +26,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("recipe", metavar="RECIPE", help="a recipe of pipeline/recipes, or a YAML file")
     add("grid", metavar="GRID", help="a grid of pipeline/grids, or a YAML file")
-    add("overrides", nargs="*", metavar="key=value", help="dotted overrides of every cell")
+    add(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="dotted overrides of every cell; what a variant sets itself stays",
+    )
     add("--plan", action="store_true", help="show which cells would run, and run nothing")
     add("--output", type=Path, metavar="FILE", help="Markdown file; this grid's section of it is rewritten")
     add("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")

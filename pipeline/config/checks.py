@@ -54,9 +54,11 @@ def check_data(config: "Config") -> None:
     """A source on disk needs its place; made scenes have none."""
     data = config.data
     if data.kind != "scenes" and not data.path:
-        raise InputError(f"data.kind={data.kind} needs data.path, the place of the data; add data.path=DIRECTORY")
+        place = "FILE" if data.kind == "pairs" else "DIRECTORY"
+        raise InputError(f"data.kind={data.kind} needs data.path, the place of the data; add data.path={place}")
     if data.kind == "scenes" and data.path:
-        raise InputError("data.path is set but data.kind=scenes makes its own pictures; add data.kind=mbeir")
+        kind = "pairs" if Path(data.path).suffix else "mbeir"
+        raise InputError(f"data.path is set but data.kind=scenes makes its own pictures; add data.kind={kind}")
 
 
 def check_backbone(config: "Config") -> None:

@@ -148,6 +148,8 @@ def test_wrong_overrides_are_reported_in_one_line(override, words):
         (["student.layers=99"], "student.layers=99 is too many in override student.layers=99: the backbone has"),
         (["data.kind=mbeir"], "data.kind=mbeir needs data.path"),
         (["data.path=x"], "add data.kind=mbeir"),
+        (["data.path=x.jsonl"], "add data.kind=pairs"),
+        (["data.kind=pairs"], "add data.path=FILE"),
         (["backbone.source=hub"], "needs backbone.model"),
         (["backbone.source=hub", "backbone.model=a/b"], "needs backbone.revision"),
         (["backbone.source=local", "backbone.model=nowhere"], "it has no config.json"),
