@@ -302,7 +302,7 @@ def test_the_document_names_both_bodies_and_every_path(server: Served):
     kinds = document["paths"]["/search"]["post"]["requestBody"]["content"]
     assert set(kinds) == {"application/json", "multipart/form-data"}
     assert all("where" in kind["schema"]["properties"] for kind in kinds.values())
-    assert "metadata" in document["components"]["schemas"]["Found"]["properties"]
+    assert "metadata" in document["components"]["schemas"]["FoundCandidate"]["properties"]
     assert "EmbedBody" in json.dumps(document["paths"]["/embed"])
 
 
