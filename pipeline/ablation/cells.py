@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.ablation.costs import Cost, cost_of
 from pipeline.ablation.grid import Cell, Grid
 from pipeline.artifacts.store import Artifact, open_store
 from pipeline.planning.dag import STAGES
@@ -37,6 +38,15 @@ class Ablation:
             first = f"{runs[0]} and on" if runs else "cached"
             rows.append([cell.table, cell.variant, str(cell.seed), first, " ".join(cell.overrides[common:])])
         return rows
+
+    def cost(self, decisions: Sequence[Decision]) -> Cost | None:
+        """What the stages of a finished cell took; None where they were made before this was written down."""
+        artifacts = {decision.stage: self.store.artifact(decision.stage, decision.key) for decision in decisions}
+        try:
+            labels = artifacts["ingest"].read_json("stats.json")["queries"]["by_split"]["train"]
+            return cost_of({name: artifact.manifest for name, artifact in artifacts.items()}, labels)
+        except KeyError:
+            return None
 
     def features(self) -> Artifact | None:
         """The features of the first cell, where all cells share one backbone: they hold its depth curve."""

@@ -7,11 +7,16 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stages.contract.context import InputError
 from stages.contract.params import cores
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HIDDEN = ("store", "tracking_uri")
 """Overrides that say where and not what: they don't belong in a document."""
@@ -69,6 +74,16 @@ def graphics() -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     names = done.stdout.split("\n")[:-1] if done.returncode == 0 else []
     return ", ".join(f"{names.count(name)} × {name}" for name in dict.fromkeys(names))
+
+
+def write_pictures(output: Path | None, name: str, pictures: Mapping[str, "Figure"]) -> dict[str, str]:
+    """Writes the pictures beside the Markdown file; {what each shows: its file's name}. None without such a file."""
+    if output is None:
+        return {}
+    files = {title: f"{name}-{number}.png" for number, title in enumerate(pictures, 1)}
+    for title, file in files.items():
+        pictures[title].savefig(output.with_name(file), dpi=110)
+    return files
 
 
 def write_section(path: Path, name: str, section: str) -> None:

@@ -7,14 +7,20 @@ the start of Ray, and the tables.
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.ablation.cells import Ablation
-from pipeline.ablation.document import check_output, portable_command, section_head, write_section
+from pipeline.ablation.document import (
+    check_output,
+    portable_command,
+    section_head,
+    write_pictures,
+    write_section,
+)
 from pipeline.ablation.grid import Cell, find_cells, read_grid
 from pipeline.ablation.tables import Outcome, cells_json, collect, markdown, terminal_tables
 from pipeline.config.checks import check_made
@@ -27,6 +33,9 @@ from pipeline.terminal import open_console, text_table
 from pipeline.tracking.client import PipelineRun, resolve_uri
 from stages.contract.context import InputError, StageError
 from stages.contract.params import Cluster
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Connect = Callable[[Cluster], AbstractContextManager[None]]
 
@@ -49,7 +58,8 @@ def run_grid(options: argparse.Namespace, answer: dict[str, Any]) -> None:
         run.run()
         interrupted = False
     finally:  # also after Ctrl-C or a change of the code: what is known so far
-        section = run.finish(section_head(ablation.name, options), interrupted)
+        pictures = write_pictures(options.output, f"{Path(options.recipe).stem}-{ablation.name}", run.pictures())
+        section = run.finish(section_head(ablation.name, options), interrupted, pictures)
         answer |= {"cells": cells_json(cells, run.outcomes), "mlflow": run.tracker.ids()}
         if any(run.outcomes):
             for part in terminal_tables(grid, cells, run.outcomes, ablation.curve()):
@@ -107,18 +117,19 @@ class GridRun:
             if error := self.failed.get((decision.stage, decision.key)):
                 return Outcome(key, error=error)
         if all(decision.action == "cached" for decision in decisions):
-            return self.adopt(cell, key)
+            return self.adopt(cell, decisions)
         return self.compute(cell, decisions, connect)
 
-    def adopt(self, cell: Cell, key: str) -> Outcome:
+    def adopt(self, cell: Cell, decisions: list[Decision]) -> Outcome:
         """A cell that an earlier call finished: a light run in the tracker, so that its tree has no holes."""
+        key = decisions[-1].key
         artifact = self.ablation.store.artifact(STAGES[-1].name, key)
         metrics = artifact.read_json("metrics.json")
         tracked = self.tracker.child(cell.label, {**self.tags(cell), "cache": "hit", "uri": artifact.uri})
         tracked.params({"variant": cell.variant, "seed": cell.seed})
         tracked.metrics(headline(metrics["student"]))
         tracked.end("FINISHED")
-        return Outcome(key, metrics, uri=artifact.uri)
+        return Outcome(key, metrics, uri=artifact.uri, cost=self.ablation.cost(decisions))
 
     def compute(self, cell: Cell, decisions: list[Decision], connect: Connect) -> Outcome:
         """Runs a cell through the pipeline. Its student is not registered: a grid would bury the champion."""
@@ -137,17 +148,25 @@ class GridRun:
         artifact = run.artifacts[STAGES[-1].name]
         metrics = artifact.read_json("metrics.json")
         tracker.metrics(headline(metrics["student"]))
-        return Outcome(decisions[-1].key, metrics, uri=artifact.uri)
+        return Outcome(decisions[-1].key, metrics, uri=artifact.uri, cost=self.ablation.cost(decisions))
 
     def tags(self, cell: Cell) -> dict[str, str]:
         """What a cell's run is found by."""
         facts = {"grid": self.ablation.name, "table": cell.table, "variant": cell.variant, "seed": str(cell.seed)}
         return {**facts, "mlflow.parentRunId": self.tracker.run_id}
 
-    def finish(self, head: str, interrupted: bool) -> str:
+    def pictures(self) -> dict[str, "Figure"]:
+        """The tables that differ in depth, as pictures."""
+        from pipeline.ablation.picture import draw_depths, shows_depths
+
+        tables, curve = collect(self.ablation.cells, self.outcomes), self.ablation.curve()
+        return {name: draw_depths(rows, curve, name) for name, rows in tables.items() if shows_depths(rows)}
+
+    def finish(self, head: str, interrupted: bool, pictures: Mapping[str, str]) -> str:
         """The Markdown section under `head` of what is known so far; it is tracked as well, with the means."""
         grid, cells, curve = self.ablation.grid, self.ablation.cells, self.ablation.curve()
-        section = f"{head}\n\n{markdown(grid, cells, self.outcomes, curve)}{self.ablation.depth_table()}"
+        tables = markdown(grid, cells, self.outcomes, curve, pictures=pictures)
+        section = f"{head}\n\n{tables}{self.ablation.depth_table()}"
         self.tracker.note(f"{head}\n\n{markdown(grid, cells, self.outcomes, curve, by_set=False)}")
         self.tracker.text("ablation.md", section)
         for name, rows in collect(cells, self.outcomes).items():

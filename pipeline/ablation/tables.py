@@ -7,10 +7,12 @@ there are at least two.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, stdev
+from types import MappingProxyType
 from typing import Any
 
 from rich.table import Table
 
+from pipeline.ablation.costs import Cost, cost_rows
 from pipeline.ablation.grid import Cell, Grid
 from pipeline.config.values import get_value
 from pipeline.terminal import text_table
@@ -35,6 +37,7 @@ class Outcome:
     metrics: Mapping[str, Any] | None = None
     error: str = ""
     uri: str = ""
+    cost: Cost | None = None
 
     @property
     def summary(self) -> str:
@@ -58,6 +61,17 @@ class VariantRow:
     def values(self, *path: str) -> list[float]:
         """One number of every finished seed."""
         return [get_value(student, path) for student in self.finished]
+
+    @property
+    def costs(self) -> list[Cost]:
+        """What its finished seeds took."""
+        return [outcome.cost for outcome in self.outcomes if outcome.cost]
+
+    @property
+    def asymmetric(self) -> list[float]:
+        """hit@5 of the student's queries on the teacher's index, of the seeds that were asked for it."""
+        known = [outcome.metrics for outcome in self.outcomes if outcome.metrics and "asymmetric" in outcome.metrics]
+        return [get_value(metrics, ("asymmetric", "local", HEADLINE)) for metrics in known]
 
     @property
     def quality(self) -> float:
@@ -99,8 +113,9 @@ def milliseconds(row: VariantRow, curve: Curve) -> list[float]:
 
 def quality_rows(rows: Sequence[VariantRow], reference: float | None, curve: Curve) -> list[list[str]]:
     """The head and a line for each variant: layers, quality in both pools, what it costs, and how many seeds."""
-    share = ["kept"] if reference else []
-    head = ["variant", "layers", "own pools", *share, "union pool", "ms per query", "million parameters", "n"]
+    share, other = ["kept"] if reference else [], ["teacher's index"] if any(row.asymmetric for row in rows) else []
+    head = ["variant", "layers", "own pools", *share, "union pool", *other]
+    head += ["ms per query", "million parameters", "n"]
     lines = []
     for row in rows:
         kept = [f"{row.quality / reference:.1%}" if row.finished else "–"] if reference else []
@@ -112,6 +127,7 @@ def quality_rows(rows: Sequence[VariantRow], reference: float | None, curve: Cur
                 mean_and_spread(row.values("local", HEADLINE)),
                 *kept,
                 mean_and_spread(row.values("union", HEADLINE)),
+                *([mean_and_spread(row.asymmetric)] if other else []),
                 mean_and_spread(milliseconds(row, curve), "{:.1f}"),
                 mean_and_spread([value / 1e6 for value in row.values("parameters")][:1], "{:,.2f}"),
                 f"{len(row.finished)}" + (f" of {len(row.seeds)}" if len(row.finished) < len(row.seeds) else ""),
@@ -168,9 +184,17 @@ def seeds_line(grid: Grid) -> str:
 
 
 def markdown(
-    grid: Grid, cells: Sequence[Cell], outcomes: Sequence[Outcome | None], curve: Curve, by_set: bool = True
+    grid: Grid,
+    cells: Sequence[Cell],
+    outcomes: Sequence[Outcome | None],
+    curve: Curve,
+    by_set: bool = True,
+    pictures: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """All tables with what a reader must know about them; without those of single sets where space is short."""
+    """All tables with what a reader must know about them; without those of single sets where space is short.
+
+    `pictures` are the files that show tables, by their names.
+    """
     tables = collect(cells, outcomes)
     reference = reference_quality(tables, grid.reference)
     share = [f"`kept` is the share of the hit@5 of “{grid.reference}”."] if reference else []
@@ -180,8 +204,12 @@ def markdown(
         parts += [f"{unreached} of {len(cells)} cells were not reached; the same command goes on."]
     for name, rows in tables.items():
         parts += [f"### {name}", markdown_table(quality_rows(rows, reference, curve))]
+        parts += [f"![{name}: {HEADLINE} over milliseconds of a query]({pictures[name]})"] if name in pictures else []
         if by_set and (tasks := task_rows(rows)):
             parts += [f"{HEADLINE} of each set in its own pool:", markdown_table(tasks)]
+        if by_set and any(row.costs for row in rows):
+            took = cost_rows([(row.variant, row.costs) for row in rows])
+            parts += ["What it took, the training of the teacher itself apart:", markdown_table(took)]
         if failed := failure_lines(rows):
             parts += ["Failed:\n" + "\n".join(failed)]
     return "\n\n".join(parts)

@@ -81,6 +81,7 @@ def check_parity(
     rows = [Row(sample.joined, sample.image) for sample in inputs]
     reference = trained.encode(rows)
     size = {"layers": trained.layers, "parameters": trained.parameters_count, "dim": trained.dim}
+    size["decoder_parameters"] = trained.decoder_parameters_count
     del backbone, trained  # one model in memory at a time
     report: dict[str, Any] = {"inputs": len(rows), "minimum_cosine": MINIMUM_COSINE, "loaders": {}, "not_run": {}}
     reloaded = Encoder.load(exported)

@@ -64,7 +64,7 @@ def fit(
     if resume is not None:
         _, client_state = engine.load_checkpoint(str(resume))
         start = client_state["step"]
-    clock, seen = time.perf_counter(), 0
+    clock, seen, tokens = time.perf_counter(), 0, 0
     steps = range(start, settings.steps)
     upcoming = prefetch(partial(prepare, encoder, sampler, teacher, settings.chunk), steps)
     for step, current in zip(steps, upcoming, strict=True):
@@ -75,10 +75,11 @@ def fit(
         )
         measures = train_step(engine, encoder, current.rows, loss_of, cached=cached)
         seen += settings.batch_size
+        tokens += world_size() * sum(chunk.tokens for chunk in current.rows.chunks)
         done = step + 1
         if done % cluster.log_every == 0 or done == settings.steps:
-            measures |= pace(engine, seen / (time.perf_counter() - clock))
-            clock, seen = time.perf_counter(), 0
+            measures |= pace(engine, seen / (time.perf_counter() - clock)) | {"tokens_per_pair": tokens / seen}
+            clock, seen, tokens = time.perf_counter(), 0, 0
             on_log(done, measures)
         if done % cluster.checkpoint_every == 0 or done == settings.steps:
             on_checkpoint(done, engine)

@@ -92,6 +92,11 @@ class Encoder(nn.Module):
         return sum(parameter.numel() for parameter in self.backbone.parameters())
 
     @property
+    def decoder_parameters_count(self) -> int:
+        """Parameters of the decoder's layers, which is what a token costs: each takes part in a product with it."""
+        return sum(parameter.numel() for parameter in self.backbone.language_model.layers.parameters())
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.backbone.parameters()).device

@@ -52,6 +52,11 @@ class Chunk:
         """Its rows."""
         return len(self.last_R)
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of its rows, without padding."""
+        return int(self.last_R.sum()) + len(self)
+
     def to(self, device: torch.device | str) -> "Chunk":
         """The same chunk on `device`."""
         moved = {

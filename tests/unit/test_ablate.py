@@ -13,6 +13,9 @@ import pipeline.ablation.cells
 import pipeline.ablation.grid
 import pipeline.execution.cluster
 from pipeline.ablation import grid_run
+from pipeline.ablation.costs import cost_of
+from pipeline.ablation.picture import draw_depths, shows_depths
+from pipeline.ablation.tables import Outcome, VariantRow
 from pipeline.planning.sources import read_sources
 from stages.contract.context import InputError, StageError
 from tests.made_stages import STAGES, Small, Tracked, fail
@@ -243,3 +246,40 @@ def test_a_search_prefers_runs_that_stand_for_themselves(store):
 
 def open_empty(store):
     return type(store)(store.root / "empty")
+
+
+def manifests(steps, weight):
+    """Manifests of a student of 10 of 30 layers, of a million parameters in its layers."""
+    stage = {"steps": steps, "batch_size": 4}
+    config = {"distill": {**stage, "feature_weight": weight}, "train": stage}
+    size = {"layers": 10, "decoder_parameters": 1e6, "tokens_per_pair": 50.0, "teacher_layers": 30}
+    return {
+        "features": {"metrics": {"rows": 1000}, "seconds": 600, "config": config},
+        "distill": {"metrics": size, "seconds": 60, "config": config},
+        "train": {"metrics": size, "seconds": 120, "config": config},
+    }
+
+
+def test_a_cell_costs_what_its_student_meets_and_what_the_teacher_reads_for_it():
+    found = cost_of(manifests(steps=100, weight=1.0), labels=7)
+    assert (found.labels, found.passes, found.pairs, found.minutes) == (7, 1000, (400, 400), 13)
+    # 6 operations × a million × 50 tokens × 800 pairs; 2 × three million × 25 tokens × 1,000 rows of the teacher's.
+    assert found.petaflop * 1e15 == pytest.approx(6 * 1e6 * 50 * 800 + 2 * 3e6 * 25 * 1000)
+
+
+def test_a_teacher_that_weighs_nothing_costs_nothing():
+    found = cost_of(manifests(steps=100, weight=0.0), labels=7)
+    assert (found.passes, found.minutes) == (0, 3) and found.petaflop * 1e15 == pytest.approx(6 * 1e6 * 50 * 800)
+    assert cost_of(manifests(steps=0, weight=1.0), labels=7).petaflop == 0
+
+
+def test_rows_of_several_depths_make_a_picture():
+    def row(name, layers, quality):
+        student = {"layers": layers, "latency_ms": {"median": 2.0 * layers}, "local": {"hit@5": quality}}
+        return VariantRow(name, [0], [Outcome("key", {"student": student})])
+
+    rows = [row("first 1", 1, 0.2), row("first 2", 2, 0.4), row("first 4", 4, 0.5)]
+    assert shows_depths(rows) and not shows_depths(rows[:2])
+    (axes,) = draw_depths(rows, None, "Layers").axes
+    assert [text.get_text() for text in axes.texts] == ["first 1", "first 2", "first 4"]
+    assert [tuple(text.xy) for text in axes.texts] == [(2.0, 0.2), (4.0, 0.4), (8.0, 0.5)]
