@@ -1,10 +1,10 @@
 """distill: keep the first k layers of the backbone and learn from its cached deep-layer vectors.
 
-Inputs: ingested pairs, the backbone, the teacher features. Steps: load the first k layers (deep layers are never
-read), freeze the vision tower, train on feature loss + InfoNCE with DeepSpeed on Ray Train. Output: `model/`, a stock
-checkpoint of k layers. PUMA's stage 1 runs the teacher live as a second full model in every step; cached vectors are
-the same numbers, computed once, for the one wording of the instruction that they were computed with.
-`distill.teacher=live` is the paper's way, and wordings vary then.
+Inputs: ingested pairs, or `distill.data` where that is set; the backbone, the teacher features. Steps: load the first
+k layers (deep layers are never read), freeze the vision tower, train on feature loss + InfoNCE with DeepSpeed on Ray
+Train. Output: `model/`, a stock checkpoint of k layers. PUMA's stage 1 runs the teacher live as a second full model in
+every step; cached vectors are the same numbers, computed once, for the one wording of the instruction that they were
+computed with. `distill.teacher=live` is the paper's way, and wordings vary then.
 """
 
 import sys
@@ -62,12 +62,15 @@ def run(context: Context) -> dict[str, Any]:
     from stages.model.depth import choose_layers
 
     params, source = context.params.distill, checkpoint.directory(context.inputs["backbone"])
-    features = context.inputs["features"]
+    features, data = context.inputs["features"], context.inputs.get("distill.data", context.inputs["ingest"])
     depth, layers = choose_layers(source, context.params.student, features)
     print(f"distill: keeping {layers} of {depth} layers", file=sys.stderr, flush=True)
     live = params.teacher == "live"
     teacher = LiveTeacher(source, features.read_json("features.json")["layer"]) if live else features
-    measures = student_stage(context, params, source, layers, objective(params), teacher=teacher)
+    subset = (params.draws, context.params.seed)
+    measures = student_stage(
+        context, params, source, layers, objective(params), teacher=teacher, ingest=data, subset=subset
+    )
     return {"layers": layers, "teacher_layers": depth, **measures}
 
 

@@ -1,10 +1,13 @@
 """features: what the deep layers know, once, and how good and how costly every depth is.
 
-Inputs: ingested pairs, the backbone. Steps: one pool of actors, each of which loads the backbone once, reads the
-distillation set (train queries and their positives) and keeps the chosen layer's state at the read-out token; reads a
+Inputs: ingested pairs, the backbone, and `distill.data` where that is set. Steps: one pool of actors, each of which
+loads the backbone once, reads the distillation set (the train queries that distillation will come to, and their
+positives; of `distill.data` where that is set) and keeps the chosen layer's state at the read-out token; reads a
 validation sample and keeps the state after every layer, from which the depth curve is computed; and times the backbone
 with its first k layers for every k, while nothing else works. Outputs: `features/` Parquet in fp16, `features.json`,
 `depth_curve.json`, `.md` and `.png`.
+
+Rows without labels have no validation sample, and then there is no depth curve.
 
 The teacher is read once and not in every training step, which is exact as long as a query keeps its instruction:
 distillation therefore uses the first wording, as this stage does.
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from stages.contract.context import Artifact
     from stages.distributed.actors import Models, Work
     from stages.distributed.shards import Shard
 
@@ -33,8 +37,8 @@ TIMED_QUERIES = 64
 number for each, the timing would grow with the square of the depth."""
 WINDOW = 4
 """Model batches of the sample that an actor reads at once."""
-_POSITIVES: "dict[str, np.ndarray]" = {}
-"""What this process has read of `_write_positives`, by path."""
+_HASHES: "dict[str, np.ndarray]" = {}
+"""What this process has read of `_write_hashes`, by path."""
 
 
 class Params(Section):
@@ -53,25 +57,36 @@ def run(context: Context) -> dict[str, Any]:
     from stages.distributed.actors import TEACHER, carry_out, say
     from stages.distributed.shards import count_rows
     from stages.evaluation.depth import best_layer
-    from stages.evaluation.depth_view import curve_table, plot_curve, png
     from stages.model import checkpoint
 
     chosen, models = context.params.features.layer, {TEACHER: checkpoint.directory(context.inputs["backbone"])}
     depth, dim = _shape(models[TEACHER])
     sample = _sample(context)
-    reading, early = _sample_work(sample, depth, context.cluster.batch_size), []
+    reading, early = _sample_work(context, sample, depth), []
     if chosen == "auto":  # known before the distillation set is read by it, at the price of starting the pool twice
         early = carry_out(context, models, reading, label="features")
         chosen, reading = best_layer(_curve(sample, early, dim)), []
         say(f"features: layer {chosen} of {depth} finds best and teaches")
     layer = _teaching_layer(chosen, depth)
     shards = _distillation_work(context, layer)
-    timing = partial(_time_depths, rows=_timed_rows(sample, depth))
-    done = carry_out(context, models, [*shards, *reading], alone=[timing], label="features")
+    timing = [partial(_time_depths, rows=rows, source=context.inputs["ingest"]) for rows in _timed_rows(sample, depth)]
+    work = [*shards, *reading]
+    done = carry_out(context, models, work, alone=timing, rows=_distillation_set(context), label="features")
     rows = sum(count_rows(context.output, f"features/{name}", count) for name, count in _shard_counts(context).items())
     context.output.write_json("features.json", {"layer": layer, "dim": dim, "rows": rows})
+    if not timing:
+        say("features: no labelled validation queries, so no depth curve")
+        return {"rows": rows, "layer": layer}
     curve = _curve(sample, early or done[len(shards) : -1], dim)
     curve["layers"] = [one | cost for one, cost in zip(curve["layers"], done[-1], strict=True)]
+    _show_curve(context, curve)
+    return {"rows": rows, "layer": layer, "hit@5 at full depth": curve["layers"][-1]["hit@5"]}
+
+
+def _show_curve(context: Context, curve: dict[str, Any]) -> None:
+    """Writes the depth curve for programs and for people, and tracks it."""
+    from stages.evaluation.depth_view import curve_table, plot_curve, png
+
     context.output.write_json("depth_curve.json", curve)
     context.output.write_bytes("depth_curve.md", f"{curve_table(curve)}\n".encode())
     figure = plot_curve(curve)
@@ -80,7 +95,6 @@ def run(context: Context) -> dict[str, Any]:
     for entry in curve["layers"]:
         measured = {"hit@5": entry["hit@5"], "ms": entry["latency_ms"]["median"], "MiB": entry["memory_mib"]}
         context.tracker.metrics({f"depth {name}": value for name, value in measured.items()}, step=entry["layers"])
-    return {"rows": rows, "layer": layer, "hit@5 at full depth": curve["layers"][-1]["hit@5"]}
 
 
 def _shape(model: Path) -> tuple[int, int]:
@@ -106,22 +120,30 @@ def _teaching_layer(chosen: int, depth: int) -> int:
 # ---------------------------------------------------------------------------------------------- distillation set
 
 
+def _distillation_set(context: Context) -> "Artifact":
+    """What distillation learns from."""
+    return context.inputs.get("distill.data", context.inputs["ingest"])
+
+
 def _distillation_work(context: Context, layer: int) -> list["Work"]:
-    """The work that reads the teacher over train queries and their positives, shard by shard."""
+    """The work that reads the teacher over the train queries that count and their positives, shard by shard."""
     from stages.distributed.shards import Target, shard_work
     from stages.distributed.teacher import read_states
 
-    ingest = context.inputs["ingest"]
-    path = _write_positives(context)
+    data, filesystem = _distillation_set(context), context.output.filesystem
+    queries = _drawn_queries(context)
+    positives = _positive_hashes(data, queries)
     keep = {
-        "query": partial(_of_split, split="train"),
-        "candidate": partial(_among, path=path, filesystem=context.output.filesystem),
+        "query": partial(_among_train, path=_write_hashes(context, "queries", queries), filesystem=filesystem),
+        "candidate": partial(
+            _among, key="did", path=_write_hashes(context, "positives", positives), filesystem=filesystem
+        ),
     }
     work: list[Work] = []
     for side, (prefix, shards) in zip(keep, _shards(context).items(), strict=True):
         target = Target(context.output, f"features/{prefix}", partial(_as_features, side=side))
         compute = partial(read_states, side=side, layers=(layer,))
-        work += shard_work([target], shards, ingest, compute, keep=keep[side])
+        work += shard_work([target], shards, data, compute, keep=keep[side])
     return work
 
 
@@ -130,58 +152,83 @@ def _shards(context: Context) -> dict[str, list["Shard"]]:
     from stages.distributed.shards import cut
 
     rows = context.cluster.rows_per_shard
-    return {prefix: cut(context.inputs["ingest"], prefix, rows) for prefix in ("queries", "candidates")}
+    return {prefix: cut(_distillation_set(context), prefix, rows) for prefix in ("queries", "candidates")}
 
 
 def _shard_counts(context: Context) -> dict[str, int]:
     return {prefix: len(shards) for prefix, shards in _shards(context).items()}
 
 
-def _of_split(table: "pa.Table", split: str) -> "pa.Table":
+def _among_train(table: "pa.Table", path: str, filesystem: Any) -> "pa.Table":
     import pyarrow.compute as pc
 
-    return table.filter(pc.equal(table["split"], split))
+    return _among(table.filter(pc.equal(table["split"], "train")), "qid", path, filesystem)
 
 
-def _among(table: "pa.Table", path: str, filesystem: Any) -> "pa.Table":
+def _among(table: "pa.Table", key: str, path: str, filesystem: Any) -> "pa.Table":
     import pyarrow as pa
 
     from stages.data.keys import hash_ids, locate
 
-    return table.filter(pa.array(locate(hash_ids(table["did"].to_pylist()), _read_positives(path, filesystem)) >= 0))
+    return table.filter(pa.array(locate(hash_ids(table[key].to_pylist()), _read_hashes(path, filesystem)) >= 0))
 
 
-def _write_positives(context: Context) -> str:
-    """The hashes of the train queries' positives as a file that all actors read; its path."""
-    path = f"{context.output.work_uri}/positives.bin"
+def _write_hashes(context: Context, name: str, hashes: "np.ndarray") -> str:
+    """Sorted hashes as a file that all actors read; its path."""
+    path = f"{context.output.work_uri}/{name}.bin"
     with context.output.filesystem.open_output_stream(path) as file:
-        file.write(_positive_hashes(context.inputs["ingest"], "train").tobytes())
+        file.write(hashes.tobytes())
     return path
 
 
-def _read_positives(path: str, filesystem: Any) -> "np.ndarray":
+def _read_hashes(path: str, filesystem: Any) -> "np.ndarray":
     """The hashes, read once by each process."""
     import numpy as np
 
-    if path not in _POSITIVES:
+    if path not in _HASHES:
         with filesystem.open_input_file(path) as file:
-            _POSITIVES[path] = np.frombuffer(file.read(), np.uint64)
-    return _POSITIVES[path]
+            _HASHES[path] = np.frombuffer(file.read(), np.uint64)
+    return _HASHES[path]
 
 
-def _positive_hashes(ingest: Any, split: str) -> "np.ndarray":
-    """Sorted hashes of the positives of a split's queries, 8 bytes each: the only part of them held at once."""
+def _drawn_queries(context: Context) -> "np.ndarray":
+    """Sorted hashes of the train queries that distillation comes to, some 8 bytes each: those of its `PairSampler`."""
+    import numpy as np
+
+    from stages.data.order import drawn, task_groups, upsampled
+    from stages.data.tables import MappedTable
+
+    queries = MappedTable.open(_distillation_set(context), "queries", "qid", where={"split": "train"})
+    group = task_groups(*(queries.column(name).to_numpy() for name in ("dataset_id", "task_id")))
+    asked = context.params.distill
+    rows = drawn(upsampled(group, asked.smallest_task), asked.draws, context.params.seed)
+    return queries.hashes[np.unique(rows)]
+
+
+def _positive_hashes(data: "Artifact", queries: "np.ndarray") -> "np.ndarray":
+    """Sorted hashes of the positives of those train queries, 8 bytes each: the only part of them held at once."""
     import numpy as np
     import pyarrow.parquet as pq
 
     from stages.data.keys import hash_ids
 
     hashes = [np.empty(0, np.uint64)]
-    for path in ingest.files("queries"):
-        for batch in pq.ParquetFile(path, filesystem=ingest.filesystem).iter_batches(columns=["split", "positives"]):
-            rows = zip(batch["split"].to_pylist(), batch["positives"].to_pylist(), strict=True)
-            hashes.append(np.unique(hash_ids(did for of, dids in rows if of == split for did in dids)))
+    for path in data.files("queries"):
+        file = pq.ParquetFile(path, filesystem=data.filesystem)
+        for batch in file.iter_batches(columns=["split", "qid", "positives"]):
+            dids = _among_drawn(batch, queries)["positives"].to_pylist()
+            hashes.append(np.unique(hash_ids(did for some in dids for did in some)))
     return np.unique(np.concatenate(hashes))
+
+
+def _among_drawn(batch: "pa.RecordBatch", queries: "np.ndarray") -> "pa.RecordBatch":
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from stages.data.keys import hash_ids, locate
+
+    train = batch.filter(pc.equal(batch["split"], "train"))
+    return train.filter(pa.array(locate(hash_ids(train["qid"].to_pylist()), queries) >= 0))
 
 
 def _as_features(table: "pa.Table", side: str) -> "pa.Table":
@@ -205,23 +252,24 @@ def _sample(context: Context) -> dict[str, "pa.Table"]:
     return dict(zip(("query", "candidate"), tables, strict=True))
 
 
-def _sample_work(sample: dict[str, "pa.Table"], depth: int, batch_size: int) -> list["Work"]:
+def _sample_work(context: Context, sample: dict[str, "pa.Table"], depth: int) -> list["Work"]:
     """The work that reads the sample by every layer, some batches at a time."""
-    layers, rows = tuple(range(1, depth + 1)), batch_size * WINDOW
+    layers, rows = tuple(range(1, depth + 1)), context.cluster.batch_size * WINDOW
+    read = partial(_read_sample, layers=layers, source=context.inputs["ingest"])
     return [
-        partial(_read_sample, table=table.slice(start, rows), side=side, layers=layers)
+        partial(read, table=table.slice(start, rows), side=side)
         for side, table in sample.items()
         for start in range(0, len(table), rows)
     ]
 
 
 def _read_sample(
-    models: "Models", *, table: "pa.Table", side: str, layers: tuple[int, ...]
+    models: "Models", *, table: "pa.Table", side: str, layers: tuple[int, ...], source: "Artifact"
 ) -> tuple[str, "pa.ChunkedArray"]:
     """The side, and the states of a part of its sample after all layers."""
     from stages.distributed.teacher import read_states
 
-    return side, read_states(models, table, side=side, layers=layers)["vector"]
+    return side, read_states(models, table, side=side, layers=layers, rows=source)["vector"]
 
 
 def _curve(sample: dict[str, "pa.Table"], parts: list[tuple[str, "pa.ChunkedArray"]], dim: int) -> dict[str, Any]:
@@ -237,17 +285,18 @@ def _curve(sample: dict[str, "pa.Table"], parts: list[tuple[str, "pa.ChunkedArra
     return curve_of(*tables, dim)
 
 
-def _timed_rows(sample: dict[str, "pa.Table"], depth: int) -> list[dict[str, Any]]:
-    """The stored queries that every depth is timed on."""
+def _timed_rows(sample: dict[str, "pa.Table"], depth: int) -> list[list[dict[str, Any]]]:
+    """The stored queries that every depth is timed on, as one list; none where the sample is empty."""
     from stages.evaluation.depth import evenly
 
-    return sample["query"].take(evenly(len(sample["query"]), max(4, TIMED_QUERIES // depth))).to_pylist()
+    queries = sample["query"]
+    return [queries.take(evenly(len(queries), max(4, TIMED_QUERIES // depth))).to_pylist()] if len(queries) else []
 
 
-def _time_depths(models: "Models", *, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _time_depths(models: "Models", *, rows: list[dict[str, Any]], source: "Artifact") -> list[dict[str, Any]]:
     """The cost of every depth, while nothing else of this run works."""
     from stages.distributed.actors import TEACHER
     from stages.evaluation.cost import measure_depths
 
-    reader = models.reader("query")
+    reader = models.reader("query", source)
     return measure_depths(models.encoder(TEACHER), [reader.read(row) for row in rows], models.batch_size)

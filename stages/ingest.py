@@ -14,7 +14,7 @@ the place of shuffles.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 MOST_POOLS = 1000
+RECORDS = ("pairs", "corpus")
+"""Kinds that are files of a user's own."""
 
 
 class Scenes(Section):
@@ -46,10 +48,13 @@ class Scenes(Section):
 class Params(Section):
     """The section `data`."""
 
-    kind: Literal["scenes", "mbeir", "pairs"] = Field(
-        "scenes", description="scenes are drawn on the spot, mbeir is the published layout, pairs are a JSONL file"
+    section: ClassVar[str] = "data"
+    kind: Literal["scenes", "mbeir", "pairs", "corpus"] = Field(
+        "scenes",
+        description="scenes are drawn on the spot, mbeir is the published layout, pairs are a JSONL or a table, "
+        "corpus has no labels and takes a run as far as distill",
     )
-    path: str = Field("", description="source: a directory, a file of pairs, or s3://bucket/prefix of either")
+    path: str = Field("", description="source: a directory, a file of pairs or texts, or s3://bucket/prefix of either")
     max_reject_share: float = Field(
         0.05, ge=0, le=1, description="a run whose share of rejected rows is larger stops after ingest"
     )
@@ -61,21 +66,44 @@ class Params(Section):
     )
     scenes: Scenes = Scenes()
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those that need a query: all, where a student is to be evaluated."""
+        return ("train",) if self.kind == "corpus" else ("train", "val", "test")
+
+
+class OwnData(Params):
+    """The section `distill.data`, of which the train split teaches."""
+
+    section: ClassVar[str] = "distill.data"
+    kind: Literal["", "scenes", "mbeir", "pairs", "corpus"] = Field(
+        "",
+        description="what distillation learns from in place of `data`: corpus is a folder or file of texts, pictures "
+        "or both, without labels; the others are those of data.kind; empty is `data`",
+    )
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those that need a query."""
+        return ("train",)
+
 
 def unused_modules(params: Params) -> tuple[str, ...]:
     """The formats of other sources than this one."""
     formats = {
-        "scenes": ("stages.data.scenes.dataset",),
-        "pairs": ("stages.data.sources.pairs", "stages.data.sources.records"),
+        "stages.data.scenes.dataset": ("scenes",),
+        "stages.data.sources.pairs": ("pairs", "corpus"),
+        "stages.data.sources.records": ("pairs", "corpus"),
+        "stages.data.sources.unlabelled": ("corpus",),
     }
-    return tuple(module for kind, modules in formats.items() if kind != params.kind for module in modules)
+    return tuple(module for module, kinds in formats.items() if params.kind not in kinds)
 
 
 def run(context: Context) -> dict[str, float | dict]:
     """Ingests the source; returns counts and `rejects`. Raises StageError where too many rows are bad."""
     data = context.params.data
     root = _made(context) if data.kind == "scenes" else _root(data)
-    counts = _ingest(context, _read_pairs(context, root) if data.kind == "pairs" else _read_mbeir(root))
+    counts = _ingest(context, _read_records(context, root) if data.kind in RECORDS else _read_mbeir(root, data))
     context.output.write_json("stats.json", counts.stats())
     context.tracker.metrics(counts.numbers())
     source = str(root) if data.path else f"scenes (seed {context.params.seed})"
@@ -96,11 +124,11 @@ class Reading:
     """Files whose queries share one pool; where there are none, each row names its own."""
 
 
-def _read_mbeir(root: "Place") -> Reading:
+def _read_mbeir(root: "Place", data: Params) -> Reading:
     from stages.data.ingest import flow
     from stages.data.sources import mbeir
 
-    mbeir.require(root)
+    mbeir.require(root, _place(data))
     instructions = mbeir.instructions(root)
     pool_files, query_files = mbeir.candidate_files(root), mbeir.query_files(root)
     names = {row["dataset_id"]: row["dataset"] for row in instructions}
@@ -109,20 +137,25 @@ def _read_mbeir(root: "Place") -> Reading:
     return Reading(root, candidates, queries, pools, lambda _: instructions, query_files)
 
 
-def _read_pairs(context: Context, path: "Place") -> Reading:
+def _read_records(context: Context, path: "Place") -> Reading:
     from functools import partial
 
     from stages.data.ingest import flow
     from stages.data.instructions import plain_instructions
-    from stages.data.sources import pairs, records
+    from stages.data.sources import pairs, records, unlabelled
 
-    found = records.lay_out(path, records.find(path, "data.path", pictures=False), context.output.work / "records")
+    data, work = context.params.data, context.output.work / "records"
+    labelled = data.kind == "pairs"
+    found = records.lay_out(path, _files_of_records(data, path), work, pairs.NLI if labelled else {})
+    shape = pairs.nested if labelled else unlabelled.as_pair
     numbered = flow.number_chunks(found.root, found.sources)
-    queries = flow.read_chunks(numbered, partial(pairs.read_queries, found))
-    candidates = flow.read_chunks(numbered, partial(pairs.read_candidates, found))
+    queries = flow.read_chunks(numbered, partial(pairs.read_queries, found, shape=shape))
+    candidates = flow.read_chunks(numbered, partial(pairs.read_candidates, found, shape=shape))
     pools = flow.distinct(candidates, "pool")
     if len(pools) > MOST_POOLS:
-        raise InputError(f"data.path={path} names {len(pools)} tasks; a task is a group of many pairs, leave it out")
+        raise InputError(
+            f"{_place(data)}={path} names {len(pools)} tasks; a task is a group of many pairs, leave it out"
+        )
     return Reading(found.root, candidates, queries, pools, lambda counts: plain_instructions(counts.tasks()))
 
 
@@ -150,7 +183,7 @@ def _ingest(context: Context, source: Reading) -> "Counts":
     rejects = flow.rejects(valid_candidates, valid_queries, images)
     counts = flow.count(valid_candidates, valid_queries, images, known)
     flow.say(wording.kept_line(counts))
-    wording.refuse(counts, data.max_reject_share, rejects, output.work)
+    wording.refuse(counts, data, rejects, output.work)
 
     flow.write(output, "candidates", flow.keep(valid_candidates, CANDIDATES), CANDIDATES)
     flow.write(output, "queries", flow.keep(valid_queries, QUERIES), QUERIES)
@@ -171,14 +204,17 @@ def check(params: Params) -> None:
     """Raises InputError where the source cannot be read; cheap enough for every plan."""
     if params.kind == "scenes":
         return
-    if params.kind == "pairs":
-        from stages.data.sources import records
+    if params.kind in RECORDS:
+        from stages.data.sources import pairs, records, unlabelled
 
-        records.find(_root(params), "data.path", pictures=False)
+        check_columns = (pairs if params.kind == "pairs" else unlabelled).check_columns
+        for file in _files_of_records(params, _root(params)):
+            if file.suffix.lower() in records.TABLES:
+                check_columns(records.read_header(file), str(file))
     else:
         from stages.data.sources import mbeir
 
-        mbeir.require(_root(params))
+        mbeir.require(_root(params), _place(params))
         mbeir.instructions(_root(params))
 
 
@@ -194,21 +230,34 @@ def fingerprint(params: Params) -> str | None:
     from stages.data.sources import remote
 
     root = _root(params)
-    if params.kind == "pairs":
+    if params.kind in RECORDS:
         from stages.data.sources import records
 
-        return records.fingerprint(root)
+        return records.fingerprint(root, texts=params.kind == "corpus")
     if isinstance(root, remote.RemotePath):
         return hashlib.sha256(repr(sorted(remote.listing(root))).encode()).hexdigest()[:16]
     if not root.is_dir():
-        raise InputError(f"data.path={root} is not a directory: give the one that holds query/ and cand_pool/")
+        raise InputError(f"{_place(params)}={root} is not a directory: give the one that holds query/ and cand_pool/")
     return hashlib.sha256(repr(sorted(_files(root))).encode()).hexdigest()[:16]
 
 
 def _root(params: Params) -> "Place":
     from stages.data.sources import remote
 
-    return remote.source(params.path)
+    return remote.source(params.path, _place(params))
+
+
+def _place(params: Params) -> str:
+    """The setting that tells where the source is."""
+    return f"{params.section}.path"
+
+
+def _files_of_records(params: Params, path: "Place") -> "list[Place]":
+    """See `records.find`."""
+    from stages.data.sources import records
+
+    unlabelled = params.kind == "corpus"
+    return records.find(path, _place(params), pictures=unlabelled, texts=unlabelled)
 
 
 def _files(root: Path) -> list[tuple[str, int, int]]:

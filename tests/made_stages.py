@@ -68,6 +68,7 @@ STAGES = (
 
 
 class Words(Section):
+    kind: str = "scenes"
     word: str = "hello"
     register_as: str = "student"
     register_alias: str = "auto"

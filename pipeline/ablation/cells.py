@@ -6,7 +6,8 @@ from typing import Any
 from pipeline.ablation.costs import Cost, cost_of
 from pipeline.ablation.grid import Cell, Grid
 from pipeline.artifacts.store import Artifact, open_store
-from pipeline.planning.dag import STAGES
+from pipeline.config.checks import check_labels
+from pipeline.planning.dag import WITH_OWN_DATA, stages_of
 from pipeline.planning.plan import Decision, plan
 from pipeline.planning.sources import read_sources
 
@@ -21,12 +22,14 @@ class Ablation:
 
     def plan(self, cell: Cell) -> list[Decision]:
         """What a cell needs by now."""
-        return plan(STAGES, cell.config, self.store.manifests(), read_sources(STAGES, cell.config))
+        stages = stages_of(cell.config)
+        check_labels(cell.config, [stage.name for stage in stages])
+        return plan(stages, cell.config, self.store.manifests(), read_sources(stages, cell.config))
 
     def outlook(self) -> str:
         """How much there is to do; what several cells need counts once."""
         needed = {(stage.stage, stage.key) for decisions in self.plans for stage in decisions if stage.action == "run"}
-        counts = {stage.name: sum(name == stage.name for name, _ in needed) for stage in STAGES}
+        counts = {stage.name: sum(name == stage.name for name, _ in needed) for stage in WITH_OWN_DATA}
         listed = ", ".join(f"{count} × {name}" for name, count in counts.items() if count) or "nothing"
         return f"{len(self.cells)} cells of {self.name} on {self.recipe}; to run: {listed}"
 

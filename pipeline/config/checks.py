@@ -5,7 +5,7 @@ known by reading a source (does the path hold M-BEIR?) is asked of the stage tha
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ def check_combinations(config: "Config", settings: Settings) -> None:
     """Raises InputError for the first combination that can't work."""
     check_corpus(config)
     check_data(config)
+    check_unlabelled(config, settings)
     check_backbone(config)
     check_layers(config, settings)
     check_batches(config)
@@ -31,10 +32,11 @@ def check_combinations(config: "Config", settings: Settings) -> None:
     check_mining(config, settings)
     check_matryoshka(config, settings)
     check_temperatures(config, settings)
-    for section in ("ingest", "backbone"):
-        check = getattr(import_module(f"stages.{section}"), "check", None)
-        if check:
-            check(config.data if section == "ingest" else config.backbone)
+    sections = [("ingest", config.data), ("ingest", config.distill.data), ("backbone", config.backbone)]
+    for module, section in sections:
+        check = getattr(import_module(f"stages.{module}"), "check", None)
+        if check and getattr(section, "kind", True):
+            check(section)
 
 
 def check_corpus(config: "Config") -> None:
@@ -51,14 +53,44 @@ def check_corpus(config: "Config") -> None:
 
 
 def check_data(config: "Config") -> None:
-    """A source on disk needs its place; made scenes have none."""
-    data = config.data
-    if data.kind != "scenes" and not data.path:
-        place = "FILE" if data.kind == "pairs" else "DIRECTORY"
-        raise InputError(f"data.kind={data.kind} needs data.path, the place of the data; add data.path={place}")
-    if data.kind == "scenes" and data.path:
-        kind = "pairs" if Path(data.path).suffix else "mbeir"
-        raise InputError(f"data.path is set but data.kind=scenes makes its own pictures; add data.kind={kind}")
+    """A source on disk needs its place; made scenes have none, and neither has what is not set."""
+    for data in (config.data, config.distill.data):
+        name = data.section
+        if data.kind not in ("", "scenes") and not data.path:
+            place = {"pairs": "FILE", "corpus": "FOLDER"}.get(data.kind, "DIRECTORY")
+            raise InputError(
+                f"{name}.kind={data.kind} needs {name}.path, the place of the data; add {name}.path={place}"
+            )
+        if data.kind == "scenes" and data.path:
+            kind = "pairs" if Path(data.path).suffix else "mbeir"
+            raise InputError(
+                f"{name}.path is set but {name}.kind=scenes makes its own pictures; add {name}.kind={kind}"
+            )
+        if not data.kind and data.path:
+            raise InputError(f"{name}.path is set but {name}.kind is empty; add {name}.kind=corpus, pairs or mbeir")
+
+
+def check_unlabelled(config: "Config", settings: Settings) -> None:
+    """Without labels nothing says which layer finds best."""
+    if config.data.kind != "corpus":
+        return
+    for path, value in (("features.layer", config.features.layer), ("student.layers", config.student.layers)):
+        if value == "auto":
+            raise InputError(
+                f"{path}=auto in {settings.origin(path)} needs labels, and data.kind=corpus has none; give a number"
+            )
+
+
+def check_labels(config: "Config", stages: Collection[str]) -> None:
+    """Raises InputError where rows without labels are to go further than distillation.
+
+    `stages` are those that are to be brought up to date.
+    """
+    if config.data.kind == "corpus" and not config.index.corpus and {"train", "index", "evaluate"} & set(stages):
+        raise InputError(
+            "data.kind=corpus has no labels, which train, index and evaluate need; add --until distill, or give"
+            " labelled data in data.path and the corpus as distill.data.kind=corpus distill.data.path=PATH"
+        )
 
 
 def check_backbone(config: "Config") -> None:

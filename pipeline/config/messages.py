@@ -53,7 +53,7 @@ def choices(field: FieldInfo) -> tuple[Any, ...]:
 def type_in_words(kind: Any) -> str:
     """A type in words."""
     if get_origin(kind) is Literal:
-        return "one of " + ", ".join(str(choice) for choice in get_args(kind))
+        return "one of " + ", ".join(str(choice) or "(empty)" for choice in get_args(kind))
     if get_origin(kind) is tuple:
         return f"a list, each {type_in_words(get_args(kind)[0])}"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind, str(kind))

@@ -7,13 +7,20 @@ from pydantic import Field
 
 from stages.backbone import Params as Backbone
 from stages.contract.params import Cluster, Section, knob
-from stages.distill import Params as Distill
+from stages.distill import Params as Distillation
 from stages.distill import Student
 from stages.evaluate import Params as Evaluate
 from stages.features import Params as Features
 from stages.index import Params as Index
+from stages.ingest import OwnData
 from stages.ingest import Params as Data
 from stages.train import Params as Train
+
+
+class Distill(Distillation):
+    """The section `distill`, with the section that has a stage of its own."""
+
+    data: OwnData = OwnData()
 
 
 class Config(Section):

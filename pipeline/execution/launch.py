@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.store import Store, open_store
-from pipeline.config.checks import check_made
+from pipeline.config.checks import check_labels, check_made
 from pipeline.config.load import load_config
 from pipeline.config.sections import Config
 from pipeline.execution.cluster import connected
 from pipeline.execution.compat import inside_job
 from pipeline.execution.publish import publish
 from pipeline.execution.runner import Run, describe, run_pipeline
-from pipeline.execution.summary import closing_lines, plan_rows
+from pipeline.execution.summary import SOURCES, closing_lines, plan_rows
 from pipeline.lookup.students import with_student
 from pipeline.planning.dag import stages_of
-from pipeline.planning.plan import Decision, Selection, plan
+from pipeline.planning.plan import Decision, Selection, plan, select
 from pipeline.planning.sources import read_sources
 from pipeline.terminal import open_console, text_table
 from pipeline.tracking.client import PipelineRun, resolve_uri
@@ -33,6 +33,7 @@ def launch(options: argparse.Namespace, answer: dict[str, Any]) -> None:
     command = shlex.join(["python", "pipeline/run.py", "--recipe", options.recipe, *options.overrides])
     forced = tuple(options.force)
     selection = Selection(options.only, options.start, options.until, forced, options.ignore_code, command)
+    check_labels(config, select(stages, selection)[0])
     manifests = store.manifests()
     decisions = plan(stages, config, manifests, read_sources(stages, config), selection, store.started)
     for decision in decisions:
@@ -74,7 +75,7 @@ def report(run: Run, overrides: Sequence[str], answer: dict[str, Any]) -> None:
     """Shows what came of the run, and adds it to the answer."""
     if "evaluate" in run.artifacts:
         answer["metrics"] = run.artifacts["evaluate"].read_json("metrics.json")
-    if "ingest" in run.artifacts:
-        answer["stages"]["ingest"]["rejects"] = run.artifacts["ingest"].read_json("stats.json")["rejects"]
+    for source in SOURCES.keys() & run.artifacts.keys():
+        answer["stages"][source]["rejects"] = run.artifacts[source].read_json("stats.json")["rejects"]
     for line in closing_lines(run.artifacts, overrides):
         run.say(line)

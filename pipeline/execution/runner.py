@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +24,7 @@ from pipeline.execution.errors import explain
 from pipeline.execution.provenance import git_state, now, package_versions
 from pipeline.execution.records import mark_killed
 from pipeline.execution.shared import SharedArtifacts
-from pipeline.planning.dag import Stage
+from pipeline.planning.dag import Stage, keyed_section
 from pipeline.planning.plan import Decision
 from pipeline.tracking.client import PipelineRun, StageRun
 from stages.contract.context import Context, InputError, StageError
@@ -212,9 +213,19 @@ def stage_error(stage: Stage, error: BaseException, run: Run) -> StageError:
 
 def stage_context(stage: Stage, attempt: Attempt, tracked: StageRun, run: Run, shared: SharedArtifacts) -> Context:
     """What the stage may see: its declared sections and inputs, and nothing else."""
-    params = SimpleNamespace(**{section: getattr(run.config, section) for section in stage.sections})
+    params = parameters(stage, run.config)
     inputs = {name: run.artifacts[name] for name in stage.inputs}
     return Context(params, run.config.cluster, inputs, attempt, tracked, shared)
+
+
+def parameters(stage: Stage, config: Config) -> SimpleNamespace:
+    """Its sections by their last name, so that the code of `ingest` finds `distill.data` as `data`; and what it reads
+    of others."""
+    params: dict[str, Any] = {name.rpartition(".")[2]: attrgetter(name)(config) for name in stage.sections}
+    for path, value in stage.reads(config).items():
+        section, _, name = path.rpartition(".")
+        setattr(params.setdefault(section, SimpleNamespace()), name, value)
+    return SimpleNamespace(**params)
 
 
 def shared_artifacts(stage: Stage, decision: Decision, run: Run) -> SharedArtifacts:
@@ -232,7 +243,7 @@ def shared_artifacts(stage: Stage, decision: Decision, run: Run) -> SharedArtifa
 
 def stage_params(stage: Stage, config: Section) -> dict[str, Any]:
     """{dotted path: value} of the stage's sections, for MLflow."""
-    return {path: value for path, value, _ in walk_values(config) if path.partition(".")[0] in stage.sections}
+    return {path: value for path, value, _ in walk_values(config) if keyed_section(path) in stage.sections}
 
 
 def run_params(config: Section) -> dict[str, Any]:

@@ -6,10 +6,13 @@ The numbers and their tables are made by the stage `evaluate`; here they are onl
 from collections.abc import Mapping, Sequence
 
 from pipeline.artifacts.store import Artifact
+from pipeline.planning.dag import OWN_DATA
 from pipeline.planning.plan import Decision
 from pipeline.wording import markdown_table
 
 REASONS_SHOWN = 4
+SOURCES = {"ingest": "rejected rows", OWN_DATA: f"rejected rows of {OWN_DATA}"}
+"""The stages that read data from outside, and what their bad rows are called."""
 
 
 def plan_rows(decisions: Sequence[Decision]) -> list[list[str]]:
@@ -25,7 +28,7 @@ def plan_rows(decisions: Sequence[Decision]) -> list[list[str]]:
 
 def closing_lines(artifacts: Mapping[str, Artifact], overrides: Sequence[str]) -> list[str]:
     """The result table, what was left out, where the student lies and the next command, as far as the run came."""
-    lines = [f"rejected rows: {rejected(artifacts['ingest'])}"] if "ingest" in artifacts else []
+    lines = [f"{name}: {rejected(artifacts[source])}" for source, name in SOURCES.items() if source in artifacts]
     if "evaluate" in artifacts and artifacts["evaluate"].has("table.txt"):
         lines = [artifacts["evaluate"].read_bytes("table.txt").decode().rstrip(), "", *lines]
     if "train" in artifacts:
@@ -67,8 +70,9 @@ def run_note(decisions: Sequence[Decision], artifacts: Mapping[str, Artifact], c
     if "features" in artifacts and artifacts["features"].has("depth_curve.md"):
         table = artifacts["features"].read_bytes("depth_curve.md").decode()
         parts.append(f"### Depths of the backbone, cut and not trained, on a validation sample\n\n{table}")
-    if "ingest" in artifacts:
-        parts.append(f"### Rejected rows\n\n{rejected(artifacts['ingest'])}")
+    for source, name in SOURCES.items():
+        if source in artifacts:
+            parts.append(f"### {name.capitalize()}\n\n{rejected(artifacts[source])}")
     parts.append(f"### Stages\n\n{markdown_table(plan_rows(decisions))}")
     parts.append(f"### Again\n\n```\n{command}\n```")
     return "\n\n".join(parts)

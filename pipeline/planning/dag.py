@@ -3,11 +3,13 @@
     ingest ─┬─► features ─► distill ─► train ─┬─► index ─► evaluate
     backbone┴──────▲──────────▲───────────────┘ (teacher, for the comparison)
 
+    distill.data ──┴──────────┘ where `distill.data` is set: what the teacher reads and distillation learns from
+
 Written out instead of discovered: the tuple below is the whole graph, in the order in which it runs.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -25,12 +27,18 @@ class Stage:
     """Sections that name data outside the store, with which `fingerprint` is asked; empty is the first section."""
     machines: Callable[[Any], tuple[str, ...]] = lambda config: ()
     """Which settings of the section `cluster` change its result under this configuration."""
+    reads: Callable[[Any], Mapping[str, Any]] = lambda config: {}
+    """{dotted path: value} of what it has to know of other stages' sections; no more than this is in its key."""
 
     def load(self) -> ModuleType:
         """The stage's module; importing it is light, the heavy imports are inside its functions."""
         return import_module(self.module)
 
 
+OWN_DATA = "distill.data"
+"""The section, inside another one, that has a stage of its own, and that stage."""
+DRAWS = "distill.draws"
+"""No setting: `distill.steps` × `distill.batch_size` as far as it counts, see `stages.learn.settings`."""
 PRECISION = "cluster.precision"
 """Stands in a key as what was chosen, not as `auto`: which of the two that is depends on the machines."""
 
@@ -50,10 +58,15 @@ def trains_backbone(config: Any) -> tuple[str, ...]:
     return (PRECISION,) if config.backbone.source == "tiny" else ()
 
 
+def draws(config: Any) -> Mapping[str, Any]:
+    """How much of its data distillation will come to."""
+    return {DRAWS: config.distill.draws, "distill.smallest_task": config.distill.smallest_task}
+
+
 STAGES = (
     Stage("ingest", "stages.ingest", (), ("data", "seed")),
     Stage("backbone", "stages.backbone", ("ingest",), ("backbone", "seed"), machines=trains_backbone),
-    Stage("features", "stages.features", ("ingest", "backbone"), ("features", "seed"), machines=embeds),
+    Stage("features", "stages.features", ("ingest", "backbone"), ("features", "seed"), machines=embeds, reads=draws),
     Stage(
         "distill",
         "stages.distill",
@@ -73,13 +86,32 @@ STAGES = (
 )
 
 
+def with_own_data() -> tuple[Stage, ...]:
+    """All stages where distillation has data of its own: the code of `ingest` once more, for whoever teaches by it."""
+    own = Stage(OWN_DATA, "stages.ingest", (), (OWN_DATA, "seed"))
+    first, *others = (
+        replace(stage, inputs=(*stage.inputs, OWN_DATA)) if stage.name in ("features", "distill") else stage
+        for stage in STAGES
+    )
+    return (first, own, *others)
+
+
+WITH_OWN_DATA = with_own_data()
+
 CORPUS = (Stage("index", "stages.distributed.corpus", (), ("index", "student"), ("index", "student"), embeds),)
 """The index of a user's corpus by a student that is there: nothing to ingest, to train or to evaluate."""
 
 
 def stages_of(config: Any) -> tuple[Stage, ...]:
     """The stages of a run: all, or only the index where it has its own corpus."""
-    return CORPUS if config.index.corpus else STAGES
+    if config.index.corpus:
+        return CORPUS
+    return WITH_OWN_DATA if config.distill.data.kind else STAGES
+
+
+def keyed_section(path: str) -> str:
+    """The section that puts a setting into the keys of stages: its first word, or the section with its own stage."""
+    return OWN_DATA if path.startswith(f"{OWN_DATA}.") else path.partition(".")[0]
 
 
 def descendants(stages: tuple[Stage, ...], name: str) -> set[str]:

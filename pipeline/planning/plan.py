@@ -24,12 +24,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config.values import walk_values
-from pipeline.planning.dag import PRECISION, Stage, descendants
+from pipeline.planning.dag import PRECISION, Stage, descendants, keyed_section
 from pipeline.wording import nearest
 from stages.contract.context import InputError
 from stages.contract.params import Section
 
-LOCATIONS = ("data.path", "index.corpus", "student.model")
+LOCATIONS = ("data.path", "distill.data.path", "index.corpus", "student.model")
 """Where outside data lies that a stage copies. Left out of a key with its fingerprint: moved data is the same data."""
 
 Manifests = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -141,14 +141,15 @@ def key_parts(
     How machines are used is no part of it, but for what changes a model's numbers (`Stage.machines`).
     """
     values = {path: value for path, value, is_knob in walk_values(config) if not is_knob}
-    machines = stage.machines(config)
-    if PRECISION in machines:
+    reads = stage.reads(config)
+    others = {*stage.machines(config), *reads}
+    if PRECISION in others:
         values[PRECISION] = config.cluster.chosen_precision()
     params = {
         path: value
-        for path, value in values.items()
-        if (path.partition(".")[0] in stage.sections or path in machines)
-        and value != baselines[path]
+        for path, value in (values | dict(reads)).items()
+        if (keyed_section(path) in stage.sections or path in others)
+        and value != baselines.get(path)
         and not (source.data and path in LOCATIONS)
     }
     return {

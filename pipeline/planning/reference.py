@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.config.messages import expected
 from pipeline.config.sections import Config
 from pipeline.config.values import walk_fields, walk_values
-from pipeline.planning.dag import CORPUS, STAGES
+from pipeline.planning.dag import CORPUS, OWN_DATA, STAGES, WITH_OWN_DATA, Stage, keyed_section
 from pipeline.planning.plan import LOCATIONS, PRECISION
 
 COMMAND = "make settings"
@@ -27,6 +27,7 @@ that it first had is in no key, so that a new one keeps old artifacts.
 This page is written by `{COMMAND}`.
 """
 OWN_CORPUS = ("index.corpus", "student.model")
+PRODUCT = ("distill.steps", "distill.batch_size")
 COLUMNS = ("setting", "takes", "default", "in the key of", "what it does")
 
 
@@ -72,10 +73,17 @@ def key_part(path: str) -> str:
     """The stages whose key the setting at `path` is part of, and how where its value is not what counts."""
     if path == PRECISION:
         return "every stage in which a model computes, as the precision that was chosen"
-    section = path.partition(".")[0]
-    stages = CORPUS if path in OWN_CORPUS else STAGES
-    names = ", ".join(one.name for one in stages if section in one.sections or path in one.machines(Config())) or "–"
+    if path in PRODUCT:
+        return "distill; features, as steps × batch_size rounded up to two digits"
+    section = keyed_section(path)
+    stages = CORPUS if path in OWN_CORPUS else WITH_OWN_DATA if section == OWN_DATA else STAGES
+    names = ", ".join(one.name for one in stages if section in one.sections or path in others(one)) or "–"
     return f"{names}, by content" if path in LOCATIONS else names
+
+
+def others(stage: Stage) -> set[str]:
+    """The settings of other sections that are in a stage's key."""
+    return {*stage.machines(Config()), *stage.reads(Config())}
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ serves wrong results without a word. A mark is a sentence that a reviewer can ju
 function that describes do not share a module.
 """
 
+from operator import attrgetter
 from pathlib import Path
 
 from pipeline.planning.baselines import read_baselines
@@ -38,9 +39,9 @@ def read_sources(stages: tuple[Stage, ...], config: Section, root: Path = ROOT) 
     """
     found, baselines = {}, read_baselines(root)
     for stage in stages:
-        module, own = stage.load(), getattr(config, stage.sections[0])
+        module, own = stage.load(), attrgetter(stage.sections[0])(config)
         fingerprint = getattr(module, "fingerprint", None)
-        asked = [getattr(config, name) for name in stage.outside or stage.sections[:1]]
+        asked = [attrgetter(name)(config) for name in stage.outside or stage.sections[:1]]
         data = fingerprint(*asked) if fingerprint else None
         unused = module.unused_modules(own) if hasattr(module, "unused_modules") else ()
         found[stage.name] = Source(module.VERSION, code_parts(stage.module, root, unused), data, baselines)

@@ -11,6 +11,8 @@ from functools import lru_cache
 
 import numpy as np
 
+DRAWN = 2**32 - 1  # where an epoch's number stands: no training comes to that one
+
 
 def steps_per_epoch(size: int, batch: int) -> int:
     """Full batches in an epoch of `size` samples; the tail that fills no batch is dropped."""
@@ -23,6 +25,11 @@ def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
     order = np.random.default_rng([seed, epoch]).permutation(size)
     order.setflags(write=False)
     return order
+
+
+def task_groups(dataset: np.ndarray, task: np.ndarray) -> np.ndarray:
+    """One number for each sample's data set and task, int64 [N]."""
+    return dataset.astype(np.int64) << 32 | task
 
 
 def upsampled(group: np.ndarray, least: int) -> np.ndarray:
@@ -38,6 +45,19 @@ def upsampled(group: np.ndarray, least: int) -> np.ndarray:
     order = np.argsort(group, kind="stable")
     members = np.split(order, np.flatnonzero(np.diff(group[order])) + 1) if len(group) else []
     return np.concatenate([np.resize(rows, max(least, len(rows))) for rows in members] or [order])
+
+
+def drawn(samples: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """At most `most` of the samples of an epoch, drawn by `seed` alone, in their order.
+
+    A training that comes to fewer samples than there are goes over these: which they are can then be told without
+    it, and a teacher reads no others. Not by the seed of the training: trainings that differ in their luck alone
+    share what the teacher read.
+    """
+    if most >= len(samples):
+        return samples
+    places = np.random.default_rng([seed, DRAWN]).permutation(len(samples))[:most]
+    return samples[np.sort(places)]
 
 
 def in_blocks(order: np.ndarray, group: np.ndarray, block: int) -> np.ndarray:

@@ -39,7 +39,7 @@ class Models:
         self.rows, self.directories, self.cluster = rows, directories, cluster
         self.batch_size = cluster.batch_size
         self._encoders: dict[str, Encoder] = {}
-        self._readers: dict[str, RowReader] = {}
+        self._readers: dict[tuple[Side, str], RowReader] = {}
 
     def encoder(self, name: str) -> "Encoder":
         """The encoder of that name."""
@@ -47,11 +47,12 @@ class Models:
             self._encoders[name] = load_encoder(self.directories[name], self.cluster)
         return self._encoders[name]
 
-    def reader(self, side: Side) -> RowReader:
-        """Turns stored rows of a side into the encoder's rows."""
-        if side not in self._readers:
-            self._readers[side] = RowReader(self.rows, side)
-        return self._readers[side]
+    def reader(self, side: Side, rows: Artifact | None = None) -> RowReader:
+        """Turns stored rows of a side into the encoder's rows; `rows` is where another artifact holds them."""
+        source = rows or self.rows
+        if (side, source.uri) not in self._readers:
+            self._readers[side, source.uri] = RowReader(source, side)
+        return self._readers[side, source.uri]
 
 
 Work = Callable[[Models], Any]

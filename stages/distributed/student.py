@@ -36,7 +36,7 @@ def student_stage(
         source: the model directory to start from.
         layers: decoder layers to keep, None for all.
         objective: what is minimised.
-        asked: what only one of the stages has: `teacher`, `mined`, `hard_negatives` of a `TrainingJob`.
+        asked: what only one of the stages has: `teacher`, `mined`, `subset` and others of a `TrainingJob`.
 
     Returns:
         The last measures, and the student's size.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stages.contract.context import StageError
+from stages.contract.context import Artifact, StageError
 from stages.distributed.actors import TEACHER, Models
 from stages.distributed.embedding import vector_column
 
@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 FP16_LARGEST = 65504.0
 
 
-def read_states(models: Models, table: "pa.Table", *, side: str, layers: Sequence[int]) -> "pa.Table":
-    """The table with `vector`: the normed states after the given layers, one behind the other, as fp16."""
+def read_states(
+    models: Models, table: "pa.Table", *, side: str, layers: Sequence[int], rows: Artifact | None = None
+) -> "pa.Table":
+    """The table with `vector`: the normed states after the given layers, one behind the other, as fp16.
+
+    `rows` is the artifact that the table is of, where that is another one than the actors were given.
+    """
     import pyarrow as pa
 
-    states_NKD = _states(models, table, side, layers)
+    states_NKD = _states(models, table, side, layers, rows)
     if not np.isfinite(states_NKD).all() or np.abs(states_NKD).max(initial=0) > FP16_LARGEST:
         raise StageError("the teacher's states do not fit fp16; choose another features.layer")
     values = pa.array(states_NKD.astype(np.float16).reshape(-1))
@@ -49,11 +54,13 @@ def one_layer(table: "pa.Table", layer: int, drop: Sequence[str] = ()) -> "pa.Ta
     return left.rename_columns(["vector" if name == f"layer {layer}" else name for name in left.column_names])
 
 
-def _states(models: Models, table: "pa.Table", side: str, layers: Sequence[int]) -> np.ndarray:
+def _states(
+    models: Models, table: "pa.Table", side: str, layers: Sequence[int], source: Artifact | None = None
+) -> np.ndarray:
     """Normed states, float32 [N, K, D], of K layers, counted from 1."""
     import torch
 
-    encoder, rows = models.encoder(TEACHER), models.reader(side).rows(table)
+    encoder, rows = models.encoder(TEACHER), models.reader(side, source).rows(table)
     states_NKD = np.zeros((len(rows), len(layers), encoder.dim), np.float32)
     for start, batch in encoder.batches(rows, models.batch_size):
         with torch.inference_mode():

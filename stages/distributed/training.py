@@ -52,13 +52,14 @@ class TrainingJob:
         objective: what is minimised.
         settings: the stage's section; a `FineTuning` leaves the vision tower as it is, and may train adapters alone.
         seed: of samples and dropout.
-        ingest: the ingest artifact.
+        ingest: the artifact of ingest, or of other data that is to be learnt from.
         cluster: precision, threads, ZeRO stage, how often to log and to save.
         run: the tracker's picklable handle.
         label: what log lines call the job.
         teacher: the features artifact, from which states are looked up, or what is run in every step.
         mined: the table of mined hard negatives (`stages.mining.mine.Mined`), where there is one.
         hard_negatives: hard negatives of a query in each of its steps.
+        subset: (most, seed) of `stages.data.order.drawn`, where not all samples are to come up.
     """
 
     model: Path
@@ -73,12 +74,13 @@ class TrainingJob:
     teacher: Artifact | LiveTeacher | None = None
     mined: Any = None
     hard_negatives: int = 0
+    subset: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, context: Context, **asked: Any) -> "TrainingJob":
         """A job of this stage."""
         place = {"ingest": context.inputs["ingest"], "cluster": context.cluster}
-        return cls(**place, run=context.tracker.handle(), label=context.output.stage, **asked)
+        return cls(**place | asked, run=context.tracker.handle(), label=context.output.stage)
 
     @property
     def reads_cached_states(self) -> bool:
@@ -210,6 +212,7 @@ def open_sampler(job: TrainingJob) -> "PairSampler":
         vary_instructions=not job.reads_cached_states,
         mined=job.mined,
         hard_negatives=job.hard_negatives,
+        subset=job.subset,
     )
 
 

@@ -23,20 +23,18 @@ POSITIVES = 5
 def validation_sample(ingest: Artifact, queries_per_set: int, most_candidates: int) -> tuple[pa.Table, pa.Table]:
     """Evenly spaced validation queries of each evaluation set, and candidates that hold their positives.
 
-    Data without a val split give train queries: a curve over seen data still orders the depths.
+    Both tables are empty where there is no validation query, as in data without labels.
 
     Args:
         ingest: the ingest artifact.
         queries_per_set: queries of each set, at most.
         most_candidates: filled up with evenly spaced others to this number; positives always belong.
     """
-    split = "val"
-    queries = MappedTable.open(ingest, "queries", "qid", where={"split": split})
+    queries = MappedTable.open(ingest, "queries", "qid", where={"split": "val"})
     if not len(queries):
-        split = "train"
-        queries = MappedTable.open(ingest, "queries", "qid", where={"split": split})
+        return QUERIES.empty_table(), CANDIDATES.empty_table()
     rows = [queries.row(index) for index in _spread_by_set(queries, queries_per_set)]
-    candidates = MappedTable.open(ingest, "candidates", "did", where={"pools": f"union_{split}"})
+    candidates = MappedTable.open(ingest, "candidates", "did", where={"pools": "union_val"})
     if not len(candidates):
         candidates = MappedTable.open(ingest, "candidates", "did")
     wanted = {did for row in rows for did in row["positives"][:POSITIVES]}

@@ -15,7 +15,7 @@ from stages.contract.context import Artifact
 from stages.data.instructions import Instructions, with_instruction
 from stages.data.keys import NOTHING, hash_ids
 from stages.data.modalities import MODALITIES
-from stages.data.order import batch_at, epoch_order, in_blocks, picks, upsampled
+from stages.data.order import batch_at, drawn, epoch_order, in_blocks, picks, task_groups, upsampled
 from stages.data.tables import MappedTable
 from stages.learn.crops import random_box
 from stages.learn.settings import Sampling
@@ -65,6 +65,7 @@ class PairSampler:
         vary_instructions: draw an instruction for each use; False always takes the first, as evaluation does.
         mined: a table of mined hard negatives by qid, beside those that the data gives.
         hard_negatives: of a query's, drawn for each use, or all where there are fewer.
+        subset: (most, seed) of `order.drawn`, where not all samples are to come up.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class PairSampler:
         vary_instructions: bool,
         mined: Any = None,
         hard_negatives: int = 0,
+        subset: tuple[int, int] | None = None,
     ):
         self.queries = MappedTable.open(ingest, "queries", "qid", where={"split": "train"})
         self.candidates = MappedTable.open(ingest, "candidates", "did")
@@ -88,8 +90,10 @@ class PairSampler:
         self.known = lru_cache(CONTENTS)(self._known)
         datasets, tasks = (self.queries.column(name).to_numpy() for name in ("dataset_id", "task_id"))
         self.mined = None if mined is None else MappedTable.open(mined, "negatives", "qid")
-        group = datasets.astype(np.int64) << 32 | tasks
+        group = task_groups(datasets, tasks)
         self.epoch = upsampled(group, settings.smallest_task)
+        if subset is not None:
+            self.epoch = drawn(self.epoch, *subset)
         self.order_of = epoch_order
         if settings.sub_batch:
             group = group[self.epoch]

@@ -67,6 +67,13 @@ class Training(Sampling, Optimisation):
         description="candidates find their queries as well, as in CLIP and in sentence-transformers' symmetric losses",
     )
 
+    @property
+    def draws(self) -> int:
+        """Samples that the steps draw, rounded up to two digits: a few steps more still come to the same rows."""
+        exact = self.steps * self.batch_size
+        unit = 10 ** max(0, len(str(exact)) - 2)
+        return -(-exact // unit) * unit
+
 
 class FineTuning(Training):
     """A training of trained layers: the vision tower is frozen, and with LoRA all but the adapters."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.config.sections import Config
 from pipeline.config.values import walk_values
-from pipeline.planning.dag import STAGES, Stage, descendants
+from pipeline.planning.dag import STAGES, WITH_OWN_DATA, Stage, descendants, keyed_section, stages_of
 from pipeline.planning.plan import Selection, Source, plan
 from stages.contract.context import InputError, StageError
 from stages.contract.params import Section, knob
@@ -302,10 +302,63 @@ def test_a_knob_never_changes_a_key(path, by):
 
 @given(path=st.sampled_from([path for path in NUMBERS if not VALUES[path][1]]), by=st.integers(1, 9))
 def test_a_parameter_changes_exactly_the_keys_of_its_stages_and_below(path, by):
-    before, after = decide(), decide(moved(path, by))
-    direct = {stage.name for stage in STAGES if path.partition(".")[0] in stage.sections}
+    changed = moved(path, by)
+    before, after = decide(), decide(changed)
+    direct = {stage.name for stage in STAGES if keyed_section(path) in stage.sections}
+    direct |= {stage.name for stage in STAGES if stage.reads(Config()) != stage.reads(changed)}
     expected = direct.union(*(descendants(STAGES, name) for name in direct))
     assert {name for name in before if before[name].key != after[name].key} == expected
+
+
+OWN = {"kind": "corpus", "path": "/texts"}
+OWN_SOURCES = {stage.name: Source(1, {f"{stage.module}.py": "aaaa"}) for stage in WITH_OWN_DATA}
+
+
+def decide_own(distill: dict[str, Any], manifests=None, sources=OWN_SOURCES, **sections) -> dict[str, Any]:
+    """The plan where distillation has data of its own."""
+    config = Config.model_validate({"distill": {"data": OWN} | distill, **sections})
+    return {one.stage: one for one in plan(stages_of(config), config, manifests or {}, sources)}
+
+
+def test_data_of_distillation_s_own_is_a_stage_that_the_teacher_and_the_student_read():
+    before, decisions = decide(), decide_own({})
+    assert list(decisions)[:2] == ["ingest", "distill.data"] and len(decisions) == len(STAGES) + 1
+    assert {name: one.key for name, one in decisions.items() if one.key == before.get(name, one).key} == {
+        name: decisions[name].key for name in ("ingest", "distill.data", "backbone")
+    }
+    reads = {stage.name for stage in WITH_OWN_DATA if "distill.data" in stage.inputs}
+    assert reads == {"features", "distill"} and stages_of(Config()) == STAGES
+    assert decisions["distill.data"].parts["params"] == {"distill.data.kind": "corpus", "distill.data.path": "/texts"}
+    assert not any(path.startswith("distill.data.") for path in decisions["distill"].parts["params"])
+
+
+def test_moved_data_of_distillation_is_the_same_data_and_two_runs_share_it():
+    sources = OWN_SOURCES | {"distill.data": Source(1, {"stages/ingest.py": "aaaa"}, "digest")}
+    store = commit(decide_own({}, sources=sources).values())
+    moved_there = decide_own({"data": OWN | {"path": "/there"}}, store, sources)
+    assert {one.action for one in moved_there.values()} == {"cached"}
+    other = decide_own({"learning_rate": 0.5}, store, sources, data={"max_pixels": 4096})
+    assert other["distill.data"].action == "cached" and other["ingest"].action == "run"
+    changed = decide_own({"data": OWN | {"max_pixels": 4096}}, store, sources)
+    assert changed["distill.data"].reasons == ("PARAMS distill.data.max_pixels 1048576 → 4096",)
+    assert changed["ingest"].action == changed["backbone"].action == "cached"
+    assert changed["features"].reasons == ("INPUT distill.data",)
+
+
+@pytest.mark.parametrize(
+    ("distill", "reasons"),
+    [
+        ({"steps": 310}, ()),
+        ({"steps": 330}, ("PARAMS distill.draws 20000 → 22000",)),
+        ({"batch_size": 32}, ("PARAMS distill.draws 20000 → 9600",)),
+        ({"steps": 150, "batch_size": 128}, ()),
+        ({"smallest_task": 8}, ("PARAMS distill.smallest_task 0 → 8",)),
+        ({"seed": 3, "sub_batch": 8, "learning_rate": 0.5}, ()),
+    ],
+)
+def test_the_teacher_reads_again_where_distillation_comes_to_other_rows_and_only_there(distill, reasons):
+    config = Config.model_validate({"distill": distill})
+    assert decide(config, default_store())["features"].reasons == reasons
 
 
 def test_how_machines_are_used_is_in_no_key():

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
     from stages.data.ingest.outcome import Counts
+    from stages.ingest import Params
 
 IN_NO_KEY = True  # words, and a check that ends the stage
 
@@ -26,12 +27,14 @@ def kept_line(counts: "Counts") -> str:
     return f"{kept}, {rejects['queries']} and {rejects['candidates']} rejected ({reasons(counts)})"
 
 
-def refuse(counts: "Counts", limit: float, rejects: "Dataset", work: Path) -> None:
-    """Raises StageError where more than `limit` of the rows are bad, or a split has no query left.
+def refuse(counts: "Counts", data: "Params", rejects: "Dataset", work: Path) -> None:
+    """Raises StageError where more rows are bad than the section `data` allows, or a split has no query left.
 
     Rejected rows are then shown by a sample in `work`, because the artifact will not be committed.
     """
-    empty = [split for split, count in counts.stats()["queries"]["by_split"].items() if not count]
+    limit, setting = data.max_reject_share, f"{data.section}.max_reject_share"
+    kept = counts.stats()["queries"]["by_split"]
+    empty = [split for split in data.splits if not kept[split]]
     if counts.share() <= limit and not empty:
         return
     path = work / "rejects.json"
@@ -41,9 +44,10 @@ def refuse(counts: "Counts", limit: float, rejects: "Dataset", work: Path) -> No
         numbers = counts.numbers()
         rejected = numbers["rejected_queries"] + numbers["rejected_candidates"]
         every = rejected + numbers["queries"] + numbers["candidates"]
-        share = f"{rejected} of {every} rows ({counts.share():.1%}) are bad, data.max_reject_share={limit} allows less"
-        raise StageError(f"{share}: {seen}; correct the rows or raise data.max_reject_share")
-    raise StageError(f"no usable query in {', '.join(empty)}: {seen}; every split needs at least one")
+        share = f"{rejected} of {every} rows ({counts.share():.1%}) are bad, {setting}={limit} allows less"
+        raise StageError(f"{share}: {seen}; correct the rows or raise {setting}")
+    needed = "every split" if len(data.splits) > 1 else data.splits[0]
+    raise StageError(f"no usable query in {', '.join(empty)}: {seen}; {needed} needs at least one")
 
 
 def reasons(counts: "Counts") -> str:

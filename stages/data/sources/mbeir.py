@@ -44,10 +44,10 @@ NAMES = {
 """What the files of each folder are called: the form, and how to say it."""
 
 
-def require(root: Place) -> None:
+def require(root: Place, setting: str = "data.path") -> None:
     """Raises InputError where `root` is no M-BEIR directory: one line naming all that is missing, or a wrong name."""
     if not root.is_dir():
-        raise InputError(f"data.path={root} is not a directory: give the one that holds query/ and cand_pool/")
+        raise InputError(f"{setting}={root} is not a directory: give the one that holds query/ and cand_pool/")
     missing = [name for name, globs in NEEDED.items() if not any(any(root.glob(pattern)) for pattern in globs)]
     if not missing:
         refuse_misnamed(root)
@@ -55,7 +55,7 @@ def require(root: Place) -> None:
     advice = "give the directory that holds query/, cand_pool/ and instructions/"
     if missing == [INSTRUCTIONS_FILE]:
         advice = "a file with only its header line will do: " + INSTRUCTIONS_HEADER.replace("\t", "<tab>")
-    raise InputError(f"data.path={root} is not in the M-BEIR layout, it lacks {', '.join(missing)}: {advice}")
+    raise InputError(f"{setting}={root} is not in the M-BEIR layout, it lacks {', '.join(missing)}: {advice}")
 
 
 def refuse_misnamed(root: Place) -> None:

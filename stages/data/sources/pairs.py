@@ -4,17 +4,19 @@
      "negatives": [{"text": "…"}], "split": "train", "task": "shoes"}
 
 Everything may be left out but one of text and image, and one positive. A table has the columns `query_text`,
-`query_image`, `positive_id`, `positive_text`, `positive_image`, the same for `negative`, and `id`, `split`, `task`.
+`query_image`, `positive_id`, `positive_text`, `positive_image`, the same for `negative`, and `id`, `split`, `task`; or
+those of the NLI files that text encoders are trained on (`NLI`).
 From here on a pair is what M-BEIR calls a query: all candidates of a task are its pool, in every split.
 """
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from stages.contract.context import InputError
 from stages.data.instructions import PAIRS, dataset_number
 from stages.data.keys import hash64
 from stages.data.schemas import RAW_CANDIDATES, RAW_QUERIES, SPLITS
@@ -35,10 +37,33 @@ TASK_IDS = {
     ("image,text", "image,text"): 8,
 }
 """M-BEIR's number of each pair of modalities."""
+NLI = {
+    **dict.fromkeys(("anchor", "sentence1", "sent0"), "query_text"),
+    **dict.fromkeys(("positive", "sentence2", "sent1"), "positive_text"),
+    **dict.fromkeys(("negative", "hard_neg"), "negative_text"),
+}
+"""What published tables of texts call their columns: sentence-transformers' all-nli, SimCSE's nli_for_simcse.csv."""
+OTHERS = ("id", "split", "task")
 SHARES = ("val", "test", *["train"] * 8)  # of rows that name no split
+Shape = Callable[[dict[str, Any]], dict[str, Any]]
+"""What makes the parts of a pair of a line's fields: `nested`, or `unlabelled.as_pair`. It may raise BadField."""
 
 
-def read_queries(records: Records, number: int, chunk: FileChunk) -> pa.Table:
+def nested(fields: dict[str, Any]) -> dict[str, Any]:
+    """A table's flat columns as a record has them; a record as it is. Raises BadField."""
+    if "too many cells" in fields:
+        raise BadField("too many cells", "the row has more cells than the header names; quote cells with commas")
+    if "query" in fields or "positives" in fields:
+        return fields
+    parts: dict[str, dict[str, Any]] = {"query": {}, "positive": {}, "negative": {}}
+    for part, found in parts.items():
+        found |= {name: fields[f"{part}_{name}"] for name in ("id", "text", "image") if f"{part}_{name}" in fields}
+    rest = {name: fields[name] for name in ("id", "split", "task") if name in fields}
+    lists = {f"{name}s": [parts[name]] for name in ("positive", "negative") if parts[name]}
+    return {**rest, "query": parts["query"], **lists}
+
+
+def read_queries(records: Records, number: int, chunk: FileChunk, shape: Shape = nested) -> pa.Table:
     """All rows of chunk `number` in RAW_QUERIES; bad ones have a reason."""
     rows = []
     for place, line_number, line in _placed(records, number, chunk):
@@ -46,20 +71,20 @@ def read_queries(records: Records, number: int, chunk: FileChunk) -> pa.Table:
         try:
             fields = read_line(line)
             row["qid"] = fields["id"] if isinstance(fields.get("id"), str) else None
-            row |= query(fields, f"{records.name(chunk.source)}:{line_number}")
+            row |= query(shape(fields), f"{records.name(chunk.source)}:{line_number}")
         except BadField as error:
             row |= {"reason": error.reason, "detail": error.detail}
         rows.append(row | {"source": f"{records.name(chunk.source)}:{line_number}"})
     return pa.Table.from_pylist(rows, RAW_QUERIES)
 
 
-def read_candidates(records: Records, number: int, chunk: FileChunk) -> pa.Table:
+def read_candidates(records: Records, number: int, chunk: FileChunk, shape: Shape = nested) -> pa.Table:
     """The candidates of all good rows of chunk `number` in RAW_CANDIDATES, each as often as it is given."""
     rows: list[dict[str, Any]] = []
     for _, line_number, line in _placed(records, number, chunk):
         try:
-            fields = read_line(line)
-            asked, given = query(fields, ""), nested(fields)
+            given = shape(read_line(line))
+            asked = query(given, "")
         except BadField:  # it is rejected as a query
             continue
         for name in ("positives", "negatives"):
@@ -71,8 +96,7 @@ def read_candidates(records: Records, number: int, chunk: FileChunk) -> pa.Table
 
 
 def query(fields: dict[str, Any], default_id: str) -> dict[str, Any]:
-    """The columns of a query. Raises BadField."""
-    fields = nested(fields)
+    """The columns of a query, of a record as `nested` gives it. Raises BadField."""
     kind, text, image = content_of(fields.get("query"), "query")
     positives, negatives = (_candidates(fields, name) for name in ("positives", "negatives"))
     if not positives:
@@ -101,18 +125,15 @@ def candidate(fields: Any) -> dict[str, Any]:
     return {"did": own_id(fields, "a candidate") or content, "modality": kind, "text": text, "image_path": image}
 
 
-def nested(fields: dict[str, Any]) -> dict[str, Any]:
-    """A table's flat columns as a record has them; a record as it is. Raises BadField."""
-    if "too many cells" in fields:
-        raise BadField("too many cells", "the row has more cells than the header names; quote cells with commas")
-    if "query" in fields or "positives" in fields:
-        return fields
-    parts: dict[str, dict[str, Any]] = {"query": {}, "positive": {}, "negative": {}}
-    for part, found in parts.items():
-        found |= {name: fields[f"{part}_{name}"] for name in ("id", "text", "image") if f"{part}_{name}" in fields}
-    rest = {name: fields[name] for name in ("id", "split", "task") if name in fields}
-    lists = {f"{name}s": [parts[name]] for name in ("positive", "negative") if parts[name]}
-    return {**rest, "query": parts["query"], **lists}
+def check_columns(columns: Sequence[str], place: str) -> None:
+    """Raises InputError where a table at `place` lacks a column, or has one that might say what is no positive."""
+    known = {NLI.get(name, name) for name in columns}
+    strange = [name for name in columns if name not in NLI and name not in OTHERS] if set(columns) & set(NLI) else []
+    if strange or not all({f"{part}_text", f"{part}_image"} & known for part in ("query", "positive")):
+        raise InputError(
+            f"{place} has the columns {', '.join(columns)}; pairs are query_text,positive_text[,negative_text],"
+            " anchor,positive[,negative], sentence1,sentence2[,hard_neg] or sent0,sent1[,hard_neg]"
+        )
 
 
 def pool_name(dataset: str, task_id: int) -> str:

@@ -1,8 +1,9 @@
-"""Records in a user's own files: JSONL, CSV, TSV, or simply a folder of pictures, all read as chunks of JSON lines.
+"""Records in a user's own files: JSONL, CSV, TSV, texts, or simply a folder of pictures, all read as
+chunks of JSON lines.
 
-JSONL is read where it lies, be it in a bucket. A table or the list of a folder is first written out as JSON lines, row
-by row, so that everything behind this module knows one format, can cut it into chunks, and can name the file and the
-line of a bad record.
+JSONL is read where it lies, be it in a bucket. A table, a text or the list of a folder is first written out as JSON
+lines, row by row, so that everything behind this module knows one format, can cut it into chunks, and can name the
+file and the line of a bad record.
 """
 
 import csv
@@ -10,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from stages.data.sources.remote import ADVICE, Place, RemotePath, listing, walk
 
 LINES = (".jsonl", ".ndjson")
 TABLES = {".csv": ",", ".tsv": "\t"}
+RECORDS = (*LINES, *TABLES)
+TEXTS = (".txt",)  # a text in each line
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
-LINE = "\0line"  # where a record of a table stood; no column can be called so
+LINE = "\0line"  # where a record of a table or a text stood; no column can be called so
 TABLE_LINE = re.compile(rb'"\\u0000line": (\d{1,18})\}\s*$')  # as json writes it, always last
 NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
 LONGEST = 10_000_000  # characters of one cell
@@ -44,18 +47,21 @@ class Records:
         return self.names[self.sources.index(source)]
 
 
-def find(path: Place, setting: str, pictures: bool) -> list[Place]:
+def find(path: Place, setting: str, pictures: bool, texts: bool = False) -> list[Place]:
     """The files of records at `path`, a file or a directory of them; none where it is a folder of pictures.
+
+    Texts are taken from a folder that holds no other records.
 
     Args:
         path: what the user gave.
         setting: the name of the setting, for errors.
         pictures: whether a folder of pictures will do.
+        texts: whether text files will do, beside pictures too.
 
     Raises:
         InputError: nothing there can be read.
     """
-    kinds = [*LINES, *TABLES]
+    kinds = [*RECORDS, *(TEXTS if texts else ())]
     if path.is_file():
         if path.suffix.lower() not in kinds:
             raise InputError(f"{setting}={path} is not read by its name; give a file that ends in {' '.join(kinds)}")
@@ -63,24 +69,43 @@ def find(path: Place, setting: str, pictures: bool) -> list[Place]:
     if not path.is_dir():
         advice = ADVICE if isinstance(path, RemotePath) else "give a file or a directory"
         raise InputError(f"{setting}={path} is not there; {advice}")
-    files = sorted(one for one in path.glob("*") if one.suffix.lower() in kinds and _is_file(one))
+    files = _of_kinds(path, RECORDS) or (_of_kinds(path, TEXTS) if texts else [])
     if not files and not (pictures and next(list_pictures(path), None)):
         wanted = "a file of records" + (" and no picture" if pictures else "")
         raise InputError(f"{setting}={path} holds no {wanted.removeprefix('a ')}; give files in {' '.join(kinds)}")
     return files
 
 
-def lay_out(path: Place, files: list[Place], work: Path) -> Records:
-    """Records ready to be cut into chunks; what is no JSON yet is written below `work`."""
+def lay_out(path: Place, files: list[Place], work: Path, columns: Mapping[str, str] | None = None) -> Records:
+    """Records ready to be cut into chunks; what is no JSON yet is written below `work`.
+
+    Pictures of a folder belong to it where records say which; where there are none, all do.
+
+    Args:
+        path: what the user gave.
+        files: of `find`.
+        work: a directory.
+        columns: what columns of a table are called here, by their names in it.
+    """
     root = path if path.is_dir() else path.parent
     work.mkdir(parents=True, exist_ok=True)
-    if not files:
-        return Records(root, (_source(write_folder(root, work / "pictures.jsonl")),), (path.name,))
-    as_lines = [
-        write_table(file, work / f"{number:04d}.jsonl") if file.suffix.lower() in TABLES else file
-        for number, file in enumerate(files)
-    ]
-    return Records(root, tuple(_source(one) for one in as_lines), tuple(file.name for file in files))
+    as_lines, names = [], [file.name for file in files]
+    for number, file in enumerate(files):
+        target, kind = work / f"{number:04d}.jsonl", file.suffix.lower()
+        if kind in TABLES:
+            as_lines.append(write_table(file, target, columns or {}))
+        else:
+            as_lines.append(write_texts(file, target) if kind in TEXTS else file)
+    if path.is_dir() and not any(file.suffix.lower() in RECORDS for file in files):
+        as_lines.append(write_folder(root, work / "pictures.jsonl"))
+        names.append(path.name)
+    return Records(root, tuple(map(_source, as_lines)), tuple(names))
+
+
+def _of_kinds(folder: Place, kinds: tuple[str, ...]) -> list[Place]:
+    """The files of a folder by the ends of their names, sorted; hidden texts are left out, as hidden pictures are."""
+    found = (one for one in folder.glob("*") if one.suffix.lower() in kinds and _is_file(one))
+    return sorted(one for one in found if kinds != TEXTS or not one.name.startswith("."))
 
 
 def _is_file(found: Place) -> bool:
@@ -116,15 +141,17 @@ def list_local(root: Path) -> Iterator[str]:
                 yield os.path.relpath(os.path.join(folder, name), root)
 
 
-def fingerprint(path: Place) -> str:
+def fingerprint(path: Place, texts: bool = False) -> str:
     """A digest of (name, size, time of change or ETag) of the files of records at `path` and the pictures beside them.
 
     Only files named like pictures count, and no hidden folder is entered: a file of records may lie beside anything.
+    Texts count where they are records too, see `find`.
     """
     if isinstance(path, RemotePath):
-        return _remote_fingerprint(path)
+        return _remote_fingerprint(path, texts)
+    kinds = (*RECORDS, *(TEXTS if texts else ()))
     root = path if path.is_dir() else path.parent
-    files = [path] if path.is_file() else [one for one in path.iterdir() if one.suffix.lower() in (*LINES, *TABLES)]
+    files = [path] if path.is_file() else [one for one in path.iterdir() if one.suffix.lower() in kinds]
     digest = hashlib.sha256()
     for name in (*sorted(file.name for file in files), *list_pictures(root)):
         status = os.stat(root / name, follow_symlinks=os.path.exists(root / name))
@@ -132,12 +159,12 @@ def fingerprint(path: Place) -> str:
     return digest.hexdigest()[:16]
 
 
-def _remote_fingerprint(path: RemotePath) -> str:
+def _remote_fingerprint(path: RemotePath, texts: bool) -> str:
     """The same by one listing."""
-    alone = path.is_file()
+    alone, kinds = path.is_file(), (*RECORDS, *(TEXTS if texts else ()))
 
     def counts(name: str) -> bool:
-        records = name == path.name if alone else "/" not in name and name.lower().endswith((*LINES, *TABLES))
+        records = name == path.name if alone else "/" not in name and name.lower().endswith(kinds)
         return records or _is_picture(name)
 
     found = sorted(one for one in listing(path.parent if alone else path) if counts(one[0]))
@@ -152,8 +179,32 @@ def write_folder(root: Place, target: Path) -> Path:
     return target
 
 
-def write_table(source: Place, target: Path) -> Path:
+def write_texts(source: Place, target: Path) -> Path:
+    """One record for each line of a text that is not blank."""
+    with source.open(encoding="utf-8-sig", errors="surrogateescape") as file, target.open("w") as written:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                written.write(json.dumps({"text": line.strip(), LINE: number}) + "\n")
+    return target
+
+
+def read_header(source: Place) -> list[str]:
+    """The names of a table's columns. Raises InputError where it has none."""
+    with source.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        return _header(csv.DictReader(file, delimiter=TABLES[source.suffix.lower()], strict=True), source, {})
+
+
+def _header(reader: csv.DictReader, source: Place, columns: Mapping[str, str]) -> list[str]:
+    names = [columns.get(name, name) for name in reader.fieldnames or ()]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"{source} needs a first line that names each column once")
+    return names
+
+
+def write_table(source: Place, target: Path, columns: Mapping[str, str]) -> Path:
     """One record for each row of a CSV or TSV with a header; empty cells are left out, numbers and truths are read.
+
+    `columns` are other names for some of its columns.
 
     Raises:
         InputError: the file has no header, or its quotes can't be followed.
@@ -164,8 +215,7 @@ def write_table(source: Place, target: Path) -> Path:
     with source.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file, target.open("w") as written:
         reader = csv.DictReader(file, delimiter=separator, strict=True)
         try:
-            if not reader.fieldnames or len(set(reader.fieldnames)) < len(reader.fieldnames):
-                raise InputError(f"{source} needs a first line that names each column once")
+            reader.fieldnames = _header(reader, source, columns)
             for row in reader:
                 extra = {"too many cells": True} if row.pop(None, None) else {}
                 cells = {name: cell(name, text) for name, text in row.items() if text}
