@@ -54,17 +54,19 @@ def write_rows(attempt: Attempt, name: str, rows: list[dict[str, Any]], schema: 
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), path / "part-0.parquet")
 
 
-def ingest_rows() -> tuple[list[dict], list[dict]]:
-    """Queries and candidates: task 0 asks for the picture of a colour, task 3 for its description."""
+def ingest_rows(split: str = "test") -> tuple[list[dict], list[dict]]:
+    """Queries of one split and of train, and candidates: task 0 asks for the picture of a colour, task 3 for its
+    description."""
     candidates, queries = [], []
     for number, colour in enumerate(COLOURS):
         shown = {"dataset_id": 9, "text": None, "image_id": picture(colour).image_id, "modality": "image"}
         told = {"dataset_id": 9, "text": f"A {colour} square.", "image_id": None, "modality": "text"}
         trained = ["union_train"] if number < TRAINED else []
-        pools = ([f"{DATASET}_task0", "union_test", *trained], [f"{DATASET}_task3", "union_test", *trained])
+        union = f"union_{split}"
+        pools = ([f"{DATASET}_task0", union, *trained], [f"{DATASET}_task3", union, *trained])
         candidates.append({"did": f"9:{number}", "content_id": f"i{number}", "pools": pools[0], **shown})
         candidates.append({"did": f"9:{100 + number}", "content_id": f"t{number}", "pools": pools[1], **told})
-        common = {"split": "test", "dataset": DATASET, "dataset_id": 9, "negatives": []}
+        common = {"split": split, "dataset": DATASET, "dataset_id": 9, "negatives": []}
         asked = {"modality": "text", "target_modality": "image", "text": f"Something {colour}.", "image_id": None}
         queries.append(
             {"qid": f"9:{number}", "task_id": 0, "positives": [f"9:{number}"], "pool": pools[0][0], **common, **asked}
@@ -81,10 +83,10 @@ def ingest_rows() -> tuple[list[dict], list[dict]]:
     return queries, candidates
 
 
-def write_ingest(store: Store) -> Artifact:
+def write_ingest(store: Store, split: str = "test") -> Artifact:
     """Commits the ingest artifact."""
     attempt = store.begin("ingest", "0" * 16)
-    queries, candidates = ingest_rows()
+    queries, candidates = ingest_rows(split)
     write_rows(attempt, "queries", queries, schemas.QUERIES)
     write_rows(attempt, "candidates", candidates, schemas.CANDIDATES)
     checked = {one.image_id: one for one in map(picture, COLOURS)}

@@ -31,8 +31,8 @@ def closing_lines(artifacts: Mapping[str, Artifact], overrides: Sequence[str]) -
     lines = [f"{name}: {rejected(artifacts[source])}" for source, name in SOURCES.items() if source in artifacts]
     if "evaluate" in artifacts and artifacts["evaluate"].has("table.txt"):
         lines = [artifacts["evaluate"].read_bytes("table.txt").decode().rstrip(), "", *lines]
-    if "train" in artifacts:
-        student = artifacts["train"]  # its place only: the weights of a store elsewhere are not fetched to be named
+    if made := [artifacts[name] for name in ("train", "distill") if name in artifacts]:
+        student = made[0]  # its place only: the weights of a store elsewhere are not fetched to be named
         lines.append(f"student: {student.uri}/{student.attempt}/model")
     if "evaluate" in artifacts and artifacts["evaluate"].has("report.html"):
         lines.append(f"report: {artifacts['evaluate'].local('report.html')}")

@@ -1,11 +1,14 @@
 """The order of samples: pure, the same for any number of workers, complete in every epoch."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.data.order import batch_at, epoch_order, in_blocks, picks, steps_per_epoch, upsampled
+from stages.data.order import batch_at, drawn, epoch_order, in_blocks, picks, steps_per_epoch, upsampled
+from stages.learn.settings import Training
 
 sizes = st.integers(8, 300)
 seeds = st.integers(0, 2**31)
@@ -77,3 +80,17 @@ def test_small_groups_are_repeated_evenly_and_large_ones_stay(groups, least):
         members = group == name
         assert times[members].sum() == max(least, members.sum())
         assert times[members].max() - times[members].min() <= 1
+
+
+def test_draws_are_of_the_seed_alone_nested_and_keep_repetitions():
+    samples = np.repeat(np.arange(50), 2)
+    some, more = drawn(samples, 30, 5), drawn(samples, 60, 5)
+    assert len(some) == 30 and np.array_equal(some, drawn(samples, 30, 5)) and (np.diff(some) >= 0).all()
+    assert not (Counter(some.tolist()) - Counter(more.tolist()))
+    assert not np.array_equal(some, drawn(samples, 30, 6))
+    assert drawn(samples, 100, 5) is samples
+
+
+@pytest.mark.parametrize(("steps", "draws"), [(0, 0), (1, 64), (2, 130), (40, 2600), (300, 20_000), (8_605, 560_000)])
+def test_steps_draw_a_number_of_two_digits_that_is_large_enough(steps, draws):
+    assert Training(steps=steps).draws == draws >= steps * 64

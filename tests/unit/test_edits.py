@@ -43,9 +43,10 @@ CODE = {
     "stages/data/images.py": {"ingest"},
     "stages/data/scenes/drawing.py": {"ingest"},
     "stages/data/sources/pairs.py": set(),
+    "stages/data/sources/unlabelled.py": set(),
     "stages/data/schemas.py": {"ingest", "features"},
     "stages/data/keys.py": ALL,
-    "stages/data/order.py": TRAINED,
+    "stages/data/order.py": TRAINED | {"features"},
     "stages/data/instructions.py": ALL,
     "stages/model/encoder.py": WITH_MODELS,
     "stages/model/inputs.py": WITH_MODELS,
@@ -219,10 +220,14 @@ def test_mining_counts_where_negatives_are_mined(tree, edit):
     assert {stage for stage in ALL if after[stage] != before[stage]} == {"train"}
 
 
-@pytest.mark.parametrize(("kind", "read"), [("scenes", {"scenes"}), ("mbeir", set()), ("pairs", {"pairs"})])
+@pytest.mark.parametrize(
+    ("kind", "read"),
+    [("scenes", {"scenes"}), ("mbeir", set()), ("pairs", {"pairs"}), ("corpus", {"pairs", "unlabelled"})],
+)
 def test_a_source_depends_on_its_own_format(kind, read):
     found = closure("stages.ingest", without=ingest.unused_modules(ingest.Params(kind=kind, path="somewhere")))
-    formats = {"scenes": "stages.data.scenes.dataset", "pairs": "stages.data.sources.pairs"}
+    formats = {name: f"stages.data.sources.{name}" for name in ("pairs", "unlabelled")}
+    formats["scenes"] = "stages.data.scenes.dataset"
     assert {name for name, module in formats.items() if module in found} == read
 
 

@@ -117,6 +117,21 @@ def test_a_live_teacher_says_what_the_cached_one_does(tmp_path, monkeypatch, lay
     torch.testing.assert_close(live, cached_teacher(*tables)(pairs), rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("settings", [EIGHT, Sampling(batch_size=8, sub_batch=4, smallest_task=PAIRS)])
+def test_a_subset_is_the_same_for_every_training_and_all_that_it_comes_to(tmp_path, monkeypatch, settings):
+    def met(seed: int, world: int = 1) -> set[str]:
+        ranks = [
+            sampler_of(tmp_path, monkeypatch, settings, seed=seed, subset=(16, 7), rank=rank, world=world)
+            for rank in range(world)
+        ]
+        assert len(ranks[0]) == 16
+        return {qid for rank in ranks for step in range(9) for qid in rank.pairs(step).query_ids}
+
+    assert met(0) == met(1) == met(1, world=2) and len(met(0)) <= 16
+    assert met(0) < {f"9:{number}" for number in range(PAIRS)}
+    assert len(sampler_of(tmp_path, monkeypatch, subset=(10**6, 7))) == PAIRS
+
+
 def test_small_tasks_are_filled_up_by_whole_repetitions(tmp_path, monkeypatch):
     sampler = sampler_of(tmp_path, monkeypatch, Sampling(batch_size=8, smallest_task=PAIRS))
     count = Counter(sampler.queries.row(row)["qid"] for row in sampler.epoch)

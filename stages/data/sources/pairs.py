@@ -126,10 +126,14 @@ def candidate(fields: Any) -> dict[str, Any]:
 
 
 def check_columns(columns: Sequence[str], place: str) -> None:
-    """Raises InputError where a table at `place` lacks a column, or has one that might say what is no positive."""
+    """Raises InputError where a table at `place` lacks a column, has one twice, or may say what is no positive.
+
+    Some files of NLI have a column of labels, by which only some of their rows are pairs.
+    """
     known = {NLI.get(name, name) for name in columns}
     strange = [name for name in columns if name not in NLI and name not in OTHERS] if set(columns) & set(NLI) else []
-    if strange or not all({f"{part}_text", f"{part}_image"} & known for part in ("query", "positive")):
+    whole = all({f"{part}_text", f"{part}_image"} & known for part in ("query", "positive"))
+    if strange or len(known) < len(columns) or not whole:
         raise InputError(
             f"{place} has the columns {', '.join(columns)}; pairs are query_text,positive_text[,negative_text],"
             " anchor,positive[,negative], sentence1,sentence2[,hard_neg] or sent0,sent1[,hard_neg]"
