@@ -38,7 +38,8 @@ class Stage:
 OWN_DATA = "distill.data"
 """The section, inside another one, that has a stage of its own, and that stage."""
 DRAWS = "distill.draws"
-"""No setting: `distill.steps` × `distill.batch_size` as far as it counts, see `stages.learn.settings`."""
+"""No setting: `distill.steps` × `distill.batch_size` as far as it counts, see `stages.learn.settings`. Its baseline is
+that of these two."""
 PRECISION = "cluster.precision"
 """Stands in a key as what was chosen, not as `auto`: which of the two that is depends on the machines."""
 

@@ -52,7 +52,7 @@ def test_a_folder_of_pictures_and_texts_is_ingested_and_bad_ones_have_reasons(tm
     assert len({row["content_id"] for row in candidates.values()}) == 5  # the same picture twice
     rejects = {(row["kind"], row["source"], row["reason"]) for row in rows(artifact, "rejects")}
     assert ("query", "notes.txt:2", "broken JSON") in rejects and ("image", "torn.png", "truncated image") in rejects
-    assert ("query", "shop:6", "truncated image") in rejects
+    assert ("query", "shop:4", "truncated image") in rejects
     assert metrics["rejects"]["queries"] == 2
     told = rows(artifact, "instructions")
     assert [(row["query_modality"], row["target_modality"]) for row in told] == [("image", "image"), ("text", "text")]
@@ -60,7 +60,7 @@ def test_a_folder_of_pictures_and_texts_is_ingested_and_bad_ones_have_reasons(tm
 
 def test_too_many_bad_rows_name_the_section_that_allows_fewer(tmp_path: Path) -> None:
     path = write_records(tmp_path / "own.jsonl", [{"text": "good"}, b"{broken", {"image": "gone.png"}])
-    with pytest.raises(StageError, match=r"distill\.data\.max_reject_share=0\.05 allows less: broken JSON 1 \(own"):
+    with pytest.raises(StageError, match=r"distill\.data\.max_reject_share=0\.05 allows less: missing image 2 \(own\.jsonl:3\), broken"):
         ingested(tmp_path / "store", path)
     path = write_records(tmp_path / "own.jsonl", [{"text": ""}])
     with pytest.raises(StageError, match=r"no usable query in train: empty 1 .* train needs at least one"):
@@ -76,7 +76,7 @@ def test_sentences_and_pictures_in_a_bucket_are_read_in_place(bucket_server: str
     assert (metrics["queries"], metrics["rejects"]["by_reason"]) == (30, {"too many cells": 1})
     assert [row["source"] for row in rows(artifact, "rejects")] == ["nli.csv:32"]
     artifact, metrics = ingested(tmp_path / "b", "s3://bucket/unlabelled/photos")
-    assert {row["modality"] for row in rows(artifact, "queries")} == {"image", "text"} and metrics["queries"] == 6 - 1
+    assert {row["modality"] for row in rows(artifact, "queries")} == {"image", "text"} and metrics["queries"] == 6
     far, near = (
         ingest.fingerprint(ingest.OwnData(kind="corpus", path=f"s3://bucket/unlabelled/{name}"))
         for name in ("texts", "photos")

@@ -1,0 +1,58 @@
+"""Which rows the teacher reads: those that a distillation comes to, whatever its own seed, and none else."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from stages import features
+from stages.data.keys import hash_ids
+from stages.distill import Params
+from stages.learn.sampling import PairSampler
+from tests.support import begin, rows
+from tests.training_world import PAIRS, write_ingest
+
+
+@pytest.fixture
+def ingest(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return write_ingest(tmp_path / "store")
+
+
+def drawn(tmp_path: Path, ingest, distill: Params, seed: int = 0) -> np.ndarray:
+    """The hashes of the queries that are read for a distillation."""
+    reads = SimpleNamespace(draws=distill.draws, smallest_task=distill.smallest_task)
+    return features._drawn_queries(
+        begin(tmp_path / "features", "features", {"ingest": ingest}, seed=seed, distill=reads)
+    )
+
+
+@pytest.mark.parametrize("more", [{}, {"smallest_task": PAIRS}, {"sub_batch": 2, "smallest_task": 9}])
+def test_the_queries_are_those_of_all_trainings_with_these_steps(tmp_path, ingest, more):
+    distill = Params(steps=3, batch_size=4, **more)
+    found = drawn(tmp_path, ingest, distill, seed=5)
+    place = {"world": 1, "rank": 0, "vary_instructions": False, "subset": (distill.draws, 5)}
+    samplers = [PairSampler(ingest, distill, seed=seed, **place) for seed in range(9)]
+    pairs = [sampler.pairs(step) for sampler in samplers for step in range(distill.steps)]
+    asked = {qid for one in pairs for qid in one.query_ids}
+    assert found.dtype == np.uint64 and set(found) == set(hash_ids(asked)) and len(asked) < PAIRS
+    positives = features._positive_hashes(ingest, found)
+    known = {row["qid"]: row["positives"] for row in rows(ingest, "queries")}
+    assert positives.tolist() == sorted(set(hash_ids(did for qid in asked for did in known[qid])))
+    assert {did for one in pairs for did in one.candidate_ids} <= {did for qid in asked for did in known[qid]}
+
+
+def test_all_queries_are_read_for_as_many_draws_and_none_for_none(tmp_path, ingest):
+    assert len(drawn(tmp_path, ingest, Params(steps=6, batch_size=4))) == PAIRS
+    assert len(drawn(tmp_path, ingest, Params(steps=0))) == 0
+    assert len(features._positive_hashes(ingest, np.empty(0, np.uint64))) == 0
+
+
+def test_a_query_of_another_split_is_not_read_for_its_name(tmp_path, ingest):
+    context = begin(tmp_path / "features", "features", {"ingest": ingest})
+    path = features._write_hashes(context, "queries", np.sort(hash_ids(["9:1", "9:2"])))
+    table = pa.table({"qid": ["9:1", "9:1", "9:2", "9:3"], "split": ["train", "val", "train", "train"]})
+    kept = features._among_train(table, path, context.output.filesystem)
+    assert kept.to_pylist() == [{"qid": "9:1", "split": "train"}, {"qid": "9:2", "split": "train"}]
