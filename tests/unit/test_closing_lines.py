@@ -19,3 +19,23 @@ def test_the_next_command_asks_what_the_corpus_may_answer(kind, corpus, query):
     index = SimpleNamespace(manifest={"config": {"data": {"kind": kind}, "index": {"corpus": corpus}}})
     lines = closing_lines({"index": index}, ["store=s", "seed=1"])
     assert lines == [f"next: python pipeline/search.py --text {query} store=s"]
+
+
+def made(name: str, rejects: dict) -> SimpleNamespace:
+    stats = {"stats.json": {"rejects": rejects}}
+    return SimpleNamespace(uri=f"store/{name}/key", attempt="one", read_json=stats.__getitem__, has=lambda name: False)
+
+
+def test_a_run_that_ends_with_distillation_names_its_student_and_the_rows_of_both_sources():
+    some = {"queries": 2, "by_reason": {"broken JSON": 2}}
+    artifacts = {
+        "ingest": made("ingest", {}),
+        "distill.data": made("distill.data", some),
+        "distill": made("distill", {}),
+    }
+    assert closing_lines(artifacts, []) == [
+        "rejected rows: none",
+        "rejected rows of distill.data: 2 queries (broken JSON 2)",
+        "student: store/distill/key/one/model",
+    ]
+    assert closing_lines({**artifacts, "train": made("train", {})}, [])[-1] == "student: store/train/key/one/model"
