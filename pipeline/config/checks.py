@@ -80,6 +80,11 @@ def check_backbone(config: "Config") -> None:
         raise InputError(
             "backbone.model is set but backbone.source=tiny trains its own; add backbone.source=local or hub"
         )
+    if backbone.source == "tiny" and backbone.tune.steps:
+        raise InputError(
+            f"backbone.tune.steps={backbone.tune.steps} trains a backbone from outside, and backbone.source=tiny"
+            " trains its own on the same data; raise backbone.tiny.steps, or add backbone.source=local or hub"
+        )
     if backbone.min_pixels > backbone.max_pixels:
         raise InputError(
             f"backbone.min_pixels={backbone.min_pixels} is above backbone.max_pixels={backbone.max_pixels}; lower it"
@@ -194,13 +199,14 @@ def check_temperatures(config: "Config", settings: Settings) -> None:
 
 def check_batches(config: "Config") -> None:
     """A batch is shared evenly by the training processes, so that all of them see as many negatives."""
-    sizes = {
-        "backbone.tiny.batch_size": config.backbone.tiny.batch_size,
-        "distill.batch_size": config.distill.batch_size,
-        "train.batch_size": config.train.batch_size,
-    }
+    backbone = config.backbone
+    sizes = {"distill.batch_size": config.distill.batch_size, "train.batch_size": config.train.batch_size}
+    if backbone.source == "tiny":
+        sizes["backbone.tiny.batch_size"] = backbone.tiny.batch_size
+    elif backbone.tune.steps:
+        sizes["backbone.tune.batch_size"] = backbone.tune.batch_size
     for path, size in sizes.items():
-        if size % config.cluster.workers and not (path.startswith("backbone") and config.backbone.source != "tiny"):
+        if size % config.cluster.workers:
             raise InputError(
                 f"{path}={size} can't be shared by cluster.workers={config.cluster.workers}; choose a multiple of it"
             )

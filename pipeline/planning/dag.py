@@ -46,8 +46,9 @@ def embeds(config: Any) -> tuple[str, ...]:
 
 
 def trains_backbone(config: Any) -> tuple[str, ...]:
-    """The backbone is made here; one from outside is only pointed to."""
-    return (PRECISION,) if config.backbone.source == "tiny" else ()
+    """The backbone is trained here; one from outside that is not is only pointed to."""
+    backbone = config.backbone
+    return (PRECISION,) if backbone.source == "tiny" or backbone.tune.steps else ()
 
 
 STAGES = (

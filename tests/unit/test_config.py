@@ -167,6 +167,7 @@ def test_wrong_overrides_are_reported_in_one_line(override, words):
         (["train.muon_rate=0.02"], "train: muon_rate works without clipping, and clip is 1; set clip=0"),
         (["backbone.tiny.clip=1"], "backbone.tiny: muon_rate works without clipping"),
         (["distill.contrastive_weight=0", "distill.feature_weight=0"], "distill learns from nothing in override"),
+        (["backbone.tune.steps=5"], "raise backbone.tiny.steps, or add backbone.source=local or hub"),
         (["distill.least_crop=0.5"], "set it to 1, or distill.teacher=live"),
     ],
 )
@@ -221,6 +222,13 @@ def test_the_depth_of_a_hub_model_is_checked_once_its_artifact_tells_it(override
     check_made(load_config("demo", hub), "backbone", manifest)
     with pytest.raises(InputError, match=words):
         check_made(load_config("demo", [*hub, override]), "backbone", manifest)
+
+
+def test_a_tuned_backbone_s_batch_is_shared_evenly_and_that_of_one_that_is_not_tuned_does_not_matter(tmp_path):
+    given = checkpoint(tmp_path / "m", model_type="qwen2_vl", num_hidden_layers=4)
+    batches = ["cluster.workers=3", "distill.batch_size=63", "train.batch_size=63"]
+    assert load_config("demo", [*given, *batches]).backbone.tune.batch_size == 64
+    assert "backbone.tune.batch_size=64 can't be shared" in refusal(*given, *batches, "backbone.tune.steps=1")
 
 
 def test_a_directory_that_is_no_model_is_reported(tmp_path):

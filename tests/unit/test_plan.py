@@ -344,6 +344,13 @@ def test_a_backbone_from_outside_is_the_same_in_every_precision():
     assert running(decisions) == WITH_MODELS - {"backbone"}
 
 
+def test_a_tuned_backbone_from_outside_is_another_in_another_precision():
+    hub = {"backbone": {"source": "hub", "model": "a/b", "revision": "c", "tune": {"steps": 3}}}
+    store = commit(decide(Config.model_validate(hub)).values())
+    decisions = decide(Config.model_validate(hub | {"cluster": {"precision": "bf16"}}), store)
+    assert decisions["backbone"].reasons == ("PARAMS cluster.precision fp32 → bf16",)
+
+
 def test_a_new_parameter_at_its_default_keeps_the_keys():
     class Before(Section):
         size: int = 1
