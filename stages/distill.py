@@ -14,7 +14,7 @@ from pydantic import Field
 
 from stages.contract.context import Context
 from stages.contract.params import Section
-from stages.learn.settings import FineTuning
+from stages.learn.settings import Alignment, FineTuning
 
 if TYPE_CHECKING:
     from stages.learn.objective import Objective
@@ -34,7 +34,7 @@ class Student(Section):
     )
 
 
-class Params(FineTuning):
+class Params(Alignment, FineTuning):
     """The section `distill`."""
 
     contrastive_weight: float = Field(
@@ -43,12 +43,6 @@ class Params(FineTuning):
     feature_weight: float = Field(
         0.1, ge=0, description="0 takes the teacher out of the loss; published: 0.01, with mse"
     )
-    feature_loss: Literal["mse", "cosine", "relational", "kl"] = Field(
-        "cosine",
-        description="mse on states of any length, as published; relational compares cosines between rows, kl the "
-        "softmax of them",
-    )
-    feature_temperature: float = Field(0.05, gt=0, description="τ of kl, of student and teacher")
     teacher: Literal["cached", "live"] = Field(
         "cached", description="look the teacher's states up, or run it in every step, on instructions that vary"
     )
@@ -65,8 +59,10 @@ def run(context: Context) -> dict[str, Any]:
     features = context.inputs["features"]
     depth, layers = choose_layers(source, context.params.student, features)
     print(f"distill: keeping {layers} of {depth} layers", file=sys.stderr, flush=True)
-    live = params.teacher == "live"
-    teacher = LiveTeacher(source, features.read_json("features.json")["layer"]) if live else features
+    teacher: Any = features
+    if params.teacher == "live":
+        read = features.read_json("features.json")
+        teacher = LiveTeacher(source, read["layer"], read.get("mean"))
     measures = student_stage(context, params, source, layers, objective(params), teacher=teacher)
     return {"layers": layers, "teacher_layers": depth, **measures}
 

@@ -3,8 +3,9 @@
 Inputs: ingested pairs, the backbone. Steps: one pool of actors, each of which loads the backbone once, reads the
 distillation set (train queries and their positives) and keeps the chosen layer's state at the read-out token; reads a
 validation sample and keeps the state after every layer, from which the depth curve is computed; and times the backbone
-with its first k layers for every k, while nothing else works. Outputs: `features/` Parquet in fp16, `features.json`,
-`depth_curve.json`, `.md` and `.png`.
+with its first k layers for every k, while nothing else works. Outputs: `features/` Parquet in fp16, `features.json`
+(with the mean of the states, where students are to compare with what lies beside it), `depth_curve.json`, `.md` and
+`.png`.
 
 The teacher is read once and not in every training step, which is exact as long as a query keeps its instruction:
 distillation therefore uses the first wording, as this stage does.
@@ -45,6 +46,11 @@ class Params(Section):
         description="teacher layer that is read, after the final norm: k > 0 is the state after k layers, -1 the "
         "last; `auto` takes the one that finds best on the validation sample",
     )
+    centre: bool | Literal["auto"] = Field(
+        "auto",
+        description="take the mean of the teacher's states off before a student is compared with them; `auto` does "
+        "where layer=auto finds more without it",
+    )
     curve_queries: int = Field(40, ge=1, description="validation queries of each task for the depth curve")
 
 
@@ -56,21 +62,25 @@ def run(context: Context) -> dict[str, Any]:
     from stages.evaluation.depth_view import curve_table, plot_curve, png
     from stages.model import checkpoint
 
-    chosen, models = context.params.features.layer, {TEACHER: checkpoint.directory(context.inputs["backbone"])}
+    params, models = context.params.features, {TEACHER: checkpoint.directory(context.inputs["backbone"])}
+    chosen, centred = params.layer, params.centre is True
     depth, dim = _shape(models[TEACHER])
     sample = _sample(context)
     reading, early = _sample_work(sample, depth, context.cluster.batch_size), []
     if chosen == "auto":  # known before the distillation set is read by it, at the price of starting the pool twice
         early = carry_out(context, models, reading, label="features")
-        chosen, reading = best_layer(_curve(sample, early, dim)), []
-        say(f"features: layer {chosen} of {depth} finds best and teaches")
+        (chosen, centred), reading = best_layer(_curve(sample, early, dim), params.centre), []
+        how = "with its mean taken off" if centred else "as it is"
+        say(f"features: layer {chosen} of {depth}, {how}, finds best and teaches")
     layer = _teaching_layer(chosen, depth)
     shards = _distillation_work(context, layer)
     timing = partial(_time_depths, rows=_timed_rows(sample, depth))
     done = carry_out(context, models, [*shards, *reading], alone=[timing], label="features")
     rows = sum(count_rows(context.output, f"features/{name}", count) for name, count in _shard_counts(context).items())
-    context.output.write_json("features.json", {"layer": layer, "dim": dim, "rows": rows})
+    mean = {"mean": _mean_state(context, dim).tolist()} if centred else {}
+    context.output.write_json("features.json", {"layer": layer, "dim": dim, "rows": rows, **mean})
     curve = _curve(sample, early or done[len(shards) : -1], dim)
+    curve["teacher"] = {"layer": layer, "centred": centred}
     curve["layers"] = [one | cost for one, cost in zip(curve["layers"], done[-1], strict=True)]
     context.output.write_json("depth_curve.json", curve)
     context.output.write_bytes("depth_curve.md", f"{curve_table(curve)}\n".encode())
@@ -80,7 +90,7 @@ def run(context: Context) -> dict[str, Any]:
     for entry in curve["layers"]:
         measured = {"hit@5": entry["hit@5"], "ms": entry["latency_ms"]["median"], "MiB": entry["memory_mib"]}
         context.tracker.metrics({f"depth {name}": value for name, value in measured.items()}, step=entry["layers"])
-    return {"rows": rows, "layer": layer, "hit@5 at full depth": curve["layers"][-1]["hit@5"]}
+    return {"rows": rows, "layer": layer, "centred": centred, "hit@5 at full depth": curve["layers"][-1]["hit@5"]}
 
 
 def _shape(model: Path) -> tuple[int, int]:
@@ -191,6 +201,37 @@ def _as_features(table: "pa.Table", side: str) -> "pa.Table":
 
     columns = [pa.array([side] * len(table), pa.string()), table["qid" if side == "query" else "did"], table["vector"]]
     return pa.table(columns, schema=FEATURES(table["vector"].type.list_size))
+
+
+def _mean_state(context: Context, dim: int) -> "np.ndarray":
+    """The mean [D] of the states that were read, summed by Ray tasks in float64; both sides weigh the same.
+
+    A step has as many queries as positives, so this is the mean of what a student meets.
+    """
+    import ray
+
+    from stages.distributed.shards import files
+    from stages.evaluation.depth import mean_of_sides
+
+    add_up, means = ray.remote(num_cpus=1)(sum_states), []
+    for prefix in ("queries", "candidates"):
+        paths = files(context.output, f"features/{prefix}")
+        parts = ray.get([add_up.remote(path, context.output.filesystem, dim) for path in paths])
+        if rows := sum(count for count, _ in parts):
+            means.append(sum(total_D for _, total_D in parts) / rows)
+    return mean_of_sides(means)
+
+
+def sum_states(path: str, filesystem: Any, dim: int) -> "tuple[int, np.ndarray]":
+    """(rows, the sum [D] of their states in float64) of a file of features."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    rows, total_D = 0, np.zeros(dim)
+    for batch in pq.ParquetFile(path, filesystem=filesystem).iter_batches(columns=["vector"]):
+        states_ND = batch["vector"].flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+        rows, total_D = rows + len(states_ND), total_D + states_ND.sum(axis=0, dtype=np.float64)
+    return rows, total_D
 
 
 # ------------------------------------------------------------------------------------------------ the depth curve

@@ -27,7 +27,7 @@ from pipeline.config.checks import check_made
 from pipeline.execution import cluster
 from pipeline.execution.publish import headline
 from pipeline.execution.runner import Run, run_pipeline
-from pipeline.planning.dag import STAGES
+from pipeline.planning.dag import STAGES, stages_of
 from pipeline.planning.plan import Decision, differences
 from pipeline.terminal import open_console, text_table
 from pipeline.tracking.client import PipelineRun, resolve_uri
@@ -139,7 +139,7 @@ class GridRun:
         run = Run(cell.config, grid.store, tracker, connect, self.say, command, grid.recipe, grid.name)
         run.check = partial(check_made, cell.config)
         try:
-            run_pipeline(STAGES, decisions, run)
+            run_pipeline(stages_of(cell.config), decisions, run)
         except (StageError, InputError) as error:
             for decision in decisions:
                 if run.stages[decision.stage]["action"] == "failed":

@@ -93,11 +93,16 @@ def check_backbone(config: "Config") -> None:
 
 def check_crops(config: "Config") -> None:
     """A teacher whose states were computed before has read every image whole."""
-    distill = config.distill
+    distill, train = config.distill, config.train
     if distill.least_crop < 1 and distill.teacher == "cached":
         raise InputError(
             f"distill.least_crop={distill.least_crop:g} shows the student parts of images that the cached teacher has"
             " read whole; set it to 1, or distill.teacher=live"
+        )
+    if train.least_crop < 1 and train.feature_weight:
+        raise InputError(
+            f"train.least_crop={train.least_crop:g} shows the student parts of images that the teacher of"
+            " train.feature_weight has read whole; set one to 1, or the other to 0"
         )
 
 
@@ -186,15 +191,18 @@ def check_matryoshka(config: "Config", settings: Settings) -> None:
 
 
 def check_temperatures(config: "Config", settings: Settings) -> None:
-    """A τ_hard that is rounded to 0 divides by nothing; a learnable τ is kept above a hundredth, as CLIP's is."""
+    """A τ_hard that is rounded to 0 divides by nothing; learnable ones are kept above a hundredth, as CLIP's is."""
     train = config.train
     start = train.hard_temperature or train.temperature
     if train.loss == "mac" and not tau_hard_at(1, start, train.hard_decay, train.hard_until):
         raised = "train.hard_temperature" if train.hard_temperature else "train.temperature"
         raise InputError(f"τ_hard falls to 0, rounded to thousandths; lower train.hard_decay or raise {raised}")
-    if train.loss == "learnable" and train.temperature < 0.01:
-        origin = settings.origin("train.temperature")
-        raise InputError(f"train.temperature={train.temperature} is below 0.01 in {origin}, where a learnable τ ends")
+    for name in {"learnable": ["temperature"], "mac_learnable": ["temperature", "hard_temperature"]}.get(
+        train.loss, []
+    ):
+        value, origin = getattr(train, name), settings.origin(f"train.{name}")
+        if 0 < value < 0.01:
+            raise InputError(f"train.{name}={value} is below 0.01 in {origin}, where a learnable τ ends")
 
 
 def check_batches(config: "Config") -> None:

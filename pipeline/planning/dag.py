@@ -7,7 +7,7 @@ Written out instead of discovered: the tuple below is the whole graph, in the or
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -79,8 +79,17 @@ CORPUS = (Stage("index", "stages.distributed.corpus", (), ("index", "student"), 
 
 
 def stages_of(config: Any) -> tuple[Stage, ...]:
-    """The stages of a run: all, or only the index where it has its own corpus."""
-    return CORPUS if config.index.corpus else STAGES
+    """The stages of a run: all, or only the index where it has its own corpus.
+
+    `train` reads the teacher's states where they weigh anything, and depends on them only there.
+    """
+    if config.index.corpus:
+        return CORPUS
+    if not (config.train.feature_weight and config.train.steps):
+        return STAGES
+    return tuple(
+        replace(stage, inputs=(*stage.inputs, "features")) if stage.name == "train" else stage for stage in STAGES
+    )
 
 
 def descendants(stages: tuple[Stage, ...], name: str) -> set[str]:

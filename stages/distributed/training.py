@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -36,10 +36,11 @@ CPU_ONLY = {
 
 @dataclass(frozen=True)
 class LiveTeacher:
-    """The backbone up to the layer that teaches, run in every step."""
+    """The backbone up to the layer that teaches, run in every step; `mean`, where there is one, is taken off."""
 
     model: Path
     layer: int
+    mean: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class TrainingJob:
         cluster: precision, threads, ZeRO stage, how often to log and to save.
         run: the tracker's picklable handle.
         label: what log lines call the job.
-        teacher: the features artifact, from which states are looked up, or what is run in every step.
+        teacher: the features artifact, from which states are looked up, or what is run in every step; None without.
         mined: the table of mined hard negatives (`stages.mining.mine.Mined`), where there is one.
         hard_negatives: hard negatives of a query in each of its steps.
     """
@@ -222,8 +223,11 @@ def open_teacher(job: TrainingJob, device: str) -> "Teacher | None":
         return None
     if isinstance(job.teacher, LiveTeacher):
         encoder = Encoder.load(job.teacher.model, job.teacher.layer, job.cluster.chosen_precision(), device)
-        return loop.live_teacher(encoder, job.settings.chunk)
-    return loop.cached_teacher(FeatureTable(job.teacher, "query"), FeatureTable(job.teacher, "candidate"))
+        teacher, mean = loop.live_teacher(encoder, job.settings.chunk), job.teacher.mean
+    else:
+        teacher = loop.cached_teacher(FeatureTable(job.teacher, "query"), FeatureTable(job.teacher, "candidate"))
+        mean = job.teacher.read_json("features.json").get("mean")
+    return loop.centred(teacher, mean) if mean else teacher
 
 
 class Progress:

@@ -1,4 +1,4 @@
-"""The teacher on a real cluster, with an untrained checkpoint from outside: tuned on the data, read, and learnt from."""
+"""The teacher on a real cluster: a checkpoint from outside is tuned on the data, read, and learnt from."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +9,16 @@ import pytest
 from safetensors.numpy import load_file
 
 from pipeline.artifacts.store import Artifact, Store
-from stages import backbone
+from stages import backbone, distill, features, train
 from stages.contract.params import Cluster
 from stages.model import checkpoint
 from stages.model.encoder import Encoder
-from tests.support import begin
+from tests.support import begin, rows
 from tests.tiny_models import write_checkpoint
 from tests.training_world import write_ingest
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("shared_cluster")]
+SIDES = ("query", "candidate")
 SHORT = {"steps": 2, "batch_size": 8, "learning_rate": 1e-3}
 
 
@@ -62,3 +63,50 @@ def test_a_tuned_backbone_is_a_stock_checkpoint_of_full_depth_with_its_own_limit
     assert before.keys() - after.keys() <= {"lm_head.weight"}
     assert (tuned.metrics["source"], tuned.metrics["layers"], tuned.metrics["step"]) == ("local", 3, 2)
     assert Encoder.load(tuned.directory).collator.max_text_tokens == 40
+
+
+@pytest.fixture(scope="module")
+def read(home: Path, inputs: dict[str, Artifact], tuned: SimpleNamespace) -> dict[bool, Artifact]:
+    """The tuned teacher's states, as they are and to be compared without their mean."""
+    given = {**inputs, "backbone": tuned.artifact}
+    return {
+        centre: run(home / f"{centre}", features, given, features=features.Params(centre=centre, curve_queries=4))[0]
+        for centre in (False, True)
+    }
+
+
+def test_the_mean_of_the_states_is_kept_beside_them_and_both_sides_weigh_the_same_in_it(read):
+    states = {side: [row["vector"] for row in rows(read[True], "features") if row["side"] == side] for side in SIDES}
+    means = [np.mean(np.array(states[side], np.float64), axis=0) for side in SIDES]
+    assert read[True].read_json("features.json")["mean"] == pytest.approx(np.mean(means, axis=0), abs=1e-9)
+    assert "mean" not in read[False].read_json("features.json")
+    assert read[True].read_json("depth_curve.json")["teacher"] == {"layer": 3, "centred": True}
+
+
+@pytest.fixture(scope="module")
+def distilled(home: Path, inputs: dict[str, Artifact], tuned: SimpleNamespace, read: dict) -> dict[str, tuple]:
+    """Students after one step towards the teacher alone."""
+
+    def towards(name: str, centre: bool, teacher: str) -> tuple[Artifact, dict]:
+        given = {**inputs, "backbone": tuned.artifact, "features": read[centre]}
+        asked = {**SHORT, "steps": 1, "contrastive_weight": 0, "feature_weight": 1, "teacher": teacher}
+        return run(home / name, distill, given, student=distill.Student(layers=2), distill=distill.Params(**asked))
+
+    return {
+        "as it is": towards("as it is", False, "cached"),
+        "cached": towards("cached", True, "cached"),
+        "live": towards("live", True, "live"),
+    }
+
+
+def test_a_student_is_compared_with_the_states_without_their_mean_be_they_cached_or_live(distilled):
+    distances = {name: metrics["feature cosine"] for name, (_, metrics) in distilled.items()}
+    assert distances["live"] == pytest.approx(distances["cached"], rel=5e-3)
+    assert abs(distances["as it is"] - distances["cached"]) > 0.05
+
+
+def test_the_last_training_may_keep_the_teacher_beside_its_loss(home, inputs, read, distilled):
+    given = {**inputs, "distill": distilled["cached"][0], "features": read[True]}
+    asked = {**SHORT, "feature_weight": 0.5, "feature_loss": "kl", "check_loaders": False}
+    _, metrics = run(home, train, given, train=train.Params(**asked))
+    assert metrics["loss"] == pytest.approx(metrics["contrastive"] + 0.5 * metrics["feature kl"], rel=1e-4)

@@ -118,7 +118,7 @@ def test_later_overrides_win():
         ("train.learning_rate=.nan", "not nan"),
         (
             "train.loss=infonc",
-            "one of mac, infonce, mamcl, learnable, not 'infonc', in override train.loss=infonc; did you mean",
+            "one of mac, infonce, mamcl, learnable, mac_learnable, not 'infonc', in override train.loss=infonc; did",
         ),
         ("cluster.precision=fp16", "one of auto, fp32, bf16"),
         ("store=", "store must be text"),
@@ -168,6 +168,10 @@ def test_wrong_overrides_are_reported_in_one_line(override, words):
         (["backbone.tiny.clip=1"], "backbone.tiny: muon_rate works without clipping"),
         (["distill.contrastive_weight=0", "distill.feature_weight=0"], "distill learns from nothing in override"),
         (["backbone.tune.steps=5"], "raise backbone.tiny.steps, or add backbone.source=local or hub"),
+        (
+            ["train.least_crop=0.5", "train.feature_weight=0.1"],
+            "that the teacher of train.feature_weight has read whole",
+        ),
         (["distill.least_crop=0.5"], "set it to 1, or distill.teacher=live"),
     ],
 )
@@ -284,6 +288,7 @@ def test_the_top_level_keys_are_the_contract_s():
         (["train.hard_decay=6"], "τ_hard falls to 0"),
         (["train.temperature=0.0008"], "lower train.hard_decay or raise train.temperature"),
         (["train.loss=learnable", "train.temperature=0.005"], "below 0.01 in override train.temperature=0.005"),
+        (["train.loss=mac_learnable", "train.hard_temperature=0.005"], "train.hard_temperature=0.005 is below 0.01"),
     ],
 )
 def test_temperatures_that_end_at_nothing_are_refused(overrides, words):
