@@ -1,4 +1,4 @@
-"""distill: keep the first k layers of the backbone and learn from its cached deep-layer vectors.
+"""distill: keep some layers of the backbone, its first k, and learn from its cached deep-layer vectors.
 
 Inputs: ingested pairs, the backbone, the teacher features. Steps: load the first k layers (deep layers are never
 read), freeze the vision tower, train on feature loss + InfoNCE with DeepSpeed on Ray Train. Output: `model/`, a stock
@@ -26,8 +26,10 @@ class Student(Section):
     """The section `student`."""
 
     model: str = Field("", description="index.corpus: models:/NAME@ALIAS, an artifact of train, or a directory")
-    layers: int | Literal["auto", "full"] = Field(
-        3, description="decoder layers to keep; `full` keeps all, `auto` the fewest that lose at most max_loss"
+    layers: int | Literal["auto", "full"] | tuple[int, ...] = Field(
+        3,
+        description="decoder layers to keep: the first so many, or those of a list, counted from 1; `full` keeps all, "
+        "`auto` the fewest first ones that lose at most max_loss",
     )
     max_loss: float = Field(
         0.1, ge=0, lt=1, description="share of the full depth's hit@5 that layers=auto may lose before training"
@@ -58,13 +60,14 @@ def run(context: Context) -> dict[str, Any]:
     params, source = context.params.distill, checkpoint.directory(context.inputs["backbone"])
     features = context.inputs["features"]
     depth, layers = choose_layers(source, context.params.student, features)
-    print(f"distill: keeping {layers} of {depth} layers", file=sys.stderr, flush=True)
+    which = f"layers {', '.join(map(str, layers))}" if isinstance(layers, tuple) else layers
+    print(f"distill: keeping {which} of {depth} layers", file=sys.stderr, flush=True)
     teacher: Any = features
     if params.teacher == "live":
         read = features.read_json("features.json")
         teacher = LiveTeacher(source, read["layer"], read.get("mean"))
     measures = student_stage(context, params, source, layers, objective(params), teacher=teacher)
-    return {"layers": layers, "teacher_layers": depth, **measures}
+    return {"teacher_layers": depth, **measures}
 
 
 def objective(params: Params) -> "Objective":

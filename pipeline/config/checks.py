@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.recipes import Settings
 from stages.contract.context import InputError
 from stages.learn.schedules import tau_hard_at
-from stages.model.families import FAMILIES
+from stages.model.families import FAMILIES, refusal
 
 if TYPE_CHECKING:
     from pipeline.config.sections import Config
@@ -118,6 +118,7 @@ def check_layers(config: "Config", settings: Settings) -> None:
     check_depth(config, family, depth, lambda path: f" in {settings.origin(path)}")
     if kept != "auto" and "student.max_loss" in settings.origins:
         origin = settings.origin("student.max_loss")
+        kept = list(kept) if isinstance(kept, tuple) else kept
         raise InputError(f"student.max_loss does nothing in {origin} with student.layers={kept}; set it to auto")
 
 
@@ -134,6 +135,8 @@ def check_depth(config: "Config", family: str, depth: int, where: Callable[[str]
     a value was set.
     """
     kept, layer = config.student.layers, config.features.layer
+    if isinstance(kept, tuple) and (why := refusal(kept, depth, FAMILIES.get(family))):
+        raise InputError(f"student.layers={list(kept)} can't be kept{where('student.layers')}: {why}")
     least = FAMILIES[family].minimum_layers if family in FAMILIES else 1
     if isinstance(kept, int) and kept < least:
         needs = f"{family} needs at least {least}" if least > 1 else "a student keeps at least 1"

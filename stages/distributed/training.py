@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from stages.learn.objective import Objective
     from stages.learn.sampling import PairSampler
     from stages.model.encoder import Encoder
+    from stages.model.prune import Layers
 
 WEIGHTS = "weights"
 CPU_ONLY = {
@@ -49,7 +50,7 @@ class TrainingJob:
 
     Attributes:
         model: a model directory that the process can read.
-        layers: decoder layers to keep, None for all.
+        layers: decoder layers to keep: the first so many, or those of these numbers; None for all.
         objective: what is minimised.
         settings: the stage's section; a `FineTuning` leaves the vision tower as it is, and may train adapters alone.
         seed: of samples and dropout.
@@ -63,7 +64,7 @@ class TrainingJob:
     """
 
     model: Path
-    layers: int | None
+    layers: "Layers"
     objective: "Objective"
     settings: Training
     seed: int

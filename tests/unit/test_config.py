@@ -79,6 +79,7 @@ def test_the_paper_s_recipe_has_the_published_numbers():
         ("tracking_uri=", "tracking_uri", ""),
         ("store=a=b", "store", "a=b"),
         ("train.loss=infonce", "train.loss", "infonce"),
+        ("student.layers=[1, 3]", "student.layers", (1, 3)),
         ("train.matryoshka=[32, 64]", "train.matryoshka", (32, 64)),
         ("data.scenes={train: 20, val: 9}", "data.scenes.train", 20),
     ],
@@ -141,10 +142,23 @@ def test_wrong_overrides_are_reported_in_one_line(override, words):
     ("overrides", "words"),
     [
         (["student.layers=0"], "student.layers=0 is too few in override student.layers=0: a student keeps at least 1"),
-        (["student.layers=atuo"], "must be a whole number or one of auto, full, not 'atuo'"),
-        (["student.layers=true"], "must be a whole number or one of auto, full, not True"),
+        (
+            ["student.layers=atuo"],
+            "must be a whole number or one of auto, full or a list, each a whole number, not 'atuo'",
+        ),
+        (
+            ["student.layers=true"],
+            "must be a whole number or one of auto, full or a list, each a whole number, not True",
+        ),
         (["student.max_loss=0.2"], "student.max_loss does nothing in override student.max_loss=0.2"),
         (["train.mine.per_query=4", "train.steps=0"], "mines for no training in override train.mine.per_query=4"),
+        (
+            ["student.layers=[3, 1]"],
+            "student.layers=[3, 1] can't be kept in override student.layers=[3, 1]: give their",
+        ),
+        (["student.layers=[1, 99]"], "can't be kept in override student.layers=[1, 99]: the backbone has"),
+        (["student.layers=[]"], "give their numbers from 1 on"),
+        (["student.layers=[1, 2]", "student.max_loss=0.2"], "with student.layers=[1, 2]; set it to auto"),
         (["student.layers=99"], "student.layers=99 is too many in override student.layers=99: the backbone has"),
         (["data.kind=mbeir"], "data.kind=mbeir needs data.path"),
         (["data.path=x"], "add data.kind=mbeir"),
@@ -195,6 +209,8 @@ def test_a_local_backbone_limits_the_student(tmp_path, config):
 def test_a_qwen3_student_keeps_at_least_three_layers(tmp_path):
     given = checkpoint(tmp_path / "m", model_type="qwen3_vl", text_config={"num_hidden_layers": 8})
     assert "qwen3_vl needs at least 3" in refusal(*given, "student.layers=2")
+    assert load_config("demo", [*given, "student.layers=[1, 2, 3, 8]"]).student.layers == (1, 2, 3, 8)
+    assert "qwen3_vl adds what it sees to its first 3 layers" in refusal(*given, "student.layers=[1, 2, 8]")
     hub = ["backbone.source=hub", "backbone.model=Qwen/Qwen3-VL-2B-Instruct", "backbone.revision=x"]
     assert "qwen3_vl needs at least 3" in refusal(*hub, "student.layers=2")
 

@@ -1,5 +1,6 @@
 """The depth curve: a loaded model cut in place is the cut checkpoint, its costs add up, and k follows from a loss."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,9 +11,11 @@ from pyarrow.fs import LocalFileSystem
 
 from stages.contract.context import StageError
 from stages.distill import Student
+from stages.evaluate import read_layers
 from stages.evaluation.cost import Depth, measure_depths
 from stages.evaluation.depth import best_layer, curve_of, mean_of_sides
 from stages.evaluation.depth_view import curve_table, plot_curve
+from stages.evaluation.page import depth_of
 from stages.features import sum_states
 from stages.model.depth import choose_layers, shallowest
 from stages.model.encoder import Encoder
@@ -182,7 +185,7 @@ def test_both_sides_weigh_the_same_in_the_mean():
     assert mean_of_sides([np.array([1.0, 0.0]), np.array([3.0, 4.0])]).tolist() == [2.0, 2.0]
 
 
-def chosen_layers(checkpoint, *hits: float, **student) -> tuple[int, int]:
+def chosen_layers(checkpoint, *hits: float, **student) -> tuple[int, int | tuple[int, ...]]:
     features = SimpleNamespace(read_json={"depth_curve.json": curve(*hits)}.__getitem__)
     return choose_layers(checkpoint, Student(**student), features)
 
@@ -194,6 +197,8 @@ def chosen_layers(checkpoint, *hits: float, **student) -> tuple[int, int]:
         ({"layers": "auto", "max_loss": 0.6}, 1),
         ({"layers": "full"}, 3),
         ({"layers": 1}, 1),
+        ({"layers": (1, 3)}, (1, 3)),
+        ({"layers": (1, 2)}, 2),
     ],
 )
 def test_distillation_resolves_how_many_layers_the_student_keeps(checkpoint, student, layers):
@@ -203,3 +208,19 @@ def test_distillation_resolves_how_many_layers_the_student_keeps(checkpoint, stu
 def test_more_layers_than_there_are_fail_in_one_line(checkpoint):
     with pytest.raises(StageError, match=r"can be cut to 1\.\.3"):
         chosen_layers(checkpoint, 0.4, layers=9)
+    with pytest.raises(StageError, match=r"student.layers=\[1, 9\] can't be kept: the backbone has 3 layers"):
+        chosen_layers(checkpoint, 0.4, layers=(1, 9))
+
+
+def test_the_cut_is_measured_for_the_first_layers_only_and_a_line_says_so(checkpoint, tmp_path, capsys):
+    student = write_checkpoint(tmp_path / "student", "qwen2_vl", layers=2)
+    models = {"teacher": checkpoint, "student": student}
+    assert read_layers(models) == {"teacher": 3, "cut": 2} and capsys.readouterr().err == ""
+    settings = json.loads((student / "puma.json").read_text())
+    (student / "puma.json").write_text(json.dumps(settings | {"kept_layers": [1, 3]}))
+    assert read_layers(models) == {"teacher": 3}
+    assert "layers 1, 3 without training are left out of the tables" in capsys.readouterr().err
+
+
+def test_a_student_of_other_layers_than_the_first_stands_nowhere_on_the_curve():
+    assert depth_of({"layers": 2}) == 2 and depth_of({"layers": 2, "kept_layers": [1, 3]}) == 0
