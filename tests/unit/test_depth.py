@@ -215,6 +215,7 @@ def test_more_layers_than_there_are_fail_in_one_line(checkpoint):
 def test_the_cut_is_measured_for_the_first_layers_only_and_a_line_says_so(checkpoint, tmp_path, capsys):
     student = write_checkpoint(tmp_path / "student", "qwen2_vl", layers=2)
     models = {"teacher": checkpoint, "student": student}
+    capsys.readouterr()  # what writing said
     assert read_layers(models) == {"teacher": 3, "cut": 2} and capsys.readouterr().err == ""
     settings = json.loads((student / "puma.json").read_text())
     (student / "puma.json").write_text(json.dumps(settings | {"kept_layers": [1, 3]}))
