@@ -118,8 +118,8 @@ def check_layers(config: "Config", settings: Settings) -> None:
     check_depth(config, family, depth, lambda path: f" in {settings.origin(path)}")
     if kept != "auto" and "student.max_loss" in settings.origins:
         origin = settings.origin("student.max_loss")
-        kept = list(kept) if isinstance(kept, tuple) else kept
-        raise InputError(f"student.max_loss does nothing in {origin} with student.layers={kept}; set it to auto")
+        spelled = list(kept) if isinstance(kept, tuple) else kept
+        raise InputError(f"student.max_loss does nothing in {origin} with student.layers={spelled}; set it to auto")
 
 
 def check_made(config: Any, stage: str, manifest: Mapping[str, Any]) -> None:

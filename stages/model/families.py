@@ -59,9 +59,9 @@ def refusal(layers: Sequence[int], depth: int, family: Family | None) -> str:
         return "give their numbers from 1 on, each larger than the one before"
     if depth and layers[-1] > depth:
         return f"the backbone has {depth} layers"
-    first = list(range(1, family.minimum_layers + 1)) if family and family.minimum_layers > 1 else []
-    if list(layers[: len(first)]) != first:
-        return f"{family.model_type} adds what it sees to its first {len(first)} layers, so they must stay"
+    least = family.minimum_layers if family else 1
+    if family and least > 1 and list(layers[:least]) != list(range(1, least + 1)):
+        return f"{family.model_type} adds what it sees to its first {least} layers, so they must stay"
     return ""
 
 
