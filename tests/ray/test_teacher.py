@@ -67,12 +67,10 @@ def test_a_tuned_backbone_is_a_stock_checkpoint_of_full_depth_with_its_own_limit
 
 @pytest.fixture(scope="module")
 def read(home: Path, inputs: dict[str, Artifact], tuned: SimpleNamespace) -> dict[bool, Artifact]:
-    """The tuned teacher's states, as they are and to be compared without their mean."""
+    """The tuned teacher's states: as they are, and of the best layer, to be compared without their mean."""
     given = {**inputs, "backbone": tuned.artifact}
-    return {
-        centre: run(home / f"{centre}", features, given, features=features.Params(centre=centre, curve_queries=4))[0]
-        for centre in (False, True)
-    }
+    asked = {False: features.Params(centre=False), True: features.Params(layer="auto", centre=True)}
+    return {centre: run(home / f"{centre}", features, given, features=params)[0] for centre, params in asked.items()}
 
 
 def test_the_mean_of_the_states_is_kept_beside_them_and_both_sides_weigh_the_same_in_it(read):
@@ -80,7 +78,13 @@ def test_the_mean_of_the_states_is_kept_beside_them_and_both_sides_weigh_the_sam
     means = [np.mean(np.array(states[side], np.float64), axis=0) for side in SIDES]
     assert read[True].read_json("features.json")["mean"] == pytest.approx(np.mean(means, axis=0), abs=1e-9)
     assert "mean" not in read[False].read_json("features.json")
-    assert read[True].read_json("depth_curve.json")["teacher"] == {"layer": 3, "centred": True}
+
+
+def test_the_layer_that_finds_best_without_its_mean_teaches_and_the_curve_says_so(read):
+    curve, layer = read[True].read_json("depth_curve.json"), read[True].read_json("features.json")["layer"]
+    assert curve["teacher"] == {"layer": layer, "centred": True}
+    assert curve["layers"][layer - 1]["hit@5 centred"] == max(entry["hit@5 centred"] for entry in curve["layers"])
+    assert read[False].read_json("depth_curve.json")["teacher"] == {"layer": 3, "centred": False}
 
 
 @pytest.fixture(scope="module")
