@@ -3,7 +3,8 @@
 Inputs: the ingested data, which `tiny` learns from. Steps: for `hub` and `local`, check the checkpoint and record a
 pointer with its fingerprint, no weights are copied; for `tiny`, train a tokenizer on the ingested texts, draw a real
 Qwen2-VL of a few million parameters, and train it at full depth with InfoNCE through the same loop as the student.
-Outputs: `pointer.json` or `model/`.
+With `backbone.tune` a checkpoint from outside is trained as well, at full depth and in the same loop, its vision tower
+frozen as a student's is: a teacher that knows the task. Outputs: `pointer.json` or `model/`.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pydantic import Field
 
 from stages.contract.context import Artifact, Context, StageError
 from stages.contract.params import Section
-from stages.learn.settings import Training
+from stages.learn.settings import FineTuning, Training
 
 VERSION = 1
 HEAD = 32  # values of a decoder's attention head
@@ -32,6 +33,17 @@ class Tiny(Training):
     patch: int = Field(14, ge=4, description="pixels of an image patch's side")
 
 
+class Tune(FineTuning):
+    """The section `backbone.tune`."""
+
+    steps: int = Field(
+        0,
+        ge=0,
+        description="in which a `hub` or `local` backbone learns `data` before it teaches; 0 leaves it as it is",
+    )
+    learning_rate: float = Field(1e-4, gt=0, description="the peak")
+
+
 class Params(Section):
     """The section `backbone`."""
 
@@ -44,6 +56,7 @@ class Params(Section):
     max_pixels: int = Field(300 * 28 * 28, ge=1, description="the model sees larger pictures reduced to this")
     max_text_tokens: int = Field(450, ge=8, description="longer texts are cut")
     tiny: Tiny = Tiny()
+    tune: Tune = Tune()
 
 
 def fingerprint(params: Params) -> dict[str, Any] | None:
@@ -59,28 +72,29 @@ def fingerprint(params: Params) -> dict[str, Any] | None:
 
 def unused_modules(params: Params) -> tuple[str, ...]:
     """What a backbone from outside does not come to: its key must not change with the code of a training."""
-    training = (
-        "stages.distributed.training",
-        "stages.export.checkpoint",
-        "stages.learn.objective",
-        "stages.model.tiny",
-    )
-    return () if params.source == "tiny" else training
+    if params.source == "tiny":
+        return ()
+    training = ("stages.distributed.training", "stages.export.checkpoint", "stages.learn.objective")
+    return ("stages.model.tiny", *(() if params.tune.steps else training))
 
 
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
-    if context.params.backbone.source == "tiny":
+    params = context.params.backbone
+    if params.source == "tiny":
         return _train_tiny(context)
-    return _point(context)
+    pointer, known = _point(params)
+    if params.tune.steps:
+        return {**known, "trained": True, **_tune(context, pointer)}
+    context.output.write_json("pointer.json", pointer)
+    return {**known, "trained": False}
 
 
-def _point(context: Context) -> dict[str, Any]:
-    """Checks that the checkpoint can be read and records where it is."""
+def _point(params: Params) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Checks that the checkpoint can be read; where it is with the limits it is read with, and what it is."""
     from stages.model.checkpoint import snapshot
     from stages.model.prune import pruned_config
 
-    params = context.params.backbone
     try:
         source = snapshot(params.source, params.model, params.revision)
         config = pruned_config(source, None)
@@ -92,30 +106,43 @@ def _point(context: Context) -> dict[str, Any]:
     limits = {name: getattr(params, name) for name in ("min_pixels", "max_pixels", "max_text_tokens")}
     model = str(source) if params.source == "local" else params.model
     pointer = {"source": params.source, "model": model, "revision": params.revision, **limits}
-    context.output.write_json("pointer.json", pointer)
-    return {"source": params.source, "model_type": config.model_type, "layers": config.text_config.num_hidden_layers}
+    known = {"source": params.source, "model_type": config.model_type}
+    return pointer, {**known, "layers": config.text_config.num_hidden_layers}
+
+
+def _tune(context: Context, pointer: dict[str, Any]) -> dict[str, float]:
+    """Trains the whole backbone that the pointer names; its last measures."""
+    from stages.model.checkpoint import pointed
+
+    tune = context.params.backbone.tune
+    seed = context.params.seed if tune.seed == -1 else tune.seed
+    return _train(context, pointed(pointer), tune, seed)
 
 
 def _train_tiny(context: Context) -> dict[str, Any]:
+    tiny = context.params.backbone.tiny
+    untrained = context.output.work / "untrained"
+    if not (untrained / "puma.json").exists():
+        _draw(context, untrained)
+    known = {"source": "tiny", "model_type": "qwen2_vl", "layers": tiny.layers, "trained": True}
+    return {**known, **_train(context, untrained, tiny, context.params.seed)}
+
+
+def _train(context: Context, source: Path, settings: Training, seed: int) -> dict[str, float]:
+    """Trains a model at full depth with InfoNCE and writes it as `model/`; its last measures."""
     from stages.distributed.console import quiet_libraries
     from stages.distributed.training import TrainingJob, run_training
     from stages.export.checkpoint import export_student
     from stages.learn.objective import Objective
 
     quiet_libraries()
-    tiny = context.params.backbone.tiny
-    untrained = context.output.work / "untrained"
-    if not (untrained / "puma.json").exists():
-        _draw(context, untrained)
-    objective = Objective(loss="infonce", temperature=tiny.temperature, symmetric=tiny.symmetric)
-    job = TrainingJob.of(
-        context, model=untrained, layers=None, objective=objective, settings=tiny, seed=context.params.seed
-    )
+    objective = Objective(loss="infonce", temperature=settings.temperature, symmetric=settings.symmetric)
+    job = TrainingJob.of(context, model=source, layers=None, objective=objective, settings=settings, seed=seed)
     weights, measures = run_training(context, job)
     model = context.output.work / "model"
-    export_student(weights, untrained, model, prompts={})
+    export_student(weights, source, model, prompts={})
     context.output.upload(model, "model")
-    return {"source": "tiny", "model_type": "qwen2_vl", "layers": tiny.layers, **measures}
+    return measures
 
 
 def _draw(context: Context, target: Path) -> None:

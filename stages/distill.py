@@ -1,4 +1,4 @@
-"""distill: keep the first k layers of the backbone and learn from its cached deep-layer vectors.
+"""distill: keep some layers of the backbone, its first k, and learn from its cached deep-layer vectors.
 
 Inputs: ingested pairs, or `distill.data` where that is set; the backbone, the teacher features. Steps: load the first
 k layers (deep layers are never read), freeze the vision tower, train on feature loss + InfoNCE with DeepSpeed on Ray
@@ -14,7 +14,7 @@ from pydantic import Field
 
 from stages.contract.context import Context
 from stages.contract.params import Section
-from stages.learn.settings import FineTuning
+from stages.learn.settings import Alignment, FineTuning
 
 if TYPE_CHECKING:
     from stages.learn.objective import Objective
@@ -26,15 +26,17 @@ class Student(Section):
     """The section `student`."""
 
     model: str = Field("", description="index.corpus: models:/NAME@ALIAS, an artifact of train, or a directory")
-    layers: int | Literal["auto", "full"] = Field(
-        3, description="decoder layers to keep; `full` keeps all, `auto` the fewest that lose at most max_loss"
+    layers: int | Literal["auto", "full"] | tuple[int, ...] = Field(
+        3,
+        description="decoder layers to keep: the first so many, or those of a list, counted from 1; `full` keeps all, "
+        "`auto` the fewest first ones that lose at most max_loss",
     )
     max_loss: float = Field(
         0.1, ge=0, lt=1, description="share of the full depth's hit@5 that layers=auto may lose before training"
     )
 
 
-class Params(FineTuning):
+class Params(Alignment, FineTuning):
     """The section `distill`."""
 
     contrastive_weight: float = Field(
@@ -43,12 +45,6 @@ class Params(FineTuning):
     feature_weight: float = Field(
         0.1, ge=0, description="0 takes the teacher out of the loss; published: 0.01, with mse"
     )
-    feature_loss: Literal["mse", "cosine", "relational", "kl"] = Field(
-        "cosine",
-        description="mse on states of any length, as published; relational compares cosines between rows, kl the "
-        "softmax of them",
-    )
-    feature_temperature: float = Field(0.05, gt=0, description="τ of kl, of student and teacher")
     teacher: Literal["cached", "live"] = Field(
         "cached", description="look the teacher's states up, or run it in every step, on instructions that vary"
     )
@@ -64,14 +60,17 @@ def run(context: Context) -> dict[str, Any]:
     params, source = context.params.distill, checkpoint.directory(context.inputs["backbone"])
     features, data = context.inputs["features"], context.inputs.get("distill.data", context.inputs["ingest"])
     depth, layers = choose_layers(source, context.params.student, features)
-    print(f"distill: keeping {layers} of {depth} layers", file=sys.stderr, flush=True)
-    live = params.teacher == "live"
-    teacher = LiveTeacher(source, features.read_json("features.json")["layer"]) if live else features
+    which = f"layers {', '.join(map(str, layers))}" if isinstance(layers, tuple) else layers
+    print(f"distill: keeping {which} of {depth} layers", file=sys.stderr, flush=True)
+    teacher: Any = features
+    if params.teacher == "live":
+        read = features.read_json("features.json")
+        teacher = LiveTeacher(source, read["layer"], read.get("mean"))
     subset = (params.draws, context.params.seed)
     measures = student_stage(
         context, params, source, layers, objective(params), teacher=teacher, ingest=data, subset=subset
     )
-    return {"layers": layers, "teacher_layers": depth, **measures}
+    return {"teacher_layers": depth, **measures}
 
 
 def objective(params: Params) -> "Objective":

@@ -57,6 +57,7 @@ def run(context: Context) -> dict[str, float | dict]:
     from stages.evaluation.rank import Pools
     from stages.evaluation.report import write_report
     from stages.evaluation.sets import find_sets
+    from stages.model.prune import kept_layers
 
     card = context.inputs["index"].read_json("retriever.json")
     sets = find_sets(context.inputs["ingest"], card["split"], context.params.evaluate.queries_per_task)
@@ -68,6 +69,8 @@ def run(context: Context) -> dict[str, float | dict]:
         tallies[ASYMMETRIC] = ranker.tallies(ASYMMETRIC, indexes[TEACHER], queries=STUDENT)
     metrics = summarise(ranker, tallies, costs)
     metrics[STUDENT] |= ranker.dimensions(models[STUDENT], indexes[STUDENT])
+    if kept := kept_layers(models[STUDENT]):
+        metrics[STUDENT]["kept_layers"] = kept
     context.output.write_json("metrics.json", metrics)
     write_report(context, metrics)
     write_page(context, metrics, find_examples(context, card["split"], sets, models))
@@ -85,12 +88,22 @@ def find_models(context: Context) -> dict[str, Path]:
 
 
 def read_layers(models: Mapping[str, Path]) -> dict[str, int]:
-    """The teacher's layers that are read: its last, and the student's depth where that is another."""
-    from stages.model.prune import pruned_config
+    """The teacher's layers that are read: its last, and the student's depth where that is another.
+
+    A student of other layers than the first is no state of the teacher: its cut is not measured.
+    """
+    from stages.distributed.actors import say
+    from stages.model.prune import kept_layers, pruned_config
 
     if TEACHER not in models:
         return {}
     depth, kept = (pruned_config(models[name], None).text_config.num_hidden_layers for name in (TEACHER, STUDENT))
+    if chosen := kept_layers(models[STUDENT]):
+        say(
+            f"evaluate: layers {', '.join(map(str, chosen))} without training are left out of the tables;"
+            " a run with distill.steps=0 train.steps=0 measures them"
+        )
+        return {TEACHER: depth}
     return {TEACHER: depth} | ({CUT: kept} if kept < depth else {})
 
 

@@ -4,8 +4,9 @@ Inputs: ingested pairs, the backbone, and `distill.data` where that is set. Step
 loads the backbone once, reads the distillation set (the train queries that distillation will come to, and their
 positives; of `distill.data` where that is set) and keeps the chosen layer's state at the read-out token; reads a
 validation sample and keeps the state after every layer, from which the depth curve is computed; and times the backbone
-with its first k layers for every k, while nothing else works. Outputs: `features/` Parquet in fp16, `features.json`,
-`depth_curve.json`, `.md` and `.png`.
+with its first k layers for every k, while nothing else works. Outputs: `features/` Parquet in fp16, `features.json`
+(with the mean of the states, where students are to compare with what lies beside it), `depth_curve.json`, `.md` and
+`.png`.
 
 Rows without labels have no validation sample, and then there is no depth curve.
 
@@ -49,6 +50,11 @@ class Params(Section):
         description="teacher layer that is read, after the final norm: k > 0 is the state after k layers, -1 the "
         "last; `auto` takes the one that finds best on the validation sample",
     )
+    centre: bool | Literal["auto"] = Field(
+        "auto",
+        description="take the mean of the teacher's states off before a student is compared with them; `auto` does "
+        "where layer=auto finds more without it",
+    )
     curve_queries: int = Field(40, ge=1, description="validation queries of each task for the depth curve")
 
 
@@ -59,28 +65,33 @@ def run(context: Context) -> dict[str, Any]:
     from stages.evaluation.depth import best_layer
     from stages.model import checkpoint
 
-    chosen, models = context.params.features.layer, {TEACHER: checkpoint.directory(context.inputs["backbone"])}
+    params, models = context.params.features, {TEACHER: checkpoint.directory(context.inputs["backbone"])}
+    chosen, centred = params.layer, params.centre is True
     depth, dim = _shape(models[TEACHER])
     sample = _sample(context)
     reading, early = _sample_work(context, sample, depth), []
     if chosen == "auto":  # known before the distillation set is read by it, at the price of starting the pool twice
         early = carry_out(context, models, reading, label="features")
-        chosen, reading = best_layer(_curve(sample, early, dim)), []
-        say(f"features: layer {chosen} of {depth} finds best and teaches")
+        (chosen, centred), reading = best_layer(_curve(sample, early, dim), params.centre), []
+        how = "with its mean taken off" if centred else "as it is"
+        say(f"features: layer {chosen} of {depth}, {how}, finds best and teaches")
     layer = _teaching_layer(chosen, depth)
     shards = _distillation_work(context, layer)
     timing = [partial(_time_depths, rows=rows, source=context.inputs["ingest"]) for rows in _timed_rows(sample, depth)]
     work = [*shards, *reading]
     done = carry_out(context, models, work, alone=timing, rows=_distillation_set(context), label="features")
     rows = sum(count_rows(context.output, f"features/{name}", count) for name, count in _shard_counts(context).items())
-    context.output.write_json("features.json", {"layer": layer, "dim": dim, "rows": rows})
+    mean = {"mean": _mean_state(context, dim).tolist()} if centred else {}
+    context.output.write_json("features.json", {"layer": layer, "dim": dim, "rows": rows, **mean})
+    known = {"rows": rows, "layer": layer, "centred": centred}
     if not timing:
         say("features: no labelled validation queries, so no depth curve")
-        return {"rows": rows, "layer": layer}
+        return known
     curve = _curve(sample, early or done[len(shards) : -1], dim)
+    curve["teacher"] = {"layer": layer, "centred": centred}
     curve["layers"] = [one | cost for one, cost in zip(curve["layers"], done[-1], strict=True)]
     _show_curve(context, curve)
-    return {"rows": rows, "layer": layer, "hit@5 at full depth": curve["layers"][-1]["hit@5"]}
+    return {**known, "hit@5 at full depth": curve["layers"][-1]["hit@5"]}
 
 
 def _show_curve(context: Context, curve: dict[str, Any]) -> None:
@@ -238,6 +249,37 @@ def _as_features(table: "pa.Table", side: str) -> "pa.Table":
 
     columns = [pa.array([side] * len(table), pa.string()), table["qid" if side == "query" else "did"], table["vector"]]
     return pa.table(columns, schema=FEATURES(table["vector"].type.list_size))
+
+
+def _mean_state(context: Context, dim: int) -> "np.ndarray":
+    """The mean [D] of the states that were read, summed by Ray tasks in float64; both sides weigh the same.
+
+    A step has as many queries as positives, so this is the mean of what a student meets.
+    """
+    import ray
+
+    from stages.distributed.shards import files
+    from stages.evaluation.depth import mean_of_sides
+
+    add_up, means = ray.remote(num_cpus=1)(sum_states), []
+    for prefix in ("queries", "candidates"):
+        paths = files(context.output, f"features/{prefix}")
+        parts = ray.get([add_up.remote(path, context.output.filesystem, dim) for path in paths])
+        if rows := sum(count for count, _ in parts):
+            means.append(sum(total_D for _, total_D in parts) / rows)
+    return mean_of_sides(means)
+
+
+def sum_states(path: str, filesystem: Any, dim: int) -> "tuple[int, np.ndarray]":
+    """(rows, the sum [D] of their states in float64) of a file of features."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    rows, total_D = 0, np.zeros(dim)
+    for batch in pq.ParquetFile(path, filesystem=filesystem).iter_batches(columns=["vector"]):
+        states_ND = batch["vector"].flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+        rows, total_D = rows + len(states_ND), total_D + states_ND.sum(axis=0, dtype=np.float64)
+    return rows, total_D
 
 
 # ------------------------------------------------------------------------------------------------ the depth curve

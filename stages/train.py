@@ -4,6 +4,10 @@ Inputs: ingested pairs, the distilled student. Steps: where `train.mine` asks fo
 distilled student; train with the modality-adaptive contrastive loss (paper §1.4) on Ray Train with DeepSpeed, export,
 check the exported directory against the trained weights. Output: `model/` with a model card, `parity.json`, and
 `negatives/` where some were mined.
+
+With `train.feature_weight` the teacher's states are an input as well, and pull the student's on (jina-embeddings-v5
+trains with both terms). They were read for one wording of each instruction, so queries keep the first; hard negatives
+have none and count in the contrastive loss alone.
 """
 
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +16,7 @@ from pydantic import Field
 
 from stages.contract.context import Context
 from stages.contract.params import Section, knob
-from stages.learn.settings import FineTuning
+from stages.learn.settings import Alignment, FineTuning
 
 if TYPE_CHECKING:
     from stages.learn.objective import Objective
@@ -29,15 +33,16 @@ class Mine(Section):
     )
 
 
-class Params(FineTuning):
+class Params(Alignment, FineTuning):
     """The section `train`."""
 
-    loss: Literal["mac", "infonce", "mamcl", "learnable"] = Field(
+    loss: Literal["mac", "infonce", "mamcl", "learnable", "mac_learnable"] = Field(
         "mac",
-        description="mamcl masks candidates of other modalities than the target's; learnable trains τ as CLIP does",
+        description="mamcl masks candidates of other modalities than the target's; learnable trains τ as CLIP does, "
+        "mac_learnable both temperatures of MAC-Loss, without their schedule",
     )
     temperature: float = Field(
-        0.03, gt=0, description="τ_norm of MAC-Loss, τ of InfoNCE and MAMCL, where the learnable τ starts"
+        0.03, gt=0, description="τ_norm of MAC-Loss, τ of InfoNCE and MAMCL; where a learnable one starts"
     )
     hard_temperature: float = Field(0, ge=0, description="where τ_hard starts; 0 is `temperature`, as published")
     hard_decay: float = Field(0.5, ge=0, description="r of τ_hard(t) = start · exp(-2 r min(until, t)), to 3 decimals")
@@ -72,7 +77,8 @@ def run(context: Context) -> dict[str, Any]:
     model = context.inputs["distill"].local("model")
     mined = mine_negatives(context, model) if params.mine.per_query and params.steps else None
     negatives = params.mine.per_query if params.hard_negatives == -1 else params.hard_negatives
-    return student_stage(context, params, model, None, objective(params), mined=mined, hard_negatives=negatives)
+    asked = {"mined": mined, "hard_negatives": negatives, "teacher": context.inputs.get("features")}
+    return student_stage(context, params, model, None, objective(params), **asked)
 
 
 def objective(params: Params) -> "Objective":
@@ -85,6 +91,9 @@ def objective(params: Params) -> "Objective":
         hard_temperature=params.hard_temperature,
         hard_decay=params.hard_decay,
         hard_until=params.hard_until,
+        feature_loss=params.feature_loss,
+        feature_weight=params.feature_weight,
+        feature_temperature=params.feature_temperature,
         dims=tuple(sorted(set(params.matryoshka))),
         symmetric=params.symmetric,
     )

@@ -7,6 +7,7 @@ its trained weights.
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -89,6 +90,8 @@ def trained(case: dict, job: dict) -> dict:
     cluster = Cluster(zero_stage=job.get("zero_stage", 1), log_every=1, checkpoint_every=job.get("save_every", 10**9))
     if job.get("alone"):
         objective = alignment()
+    if "loss" in job:
+        objective = replace(objective, loss=job["loss"], hard_temperature=0.05)
     if "recipe" in job:
         objective, settings, cluster, layers = recipe(*job["recipe"])
         model = world / "deep"

@@ -38,8 +38,9 @@ def cost_of(manifests: Mapping[str, Manifest], labels: int) -> Cost:
     """The cost of the cell whose stages have these manifests."""
     distill, train, features = (manifests[name] for name in ("distill", "train", "features"))
     settings = train["config"]
-    pairs = tuple(_pairs(settings[name]) for name in ("distill", "train"))
-    learns = bool(pairs[0] and settings["distill"]["feature_weight"])
+    names = ("distill", "train")
+    pairs = tuple(_pairs(settings[name]) for name in names)
+    learns = any(met and settings[name].get("feature_weight", 0) for name, met in zip(names, pairs, strict=True))
     passes = features["metrics"]["rows"] if learns else 0
     trainings = [one["metrics"] for one, met in zip((distill, train), pairs, strict=True) if met]
     operations = sum(
@@ -47,8 +48,8 @@ def cost_of(manifests: Mapping[str, Manifest], labels: int) -> Cost:
         for one, met in zip(trainings, filter(None, pairs), strict=True)
     )
     if learns:
-        metrics = distill["metrics"]
-        whole = metrics["decoder_parameters"] * metrics["teacher_layers"] / metrics["layers"]
+        metrics = trainings[0]
+        whole = metrics["decoder_parameters"] * distill["metrics"]["teacher_layers"] / metrics["layers"]
         operations += READ * whole * metrics["tokens_per_pair"] / 2 * passes  # a pair is two rows
     seconds = sum(one["seconds"] for one in (distill, train, *([features] if learns else [])))
     return Cost(labels, passes, (pairs[0], pairs[1]), operations / 1e15, seconds / 60)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.recipes import Settings
 from stages.contract.context import InputError
 from stages.learn.schedules import tau_hard_at
-from stages.model.families import FAMILIES
+from stages.model.families import FAMILIES, refusal
 
 if TYPE_CHECKING:
     from pipeline.config.sections import Config
@@ -112,6 +112,11 @@ def check_backbone(config: "Config") -> None:
         raise InputError(
             "backbone.model is set but backbone.source=tiny trains its own; add backbone.source=local or hub"
         )
+    if backbone.source == "tiny" and backbone.tune.steps:
+        raise InputError(
+            f"backbone.tune.steps={backbone.tune.steps} trains a backbone from outside, and backbone.source=tiny"
+            " trains its own on the same data; raise backbone.tiny.steps, or add backbone.source=local or hub"
+        )
     if backbone.min_pixels > backbone.max_pixels:
         raise InputError(
             f"backbone.min_pixels={backbone.min_pixels} is above backbone.max_pixels={backbone.max_pixels}; lower it"
@@ -120,11 +125,16 @@ def check_backbone(config: "Config") -> None:
 
 def check_crops(config: "Config") -> None:
     """A teacher whose states were computed before has read every image whole."""
-    distill = config.distill
+    distill, train = config.distill, config.train
     if distill.least_crop < 1 and distill.teacher == "cached":
         raise InputError(
             f"distill.least_crop={distill.least_crop:g} shows the student parts of images that the cached teacher has"
             " read whole; set it to 1, or distill.teacher=live"
+        )
+    if train.least_crop < 1 and train.feature_weight:
+        raise InputError(
+            f"train.least_crop={train.least_crop:g} shows the student parts of images that the teacher of"
+            " train.feature_weight has read whole; set one to 1, or the other to 0"
         )
 
 
@@ -140,7 +150,8 @@ def check_layers(config: "Config", settings: Settings) -> None:
     check_depth(config, family, depth, lambda path: f" in {settings.origin(path)}")
     if kept != "auto" and "student.max_loss" in settings.origins:
         origin = settings.origin("student.max_loss")
-        raise InputError(f"student.max_loss does nothing in {origin} with student.layers={kept}; set it to auto")
+        spelled = list(kept) if isinstance(kept, tuple) else kept
+        raise InputError(f"student.max_loss does nothing in {origin} with student.layers={spelled}; set it to auto")
 
 
 def check_made(config: Any, stage: str, manifest: Mapping[str, Any]) -> None:
@@ -156,6 +167,8 @@ def check_depth(config: "Config", family: str, depth: int, where: Callable[[str]
     a value was set.
     """
     kept, layer = config.student.layers, config.features.layer
+    if isinstance(kept, tuple) and (why := refusal(kept, depth, FAMILIES.get(family))):
+        raise InputError(f"student.layers={list(kept)} can't be kept{where('student.layers')}: {why}")
     least = FAMILIES[family].minimum_layers if family in FAMILIES else 1
     if isinstance(kept, int) and kept < least:
         needs = f"{family} needs at least {least}" if least > 1 else "a student keeps at least 1"
@@ -213,26 +226,30 @@ def check_matryoshka(config: "Config", settings: Settings) -> None:
 
 
 def check_temperatures(config: "Config", settings: Settings) -> None:
-    """A τ_hard that is rounded to 0 divides by nothing; a learnable τ is kept above a hundredth, as CLIP's is."""
+    """A τ_hard that is rounded to 0 divides by nothing; learnable ones are kept above a hundredth, as CLIP's is."""
     train = config.train
     start = train.hard_temperature or train.temperature
     if train.loss == "mac" and not tau_hard_at(1, start, train.hard_decay, train.hard_until):
         raised = "train.hard_temperature" if train.hard_temperature else "train.temperature"
         raise InputError(f"τ_hard falls to 0, rounded to thousandths; lower train.hard_decay or raise {raised}")
-    if train.loss == "learnable" and train.temperature < 0.01:
-        origin = settings.origin("train.temperature")
-        raise InputError(f"train.temperature={train.temperature} is below 0.01 in {origin}, where a learnable τ ends")
+    for name in {"learnable": ["temperature"], "mac_learnable": ["temperature", "hard_temperature"]}.get(
+        train.loss, []
+    ):
+        value, origin = getattr(train, name), settings.origin(f"train.{name}")
+        if 0 < value < 0.01:
+            raise InputError(f"train.{name}={value} is below 0.01 in {origin}, where a learnable τ ends")
 
 
 def check_batches(config: "Config") -> None:
     """A batch is shared evenly by the training processes, so that all of them see as many negatives."""
-    sizes = {
-        "backbone.tiny.batch_size": config.backbone.tiny.batch_size,
-        "distill.batch_size": config.distill.batch_size,
-        "train.batch_size": config.train.batch_size,
-    }
+    backbone = config.backbone
+    sizes = {"distill.batch_size": config.distill.batch_size, "train.batch_size": config.train.batch_size}
+    if backbone.source == "tiny":
+        sizes["backbone.tiny.batch_size"] = backbone.tiny.batch_size
+    elif backbone.tune.steps:
+        sizes["backbone.tune.batch_size"] = backbone.tune.batch_size
     for path, size in sizes.items():
-        if size % config.cluster.workers and not (path.startswith("backbone") and config.backbone.source != "tiny"):
+        if size % config.cluster.workers:
             raise InputError(
                 f"{path}={size} can't be shared by cluster.workers={config.cluster.workers}; choose a multiple of it"
             )

@@ -55,8 +55,9 @@ def embeds(config: Any) -> tuple[str, ...]:
 
 
 def trains_backbone(config: Any) -> tuple[str, ...]:
-    """The backbone is made here; one from outside is only pointed to."""
-    return (PRECISION,) if config.backbone.source == "tiny" else ()
+    """The backbone is trained here; one from outside that is not is only pointed to."""
+    backbone = config.backbone
+    return (PRECISION,) if backbone.source == "tiny" or backbone.tune.steps else ()
 
 
 def draws(config: Any) -> Mapping[str, Any]:
@@ -104,10 +105,18 @@ CORPUS = (Stage("index", "stages.distributed.corpus", (), ("index", "student"), 
 
 
 def stages_of(config: Any) -> tuple[Stage, ...]:
-    """The stages of a run: all, or only the index where it has its own corpus."""
+    """The stages of a run: all, or only the index where it has its own corpus.
+
+    `train` reads the teacher's states where they weigh anything, and depends on them only there.
+    """
     if config.index.corpus:
         return CORPUS
-    return WITH_OWN_DATA if config.distill.data.kind else STAGES
+    stages = WITH_OWN_DATA if config.distill.data.kind else STAGES
+    if not (config.train.feature_weight and config.train.steps):
+        return stages
+    return tuple(
+        replace(stage, inputs=(*stage.inputs, "features")) if stage.name == "train" else stage for stage in stages
+    )
 
 
 def keyed_section(path: str) -> str:

@@ -23,7 +23,7 @@ def progress_line(label: str, step: int, settings: Any, measures: dict[str, floa
     if "in_batch_hit@1" in measures:
         parts.append(f"hit@1 {measures['in_batch_hit@1']:.2f}")
     parts += [f"{name} {value:.3f}" for name, value in measures.items() if name.startswith("feature ")]
-    parts += [f"τ {measures[name]:.3f}" for name in ("tau_hard", "tau") if name in measures]
+    parts += [f"τ {measures[name]:.3f}" for name in ("tau_hard", "tau_norm", "tau") if name in measures]
     parts.append(f"lr {measures['learning_rate']:.1e}")
     return " ".join([*parts, f"{speed:.0f} pairs/s, {left // 60}:{left % 60:02d} left"])
 

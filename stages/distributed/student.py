@@ -15,6 +15,7 @@ from stages.learn.settings import FineTuning
 
 if TYPE_CHECKING:
     from stages.learn.objective import Objective
+    from stages.model.prune import Layers
 
 PREFERRED = ("image", "image,text", "text")  # what a bare text looks for, as in search
 STREAMS = {"distill": 1, "train": 2}
@@ -25,7 +26,7 @@ def student_stage(
     context: Context,
     settings: FineTuning,
     source: Path,
-    layers: int | None,
+    layers: "Layers",
     objective: "Objective",
     **asked: Any,
 ) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def student_stage(
     Args:
         settings: the stage's section.
         source: the model directory to start from.
-        layers: decoder layers to keep, None for all.
+        layers: decoder layers to keep: the first so many, or those of these numbers; None for all.
         objective: what is minimised.
         asked: what only one of the stages has: `teacher`, `mined`, `subset` and others of a `TrainingJob`.
 
@@ -51,7 +52,9 @@ def student_stage(
         weights, measures = run_training(context, job)
     else:
         weights, measures = cut_only(context, source, layers), {}
-    return {**export_stage(context, weights, source, measures, objective.dims if settings.steps else ()), **measures}
+    kept = layers if isinstance(layers, tuple) else ()
+    dims = objective.dims if settings.steps else ()
+    return {**export_stage(context, weights, source, measures, dims, kept), **measures}
 
 
 def check_dims(source: Path, dims: tuple[int, ...]) -> None:
@@ -65,8 +68,8 @@ def check_dims(source: Path, dims: tuple[int, ...]) -> None:
         )
 
 
-def cut_only(context: Context, source: Path, layers: int | None) -> Path:
-    """The weights of the first `layers` layers as they are, for a stage of no steps."""
+def cut_only(context: Context, source: Path, layers: "Layers") -> Path:
+    """The weights of `layers` as they are, for a stage of no steps."""
     from stages.export.checkpoint import save_backbone
     from stages.model.encoder import Encoder
 
@@ -77,7 +80,12 @@ def cut_only(context: Context, source: Path, layers: int | None) -> Path:
 
 
 def export_stage(
-    context: Context, weights: Path, source: Path, measures: dict[str, Any], dims: tuple[int, ...] = ()
+    context: Context,
+    weights: Path,
+    source: Path,
+    measures: dict[str, Any],
+    dims: tuple[int, ...] = (),
+    kept: tuple[int, ...] = (),
 ) -> dict[str, Any]:
     """Builds the model directory, writes the card and the parity report, uploads; returns the student's size."""
     from stages.data.instructions import Instructions
@@ -88,7 +96,7 @@ def export_stage(
 
     directory = context.output.work / "model"
     shutil.rmtree(directory, ignore_errors=True)  # a refused export must not mix with the next one
-    export_student(weights, source, directory, query_prompts(Instructions.load(context.inputs["ingest"])), dims)
+    export_student(weights, source, directory, query_prompts(Instructions.load(context.inputs["ingest"])), dims, kept)
     # Only what gets registered goes through loaders that cost a process or MLflow; a student in between does not.
     final = context.output.stage == "train" and context.params.train.check_loaders
     more = {"MLflow pyfunc": pyfunc_vectors} if final else {}

@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from stages.learn.objective import Objective
     from stages.learn.sampling import PairSampler
     from stages.model.encoder import Encoder
+    from stages.model.prune import Layers
 
 WEIGHTS = "weights"
 CPU_ONLY = {
@@ -36,10 +37,11 @@ CPU_ONLY = {
 
 @dataclass(frozen=True)
 class LiveTeacher:
-    """The backbone up to the layer that teaches, run in every step."""
+    """The backbone up to the layer that teaches, run in every step; `mean`, where there is one, is taken off."""
 
     model: Path
     layer: int
+    mean: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class TrainingJob:
 
     Attributes:
         model: a model directory that the process can read.
-        layers: decoder layers to keep, None for all.
+        layers: decoder layers to keep: the first so many, or those of these numbers; None for all.
         objective: what is minimised.
         settings: the stage's section; a `FineTuning` leaves the vision tower as it is, and may train adapters alone.
         seed: of samples and dropout.
@@ -56,14 +58,14 @@ class TrainingJob:
         cluster: precision, threads, ZeRO stage, how often to log and to save.
         run: the tracker's picklable handle.
         label: what log lines call the job.
-        teacher: the features artifact, from which states are looked up, or what is run in every step.
+        teacher: the features artifact, from which states are looked up, or what is run in every step; None without.
         mined: the table of mined hard negatives (`stages.mining.mine.Mined`), where there is one.
         hard_negatives: hard negatives of a query in each of its steps.
         subset: (most, seed) of `stages.data.order.drawn`, where not all samples are to come up.
     """
 
     model: Path
-    layers: int | None
+    layers: "Layers"
     objective: "Objective"
     settings: Training
     seed: int
@@ -225,8 +227,11 @@ def open_teacher(job: TrainingJob, device: str) -> "Teacher | None":
         return None
     if isinstance(job.teacher, LiveTeacher):
         encoder = Encoder.load(job.teacher.model, job.teacher.layer, job.cluster.chosen_precision(), device)
-        return loop.live_teacher(encoder, job.settings.chunk)
-    return loop.cached_teacher(FeatureTable(job.teacher, "query"), FeatureTable(job.teacher, "candidate"))
+        teacher, mean = loop.live_teacher(encoder, job.settings.chunk), job.teacher.mean
+    else:
+        teacher = loop.cached_teacher(FeatureTable(job.teacher, "query"), FeatureTable(job.teacher, "candidate"))
+        mean = job.teacher.read_json("features.json").get("mean")
+    return loop.centred(teacher, mean) if mean else teacher
 
 
 class Progress:

@@ -2,10 +2,16 @@
 
 Shapes: Q queries, C candidates, K layers, D values of a state.
 
+The same is told for states with their mean taken off: those of a language model have one direction in common, which
+hides what tells them apart (anisotropy: Ethayarajh 2019, arXiv 1909.00512; all-but-the-top: Mu and Viswanath 2018,
+arXiv 1702.01417). Queries and candidates lose one mean together, in which both sides weigh the same: so an
+input has one vector, whichever side it stands on.
+
 Every query searches among the sampled candidates of its target's modality. The pool is smaller than the full one, so
 the numbers compare depths with each other, not with published results.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -67,9 +73,10 @@ def curve_of(queries: pa.Table, candidates: pa.Table, dim: int) -> dict[str, Any
         dim: D, length of one state.
 
     Returns:
-        {"layers": [{"layers": k, "hit@5": mean, "sets": {set: hit@5}}], "queries", "candidates", "chance hit@5"}.
+        {"layers": [{"layers": k, "hit@5": mean, "hit@5 centred": mean, "sets": {set: hit@5}}], "queries",
+        "candidates", "chance hit@5"}.
     """
-    query_QKD, candidate_CKD = _unit_states(queries, dim), _unit_states(candidates, dim)
+    query_QKD, candidate_CKD = _states(queries, dim), _states(candidates, dim)
     names = [
         f"{dataset}_task{task}"
         for dataset, task in zip(queries["dataset"].to_pylist(), queries["task_id"].to_pylist(), strict=True)
@@ -81,10 +88,14 @@ def curve_of(queries: pa.Table, candidates: pa.Table, dim: int) -> dict[str, Any
     ]
     entries = []
     for depth in range(query_QKD.shape[1]):
-        scores_QC = np.where(allowed_QC, query_QKD[:, depth] @ candidate_CKD[:, depth].T, -np.inf)
-        top_Q5 = np.argsort(-scores_QC, axis=1, kind="stable")[:, :5]
-        sets = _mean_by(names, np.take_along_axis(relevant_QC, top_Q5, axis=1).any(axis=1))
-        entries.append({"layers": depth + 1, "hit@5": _mean(sets), "sets": sets})
+        query_QD, candidate_CD = query_QKD[:, depth], candidate_CKD[:, depth]
+        mean_D = mean_of_sides([query_QD.mean(axis=0), candidate_CD.mean(axis=0)])
+        raw, centred = (
+            _mean_by(names, _finds(query_QD - off, candidate_CD - off, relevant_QC, allowed_QC)) for off in (0, mean_D)
+        )
+        entries.append(
+            {"layers": depth + 1, "hit@5": _mean(raw), "hit@5 centred": _mean(centred), "sets": raw},
+        )
     return {
         "layers": entries,
         "queries": len(queries),
@@ -93,9 +104,35 @@ def curve_of(queries: pa.Table, candidates: pa.Table, dim: int) -> dict[str, Any
     }
 
 
-def best_layer(curve: dict[str, Any]) -> int:
-    """The layer, counted from 1, that finds most; of equals the deepest. The last one is made to predict words."""
-    return max((entry["hit@5"], entry["layers"]) for entry in curve["layers"])[1]
+def mean_of_sides(means: Sequence[np.ndarray]) -> np.ndarray:
+    """The one mean that all states lose: of the sides' means, however many rows each side has."""
+    return np.mean(np.stack(means), axis=0)
+
+
+def best_layer(curve: dict[str, Any], centre: bool | str = "auto") -> tuple[int, bool]:
+    """The layer, counted from 1, that finds most, and whether without its mean; of equals as it is, and the deepest.
+
+    The last layer is made to predict words.
+
+    Args:
+        centre: whether the mean is taken off; `auto` tries both.
+    """
+    ways = [False, True] if centre == "auto" else [bool(centre)]
+    _, raw, layer = max(
+        (entry["hit@5 centred" if off else "hit@5"], not off, entry["layers"])
+        for entry in curve["layers"]
+        for off in ways
+    )
+    return layer, not raw
+
+
+def _finds(
+    query_QD: np.ndarray, candidate_CD: np.ndarray, relevant_QC: np.ndarray, allowed_QC: np.ndarray
+) -> np.ndarray:
+    """Bool [Q]: whether a query has a positive among the five allowed candidates of the largest cosines."""
+    scores_QC = np.where(allowed_QC, _units(query_QD) @ _units(candidate_CD).T, -np.inf)
+    top_Q5 = np.argsort(-scores_QC, axis=1, kind="stable")[:, :5]
+    return np.take_along_axis(relevant_QC, top_Q5, axis=1).any(axis=1)
 
 
 def _truth(queries: pa.Table, candidates: pa.Table) -> tuple[np.ndarray, np.ndarray]:
@@ -108,11 +145,14 @@ def _truth(queries: pa.Table, candidates: pa.Table) -> tuple[np.ndarray, np.ndar
     return relevant_QC, np.array(queries["target_modality"].to_pylist())[:, None] == modality_C
 
 
-def _unit_states(table: pa.Table, dim: int) -> np.ndarray:
-    """Unit vectors float32 [N, K, D]."""
+def _states(table: pa.Table, dim: int) -> np.ndarray:
+    """States float32 [N, K, D]."""
     flat = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    states_NKD = flat.reshape(len(table), -1, dim)
-    return states_NKD / np.maximum(np.linalg.norm(states_NKD, axis=-1, keepdims=True), 1e-12)
+    return flat.reshape(len(table), -1, dim)
+
+
+def _units(states_ND: np.ndarray) -> np.ndarray:
+    return states_ND / np.maximum(np.linalg.norm(states_ND, axis=-1, keepdims=True), 1e-12)
 
 
 def _mean_by(names: list[str], values: Any) -> dict[str, float]:

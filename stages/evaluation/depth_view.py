@@ -10,6 +10,7 @@ IN_NO_KEY = True  # shows what was measured
 
 COLUMNS = (
     ("hit@5", "hit@5", lambda entry: entry["hit@5"], "{:.3f}"),
+    ("hit@5, mean taken off", "", lambda entry: entry["hit@5 centred"], "{:.3f}"),
     ("million parameters", "million parameters", lambda entry: entry["parameters"] / 1e6, "{:,.2f}"),
     ("ms per query, median", "milliseconds per query", lambda entry: entry["latency_ms"]["median"], "{:.1f}"),
     ("queries per second", "", lambda entry: entry["queries_per_second"], "{:,.0f}"),
@@ -19,7 +20,7 @@ COLUMNS = (
 
 
 def curve_table(curve: dict[str, Any]) -> str:
-    """The curve as a Markdown table, a line for each depth."""
+    """The curve as a Markdown table, a line for each depth, and which of them teaches."""
     full = curve["layers"][-1]["hit@5"]
     head = ["layers", COLUMNS[0][0], "of the full depth", *(column[0] for column in COLUMNS[1:])]
     lines = [f"| {' | '.join(head)} |", f"|{' ---: |' * len(head)}"]
@@ -27,7 +28,12 @@ def curve_table(curve: dict[str, Any]) -> str:
         hit, *costs = (form.format(value(entry)) for _, _, value, form in COLUMNS)
         share = f"{entry['hit@5'] / full:.1%}" if full else "–"
         lines.append(f"| {' | '.join([str(entry['layers']), hit, share, *costs])} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(["", f"{teaches(curve['teacher'])}."] if "teacher" in curve else [])])
+
+
+def teaches(chosen: dict[str, Any]) -> str:
+    """Which layer teaches, and how."""
+    return f"Layer {chosen['layer']} teaches{', with the mean taken off' if chosen['centred'] else ''}"
 
 
 def plot_curve(curve: dict[str, Any]) -> Figure:
@@ -42,6 +48,8 @@ def plot_curve(curve: dict[str, Any]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
         if label == "hit@5":
+            centred = [entry["hit@5 centred"] for entry in curve["layers"]]
+            axes.plot(depths, centred, linestyle="--", color="tab:blue", label="with the mean taken off")
             for name in curve["layers"][0]["sets"]:
                 axes.plot(depths, [entry["sets"][name] for entry in curve["layers"]], color="0.75", linewidth=0.8)
             axes.axhline(curve["chance hit@5"], linestyle=":", color="tab:red", label="chance")

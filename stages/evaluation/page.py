@@ -81,7 +81,7 @@ def render(
         dimensions=dimension_rows(metrics),
         asymmetric=asymmetric_values(metrics),
         costs=list(model_rows(metrics)),
-        depth_plot=svg(draw_depths(curve, metrics["student"]["layers"])) if curve else None,
+        depth_plot=svg(draw_depths(curve, depth_of(metrics["student"]))) if curve else None,
         cost_plot=svg(draw_cost(metrics)),
         kinds=[(kind, [{**one, "label": names[one["task"]]} for one in examples[kind]]) for kind in ("good", "bad")],
         facts=facts,
@@ -114,6 +114,11 @@ def svg(figure: Figure) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "puma", "font.family": "sans-serif"}):
         figure.savefig(drawn, format="svg", metadata={"Date": None})
     return f"data:image/svg+xml;base64,{base64.b64encode(drawn.getvalue()).decode()}"
+
+
+def depth_of(student: Mapping[str, Any]) -> int:
+    """Where a student stands on the depth curve; 0 where it has other layers than the teacher's first."""
+    return 0 if "kept_layers" in student else student["layers"]
 
 
 def read_curve(inputs: Mapping[str, Artifact]) -> dict[str, Any] | None:

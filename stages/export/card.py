@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.model.encoder import SETTINGS
+from stages.model.prune import KEPT
 
 IN_NO_KEY = True  # describes the student
 
@@ -18,7 +19,7 @@ tags: [sentence-transformers, multimodal-retrieval, layer-pruning, puma]
 # Puma retriever, {layers} layers
 
 Turns a text, an image, or both into one unit vector of {dim} numbers for retrieval by inner product. Made from a full
-multimodal LLM by keeping its first {layers} decoder layers and distilling the others into them
+multimodal LLM by keeping {kept} and distilling the others into them
 (PUMA, arXiv 2507.08064). {parameters:,} parameters; stock architecture, no custom code.
 
 ## Load
@@ -78,8 +79,10 @@ def write_card(directory: Path, stage: str, size: Mapping[str, int], report: Map
         for name, values in report["loaders"].items()
     ] + [f"| {name} | not run: {reason} | |" for name, reason in report["not_run"].items()]
     settings = json.loads((directory / SETTINGS).read_text())
+    numbers = ", ".join(map(str, settings.get(KEPT, [])))
     card = CARD.format(
         **size,
+        kept=f"its decoder layers {numbers}" if numbers else f"its first {size['layers']} decoder layers",
         stage=stage,
         measures="\n".join(rows),
         parity="\n".join(parity),

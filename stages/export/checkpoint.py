@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 from stages.model.encoder import SETTINGS, load_collator
 from stages.model.families import family_of
 from stages.model.prompt import CHAT_TEMPLATE
+from stages.model.prune import KEPT
 
 # Pooling and Normalize go by their older names: vLLM knew no others before #54533 (August 2026) and fell back
 # to a default without a word (#45995). sentence-transformers reads both.
@@ -46,7 +47,12 @@ def save_backbone(config: PreTrainedConfig, weights: Mapping[str, torch.Tensor],
 
 
 def export_student(
-    weights: Path, source: Path, directory: Path, prompts: Mapping[str, str], dims: Sequence[int] = ()
+    weights: Path,
+    source: Path,
+    directory: Path,
+    prompts: Mapping[str, str],
+    dims: Sequence[int] = (),
+    kept: Sequence[int] = (),
 ) -> None:
     """Builds the complete model directory: weights, tokenizer with `[RET]`, processor, chat template, settings.
 
@@ -57,6 +63,7 @@ def export_student(
         prompts: named query prompts for sentence-transformers; `encode_query` takes the one named "query", and
             candidates take none.
         dims: leading dimensions that serve as vectors too; vLLM reads them from `config.json`.
+        kept: numbers of the backbone's layers that the student was cut to here, where they are not its first ones.
     """
     shutil.copytree(weights, directory, dirs_exist_ok=True)
     config = json.loads((directory / "config.json").read_text())
@@ -73,6 +80,8 @@ def export_student(
     _merge_json(directory / "tokenizer_config.json", processor)
     _drop_json(directory / "tokenizer_config.json", ("is_local", "local_files_only"))
     shutil.copy(source / SETTINGS, directory / SETTINGS)
+    if kept:
+        _merge_json(directory / SETTINGS, {KEPT: list(kept)})
     _write_sentence_transformers(directory, config["text_config"]["hidden_size"], prompts)
 
 

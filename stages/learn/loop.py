@@ -8,7 +8,7 @@ collated while the current one computes.
 
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -146,6 +146,17 @@ def cached_teacher(queries: Mapping, candidates: Mapping) -> Teacher:
         return torch.stack([torch.as_tensor(vector, dtype=torch.float32) for vector in vectors])
 
     return look_up
+
+
+def centred(teacher: Teacher, mean: Sequence[float]) -> Teacher:
+    """The teacher with the mean of its states [D] taken off, which all inputs have in common."""
+    mean_D = torch.tensor(mean, dtype=torch.float32)
+
+    def read(pairs: Pairs) -> torch.Tensor:
+        states_RD = teacher(pairs)
+        return states_RD - mean_D.to(states_RD.device)
+
+    return read
 
 
 def live_teacher(encoder: Encoder, chunk: int = 0) -> Teacher:

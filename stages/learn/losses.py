@@ -9,6 +9,7 @@ stand a cosine, a temperature and a mask:
     MAC-Loss   τ_hard where the query's target modality is the candidate's, τ_norm elsewhere (PUMA, arXiv 2507.08064)
     MAMCL      one τ; candidates of another than the target modality are masked (UNITE, arXiv 2505.19650)
     learnable  one τ, a parameter that is trained with the model (CLIP, Radford et al. 2021, arXiv 2103.00020)
+    mac_learnable  MAC-Loss whose two temperatures are such parameters, in place of its schedule (ours)
 """
 
 import math
@@ -53,13 +54,13 @@ def same_modality(positive_Q: torch.Tensor, modality_C: torch.Tensor) -> torch.T
     return modality_C[positive_Q][:, None] == modality_C[None, :]
 
 
-def mac_tau(within_QC: torch.Tensor, tau_norm: float, tau_hard: float) -> torch.Tensor:
+def mac_tau(within_QC: torch.Tensor, tau_norm: float | torch.Tensor, tau_hard: float | torch.Tensor) -> torch.Tensor:
     """Temperatures [Q, C] of MAC-Loss: τ_hard within the query's target modality, τ_norm across modalities."""
     return torch.where(within_QC, tau_hard, tau_norm)
 
 
 class Temperature(nn.Module):
-    """A learnable τ, as CLIP has it: the parameter is log(1/τ), and 1/τ stays below 100.
+    """Learnable temperatures, each as CLIP has its one: the parameter is log(1/τ), and 1/τ stays below 100.
 
     CLIP cuts the parameter back after each step. An optimizer that keeps weights of its own, as ZeRO does, would undo
     that, so the value is cut here, and its gradient passes: the parameter always finds its way back.
@@ -67,15 +68,15 @@ class Temperature(nn.Module):
 
     LARGEST = math.log(100)
 
-    def __init__(self, start: float):
+    def __init__(self, *starts: float):
         super().__init__()
         # Of one dimension and not of none: ZeRO-3 partitions it, and weight decay leaves it alone.
-        self.log_scale = nn.Parameter(torch.tensor([math.log(1 / start)]))
+        self.log_scale = nn.Parameter(torch.tensor([math.log(1 / start) for start in starts]))
 
     def forward(self) -> torch.Tensor:
-        """τ, a scalar."""
+        """The temperatures, in the order of their starts."""
         excess = (self.log_scale - self.LARGEST).clamp(min=0).detach()
-        return (excess - self.log_scale).float().exp().squeeze(0)
+        return (excess - self.log_scale).float().exp()
 
 
 def no_negatives(

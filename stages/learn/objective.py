@@ -39,8 +39,8 @@ class Objective:
     """What a step minimises: contrastive_weight * softmax + feature_weight * distance to the teacher.
 
     Attributes:
-        loss: `mac`, `infonce`, `mamcl` or `learnable`; see `stages.learn.losses`.
-        temperature: τ of InfoNCE and MAMCL, τ_norm of MAC-Loss, where the learnable τ starts.
+        loss: `mac`, `infonce`, `mamcl`, `learnable` or `mac_learnable`; see `stages.learn.losses`.
+        temperature: τ of InfoNCE and MAMCL, τ_norm of MAC-Loss, where a learnable τ or τ_norm starts.
         hard_temperature: where τ_hard starts; 0 is `temperature`, as published.
         hard_decay: r of τ_hard's schedule.
         hard_until: share of training after which τ_hard stays.
@@ -65,9 +65,19 @@ class Objective:
     dims: tuple[int, ...] = ()
     symmetric: bool = False
 
+    @property
+    def hard_start(self) -> float:
+        """Where τ_hard starts."""
+        return self.hard_temperature or self.temperature
+
     def tau_hard(self, progress: float) -> float:
         """τ_hard after a share `progress` of training."""
-        return tau_hard_at(progress, self.hard_temperature or self.temperature, self.hard_decay, self.hard_until)
+        return tau_hard_at(progress, self.hard_start, self.hard_decay, self.hard_until)
+
+    def learnt_temperatures(self) -> tuple[float, ...]:
+        """Where the temperatures start that are trained with the model: none, τ, or τ_norm and τ_hard."""
+        starts = {"learnable": (self.temperature,), "mac_learnable": (self.temperature, self.hard_start)}
+        return starts.get(self.loss, ())
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,7 @@ class Step:
 
 
 class Learner(nn.Module):
-    """The encoder beside the loss's own parameter, so that one optimizer and one checkpoint hold both."""
+    """The encoder beside the loss's own parameters, so that one optimizer and one checkpoint hold both."""
 
     def __init__(self, encoder: nn.Module, temperature: Temperature):
         super().__init__()
@@ -95,10 +105,10 @@ class Learner(nn.Module):
 
 
 def learner(encoder: nn.Module, objective: Objective) -> tuple[nn.Module, Temperature | None]:
-    """What the optimizer is to hold: the encoder, with a temperature beside it where the objective learns one."""
-    if objective.loss != "learnable":
+    """What the optimizer is to hold: the encoder, with temperatures beside it where the objective learns some."""
+    if not (starts := objective.learnt_temperatures()):
         return encoder, None
-    temperature = Temperature(objective.temperature).to(next(encoder.parameters()).device)
+    temperature = Temperature(*starts).to(next(encoder.parameters()).device)
     return Learner(encoder, temperature), temperature
 
 
@@ -116,7 +126,7 @@ def losses(
         step: what is known about these rows.
         objective: what is minimised.
         progress: share of the training that is done.
-        temperature: gives the learnable τ, where the objective has one.
+        temperature: gives the learnable temperatures, where the objective has some.
     """
     states_RD = states_RD.float()
     total = states_RD.new_zeros(())
@@ -171,8 +181,14 @@ def _contrastive(
     if objective.loss == "mac":
         parts["tau_hard"] = objective.tau_hard(progress)
         tau_QC = mac_tau(within_QC, objective.temperature, parts["tau_hard"])
-    elif temperature is not None:
-        tau_QC = temperature()
+    elif objective.loss == "mac_learnable":
+        assert temperature is not None
+        tau_norm, tau_hard = temperature()
+        parts |= {"tau_hard": tau_hard.item(), "tau_norm": tau_norm.item()}
+        tau_QC = mac_tau(within_QC, tau_norm, tau_hard)
+    elif objective.loss == "learnable":
+        assert temperature is not None
+        tau_QC = temperature().squeeze(0)
         parts["tau"] = tau_QC.item()
     elif objective.loss in ("infonce", "mamcl"):
         tau_QC = torch.tensor(objective.temperature, device=device)

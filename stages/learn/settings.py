@@ -4,7 +4,7 @@ The stages' sections inherit these, so that a setting is written once and keeps 
 and they are handed on whole, to `PairSampler`, `fit` and `start_engine`. Light: reading a recipe loads no torch.
 """
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -73,6 +73,20 @@ class Training(Sampling, Optimisation):
         exact = self.steps * self.batch_size
         unit = 10 ** max(0, len(str(exact)) - 2)
         return -(-exact // unit) * unit
+
+
+class Alignment(Section):
+    """How far a teacher's states pull the student's."""
+
+    feature_weight: float = Field(
+        0.0, ge=0, description="of the distance to the teacher's states in the loss; 0 needs none"
+    )
+    feature_loss: Literal["mse", "cosine", "relational", "kl"] = Field(
+        "cosine",
+        description="mse on states of any length, as published; relational compares cosines between rows, kl the "
+        "softmax of them",
+    )
+    feature_temperature: float = Field(0.05, gt=0, description="τ of kl, of student and teacher")
 
 
 class FineTuning(Training):

@@ -15,14 +15,20 @@ if TYPE_CHECKING:
 
 
 def directory(artifact: "Artifact") -> Path:
-    """A local model directory of the backbone: the trained one, or a view of the checkpoint it points to.
+    """A local model directory of the backbone: the one trained here, or a view of the checkpoint it points to."""
+    made = artifact.manifest["metrics"]
+    # Artifacts from before a checkpoint could be trained do not say `trained`: of those only `tiny` was.
+    if made.get("trained", made.get("source", "tiny") == "tiny"):
+        return artifact.local("model")
+    return pointed(artifact.read_json("pointer.json"))
+
+
+def pointed(pointer: dict[str, Any]) -> Path:
+    """A view of the checkpoint that a pointer names.
 
     The view holds links to the checkpoint's files beside the pipeline's own limits, so that a checkpoint is never
     copied and never changed. Workers are handed its path: nodes of a cluster share the cache and the checkpoint.
     """
-    if artifact.manifest["metrics"].get("source", "tiny") == "tiny":
-        return artifact.local("model")
-    pointer = artifact.read_json("pointer.json")
     source = snapshot(pointer["source"], pointer["model"], pointer["revision"])
     name = hashlib.sha256(f"{source}\n{json.dumps(pointer, sort_keys=True)}".encode()).hexdigest()[:16]
     return _view(source, cache_root() / "views" / name, pointer)

@@ -1,4 +1,4 @@
-"""How many layers a student keeps of its backbone: a number, all, or the fewest that the depth curve allows."""
+"""Which layers a student keeps of its backbone: so many, all, those of a list, or as few as the depth curve allows."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from stages.contract.context import Artifact
 
 
-def choose_layers(source: Path, student: Any, features: "Artifact") -> tuple[int, int]:
+def choose_layers(source: Path, student: Any, features: "Artifact") -> tuple[int, int | tuple[int, ...]]:
     """(the backbone's depth, the layers to keep): as configured, or as the depth curve allows.
+
+    A list that is the first k layers is that number.
 
     `auto` stands in the key as the word that it is: the plan is known before the curve is.
 
@@ -32,6 +34,8 @@ def choose_layers(source: Path, student: Any, features: "Artifact") -> tuple[int
             return depth, shallowest(curve, student.max_loss, family_of(config.model_type).minimum_layers)
         layers = depth if student.layers == "full" else student.layers
         pruned_config(source, layers)
+        if isinstance(layers, tuple) and layers[-1] == len(layers):
+            layers = len(layers)
     except ValueError as error:
         raise StageError(str(error)) from error
     return depth, layers

@@ -20,7 +20,7 @@ from stages.contract.params import cores
 from stages.model import compat
 from stages.model.inputs import Batch, Chunk, Collator, prefetch
 from stages.model.prompt import RETRIEVAL_TOKEN
-from stages.model.prune import load_backbone
+from stages.model.prune import Layers, load_backbone
 from stages.model.rows import Row
 
 SETTINGS = "puma.json"
@@ -57,14 +57,12 @@ class Encoder(nn.Module):
         self.collator = collator
 
     @classmethod
-    def load(
-        cls, directory: Path, layers: int | None = None, precision: str = "fp32", device: str = "cpu"
-    ) -> "Encoder":
-        """Loads a model directory, keeping the first `layers` decoder layers.
+    def load(cls, directory: Path, layers: Layers = None, precision: str = "fp32", device: str = "cpu") -> "Encoder":
+        """Loads a model directory, keeping some decoder layers.
 
         Args:
             directory: weights, tokenizer and image processor in the Hugging Face layout, with `puma.json` beside.
-            layers: depth to keep; None keeps all.
+            layers: the first so many, or those of these numbers, counted from 1; None keeps all.
             precision: fp32 or bf16 weights.
             device: cpu or cuda.
 

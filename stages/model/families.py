@@ -5,7 +5,9 @@ a student must be. Qwen3-VL adds vision features after its first three decoder l
 would run and silently lose them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,6 +45,24 @@ FAMILIES = {
         Family("qwen3_vl", "Qwen3VLModel", "Qwen3VLForConditionalGeneration", "Qwen3VLProcessor", minimum_layers=3),
     )
 }
+
+
+def refusal(layers: Sequence[int], depth: int, family: Family | None) -> str:
+    """Why a student can't keep these layers, in words; empty where it can.
+
+    Args:
+        layers: numbers of decoder layers, counted from 1.
+        depth: how many the backbone has; 0 is not known yet.
+        family: the backbone's; None is not known yet.
+    """
+    if not layers or layers[0] < 1 or any(later <= earlier for earlier, later in pairwise(layers)):
+        return "give their numbers from 1 on, each larger than the one before"
+    if depth and layers[-1] > depth:
+        return f"the backbone has {depth} layers"
+    least = family.minimum_layers if family else 1
+    if family and least > 1 and list(layers[:least]) != list(range(1, least + 1)):
+        return f"{family.model_type} adds what it sees to its first {least} layers, so they must stay"
+    return ""
 
 
 def family_of(model_type: str) -> Family:

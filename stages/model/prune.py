@@ -3,9 +3,13 @@
 The deep layers are never built, so a 7B teacher costs a student no memory. The final norm, the token embeddings and
 the vision tower stay; the language-model head is not loaded. The output equals `norm(hidden_states[k])` of the full
 model exactly (PUMA keeps a plain prefix: no layer search, no importance score; paper.md §1.1).
+
+Any other k layers are a stock checkpoint too, one behind the other. They are loaded with those between them, which are
+then dropped; no single pass of the full model gives their output.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +17,15 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from stages.model.families import family_of
+from stages.model.families import family_of, refusal
+
+Layers = int | tuple[int, ...] | None
+"""Which decoder layers stay: the first so many, those of these numbers, counted from 1, or all."""
+KEPT = "kept_layers"
+"""In a student's settings file: its numbers of the backbone's layers, where they are not the first ones."""
 
 
-def pruned_config(directory: Path, layers: int | None) -> PreTrainedConfig:
+def pruned_config(directory: Path, layers: Layers) -> PreTrainedConfig:
     """The configuration of a checkpoint cut to `layers` decoder layers (None keeps all).
 
     Raises:
@@ -27,16 +36,31 @@ def pruned_config(directory: Path, layers: int | None) -> PreTrainedConfig:
     text = config.text_config
     if layers is None or layers == text.num_hidden_layers:
         return config
+    if isinstance(layers, tuple):
+        if why := refusal(layers, text.num_hidden_layers, family):
+            raise ValueError(f"student.layers={list(layers)} can't be kept: {why}")
+        _shrink(text, layers)
+        return config
     if not family.minimum_layers <= layers <= text.num_hidden_layers:
         raise ValueError(
             f"student.layers is {layers}, but {config.model_type} with {text.num_hidden_layers} layers "
             f"can be cut to {family.minimum_layers}..{text.num_hidden_layers}"
         )
-    text.num_hidden_layers = layers
+    _shrink(text, range(1, layers + 1))
+    return config
+
+
+def _shrink(text: Any, kept: Sequence[int]) -> None:
+    """Makes a text configuration that of these layers alone."""
+    text.num_hidden_layers = len(kept)
     # Qwen2-VL lists a type for each layer, and saving fails when the list is longer than the stack.
     if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:layers]
-    return config
+        text.layer_types = [text.layer_types[number - 1] for number in kept]
+
+
+def kept_layers(directory: Path) -> list[int]:
+    """The numbers of the backbone's layers that a student has; empty where they are its first ones."""
+    return json.loads((directory / "puma.json").read_text(encoding="utf-8")).get(KEPT, [])
 
 
 @contextmanager
@@ -54,10 +78,24 @@ def first_layers(backbone: PreTrainedModel, layers: int) -> Iterator[PreTrainedM
         text.layers, text.config.num_hidden_layers = whole, depth
 
 
-def load_backbone(directory: Path, layers: int | None = None, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_backbone(directory: Path, layers: Layers = None, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The stock base model of a checkpoint directory, cut to `layers`; safetensors only, no remote code."""
     config = pruned_config(directory, layers)
+    loaded = pruned_config(directory, layers[-1]) if isinstance(layers, tuple) else config
     model = family_of(config.model_type).base()
-    return model.from_pretrained(
-        directory, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
+    backbone = model.from_pretrained(
+        directory, config=loaded, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
     )
+    if isinstance(layers, tuple):
+        _drop_others(backbone, layers)
+    return backbone
+
+
+def _drop_others(backbone: PreTrainedModel, kept: Sequence[int]) -> None:
+    """Leaves these layers of a loaded backbone, as a checkpoint of them alone would load them."""
+    text: Any = backbone.language_model
+    text.layers = torch.nn.ModuleList(text.layers[number - 1] for number in kept)
+    for place, layer in enumerate(text.layers):
+        layer.self_attn.layer_idx = place
+    for config in {id(one): one for one in (backbone.config.text_config, text.config)}.values():
+        _shrink(config, kept)

@@ -272,6 +272,9 @@ def test_a_teacher_that_weighs_nothing_costs_nothing():
     found = cost_of(manifests(steps=100, weight=0.0), labels=7)
     assert (found.passes, found.minutes) == (0, 3) and found.petaflop * 1e15 == pytest.approx(6 * 1e6 * 50 * 800)
     assert cost_of(manifests(steps=0, weight=1.0), labels=7).petaflop == 0
+    beside = manifests(steps=100, weight=0.0)
+    beside["train"]["config"]["train"]["feature_weight"] = 0.5  # the teacher pulls in the last training alone
+    assert cost_of(beside, labels=7).passes == 1000
 
 
 def test_rows_of_several_depths_make_a_picture():

@@ -4,9 +4,17 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
 from stages.model import checkpoint
 from stages.model.encoder import Encoder
 from tests.tiny_models import write_checkpoint
+
+
+@pytest.mark.parametrize("known", [{"source": "tiny"}, {}, {"source": "local", "trained": True}])
+def test_a_backbone_that_was_trained_here_is_read_from_its_artifact(tmp_path: Path, known) -> None:
+    artifact = SimpleNamespace(manifest={"metrics": known}, local=lambda name: tmp_path / name)
+    assert checkpoint.directory(artifact) == tmp_path / "model"
 
 
 def test_a_local_checkpoint_is_read_with_our_limits_and_stays_as_it_is(tmp_path: Path, monkeypatch) -> None:

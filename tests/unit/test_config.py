@@ -79,6 +79,7 @@ def test_the_paper_s_recipe_has_the_published_numbers():
         ("tracking_uri=", "tracking_uri", ""),
         ("store=a=b", "store", "a=b"),
         ("train.loss=infonce", "train.loss", "infonce"),
+        ("student.layers=[1, 3]", "student.layers", (1, 3)),
         ("train.matryoshka=[32, 64]", "train.matryoshka", (32, 64)),
         ("data.scenes={train: 20, val: 9}", "data.scenes.train", 20),
     ],
@@ -118,7 +119,7 @@ def test_later_overrides_win():
         ("train.learning_rate=.nan", "not nan"),
         (
             "train.loss=infonc",
-            "one of mac, infonce, mamcl, learnable, not 'infonc', in override train.loss=infonc; did you mean",
+            "one of mac, infonce, mamcl, learnable, mac_learnable, not 'infonc', in override train.loss=infonc; did",
         ),
         ("cluster.precision=fp16", "one of auto, fp32, bf16"),
         ("store=", "store must be text"),
@@ -141,10 +142,23 @@ def test_wrong_overrides_are_reported_in_one_line(override, words):
     ("overrides", "words"),
     [
         (["student.layers=0"], "student.layers=0 is too few in override student.layers=0: a student keeps at least 1"),
-        (["student.layers=atuo"], "must be a whole number or one of auto, full, not 'atuo'"),
-        (["student.layers=true"], "must be a whole number or one of auto, full, not True"),
+        (
+            ["student.layers=atuo"],
+            "must be a whole number or one of auto, full or a list, each a whole number, not 'atuo'",
+        ),
+        (
+            ["student.layers=true"],
+            "must be a whole number or one of auto, full or a list, each a whole number, not True",
+        ),
         (["student.max_loss=0.2"], "student.max_loss does nothing in override student.max_loss=0.2"),
         (["train.mine.per_query=4", "train.steps=0"], "mines for no training in override train.mine.per_query=4"),
+        (
+            ["student.layers=[3, 1]"],
+            "student.layers=[3, 1] can't be kept in override student.layers=[3, 1]: give their",
+        ),
+        (["student.layers=[1, 99]"], "can't be kept in override student.layers=[1, 99]: the backbone has"),
+        (["student.layers=[]"], "give their numbers from 1 on"),
+        (["student.layers=[1, 2]", "student.max_loss=0.2"], "with student.layers=[1, 2]; set it to auto"),
         (["student.layers=99"], "student.layers=99 is too many in override student.layers=99: the backbone has"),
         (["data.kind=mbeir"], "data.kind=mbeir needs data.path"),
         (["distill.data.kind=corpus"], "distill.data.kind=corpus needs distill.data.path, the place of the data"),
@@ -173,6 +187,11 @@ def test_wrong_overrides_are_reported_in_one_line(override, words):
         (["train.muon_rate=0.02"], "train: muon_rate works without clipping, and clip is 1; set clip=0"),
         (["backbone.tiny.clip=1"], "backbone.tiny: muon_rate works without clipping"),
         (["distill.contrastive_weight=0", "distill.feature_weight=0"], "distill learns from nothing in override"),
+        (["backbone.tune.steps=5"], "raise backbone.tiny.steps, or add backbone.source=local or hub"),
+        (
+            ["train.least_crop=0.5", "train.feature_weight=0.1"],
+            "that the teacher of train.feature_weight has read whole",
+        ),
         (["distill.least_crop=0.5"], "set it to 1, or distill.teacher=live"),
     ],
 )
@@ -196,6 +215,8 @@ def test_a_local_backbone_limits_the_student(tmp_path, config):
 def test_a_qwen3_student_keeps_at_least_three_layers(tmp_path):
     given = checkpoint(tmp_path / "m", model_type="qwen3_vl", text_config={"num_hidden_layers": 8})
     assert "qwen3_vl needs at least 3" in refusal(*given, "student.layers=2")
+    assert load_config("demo", [*given, "student.layers=[1, 2, 3, 8]"]).student.layers == (1, 2, 3, 8)
+    assert "qwen3_vl adds what it sees to its first 3 layers" in refusal(*given, "student.layers=[1, 2, 8]")
     hub = ["backbone.source=hub", "backbone.model=Qwen/Qwen3-VL-2B-Instruct", "backbone.revision=x"]
     assert "qwen3_vl needs at least 3" in refusal(*hub, "student.layers=2")
 
@@ -227,6 +248,13 @@ def test_the_depth_of_a_hub_model_is_checked_once_its_artifact_tells_it(override
     check_made(load_config("demo", hub), "backbone", manifest)
     with pytest.raises(InputError, match=words):
         check_made(load_config("demo", [*hub, override]), "backbone", manifest)
+
+
+def test_a_tuned_backbone_s_batch_is_shared_evenly_and_that_of_one_that_is_not_tuned_does_not_matter(tmp_path):
+    given = checkpoint(tmp_path / "m", model_type="qwen2_vl", num_hidden_layers=4)
+    batches = ["cluster.workers=3", "distill.batch_size=63", "train.batch_size=63"]
+    assert load_config("demo", [*given, *batches]).backbone.tune.batch_size == 64
+    assert "backbone.tune.batch_size=64 can't be shared" in refusal(*given, *batches, "backbone.tune.steps=1")
 
 
 def test_a_directory_that_is_no_model_is_reported(tmp_path):
@@ -282,6 +310,7 @@ def test_the_top_level_keys_are_the_contract_s():
         (["train.hard_decay=6"], "τ_hard falls to 0"),
         (["train.temperature=0.0008"], "lower train.hard_decay or raise train.temperature"),
         (["train.loss=learnable", "train.temperature=0.005"], "below 0.01 in override train.temperature=0.005"),
+        (["train.loss=mac_learnable", "train.hard_temperature=0.005"], "train.hard_temperature=0.005 is below 0.01"),
     ],
 )
 def test_temperatures_that_end_at_nothing_are_refused(overrides, words):

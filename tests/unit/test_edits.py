@@ -212,6 +212,17 @@ def test_a_backbone_from_outside_does_not_depend_on_the_training_of_a_tiny_one(t
     assert {stage for stage in ALL if after[stage] != before[stage]} == {"distill", "train"}
 
 
+def test_a_backbone_from_outside_that_is_tuned_depends_on_the_training_and_not_on_how_a_tiny_one_is_drawn(tree, edit):
+    tuned = {"source": "hub", "model": "a/b", "revision": "c", "tune": {"steps": 3}}
+    config = Config.model_validate({"backbone": tuned})
+    before = code_of(tree, config)
+    edit(tree / "stages/model/tiny.py", with_code)
+    assert code_of(tree, config) == before
+    edit(tree / "stages/learn/losses.py", with_code)
+    after = code_of(tree, config)
+    assert {stage for stage in ALL if after[stage] != before[stage]} == TRAINED
+
+
 def test_mining_counts_where_negatives_are_mined(tree, edit):
     mined = Config.model_validate({"train": {"mine": {"per_query": 2}}})
     before = code_of(tree, mined)

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.data.keys import NOTHING
+from stages.learn.loop import centred
 from stages.learn.losses import (
     Temperature,
     feature_loss,
@@ -80,7 +81,7 @@ def reference(of: SimpleNamespace, loss: str, tau_norm: float, tau_hard: float, 
         for place, state in enumerate(states[QUERIES:]):
             if not is_left_out(of.pairs, query, place, loss):
                 intra = of.pairs.modality[place] == of.pairs.modality[query]
-                tau = tau_hard if loss == "mac" and intra else tau_norm
+                tau = tau_hard if loss.startswith("mac") and intra else tau_norm
                 terms[place] = math.exp(cosine(states[query], state) / tau)
         total -= math.log(terms[query] / sum(terms.values()))
     return total / QUERIES
@@ -94,7 +95,7 @@ def reference_back(of: SimpleNamespace, loss: str, tau_norm: float, tau_hard: fl
         for query in range(QUERIES):
             if not is_left_out(of.pairs, query, place, loss):
                 intra = of.pairs.modality[place] == of.pairs.modality[query]
-                tau = tau_hard if loss == "mac" and intra else tau_norm
+                tau = tau_hard if loss.startswith("mac") and intra else tau_norm
                 terms[query] = math.exp(cosine(states[query], states[QUERIES + place]) / tau)
         total -= math.log(terms[place] / sum(terms.values()))
     return total / QUERIES
@@ -137,6 +138,34 @@ def test_the_learnable_temperature_is_infonce_with_a_gradient(seed):
     assert temperature.log_scale.grad.item() == pytest.approx((above - below) / (2 * step), rel=1e-3, abs=1e-4)
 
 
+@several
+@given(st.integers(0, 10_000), st.booleans())
+def test_the_two_learnable_temperatures_are_those_of_mac_loss_with_a_gradient_each(seed, symmetric):
+    of, step = case(seed), 1e-4
+    objective = Objective("mac_learnable", 0.07, hard_temperature=0.05, symmetric=symmetric)
+    temperature = Temperature(*objective.learnt_temperatures())
+    value, parts = measured(of, objective, 0.7, temperature)
+    value.backward()
+    assert (parts["tau_norm"], parts["tau_hard"]) == (pytest.approx(0.07, rel=1e-6), pytest.approx(0.05, rel=1e-6))
+
+    def expected(*taus: float) -> float:
+        one = reference(of, "mac", *taus)
+        return (one + reference_back(of, "mac", *taus)) / 2 if symmetric else one
+
+    assert value.item() == pytest.approx(expected(0.07, 0.05), rel=1e-5, abs=1e-5)
+    factors = math.exp(-step), math.exp(step)  # of τ, where its parameter grows and shrinks by a step
+    norm = (expected(0.07 * factors[0], 0.05) - expected(0.07 * factors[1], 0.05)) / (2 * step)
+    hard = (expected(0.07, 0.05 * factors[0]) - expected(0.07, 0.05 * factors[1])) / (2 * step)
+    assert temperature.log_scale.grad.tolist() == pytest.approx([norm, hard], rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize(("hard", "starts"), [(0.0, (0.03, 0.03)), (0.02, (0.03, 0.02))])
+def test_both_learnable_temperatures_start_where_mac_loss_does(hard, starts):
+    assert Objective("mac_learnable", 0.03, hard_temperature=hard).learnt_temperatures() == starts
+    assert Objective("learnable", 0.03, hard_temperature=hard).learnt_temperatures() == (0.03,)
+    assert Objective("mac", 0.03, hard_temperature=hard).learnt_temperatures() == ()
+
+
 def test_the_learnable_temperature_stops_at_a_hundredth_and_finds_its_way_back():
     temperature = Temperature(0.07)
     with torch.no_grad():
@@ -177,6 +206,25 @@ def test_the_feature_losses_equal_their_formulas_and_are_weighed(kind, seed):
     assert parts[f"feature {kind}"] == pytest.approx(expected[kind], rel=1e-4, abs=1e-6)
     total = 0.9 * reference(of, "infonce", 0.05, 0) + 0.3 * expected[kind]
     assert value.item() == pytest.approx(total, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mse", "cosine", "relational", "kl"])
+def test_a_teacher_without_its_mean_is_compared_with_the_student_as_it_is(kind):
+    of = case(3)
+    mean = of.teacher.mean(axis=0) + 0.5
+    student, teacher = of.states_RD[: 2 * QUERIES].astype(np.float64), of.teacher - mean
+    rows = range(2 * QUERIES)
+    expected = {
+        "mse": np.mean((student - teacher) ** 2),
+        "cosine": np.mean([1 - cosine(student[row], teacher[row]) for row in rows]),
+        "relational": np.mean(
+            [(cosine(student[i], student[j]) - cosine(teacher[i], teacher[j])) ** 2 for i in rows for j in rows]
+        ),
+        "kl": np.mean([divergence(student, teacher, row, 0.05) for row in rows]),
+    }
+    of.teacher = centred(lambda pairs: torch.tensor(of.teacher, dtype=torch.float32), mean.tolist())(None).numpy()
+    value, _ = measured(of, Objective("infonce", 0.05, contrastive_weight=0, feature_loss=kind, feature_weight=1))
+    assert value.item() == pytest.approx(expected[kind], rel=1e-4, abs=1e-6)
 
 
 def divergence(student: np.ndarray, teacher: np.ndarray, row: int, tau: float) -> float:

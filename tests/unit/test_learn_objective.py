@@ -40,6 +40,7 @@ def one_rank(world) -> dict:
     jobs = {
         "through": {},
         "alignment": {"alone": True},
+        "two temperatures": {"loss": "mac_learnable"},
         "interrupted": {"save": checkpoint, "save_every": 2, "stop_at": 3},
         "resumed": {"resume": checkpoint},
     }
@@ -55,6 +56,7 @@ def two_ranks(world) -> dict:
         "zero 2, chunks": {"zero_stage": 2, "chunk": 3},
         "zero 3": {"zero_stage": 3},
         "alignment, chunks": {"alone": True, "chunk": 3},
+        "two temperatures, zero 3, chunks": {**third, "loss": "mac_learnable"},
         "zero 3, chunks": third,
         "interrupted": {**third, "save": checkpoint, "save_every": 2, "stop_at": 3},
         "zero 3, chunks, resumed": {**third, "resume": checkpoint},
@@ -77,6 +79,15 @@ def test_two_ranks_align_as_one_does(one_rank, two_ranks):
     assert two["losses"] == pytest.approx(one["losses"], rel=2e-5)
     assert apart(two, one) < 2e-5
     assert one["losses"][-1] < one["losses"][0] and "in_batch_hit@1" not in one["last"]
+
+
+def test_two_ranks_learn_two_temperatures_as_one_does(one_rank, two_ranks):
+    one, two = one_rank["two temperatures"], two_ranks["two temperatures, zero 3, chunks"]
+    assert two["losses"] == pytest.approx(one["losses"], rel=2e-5)
+    assert apart(two, one) < 2e-5
+    learnt = [one["last"][name] for name in ("tau_norm", "tau_hard")]
+    assert [two["last"][name] for name in ("tau_norm", "tau_hard")] == pytest.approx(learnt, rel=1e-5)
+    assert learnt[0] != 0.07 and learnt[1] != 0.05 and "tau" not in one["last"]
 
 
 def test_a_resumed_run_has_its_temperature_and_adapters(one_rank):

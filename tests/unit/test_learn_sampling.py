@@ -13,7 +13,7 @@ from pyarrow.fs import LocalFileSystem
 from pipeline.artifacts.store import open_store
 from stages.data.keys import NOTHING, hash_ids
 from stages.data.schemas import NEGATIVES
-from stages.learn.loop import cached_teacher, live_teacher
+from stages.learn.loop import cached_teacher, centred, live_teacher
 from stages.learn.sampling import PairSampler
 from stages.learn.settings import Sampling
 from stages.mining.negatives import Mined
@@ -115,6 +115,9 @@ def test_a_live_teacher_says_what_the_cached_one_does(tmp_path, monkeypatch, lay
     torch.testing.assert_close(chunked, live, rtol=1e-5, atol=5e-6)
     assert not live.requires_grad and not live.is_inference()
     torch.testing.assert_close(live, cached_teacher(*tables)(pairs), rtol=2e-3, atol=2e-3)
+    mean = live.mean(dim=0)
+    off = centred(live_teacher(Encoder.load(model, layer)), mean.tolist())(pairs)
+    torch.testing.assert_close(off, live - mean, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("settings", [EIGHT, Sampling(batch_size=8, sub_batch=4, smallest_task=PAIRS)])

@@ -15,7 +15,7 @@ from stages.model.encoder import Encoder, load_collator
 from stages.model.families import FAMILIES
 from stages.model.inputs import Batch, bucket_by_length, prefetch
 from stages.model.prompt import render, without_special_tokens
-from stages.model.prune import pruned_config
+from stages.model.prune import kept_layers, pruned_config
 from stages.model.rows import Row
 from tests.tiny_models import picture, ragged_rows, write_checkpoint
 
@@ -105,6 +105,26 @@ def test_pruned_output_is_the_normed_hidden_state(checkpoint, encoder):
             assert torch.equal(encoder.states_by_layer(batch)[2, 0], expected_D)
 
 
+def test_any_list_of_layers_is_the_backbone_with_the_others_passed_by(checkpoint, encoder, tmp_path):
+    """Passed by: the full model with the third layer's input as its output. DeepStack stays with the first three."""
+    keep = (1, 2, 3, 5) if encoder.backbone.config.model_type == "qwen3_vl" else (1, 2, 4)
+    source = write_checkpoint(tmp_path / "deep", encoder.backbone.config.model_type, layers=5)
+    whole, student = Encoder.load(source), Encoder.load(source, keep)
+    assert student.layers == len(keep) == len(student.backbone.language_model.layers)
+    for number, layer in enumerate(whole.backbone.language_model.layers, start=1):
+        if number not in keep:
+            layer.forward = lambda hidden_states, **_: hidden_states
+    save_backbone(student.backbone.config, student.backbone.state_dict(), tmp_path / "weights")
+    export_student(tmp_path / "weights", source, tmp_path / "model", {}, kept=keep)
+    batch = whole.collator(ragged_rows())
+    with torch.inference_mode():
+        expected_BD = whole.states(batch)
+        assert torch.equal(student.states(batch), expected_BD)
+        assert torch.equal(Encoder.load(tmp_path / "model").states(batch), expected_BD)
+        assert not torch.equal(Encoder.load(source, len(keep)).states(batch), expected_BD)
+    assert kept_layers(tmp_path / "model") == list(keep) and kept_layers(source) == []
+
+
 def test_states_by_layer_end_in_the_output(encoder):
     batch = encoder.collator(ragged_rows())
     with torch.inference_mode():
@@ -140,9 +160,14 @@ def test_depths_outside_the_checkpoint_are_refused(checkpoint):
     for layers in (0, 5):
         with pytest.raises(ValueError, match="can be cut to"):
             pruned_config(checkpoint, layers)
+    for layers in ((0, 1), (2, 2), (2, 1), (1, 2, 3, 9), ()):
+        with pytest.raises(ValueError, match="can't be kept"):
+            pruned_config(checkpoint, layers)
     if family == "qwen3_vl":
         with pytest.raises(ValueError, match=r"3\.\.4"):
             pruned_config(checkpoint, 2)
+        with pytest.raises(ValueError, match="its first 3 layers, so they must stay"):
+            pruned_config(checkpoint, (1, 2, 4))
 
 
 def test_a_parity_report_names_every_loader_and_refuses_other_weights(tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipeline.config.sections import Config
 from pipeline.config.values import walk_values
 from pipeline.planning.dag import STAGES, WITH_OWN_DATA, Stage, descendants, keyed_section, stages_of
-from pipeline.planning.plan import Selection, Source, plan
+from pipeline.planning.plan import Decision, Selection, Source, plan
 from stages.contract.context import InputError, StageError
 from stages.contract.params import Section, knob
 
@@ -395,6 +395,26 @@ def test_a_backbone_from_outside_is_the_same_in_every_precision():
     store = commit(decide(Config.model_validate(hub)).values())
     decisions = decide(Config.model_validate(hub | {"cluster": {"precision": "bf16"}}), store)
     assert running(decisions) == WITH_MODELS - {"backbone"}
+
+
+def test_a_tuned_backbone_from_outside_is_another_in_another_precision():
+    hub = {"backbone": {"source": "hub", "model": "a/b", "revision": "c", "tune": {"steps": 3}}}
+    store = commit(decide(Config.model_validate(hub)).values())
+    decisions = decide(Config.model_validate(hub | {"cluster": {"precision": "bf16"}}), store)
+    assert decisions["backbone"].reasons == ("PARAMS cluster.precision fp32 → bf16",)
+
+
+def test_train_reads_the_teacher_s_states_only_where_they_weigh_anything():
+    def train(**given: Any) -> Decision:
+        config = Config.model_validate({"train": given})
+        return {one.stage: one for one in plan(stages_of(config), config, {}, SOURCES)}["train"]
+
+    assert stages_of(Config()) == STAGES
+    assert set(train().parts["inputs"]) == set(train(feature_weight=0.3, steps=0).parts["inputs"])
+    assert set(train(feature_weight=0.3).parts["inputs"]) == {"ingest", "distill", "features"}
+    assert "train" in descendants(stages_of(Config.model_validate({"train": {"feature_weight": 1}})), "features")
+    # What a weight of 0 does not read is in no key, as before there was a weight.
+    assert train().parts["params"] == {} and "features" not in train().parts["inputs"]
 
 
 def test_a_new_parameter_at_its_default_keeps_the_keys():

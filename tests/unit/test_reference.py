@@ -25,7 +25,7 @@ def test_every_setting_has_one_row():
 
 
 def test_a_row_says_what_a_setting_takes_its_default_and_whose_key_it_is_in():
-    assert row("train.loss")[1:4] == ["one of mac, infonce, mamcl, learnable", "`mac`", "train"]
+    assert row("train.loss")[1:4] == ["one of mac, infonce, mamcl, learnable, mac_learnable", "`mac`", "train"]
     assert row("seed")[3] == "ingest, backbone, features, distill, train"
     assert row("cluster.workers")[1:4] == ["a whole number ≥ 1", "`1`", "–"]
     assert row("train.register_as")[3] == "–"

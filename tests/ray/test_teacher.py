@@ -1,0 +1,116 @@
+"""The teacher on a real cluster: a checkpoint from outside is tuned on the data, read, and learnt from."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from pipeline.artifacts.store import Artifact, Store
+from stages import backbone, distill, features, train
+from stages.contract.params import Cluster
+from stages.model import checkpoint
+from stages.model.encoder import Encoder
+from tests.support import begin, rows
+from tests.tiny_models import write_checkpoint
+from tests.training_world import write_ingest
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("shared_cluster")]
+SIDES = ("query", "candidate")
+SHORT = {"steps": 2, "batch_size": 8, "learning_rate": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def home(shared_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a checkpoint, `model`, and a store."""
+    directory = tmp_path_factory.mktemp("teacher")
+    write_checkpoint(directory / "model", "qwen2_vl", layers=3)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def inputs(home: Path) -> dict[str, Artifact]:
+    """The ingested pairs."""
+    return {"ingest": write_ingest(home / "store")}
+
+
+def run(home: Path, stage, inputs: dict[str, Artifact], **sections) -> tuple[Artifact, dict]:
+    """Runs a stage and commits what it wrote."""
+    name = stage.__name__.rpartition(".")[2]
+    context = replace(begin(home / "store", name, inputs, seed=0, **sections), cluster=Cluster(threads=1, log_every=1))
+    metrics = stage.run(context)
+    return Store(home / "store").commit(context.output, {"metrics": metrics}, replace=True), metrics
+
+
+def from_outside(home: Path, **given) -> backbone.Params:
+    limits = {"min_pixels": 28 * 28, "max_pixels": 56 * 56, "max_text_tokens": 40}
+    return backbone.Params(source="local", model=str(home / "model"), **limits, **given)
+
+
+@pytest.fixture(scope="module")
+def tuned(home: Path, inputs: dict[str, Artifact]) -> SimpleNamespace:
+    """The backbone, tuned with adapters."""
+    artifact, metrics = run(home, backbone, inputs, backbone=from_outside(home, tune={**SHORT, "lora": {"rank": 4}}))
+    return SimpleNamespace(artifact=artifact, metrics=metrics, directory=checkpoint.directory(artifact))
+
+
+def test_a_tuned_backbone_is_a_stock_checkpoint_of_full_depth_with_its_own_limits(home, tuned):
+    before, after = (load_file(place / "model.safetensors") for place in (home / "model", tuned.directory))
+    changed = {name for name, weight in after.items() if not np.array_equal(weight, before.get(name, weight))}
+    assert len(changed) == 3 * 7 and all(name.startswith("model.layers.") for name in changed)
+    assert before.keys() - after.keys() <= {"lm_head.weight"}
+    assert (tuned.metrics["source"], tuned.metrics["layers"], tuned.metrics["step"]) == ("local", 3, 2)
+    assert Encoder.load(tuned.directory).collator.max_text_tokens == 40
+
+
+@pytest.fixture(scope="module")
+def read(home: Path, inputs: dict[str, Artifact], tuned: SimpleNamespace) -> dict[bool, Artifact]:
+    """The tuned teacher's states: as they are, and of the best layer, to be compared without their mean."""
+    given = {**inputs, "backbone": tuned.artifact}
+    asked = {False: features.Params(centre=False), True: features.Params(layer="auto", centre=True)}
+    return {centre: run(home / f"{centre}", features, given, features=params)[0] for centre, params in asked.items()}
+
+
+def test_the_mean_of_the_states_is_kept_beside_them_and_both_sides_weigh_the_same_in_it(read):
+    states = {side: [row["vector"] for row in rows(read[True], "features") if row["side"] == side] for side in SIDES}
+    means = [np.mean(np.array(states[side], np.float64), axis=0) for side in SIDES]
+    assert read[True].read_json("features.json")["mean"] == pytest.approx(np.mean(means, axis=0), abs=1e-9)
+    assert "mean" not in read[False].read_json("features.json")
+
+
+def test_the_layer_that_finds_best_without_its_mean_teaches_and_the_curve_says_so(read):
+    curve, layer = read[True].read_json("depth_curve.json"), read[True].read_json("features.json")["layer"]
+    assert curve["teacher"] == {"layer": layer, "centred": True}
+    assert curve["layers"][layer - 1]["hit@5 centred"] == max(entry["hit@5 centred"] for entry in curve["layers"])
+    assert read[False].read_json("depth_curve.json")["teacher"] == {"layer": 3, "centred": False}
+
+
+@pytest.fixture(scope="module")
+def distilled(home: Path, inputs: dict[str, Artifact], tuned: SimpleNamespace, read: dict) -> dict[str, tuple]:
+    """Students after one step towards the teacher alone."""
+
+    def towards(name: str, centre: bool, teacher: str) -> tuple[Artifact, dict]:
+        given = {**inputs, "backbone": tuned.artifact, "features": read[centre]}
+        asked = {**SHORT, "steps": 1, "contrastive_weight": 0, "feature_weight": 1, "teacher": teacher}
+        return run(home / name, distill, given, student=distill.Student(layers=2), distill=distill.Params(**asked))
+
+    return {
+        "as it is": towards("as it is", False, "cached"),
+        "cached": towards("cached", True, "cached"),
+        "live": towards("live", True, "live"),
+    }
+
+
+def test_a_student_is_compared_with_the_states_without_their_mean_be_they_cached_or_live(distilled):
+    distances = {name: metrics["feature cosine"] for name, (_, metrics) in distilled.items()}
+    assert distances["live"] == pytest.approx(distances["cached"], rel=5e-3)
+    assert abs(distances["as it is"] - distances["cached"]) > 0.05
+
+
+def test_the_last_training_may_keep_the_teacher_beside_its_loss(home, inputs, read, distilled):
+    given = {**inputs, "distill": distilled["cached"][0], "features": read[True]}
+    asked = {**SHORT, "feature_weight": 0.5, "feature_loss": "kl", "check_loaders": False}
+    _, metrics = run(home, train, given, train=train.Params(**asked))
+    assert metrics["loss"] == pytest.approx(metrics["contrastive"] + 0.5 * metrics["feature kl"], rel=1e-4)
