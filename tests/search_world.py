@@ -119,8 +119,16 @@ def make_world(root: Path) -> tuple[Store, dict[str, Artifact]]:
     store = open_store(str(root))
     inputs = {"ingest": write_ingest(store)}
     inputs["backbone"] = write_model(store, "backbone", 2, 1)
+    inputs["features"] = write_features(store, 2)
     inputs["train"] = write_model(store, "train", 1, 2, dims=(16,))
     return store, inputs
+
+
+def write_features(store: Store, layer: int) -> Artifact:
+    """Commits what other stages ask of features: which layer of the teacher taught."""
+    attempt = store.begin("features", f"{layer:016d}")
+    attempt.write_json("features.json", {"layer": layer})
+    return store.commit(attempt, {"metrics": {}})
 
 
 def share_in(store: Store, inputs: dict[str, Artifact]) -> SharedArtifacts:

@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.ablation.costs import Cost, cost_of
 from pipeline.ablation.grid import Cell, Grid
 from pipeline.artifacts.store import Artifact, open_store
-from pipeline.planning.dag import STAGES
+from pipeline.planning.dag import stages_of
 from pipeline.planning.plan import Decision, plan
 from pipeline.planning.sources import read_sources
 
@@ -21,12 +21,13 @@ class Ablation:
 
     def plan(self, cell: Cell) -> list[Decision]:
         """What a cell needs by now."""
-        return plan(STAGES, cell.config, self.store.manifests(), read_sources(STAGES, cell.config))
+        stages = stages_of(cell.config)
+        return plan(stages, cell.config, self.store.manifests(), read_sources(stages, cell.config))
 
     def outlook(self) -> str:
         """How much there is to do; what several cells need counts once."""
         needed = {(stage.stage, stage.key) for decisions in self.plans for stage in decisions if stage.action == "run"}
-        counts = {stage.name: sum(name == stage.name for name, _ in needed) for stage in STAGES}
+        counts = {one.stage: sum(name == one.stage for name, _ in needed) for one in self.plans[0]}
         listed = ", ".join(f"{count} × {name}" for name, count in counts.items() if count) or "nothing"
         return f"{len(self.cells)} cells of {self.name} on {self.recipe}; to run: {listed}"
 

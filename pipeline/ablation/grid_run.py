@@ -27,7 +27,7 @@ from pipeline.config.checks import check_made
 from pipeline.execution import cluster
 from pipeline.execution.publish import headline
 from pipeline.execution.runner import Run, run_pipeline
-from pipeline.planning.dag import STAGES
+from pipeline.planning.dag import stages_of
 from pipeline.planning.plan import Decision, differences
 from pipeline.terminal import open_console, text_table
 from pipeline.tracking.client import PipelineRun, resolve_uri
@@ -123,7 +123,7 @@ class GridRun:
     def adopt(self, cell: Cell, decisions: list[Decision]) -> Outcome:
         """A cell that an earlier call finished: a light run in the tracker, so that its tree has no holes."""
         key = decisions[-1].key
-        artifact = self.ablation.store.artifact(STAGES[-1].name, key)
+        artifact = self.ablation.store.artifact("evaluate", key)
         metrics = artifact.read_json("metrics.json")
         tracked = self.tracker.child(cell.label, {**self.tags(cell), "cache": "hit", "uri": artifact.uri})
         tracked.params({"variant": cell.variant, "seed": cell.seed})
@@ -139,13 +139,13 @@ class GridRun:
         run = Run(cell.config, grid.store, tracker, connect, self.say, command, grid.recipe, grid.name)
         run.check = partial(check_made, cell.config)
         try:
-            run_pipeline(STAGES, decisions, run)
+            run_pipeline(stages_of(cell.config), decisions, run)
         except (StageError, InputError) as error:
             for decision in decisions:
                 if run.stages[decision.stage]["action"] == "failed":
                     self.failed[decision.stage, decision.key] = str(error)
             return Outcome(decisions[-1].key, error=str(error))
-        artifact = run.artifacts[STAGES[-1].name]
+        artifact = run.artifacts["evaluate"]
         metrics = artifact.read_json("metrics.json")
         tracker.metrics(headline(metrics["student"]))
         return Outcome(decisions[-1].key, metrics, uri=artifact.uri, cost=self.ablation.cost(decisions))

@@ -7,7 +7,7 @@ Written out instead of discovered: the tuple below is the whole graph, in the or
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -75,11 +75,17 @@ STAGES = (
 
 CORPUS = (Stage("index", "stages.distributed.corpus", (), ("index", "student"), ("index", "student"), embeds),)
 """The index of a user's corpus by a student that is there: nothing to ingest, to train or to evaluate."""
+TEACHERS_INPUTS = ("ingest", "backbone", "features", "train")
+"""What the index reads where its candidates are the teacher's; features knows the layer."""
 
 
 def stages_of(config: Any) -> tuple[Stage, ...]:
     """The stages of a run: all, or only the index where it has its own corpus."""
-    return CORPUS if config.index.corpus else STAGES
+    if config.index.corpus:
+        return CORPUS
+    if config.index.candidates == "student":
+        return STAGES
+    return tuple(replace(stage, inputs=TEACHERS_INPUTS) if stage.name == "index" else stage for stage in STAGES)
 
 
 def descendants(stages: tuple[Stage, ...], name: str) -> set[str]:

@@ -1,20 +1,23 @@
 """The teacher's vectors of the evaluation pools: artifacts of their own in the store, `teacher/{key}`, one a layer.
 
 They are the most expensive part of an evaluation and depend on neither the student nor a report: all students of one
-backbone share them.
+backbone share them, and so does an index whose candidates are the teacher's.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Any
 
 from stages.contract.context import Artifact, Context, Shared
-from stages.distributed.actors import TEACHER, Work
+from stages.distributed.actors import TEACHER, Work, carry_out
 from stages.distributed.pools import CANDIDATE_COLUMNS, EMBEDDINGS, written
 from stages.distributed.shards import Target, cut, shard_work
 from stages.distributed.teacher import embed_layers, one_layer
+from stages.model import checkpoint
 from stages.search.filters import keep_pools
 
 
@@ -59,3 +62,23 @@ class PoolVectors:
             if shelf.output is not None:
                 written(shelf.output, EMBEDDINGS, rows)
         return {layer: shelf.commit() for layer, shelf in self.shelves.items()}
+
+
+def copy_pools(context: Context, summary: Mapping[str, Any], layer: int) -> dict[str, Any]:
+    """The teacher's vectors of the summary's pools as this artifact's `embeddings/`; see `written`.
+
+    Copied, so that an index holds what it searches, like any other; the teacher reads only what no run has read.
+
+    Args:
+        summary: `split`, `pools` and `rows`.
+        layer: the teacher's layer that is read, counted from 1.
+    """
+    with ExitStack() as stack:
+        vectors = PoolVectors.open(context, stack, summary, [layer])
+        carry_out(context, {TEACHER: checkpoint.directory(context.inputs["backbone"])}, vectors.work, label="index")
+        stored = vectors.artifacts(summary["rows"])[layer]
+    for path in stored.files(EMBEDDINGS):
+        name = f"{EMBEDDINGS}/{PurePosixPath(path).name}"
+        with stored.filesystem.open_input_stream(path) as source, context.output.open(name) as copy:
+            shutil.copyfileobj(source, copy)
+    return written(context.output, EMBEDDINGS, summary["rows"])

@@ -52,7 +52,7 @@ def ablate(hooks, tmp_path, monkeypatch, capfd):
 
     monkeypatch.chdir(tmp_path)
     for module in (pipeline.ablation.cells, grid_run):
-        monkeypatch.setattr(module, "STAGES", STAGES)
+        monkeypatch.setattr(module, "stages_of", lambda config: STAGES)
     monkeypatch.setattr(pipeline.ablation.grid, "load_config", load_small)
     monkeypatch.setattr(pipeline.ablation.grid, "known_depths", lambda config: [1, 2])
     monkeypatch.setattr(pipeline.ablation.cells, "read_sources", lambda *of: read_sources(*of, tmp_path / "code"))
