@@ -73,9 +73,11 @@ def export_router(uri: str, directory: str) -> dict[str, Any]:
     store, index = open_uri(uri)
     card = read_card(index)
     if not holds_teacher(card):
-        raise InputError(f"the candidates of {uri} are the student's, which one directory reads: SentenceTransformer"
-                         " takes the student's; for a teacher's run with index.candidates=teacher")
+        raise InputError(
+            f"the candidates of {uri} are the student's, which one directory reads: SentenceTransformer"
+            " takes the student's; for a teacher's run with index.candidates=teacher"
+        )
     named = candidate_model(card)
-    _, train = retriever.made_from(card, index, *index_inputs(store, card))
+    train, _ = retriever.made_from(card, index, *index_inputs(store, card))
     teacher = retriever.teacher_of(card, store.artifact("backbone", named["key"]))
-    return write_router(Path(directory), train.local("model"), teacher, named["layer"])
+    return write_router(Path(directory), train.local("model"), teacher, named["layer"], named["mean"])

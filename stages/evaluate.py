@@ -27,12 +27,13 @@ from pydantic import Field
 
 from stages.contract.context import Context
 from stages.contract.params import Section
-from stages.search.card import candidate_model, holds_teacher
+from stages.search.card import holds_teacher
 
 if TYPE_CHECKING:
     from ray import ObjectRef
 
     from stages.distributed.actors import Models, Work
+    from stages.distributed.teacher import ReadOut
     from stages.evaluation.rank import Pools, Tally
     from stages.evaluation.sets import EvaluationSet
     from stages.search.exact import ExactIndex
@@ -60,6 +61,7 @@ class Params(Section):
 
 def run(context: Context) -> dict[str, float | dict]:
     """Runs the stage; see the module header."""
+    from stages.distributed.teacher import taught
     from stages.evaluation.page import write_page
     from stages.evaluation.rank import Pools
     from stages.evaluation.report import write_report
@@ -77,19 +79,12 @@ def run(context: Context) -> dict[str, float | dict]:
     metrics = summarise(ranker, tallies, costs)
     metrics[STUDENT] |= ranker.dimensions(models[STUDENT], indexes[STUDENT])
     if ASYMMETRIC in metrics:
-        metrics[ASYMMETRIC] |= {"layer": taught(context, card), "searched": holds_teacher(card)}
+        metrics[ASYMMETRIC] |= {"layer": taught(context.inputs["features"]).layer, "searched": holds_teacher(card)}
     context.output.write_json("metrics.json", metrics)
     write_report(context, metrics)
     shown = {name: ASYMMETRIC if name == STUDENT and holds_teacher(card) else name for name in models}
     write_page(context, metrics, find_examples(context, card["split"], sets, shown))
     return metrics
-
-
-def taught(context: Context, card: Mapping[str, Any]) -> int:
-    """The teacher's layer that the student was aligned with, counted from 1."""
-    if holds_teacher(card):
-        return int(candidate_model(card)["layer"])
-    return int(context.inputs["features"].read_json("features.json")["layer"])
 
 
 def find_models(context: Context) -> dict[str, Path]:
@@ -102,14 +97,15 @@ def find_models(context: Context) -> dict[str, Path]:
     return models
 
 
-def read_layers(models: Mapping[str, Path]) -> dict[str, int]:
+def read_layers(models: Mapping[str, Path]) -> "dict[str, ReadOut]":
     """The teacher's layers that are read: its last, and the student's depth where that is another."""
+    from stages.distributed.teacher import ReadOut
     from stages.model.prune import pruned_config
 
     if TEACHER not in models:
         return {}
     depth, kept = (pruned_config(models[name], None).text_config.num_hidden_layers for name in (TEACHER, STUDENT))
-    return {TEACHER: depth} | ({CUT: kept} if kept < depth else {})
+    return {TEACHER: ReadOut(depth)} | ({CUT: ReadOut(kept)} if kept < depth else {})
 
 
 def embed(
@@ -118,14 +114,17 @@ def embed(
     """All that models do, in one pool: query vectors to this artifact, the teacher's candidates to theirs, costs."""
     from stages.distributed.actors import carry_out
     from stages.distributed.queries import query_work, write_asked
+    from stages.distributed.teacher import taught
     from stages.distributed.teacher_pools import PoolVectors
     from stages.search.exact import ExactIndex
 
     layers = read_layers(models)
-    pools = layers | ({ASYMMETRIC: taught(context, card)} if layers and not holds_teacher(card) else {})
+    pools = dict(layers)
+    if layers and not holds_teacher(card):
+        pools[ASYMMETRIC] = taught(context.inputs["features"])
     asked = write_asked(context, card["split"], sets)
     with ExitStack() as stack:
-        teacher = PoolVectors.open(context, stack, card, sorted(set(pools.values())))
+        teacher = PoolVectors.open(context, stack, card, dict.fromkeys(pools.values()))
         work = [*teacher.work, *student_candidates(context, card), *query_work(context, asked, layers)]
         timing = partial(time_models, asked=asked, filesystem=context.output.filesystem, names=list(models))
         *_, costs = carry_out(context, models, work, alone=[timing], label="evaluate")

@@ -41,8 +41,9 @@ class Params(Section):
 
 def unused_modules(params: Params) -> tuple[str, ...]:
     """faiss makes its index from the stored vectors when it is asked, and nothing here; the teacher may stay out."""
-    teacher = ("stages.distributed.teacher_pools", "stages.model.checkpoint", "stages.model.identity")
-    return ("stages.search.faiss_index", *(teacher if params.candidates == "student" else ()))
+    teacher = ("stages.distributed.teacher", "stages.distributed.teacher_pools")
+    model = ("stages.model.checkpoint", "stages.model.identity")
+    return ("stages.search.faiss_index", *((*teacher, *model) if params.candidates == "student" else ()))
 
 
 def run(context: Context) -> dict[str, float | dict]:
@@ -71,14 +72,11 @@ def embed(context: Context, summary: dict[str, Any]) -> dict[str, Any]:
         from stages.distributed.pools import embed_pools
 
         return embed_pools(context, summary)
+    from stages.distributed.teacher import taught
     from stages.distributed.teacher_pools import copy_pools
 
-    return copy_pools(context, {**summary, "split": context.params.index.split}, teaching_layer(context))
-
-
-def teaching_layer(context: Context) -> int:
-    """The teacher's layer that the student was aligned with, counted from 1."""
-    return int(context.inputs["features"].read_json("features.json")["layer"])
+    summary = {**summary, "split": context.params.index.split}
+    return copy_pools(context, summary, taught(context.inputs["features"]))
 
 
 def summarise_pools(ingest: Artifact, split: str) -> dict[str, Any]:
@@ -138,11 +136,12 @@ def candidate_model(context: Context) -> dict[str, Any]:
     """Which model the candidates' vectors are from, as the card names it; queries are always the student's."""
     if context.params.index.candidates == "student":
         return {"model": "student", **reference(context.inputs["train"])}
+    from stages.distributed.teacher import taught
     from stages.model import checkpoint
     from stages.model.identity import identify
 
-    teacher = context.inputs["backbone"]
-    known = {"layer": teaching_layer(context), "identity": identify(checkpoint.directory(teacher))}
+    teacher, read = context.inputs["backbone"], taught(context.inputs["features"])
+    known = {"layer": read.layer, "mean": list(read.mean), "identity": identify(checkpoint.directory(teacher))}
     return {"model": "teacher", **reference(teacher), **known}
 
 

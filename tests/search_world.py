@@ -124,10 +124,10 @@ def make_world(root: Path) -> tuple[Store, dict[str, Artifact]]:
     return store, inputs
 
 
-def write_features(store: Store, layer: int) -> Artifact:
-    """Commits what other stages ask of features: which layer of the teacher taught."""
+def write_features(store: Store, layer: int, **more: Any) -> Artifact:
+    """Commits what other stages ask of features: which layer of the teacher taught, with its `mean` where one is."""
     attempt = store.begin("features", f"{layer:016d}")
-    attempt.write_json("features.json", {"layer": layer})
+    attempt.write_json("features.json", {"layer": layer, **more})
     return store.commit(attempt, {"metrics": {}})
 
 

@@ -66,14 +66,15 @@ class ServedIndex:
         Where the index holds the teacher's own, the teacher at their layer, over this index.
         """
         from stages.model import checkpoint
+        from stages.model.centred import Centred
         from stages.model.loading import load_encoder_here
         from stages.search.exact import ExactIndex
         from stages.search.retriever import Retriever, teacher_of
 
         if holds_teacher(student.card):
-            directory, layer = teacher_of(student.card, self.artifact("backbone")), student.card["candidates"]["layer"]
-            shown = student.card, student.candidates, student.images
-            return Retriever(load_encoder_here(directory, layer), student.index, *shown)
+            read, directory = student.card["candidates"], teacher_of(student.card, self.artifact("backbone"))
+            centred = Centred(load_encoder_here(directory, read["layer"]), read["mean"])
+            return Retriever(centred, student.index, student.card, student.candidates, student.images)
         encoder = load_encoder_here(checkpoint.directory(self.artifact("backbone")))
         key = self.artifact("evaluate").read_json("teacher.json")["teacher"]
         index = ExactIndex.open(self.store.artifact("teacher", key)).ready()
