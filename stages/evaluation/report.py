@@ -105,7 +105,9 @@ def caption_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     if "cut" in metrics:
         yield CUT
     if "asymmetric" in metrics:
-        yield f"{ASYMMETRIC}{'; this is what searches of this run give' if is_searched(metrics) else ''}"
+        yield ASYMMETRIC
+    if is_searched(metrics):
+        yield "this is what searches of this run give"
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
