@@ -74,8 +74,8 @@ def export_router(uri: str, directory: str) -> dict[str, Any]:
     card = read_card(index)
     if not holds_teacher(card):
         raise InputError(
-            f"the candidates of {uri} are the student's, which one directory reads: SentenceTransformer"
-            " takes the student's; for a teacher's run with index.candidates=teacher"
+            f"the candidates of {uri} are the student's own, and its directory reads both sides;"
+            " give an index made with index.candidates=teacher"
         )
     named = candidate_model(card)
     train, _ = retriever.made_from(card, index, *index_inputs(store, card))
