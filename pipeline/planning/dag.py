@@ -83,9 +83,10 @@ def stages_of(config: Any) -> tuple[Stage, ...]:
     """The stages of a run: all, or only the index where it has its own corpus."""
     if config.index.corpus:
         return CORPUS
-    if config.index.candidates == "student":
-        return STAGES
-    return tuple(replace(stage, inputs=TEACHERS_INPUTS) if stage.name == "index" else stage for stage in STAGES)
+    stages = STAGES
+    if config.index.candidates == "teacher":
+        stages = tuple(replace(one, inputs=TEACHERS_INPUTS) if one.name == "index" else one for one in stages)
+    return stages
 
 
 def descendants(stages: tuple[Stage, ...], name: str) -> set[str]:
