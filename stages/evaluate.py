@@ -1,10 +1,14 @@
 """evaluate: retrieval quality and cost of the student beside its teacher, and beside the same layers without training.
 
-Inputs: ingest (queries, qrels as positives), backbone (the teacher), features (the depth curve, for the page), train
-(the student), index (the student's candidate vectors). Steps: choose the queries; one pool of actors embeds them with
-the student, reads the teacher over queries and candidates, at its last layer and at the student's depth (which is what
-cutting alone gives), and times both models; rank block by block as Ray tasks that stream the corpus; write metrics,
-TREC runs, tables, plots and `report.html`.
+Inputs: ingest (queries, qrels as positives), backbone (the teacher), features (the layer that taught, the depth
+curve), train (the student), index (the candidates' vectors). Steps: choose the queries; one pool of actors embeds them
+with the student, reads the teacher over queries and candidates, at its last layer and at the student's depth (which is
+what cutting alone gives), and times both models; rank block by block as Ray tasks that stream the corpus; write
+metrics, TREC runs, tables, plots and `report.html`.
+
+The student's queries are also asked of the teacher's candidates at the layer that taught. An index may hold those
+instead of the student's (`index.candidates=teacher`); its searches are that row then, `asymmetric`, and for the row
+`student`, queries and candidates by the student, the candidates are embedded here.
 
 All models meet the same queries, pools and instructions. Memory is flat in the corpus: workers hold a tile of it, the
 driver holds sums. All students of one backbone share its vectors (`stages.distributed.teacher_pools`); a grid that
@@ -23,11 +27,13 @@ from pydantic import Field
 
 from stages.contract.context import Context
 from stages.contract.params import Section
+from stages.search.card import holds_teacher
 
 if TYPE_CHECKING:
     from ray import ObjectRef
 
-    from stages.distributed.actors import Models
+    from stages.distributed.actors import Models, Work
+    from stages.distributed.teacher import ReadOut
     from stages.evaluation.rank import Pools, Tally
     from stages.evaluation.sets import EvaluationSet
     from stages.search.exact import ExactIndex
@@ -37,6 +43,8 @@ VERSION = 1
 SCOPES = ("local", "union")
 DEPTH = 50  # ranked candidates kept for each query
 TIMED_QUERIES = 50
+CANDIDATES = "candidates/student"
+"""Where the student's candidates lie, if the index holds the teacher's."""
 STUDENT, TEACHER, CUT, ASYMMETRIC = "student", "teacher", "cut", "asymmetric"
 """What is measured. CUT: the teacher's first layers, as many as the student has, before any training. ASYMMETRIC: the
 student's queries on the teacher's candidates (LEAF, 2025, arXiv 2509.12539), which needs a student that is aligned."""
@@ -53,6 +61,7 @@ class Params(Section):
 
 def run(context: Context) -> dict[str, float | dict]:
     """Runs the stage; see the module header."""
+    from stages.distributed.teacher import taught
     from stages.evaluation.page import write_page
     from stages.evaluation.rank import Pools
     from stages.evaluation.report import write_report
@@ -64,16 +73,20 @@ def run(context: Context) -> dict[str, float | dict]:
     models = find_models(context)
     indexes, costs = embed(context, card, sets, models)
     ranker = Ranker(context, sets, Pools(card["union"], card["pools"], card["rows"]))
-    tallies = {name: ranker.tallies(name, index) for name, index in indexes.items()}
-    if TEACHER in indexes:
-        tallies[ASYMMETRIC] = ranker.tallies(ASYMMETRIC, indexes[TEACHER], queries=STUDENT)
+    tallies = {
+        name: ranker.tallies(name, index, queries=STUDENT if name == ASYMMETRIC else name)
+        for name, index in indexes.items()
+    }
     metrics = summarise(ranker, tallies, costs)
     metrics[STUDENT] |= ranker.dimensions(models[STUDENT], indexes[STUDENT])
     if kept := kept_layers(models[STUDENT]):
         metrics[STUDENT]["kept_layers"] = kept
+    if ASYMMETRIC in metrics:
+        metrics[ASYMMETRIC] |= {"layer": taught(context.inputs["features"]).layer, "searched": holds_teacher(card)}
     context.output.write_json("metrics.json", metrics)
     write_report(context, metrics)
-    write_page(context, metrics, find_examples(context, card["split"], sets, models))
+    shown = {name: ASYMMETRIC if name == STUDENT and holds_teacher(card) else name for name in models}
+    write_page(context, metrics, find_examples(context, card["split"], sets, shown))
     return metrics
 
 
@@ -87,12 +100,13 @@ def find_models(context: Context) -> dict[str, Path]:
     return models
 
 
-def read_layers(models: Mapping[str, Path]) -> dict[str, int]:
+def read_layers(models: Mapping[str, Path]) -> "dict[str, ReadOut]":
     """The teacher's layers that are read: its last, and the student's depth where that is another.
 
     A student of other layers than the first is no state of the teacher: its cut is not measured.
     """
     from stages.distributed.actors import say
+    from stages.distributed.teacher import ReadOut
     from stages.model.prune import kept_layers, pruned_config
 
     if TEACHER not in models:
@@ -103,8 +117,8 @@ def read_layers(models: Mapping[str, Path]) -> dict[str, int]:
             f"evaluate: layers {', '.join(map(str, chosen))} without training are left out of the tables;"
             " a run with distill.steps=0 train.steps=0 measures them"
         )
-        return {TEACHER: depth}
-    return {TEACHER: depth} | ({CUT: kept} if kept < depth else {})
+        return {TEACHER: ReadOut(depth)}
+    return {TEACHER: ReadOut(depth)} | ({CUT: ReadOut(kept)} if kept < depth else {})
 
 
 def embed(
@@ -113,20 +127,47 @@ def embed(
     """All that models do, in one pool: query vectors to this artifact, the teacher's candidates to theirs, costs."""
     from stages.distributed.actors import carry_out
     from stages.distributed.queries import query_work, write_asked
+    from stages.distributed.teacher import taught
     from stages.distributed.teacher_pools import PoolVectors
     from stages.search.exact import ExactIndex
 
     layers = read_layers(models)
+    pools = dict(layers)
+    if layers and not holds_teacher(card):
+        pools[ASYMMETRIC] = taught(context.inputs["features"])
     asked = write_asked(context, card["split"], sets)
-    indexes = {STUDENT: ExactIndex.open(context.inputs["index"])}
     with ExitStack() as stack:
-        teacher = PoolVectors.open(context, stack, card, list(layers.values()))
-        work = [*teacher.work, *query_work(context, asked, layers)]
+        teacher = PoolVectors.open(context, stack, card, dict.fromkeys(pools.values()))
+        work = [*teacher.work, *student_candidates(context, card), *query_work(context, asked, layers)]
         timing = partial(time_models, asked=asked, filesystem=context.output.filesystem, names=list(models))
         *_, costs = carry_out(context, models, work, alone=[timing], label="evaluate")
         vectors = teacher.artifacts(card["rows"])
     context.output.write_json("teacher.json", {name: vectors[layer].key for name, layer in layers.items()})
-    return indexes | {name: ExactIndex.open(vectors[layer]) for name, layer in layers.items()}, costs
+    indexes = student_indexes(context, card)
+    return indexes | {name: ExactIndex.open(vectors[layer]) for name, layer in pools.items()}, costs
+
+
+def student_candidates(context: Context, card: Mapping[str, Any]) -> "list[Work]":
+    """The work that embeds the candidates with the student, where the index does not hold them so."""
+    from stages.distributed.pools import student_work
+
+    return student_work(context, CANDIDATES, card["pools"]) if holds_teacher(card) else []
+
+
+def student_indexes(context: Context, card: Mapping[str, Any]) -> "dict[str, ExactIndex]":
+    """What the student's queries are asked of: its own candidates, and the index where that holds the teacher's.
+
+    Raises:
+        StageError: not all of its own candidates are there.
+    """
+    from stages.distributed.pools import written
+    from stages.search.exact import ExactIndex
+
+    index = ExactIndex.open(context.inputs["index"])
+    if not holds_teacher(card):
+        return {STUDENT: index}
+    own = written(context.output, CANDIDATES, card["rows"])["files"]
+    return {STUDENT: ExactIndex(tuple(own), context.output.filesystem), ASYMMETRIC: index}
 
 
 def time_models(
@@ -152,14 +193,14 @@ class Ranker:
     pools: "Pools"
 
     def tallies(
-        self, model: str, index: "ExactIndex | Leading", queries: str = "", dim: int | None = None
+        self, model: str, index: "ExactIndex | Leading", queries: str, dim: int | None = None
     ) -> "dict[tuple[str, str], Tally]":
         """Ranks all blocks as Ray tasks: a tally for each (set, scope), and the run files, named after `model`.
 
         Args:
             model: what the run is called.
             index: the candidates' vectors.
-            queries: whose query vectors are asked; those of `model` where none is named.
+            queries: whose query vectors are asked.
             dim: leading values of the query vectors that are read; None is all.
         """
         import ray
@@ -176,7 +217,7 @@ class Ranker:
         for path in files.values():
             path.write_text("")  # a killed attempt may have left half a run here
         common = (context.output.filesystem, dim, self.sets, self.pools, index, DEPTH, f"puma-{model}")
-        stored = vector_files(context.output, queries or model)
+        stored = vector_files(context.output, queries)
         for tallies in in_order(rank.remote(path, *common) for path in stored):
             for key, tally in tallies.items():
                 total[key].add(tally)
@@ -214,12 +255,12 @@ def in_order(tasks: Iterable["ObjectRef"]) -> Iterator[Any]:
 
 
 def find_examples(
-    context: Context, split: str, sets: "Sequence[EvaluationSet]", models: Iterable[str]
+    context: Context, split: str, sets: "Sequence[EvaluationSet]", shown: Mapping[str, str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Good and bad retrievals to look at, from the run files of this attempt."""
+    """Good and bad retrievals to look at, from the run files of this attempt: `shown` is {model: its run's name}."""
     from stages.evaluation.examples import collect
 
-    runs = {name: context.output.work / "runs" / f"{name}.local" for name in models}
+    runs = {name: context.output.work / "runs" / f"{run}.local" for name, run in shown.items()}
     return collect(context.inputs["ingest"], split, sets, runs)
 
 

@@ -3,6 +3,10 @@
 Inputs: ingest (candidates, pictures), train (the student). Steps: find which pools the split's queries are asked of;
 send the candidates of those pools through a pool of embedding actors, shard by shard; check that every one arrived;
 describe the index in `retriever.json`. Candidates of no pool are left out: nothing searches them.
+
+With `index.candidates=teacher` backbone (the teacher) and features (the layer that taught) are inputs too. The
+candidates' vectors are the teacher's then, read once for all its students, and only queries go through the student
+(LEAF, 2025, arXiv 2509.12539). A student whose training has left its teacher finds nothing there.
 """
 
 import time
@@ -22,6 +26,11 @@ class Params(Section):
     backend: Literal["auto", "exact", "lance", "faiss"] = Field(
         "auto", description="what answers searches; auto is exact below 100,000 candidates and lance above"
     )
+    candidates: Literal["student", "teacher"] = Field(
+        "student",
+        description="whose vectors the candidates have: the student's, or the teacher's at the layer that taught,"
+        " which only a student finds that stayed aligned with it",
+    )
     corpus: str = Field(
         "",
         description="own corpus to index instead, with student.model: a folder of pictures, a JSONL, CSV or TSV, on"
@@ -31,20 +40,21 @@ class Params(Section):
 
 
 def unused_modules(params: Params) -> tuple[str, ...]:
-    """faiss makes its index from the stored vectors when it is asked, and nothing here."""
-    return ("stages.search.faiss_index",)
+    """faiss makes its index from the stored vectors when it is asked, and nothing here; the teacher may stay out."""
+    teacher = ("stages.distributed.teacher", "stages.distributed.teacher_pools")
+    model = ("stages.model.checkpoint", "stages.model.identity")
+    return ("stages.search.faiss_index", *((*teacher, *model) if params.candidates == "student" else ()))
 
 
 def run(context: Context) -> dict[str, float | dict]:
     """Runs the stage; see the module header."""
-    from stages.distributed.pools import embed_pools
     from stages.search.backends import build, choose
 
     params, ingest = context.params.index, context.inputs["ingest"]
     summary = summarise_pools(ingest, params.split)
     backend = choose(params.backend, summary["rows"])
     start = time.monotonic()
-    written = embed_pools(context, summary)
+    written = embed(context, summary)
     seconds = time.monotonic() - start
     made = build(context.output, backend, written["files"])
     context.output.write_json("retriever.json", describe(context, summary, written["dim"]) | made)
@@ -54,6 +64,19 @@ def run(context: Context) -> dict[str, float | dict]:
         "bytes": written["bytes"],
         "pools": summary["pools"],
     }
+
+
+def embed(context: Context, summary: dict[str, Any]) -> dict[str, Any]:
+    """Writes the vectors of the pools' candidates to `embeddings/`; see `pools.written`."""
+    if context.params.index.candidates == "student":
+        from stages.distributed.pools import embed_pools
+
+        return embed_pools(context, summary)
+    from stages.distributed.teacher import taught
+    from stages.distributed.teacher_pools import copy_pools
+
+    summary = {**summary, "split": context.params.index.split}
+    return copy_pools(context, summary, taught(context.inputs["features"]))
 
 
 def summarise_pools(ingest: Artifact, split: str) -> dict[str, Any]:
@@ -105,7 +128,21 @@ def describe(context: Context, summary: dict[str, Any], dim: int) -> dict[str, A
         "instructions": Instructions.load(ingest).to_json(),
         "train": reference(train),
         "ingest": reference(ingest),
+        "candidates": candidate_model(context),
     }
+
+
+def candidate_model(context: Context) -> dict[str, Any]:
+    """Which model the candidates' vectors are from, as the card names it; queries are always the student's."""
+    if context.params.index.candidates == "student":
+        return {"model": "student", **reference(context.inputs["train"])}
+    from stages.distributed.teacher import taught
+    from stages.model import checkpoint
+    from stages.model.identity import identify
+
+    teacher, read = context.inputs["backbone"], taught(context.inputs["features"])
+    known = {"layer": read.layer, "mean": list(read.mean), "identity": identify(checkpoint.directory(teacher))}
+    return {"model": "teacher", **reference(teacher), **known}
 
 
 def reference(artifact: Artifact) -> dict[str, Any]:

@@ -121,8 +121,16 @@ def make_world(root: Path) -> tuple[Store, dict[str, Artifact]]:
     store = open_store(str(root))
     inputs = {"ingest": write_ingest(store)}
     inputs["backbone"] = write_model(store, "backbone", 2, 1)
+    inputs["features"] = write_features(store, 2)
     inputs["train"] = write_model(store, "train", 1, 2, dims=(16,))
     return store, inputs
+
+
+def write_features(store: Store, layer: int, **more: Any) -> Artifact:
+    """Commits what other stages ask of features: which layer of the teacher taught, with its `mean` where one is."""
+    attempt = store.begin("features", f"{layer:016d}")
+    attempt.write_json("features.json", {"layer": layer, **more})
+    return store.commit(attempt, {"metrics": {}})
 
 
 def share_in(store: Store, inputs: dict[str, Artifact]) -> SharedArtifacts:
@@ -146,14 +154,22 @@ def run_stage(store: Store, inputs: dict[str, Artifact], stage: str, params: Any
     return store.commit(attempt, {"metrics": metrics}), metrics, tracker
 
 
-def write_index(store: Store, inputs: dict[str, Artifact], key: str = "e" * 16) -> Artifact:
-    """Commits an index as the stage writes it, made without Ray by the student's own encoder."""
+def write_index(
+    store: Store, inputs: dict[str, Artifact], key: str = "e" * 16, candidates: str = "student"
+) -> Artifact:
+    """Commits an index as the stage writes it, made without Ray by the encoder of its candidates."""
     from stages.distributed.embedding import vector_column
+    from stages.distributed.teacher import taught
     from stages.index import describe, summarise_pools
+    from stages.model.centred import Centred
     from stages.model.encoder import Encoder
     from stages.model.rows import Row
 
-    encoder = Encoder.load(inputs["train"].local("model"))
+    if candidates == "student":
+        encoder = Encoder.load(inputs["train"].local("model"))
+    else:
+        read = taught(inputs["features"])
+        encoder = Centred(Encoder.load(inputs["backbone"].local("model"), read.layer), read.mean)
     pictures = {picture(colour).image_id: picture(colour).bytes for colour in COLOURS}
     rows = [row for row in ingest_rows()[1] if "union_test" in row["pools"]]
     vectors = encoder.encode([Row(row["text"], pictures.get(row["image_id"])) for row in rows])
@@ -163,7 +179,12 @@ def write_index(store: Store, inputs: dict[str, Artifact], key: str = "e" * 16) 
     Path(attempt.base, "embeddings").mkdir()
     pq.write_table(table, f"{attempt.base}/embeddings/part-0.parquet")
     context = Context(
-        SimpleNamespace(index=index.Params()), Cluster(), inputs, attempt, Witness(), share_in(store, inputs)
+        SimpleNamespace(index=index.Params(candidates=candidates)),
+        Cluster(),
+        inputs,
+        attempt,
+        Witness(),
+        share_in(store, inputs),
     )
     card = describe(context, summarise_pools(inputs["ingest"], "test"), encoder.dim) | {"backend": "exact"}
     attempt.write_json("retriever.json", card)

@@ -48,6 +48,11 @@ def check_corpus(config: "Config") -> None:
         )
     if student and not corpus:
         raise InputError("student.model only indexes a corpus of your own; add index.corpus=DIRECTORY")
+    if corpus and config.index.candidates == "teacher":
+        raise InputError(
+            "index.candidates=teacher needs a run's teacher, and index.corpus is indexed by student.model alone;"
+            " leave one of them out"
+        )
     if corpus:
         import_module("stages.distributed.corpus").check(config.index)
 

@@ -10,6 +10,7 @@ from pipeline.config.load import read_config
 from pipeline.config.sections import Config
 from pipeline.config.values import get_value
 from pipeline.lookup.students import find_student, index_student
+from pipeline.planning.baselines import read_baselines
 from stages.contract.context import InputError
 from stages.model.identity import identify
 
@@ -56,8 +57,16 @@ def find_keys(store: Store, place: str, wanted: Mapping[str, Any]) -> dict[str, 
 
 
 def agrees(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether a run's configuration has every wanted value."""
-    return all(get_value(config, path.split(".")) == value for path, value in wanted.items())
+    """Whether a run's configuration has every wanted value; from before a setting it has the setting's first value."""
+    return all(recorded(config, path) == value for path, value in wanted.items())
+
+
+def recorded(config: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path of a run's configuration."""
+    try:
+        return get_value(config, path.split("."))
+    except KeyError:
+        return read_baselines().get(path)
 
 
 def made_by(store: Store, keys: Mapping[str, str], wanted: Mapping[str, Any]) -> bool:

@@ -88,13 +88,15 @@ STAGES = (
 )
 
 
+def reading(stages: tuple[Stage, ...], names: tuple[str, ...], *more: str) -> tuple[Stage, ...]:
+    """The stages, those of these names with more inputs."""
+    return tuple(replace(stage, inputs=(*stage.inputs, *more)) if stage.name in names else stage for stage in stages)
+
+
 def with_own_data() -> tuple[Stage, ...]:
     """All stages where distillation has data of its own: the code of `ingest` once more, for whoever teaches by it."""
     own = Stage(OWN_DATA, "stages.ingest", (), (OWN_DATA, "seed"))
-    first, *others = (
-        replace(stage, inputs=(*stage.inputs, OWN_DATA)) if stage.name in ("features", "distill") else stage
-        for stage in STAGES
-    )
+    first, *others = reading(STAGES, ("features", "distill"), OWN_DATA)
     return (first, own, *others)
 
 
@@ -107,16 +109,17 @@ CORPUS = (Stage("index", "stages.distributed.corpus", (), ("index", "student"), 
 def stages_of(config: Any) -> tuple[Stage, ...]:
     """The stages of a run: all, or only the index where it has its own corpus.
 
-    `train` reads the teacher's states where they weigh anything, and depends on them only there.
+    What a setting makes a stage read besides, the stage depends on under that setting alone: `train` the teacher's
+    states where they weigh anything, `index` the teacher and its layer where the candidates are its own.
     """
     if config.index.corpus:
         return CORPUS
     stages = WITH_OWN_DATA if config.distill.data.kind else STAGES
-    if not (config.train.feature_weight and config.train.steps):
-        return stages
-    return tuple(
-        replace(stage, inputs=(*stage.inputs, "features")) if stage.name == "train" else stage for stage in stages
-    )
+    if config.train.feature_weight and config.train.steps:
+        stages = reading(stages, ("train",), "features")
+    if config.index.candidates == "teacher":
+        stages = reading(stages, ("index",), "backbone", "features")
+    return stages
 
 
 def keyed_section(path: str) -> str:

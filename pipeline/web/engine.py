@@ -21,6 +21,7 @@ from pipeline.web.meters import Meters
 from stages.contract.context import InputError
 from stages.data.keys import hash_ids, locate
 from stages.model.encoder import Row
+from stages.search.card import candidate_model, holds_teacher
 from stages.search.retriever import Query, Result, Retriever, check_image, check_query, row_of
 
 EXAMPLES = 12
@@ -137,7 +138,12 @@ class Engine:
             await asyncio.get_running_loop().run_in_executor(self.loader, self.models[model].get)
 
     async def row(self, text: str | None, image: bytes | None, body: EmbedBody) -> Row:
-        """What the model reads for one input of /embed. Raises InputError."""
+        """What the model reads for one input of /embed. Raises InputError, also for a candidate of another model."""
+        if body.input_type == "candidate" and body.model == "student" and holds_teacher(self.student.card):
+            raise InputError(
+                "this index holds the teacher's candidates, and the student embeds only its queries: set"
+                " input_type=query, or model=teacher for candidates"
+            )
         query = await self.ask(text, image, body.want)
         return row_of(query if body.input_type == "query" else replace(query, instruction=None))
 
@@ -159,6 +165,7 @@ class Engine:
             "index": self.index,
             "rows": card["rows"],
             "modalities": card["modalities"],
+            "candidates": candidate_model(card)["model"],
             "models": {name: describe(lazy.loaded) for name, lazy in self.models.items()},
             "examples": [example.to_json() for example in self.examples],
         }

@@ -69,6 +69,7 @@ class About(BaseModel):
     index: str
     rows: int
     modalities: dict[str, int]
+    candidates: str = Field(description="whose vectors the index holds, the student's or the teacher's")
     models: dict[str, dict[str, int]]
     examples: list[FoundCandidate]
 

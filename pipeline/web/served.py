@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.lookup.indexes import open_retriever
+from stages.search.card import holds_teacher
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -48,8 +49,10 @@ class ServedIndex:
         return self.store.artifact(stage, self.keys[stage])
 
     def has_teacher(self) -> bool:
-        """Whether evaluate stored vectors of this very teacher for this very index."""
+        """Whether this index holds the teacher's vectors, or evaluate stored those of this very teacher for it."""
         stages = ("evaluate", "backbone", "index")
+        if self.compare and holds_teacher(self.artifact("index").read_json("retriever.json")):
+            return self.store.has("backbone", self.keys["backbone"])
         if not self.compare or not all(self.store.has(stage, self.keys.get(stage, "")) for stage in stages):
             return False
         evaluate, *used = map(self.artifact, stages)
@@ -58,12 +61,20 @@ class ServedIndex:
         return same and "teacher" in evaluate.read_json("teacher.json")
 
     def load_teacher(self, student: "Retriever") -> "Retriever":
-        """The full-depth model over the same candidates, by the vectors that evaluate compared."""
+        """The full-depth model over the same candidates, by the vectors that evaluate compared.
+
+        Where the index holds the teacher's own, the teacher at their layer, over this index.
+        """
         from stages.model import checkpoint
+        from stages.model.centred import Centred
         from stages.model.loading import load_encoder_here
         from stages.search.exact import ExactIndex
-        from stages.search.retriever import Retriever
+        from stages.search.retriever import Retriever, teacher_of
 
+        if holds_teacher(student.card):
+            read, directory = student.card["candidates"], teacher_of(student.card, self.artifact("backbone"))
+            centred = Centred(load_encoder_here(directory, read["layer"]), read["mean"])
+            return Retriever(centred, student.index, student.card, student.candidates, student.images)
         encoder = load_encoder_here(checkpoint.directory(self.artifact("backbone")))
         key = self.artifact("evaluate").read_json("teacher.json")["teacher"]
         index = ExactIndex.open(self.store.artifact("teacher", key)).ready()

@@ -1,10 +1,11 @@
 """The candidates of the evaluation pools: which of them are embedded, and whether all of them arrived."""
 
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stages.contract.context import Attempt, Context, StageError
-from stages.distributed.actors import STUDENT, carry_out
+from stages.distributed.actors import STUDENT, Work, carry_out
 from stages.distributed.embedding import embed_table
 from stages.distributed.shards import Target, cut, files, shard_work
 from stages.search.filters import keep_pools
@@ -18,17 +19,22 @@ CANDIDATE_COLUMNS = ["did", "dataset_id", "modality", "text", "image_id", "pools
 
 def embed_pools(context: Context, summary: dict[str, Any]) -> dict[str, Any]:
     """Embeds the candidates of the summary's pools into `embeddings/`, shard by shard; see `written`."""
+    work = student_work(context, EMBEDDINGS, summary["pools"])
+    carry_out(context, {STUDENT: context.inputs["train"].local("model")}, work, label="index")
+    return written(context.output, EMBEDDINGS, summary["rows"])
+
+
+def student_work(context: Context, prefix: str, pools: Iterable[str]) -> list[Work]:
+    """The work that embeds the candidates of the pools with the student, into `prefix/` of the artifact."""
     ingest = context.inputs["ingest"]
-    work = shard_work(
-        [Target(context.output, EMBEDDINGS, without_content)],
+    return shard_work(
+        [Target(context.output, prefix, without_content)],
         cut(ingest, "candidates", context.cluster.rows_per_shard),
         ingest,
         partial(embed_table, model=STUDENT, side="candidate"),
         columns=CANDIDATE_COLUMNS,
-        keep=partial(keep_pools, pools=sorted(summary["pools"])),
+        keep=partial(keep_pools, pools=sorted(pools)),
     )
-    carry_out(context, {STUDENT: context.inputs["train"].local("model")}, work, label="index")
-    return written(context.output, EMBEDDINGS, summary["rows"])
 
 
 def without_content(table: "pa.Table") -> "pa.Table":

@@ -36,17 +36,17 @@ def write_asked(context: Context, split: str, sets: "Sequence[EvaluationSet]") -
     return files(context.output, target.prefix)
 
 
-def query_work(context: Context, asked: Sequence[str], layers: Mapping[str, int]) -> list[Work]:
+def query_work(context: Context, asked: Sequence[str], layers: Mapping[str, teacher.ReadOut]) -> list[Work]:
     """The work that writes each block's vectors: by the student, and by the teacher at the layers of `layers`.
 
     Args:
         asked: files of `write_asked`.
-        layers: name → teacher layer, such as {"teacher": 28, "cut": 12}; empty without a teacher.
+        layers: name → teacher layer, such as {"teacher": ReadOut(28), "cut": ReadOut(12)}; empty without a teacher.
     """
     output = context.output
     student = partial(embed_table, model=STUDENT, side="query")
-    targets = [Target(output, prefix_of(name), partial(teacher.one_layer, layer=layers[name])) for name in layers]
-    read = partial(teacher.embed_layers, side="query", layers=list(layers.values()))
+    targets = [Target(output, prefix_of(name), partial(teacher.one_layer, read=layers[name])) for name in layers]
+    read = partial(teacher.embed_layers, side="query", read=list(layers.values()))
     readings = [(student, [Target(output, prefix_of(STUDENT), unchanged)]), *([(read, targets)] if layers else [])]
     work: list[Work] = []
     for compute, written in readings:

@@ -6,6 +6,7 @@ layers, cut and not trained" cost one pass together.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,25 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FP16_LARGEST = 65504.0
+
+
+@dataclass(frozen=True)
+class ReadOut:
+    """What is read of the teacher: the normed state after `layer` layers, from 1, less `mean` where there is one."""
+
+    layer: int
+    mean: tuple[float, ...] = ()
+
+    @property
+    def column(self) -> str:
+        """Where `embed_layers` puts it."""
+        return f"layer {self.layer}{' centred' if self.mean else ''}"
+
+
+def taught(features: Artifact) -> ReadOut:
+    """What the student was compared with, as `features.json` has it."""
+    made = features.read_json("features.json")
+    return ReadOut(made["layer"], tuple(made.get("mean", ())))
 
 
 def read_states(
@@ -36,22 +56,23 @@ def read_states(
     return table.append_column("vector", pa.FixedSizeListArray.from_arrays(values, int(np.prod(states_NKD.shape[1:]))))
 
 
-def embed_layers(models: Models, table: "pa.Table", *, side: str, layers: Sequence[int]) -> "pa.Table":
-    """The table with a column `layer {k}` of unit vectors for each layer, as an encoder of k layers gives them."""
+def embed_layers(models: Models, table: "pa.Table", *, side: str, read: Sequence[ReadOut]) -> "pa.Table":
+    """The table with a column of unit vectors for each of `read`, as an encoder of so many layers gives them."""
+    layers = sorted({one.layer for one in read})
     states_NKD = _states(models, table, side, layers)
-    units_NKD = states_NKD / np.maximum(np.linalg.norm(states_NKD, axis=-1, keepdims=True), 1e-12)
-    for place, layer in enumerate(layers):
-        table = table.append_column(
-            f"layer {layer}", vector_column(units_NKD[:, place], str(models.directories[TEACHER]))
-        )
+    for one in read:
+        states_ND = states_NKD[:, layers.index(one.layer)]
+        states_ND = states_ND - np.array(one.mean, np.float32) if one.mean else states_ND
+        units_ND = states_ND / np.maximum(np.linalg.norm(states_ND, axis=-1, keepdims=True), 1e-12)
+        table = table.append_column(one.column, vector_column(units_ND, str(models.directories[TEACHER])))
     return table
 
 
-def one_layer(table: "pa.Table", layer: int, drop: Sequence[str] = ()) -> "pa.Table":
-    """The table with one layer's vectors as `vector`, without the others."""
-    others = [name for name in table.column_names if name.startswith("layer ") and name != f"layer {layer}"]
+def one_layer(table: "pa.Table", read: ReadOut, drop: Sequence[str] = ()) -> "pa.Table":
+    """The table with the vectors of `read` as `vector`, without the others."""
+    others = [name for name in table.column_names if name.startswith("layer ") and name != read.column]
     left = table.drop_columns([*others, *drop])
-    return left.rename_columns(["vector" if name == f"layer {layer}" else name for name in left.column_names])
+    return left.rename_columns(["vector" if name == read.column else name for name in left.column_names])
 
 
 def _states(

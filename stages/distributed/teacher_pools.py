@@ -1,20 +1,23 @@
-"""The teacher's vectors of the evaluation pools: artifacts of their own in the store, `teacher/{key}`, one a layer.
+"""The teacher's vectors of the evaluation pools: artifacts of their own in the store, `teacher/{key}`, one a read-out.
 
 They are the most expensive part of an evaluation and depend on neither the student nor a report: all students of one
-backbone share them.
+backbone share them, and so does an index whose candidates are the teacher's.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import shutil
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Any
 
 from stages.contract.context import Artifact, Context, Shared
-from stages.distributed.actors import TEACHER, Work
+from stages.distributed.actors import TEACHER, Work, carry_out
 from stages.distributed.pools import CANDIDATE_COLUMNS, EMBEDDINGS, written
 from stages.distributed.shards import Target, cut, shard_work
-from stages.distributed.teacher import embed_layers, one_layer
+from stages.distributed.teacher import ReadOut, embed_layers, one_layer
+from stages.model import checkpoint
 from stages.search.filters import keep_pools
 
 
@@ -22,35 +25,31 @@ from stages.search.filters import keep_pools
 class PoolVectors:
     """The teacher's vectors of an index's candidates, by layer: what is in the store, and the work for what is not."""
 
-    shelves: dict[int, Shared]
+    shelves: dict[ReadOut, Shared]
     work: list[Work]
     """What a pool of actors has to carry out before `artifacts` is called."""
 
     @classmethod
-    def open(cls, context: Context, stack: ExitStack, card: Mapping[str, Any], layers: Sequence[int]) -> "PoolVectors":
-        """The vectors after each of `layers`; `stack` holds their leases. `card` is the index's `retriever.json`."""
-        inputs = ("ingest", "backbone")
-        shelves = {
-            layer: stack.enter_context(
-                context.shared(TEACHER, __name__, inputs, {"layer": layer, "split": card["split"]})
-            )
-            for layer in layers
-        }
-        missing = {layer: shelf.output for layer, shelf in shelves.items() if shelf.output is not None}
+    def open(
+        cls, context: Context, stack: ExitStack, card: Mapping[str, Any], read: Collection[ReadOut]
+    ) -> "PoolVectors":
+        """The vectors of each of `read`; `stack` holds their leases. `card` is the index's `retriever.json`."""
+        shelves = {one: stack.enter_context(shelf_of(context, card["split"], one)) for one in read}
+        missing = {one: shelf.output for one, shelf in shelves.items() if shelf.output is not None}
         if not missing:
             return cls(shelves, [])
         targets = [
-            Target(output, EMBEDDINGS, partial(one_layer, layer=layer, drop=("text", "image_id")))
-            for layer, output in missing.items()
+            Target(output, EMBEDDINGS, partial(one_layer, read=one, drop=("text", "image_id")))
+            for one, output in missing.items()
         ]
         ingest = context.inputs["ingest"]
-        compute = partial(embed_layers, side="candidate", layers=list(missing))
+        compute = partial(embed_layers, side="candidate", read=list(missing))
         shards = cut(ingest, "candidates", context.cluster.rows_per_shard)
         keep = partial(keep_pools, pools=sorted(card["pools"]))
         return cls(shelves, shard_work(targets, shards, ingest, compute, columns=CANDIDATE_COLUMNS, keep=keep))
 
-    def artifacts(self, rows: int) -> dict[int, Artifact]:
-        """layer → artifact with `embeddings/`, once the work is done.
+    def artifacts(self, rows: int) -> dict[ReadOut, Artifact]:
+        """Each read-out's artifact with `embeddings/`, once the work is done.
 
         Raises:
             StageError: there are not `rows` vectors.
@@ -58,4 +57,32 @@ class PoolVectors:
         for shelf in self.shelves.values():
             if shelf.output is not None:
                 written(shelf.output, EMBEDDINGS, rows)
-        return {layer: shelf.commit() for layer, shelf in self.shelves.items()}
+        return {one: shelf.commit() for one, shelf in self.shelves.items()}
+
+
+def shelf_of(context: Context, split: str, read: ReadOut) -> AbstractContextManager[Shared]:
+    """The artifact of one read-out; a mean that is taken off is that of the stage's features."""
+    inputs, params = ["ingest", "backbone"], {"layer": read.layer, "split": split}
+    if not read.mean:
+        return context.shared(TEACHER, __name__, inputs, params)
+    return context.shared(TEACHER, __name__, [*inputs, "features"], {**params, "centred": True})
+
+
+def copy_pools(context: Context, summary: Mapping[str, Any], read: ReadOut) -> dict[str, Any]:
+    """The teacher's vectors of the summary's pools as this artifact's `embeddings/`; see `written`.
+
+    Copied, so that an index holds what it searches, like any other; the teacher reads only what no run has read.
+
+    Args:
+        summary: `split`, `pools` and `rows`.
+        read: what is read of the teacher.
+    """
+    with ExitStack() as stack:
+        vectors = PoolVectors.open(context, stack, summary, [read])
+        carry_out(context, {TEACHER: checkpoint.directory(context.inputs["backbone"])}, vectors.work, label="index")
+        stored = vectors.artifacts(summary["rows"])[read]
+    for path in stored.files(EMBEDDINGS):
+        name = f"{EMBEDDINGS}/{PurePosixPath(path).name}"
+        with stored.filesystem.open_input_stream(path) as source, context.output.open(name) as copy:
+            shutil.copyfileobj(source, copy)
+    return written(context.output, EMBEDDINGS, summary["rows"])

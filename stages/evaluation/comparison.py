@@ -71,6 +71,11 @@ def asymmetric_values(metrics: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(f"{metrics['asymmetric'][scope][HEADLINE]:.3f}" for scope in SCOPES)
 
 
+def is_searched(metrics: Mapping[str, Any]) -> bool:
+    """Whether the index holds the teacher's candidates, so that searches are the student's queries on those."""
+    return bool(metrics.get("asymmetric", {}).get("searched"))
+
+
 def dimension_rows(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The headline by leading dimensions, for a student that was trained to be read by fewer of them."""
     student = metrics["student"]

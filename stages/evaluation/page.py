@@ -22,6 +22,7 @@ from stages.evaluation.comparison import (
     SCOPES,
     asymmetric_values,
     dimension_rows,
+    is_searched,
     labels,
     measure_rows,
     measured,
@@ -80,6 +81,7 @@ def render(
         measures=list(measure_rows(metrics)),
         dimensions=dimension_rows(metrics),
         asymmetric=asymmetric_values(metrics),
+        searched=is_searched(metrics),
         costs=list(model_rows(metrics)),
         depth_plot=svg(draw_depths(curve, depth_of(metrics["student"]))) if curve else None,
         cost_plot=svg(draw_cost(metrics)),
@@ -123,7 +125,7 @@ def depth_of(student: Mapping[str, Any]) -> int:
 
 def read_curve(inputs: Mapping[str, Artifact]) -> dict[str, Any] | None:
     """The depth curve of the run's teacher."""
-    return inputs["features"].read_json("depth_curve.json") if "features" in inputs else None
+    return _read(inputs["features"], "depth_curve.json") if "features" in inputs else None
 
 
 def read_parity(train: Artifact) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from stages.evaluation.comparison import (
     HEADLINE,
     SCOPES,
     asymmetric_values,
+    is_searched,
     labels,
     measured,
     model_rows,
@@ -23,8 +24,8 @@ from stages.evaluation.plots import draw_cost, draw_quality
 
 IN_NO_KEY = True  # shows what was measured
 
-CUT = """cut: the teacher's first layers, as many as the student has, before any training
-teacher's index: the student's queries on the teacher's candidates"""
+CUT = "cut: the teacher's first layers, as many as the student has, before any training"
+ASYMMETRIC = "teacher's index: the student's queries on the teacher's candidates"
 WIDTH = 100  # columns of the terminal table
 
 
@@ -93,11 +94,20 @@ def terminal_table(metrics: Mapping[str, Any]) -> str:
     spared = [""] * (len(measured(metrics)) - len(timed(metrics)))
     for name, *values in model_rows(metrics):
         table.add_row(name, "", "", "", *spared, *values)
-    if "cut" in metrics:
-        table.caption, table.caption_justify = CUT, "left"
+    table.caption, table.caption_justify = "\n".join(caption_lines(metrics)), "left"
     text = io.StringIO()
     Console(file=text, width=WIDTH, color_system=None).print(table)
     return text.getvalue()
+
+
+def caption_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """What the names in the terminal table mean that do not speak for themselves."""
+    if "cut" in metrics:
+        yield CUT
+    if "asymmetric" in metrics:
+        yield ASYMMETRIC
+    if is_searched(metrics):
+        yield "this is what searches of this run give"
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""Stock loaders of an exported student: `python -m stages.export.loaders MODEL SAMPLES OUTPUT`, a process apart.
+"""Stock loaders of an exported student: `python -m stages.export.loaders MODEL SAMPLES OUTPUT NAME…`, a process apart.
 
 Apart, because transformers' combined processor wants torchvision, which Puma itself does without: there is
 no CPU build of it for this torch. The CUDA build beside it works for what the processor needs once the two operators
@@ -46,12 +46,19 @@ class NotInstalled(Exception):
     """The loader can't run on this machine; the message says what is missing."""
 
 
-def run_stock_loaders(model: Path, samples: Sequence[Sample]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Vectors [N, D] by each loader that is installed, and for each other one the reason why it was not run."""
+def run_stock_loaders(
+    model: Path, samples: Sequence[Sample], names: Sequence[str] = ()
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Vectors [N, D] by each loader that is installed, and for each other one the reason why it was not run.
+
+    `names` are the loaders to run; none given is all.
+    """
+    names = list(names or LOADERS)
     with tempfile.TemporaryDirectory() as directory:
         given, output = Path(directory, "samples.json"), Path(directory, "vectors.npz")
         given.write_text(json.dumps([_packed(sample) for sample in samples]))
-        command = [sys.executable, "-m", "stages.export.loaders", str(Path(model).resolve()), str(given), str(output)]
+        files = [str(path) for path in (Path(model).resolve(), given, output)]
+        command = [sys.executable, "-m", "stages.export.loaders", *files, *names]
         # On the CPU like the trained weights it is compared with; nothing here may wait for a hub.
         environment = os.environ | {
             "CUDA_VISIBLE_DEVICES": "",
@@ -61,12 +68,12 @@ def run_stock_loaders(model: Path, samples: Sequence[Sample]) -> tuple[dict[str,
         try:
             done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
         except subprocess.TimeoutExpired:
-            return {}, dict.fromkeys(LOADERS, f"no answer in {TIMEOUT} s")
+            return {}, dict.fromkeys(names, f"no answer in {TIMEOUT} s")
         if done.returncode or not output.exists():
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            return {}, dict.fromkeys(LOADERS, f"its process ended: {last[:200]}")
+            return {}, dict.fromkeys(names, f"its process ended: {last[:200]}")
         with np.load(output) as vectors:
-            found = {name: vectors[name] for name in LOADERS if name in vectors}
+            found = {name: vectors[name] for name in names if name in vectors}
             return found, json.loads(str(vectors["not_run"]))
 
 
@@ -157,13 +164,13 @@ LOADERS: dict[str, Callable[[str, Sequence[Sample]], np.ndarray]] = {
 }
 
 
-def main(model: str, given: str, output: str) -> None:
-    """Runs every loader; one that fails is named as not run, and the next one has its turn."""
+def main(model: str, given: str, output: str, *names: str) -> None:
+    """Runs the named loaders; one that fails is named as not run, and the next one has its turn."""
     samples = [_unpacked(packed) for packed in json.loads(Path(given).read_text())]
     vectors, not_run = {}, {}
-    for name, read in LOADERS.items():
+    for name in names:
         try:
-            vectors[name] = read(model, samples)
+            vectors[name] = LOADERS[name](model, samples)
         except NotInstalled as missing:
             not_run[name] = str(missing)
         except Exception as error:  # whatever another library raises

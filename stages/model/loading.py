@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from stages.model.encoder import Encoder
 
 
-def load_encoder(model: Path, cluster: Cluster) -> "Encoder":
-    """The encoder of `model` as `cluster` has it: on a GPU or a CPU, at its precision."""
+def load_encoder(model: Path, cluster: Cluster, layers: int | None = None) -> "Encoder":
+    """The encoder of `model` as `cluster` has it: on a GPU or a CPU, at its precision. `layers`: of its first."""
     let_threads_sleep()
     import torch
     from transformers.utils import logging
@@ -25,15 +25,15 @@ def load_encoder(model: Path, cluster: Cluster) -> "Encoder":
     device = "cuda" if cluster.gpus_per_worker > 0 else "cpu"
     if device == "cpu":
         torch.set_num_threads(cluster.threads_each(cluster.actors))
-    return Encoder.load(model, precision=cluster.chosen_precision(), device=device)
+    return Encoder.load(model, layers, cluster.chosen_precision(), device)
 
 
-def load_encoder_here(model: Path) -> "Encoder":
-    """The encoder of `model` on this machine's GPU where it has one, for searches, which know of no cluster."""
+def load_encoder_here(model: Path, layers: int | None = None) -> "Encoder":
+    """The same on this machine's GPU where it has one, for searches, which know of no cluster."""
     let_threads_sleep()
     import torch
 
-    return load_encoder(model, Cluster(gpus_per_worker=int(torch.cuda.is_available())))
+    return load_encoder(model, Cluster(gpus_per_worker=int(torch.cuda.is_available())), layers)
 
 
 def let_threads_sleep() -> None:

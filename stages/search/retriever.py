@@ -20,11 +20,13 @@ from stages.data.instructions import Instructions, with_instruction
 from stages.data.modalities import modality_of
 from stages.data.sources.fields import normalise
 from stages.data.tables import MappedTable
+from stages.model import checkpoint
 from stages.model.identity import check_student, identify
 from stages.model.loading import load_encoder_here
 from stages.model.prompt import without_special_tokens
 from stages.model.rows import Row
 from stages.search.backends import Index, open_index, read_card
+from stages.search.card import candidate_model
 from stages.search.filters import Filter, filter_of, keep_pools
 
 if TYPE_CHECKING:
@@ -140,6 +142,20 @@ def made_from(
         if card[artifact.stage]["attempt"] != artifact.manifest["attempt"]:
             raise InputError(f"the index is older than its {artifact.stage}: run `python pipeline/run.py` again first")
     return train, ingest
+
+
+def teacher_of(card: dict[str, Any], backbone: Artifact) -> Path:
+    """The model directory of the teacher that the candidates of an index are from; `card["candidates"]` has the layer.
+
+    Raises InputError where the backbone was written anew since, or points to another checkpoint by now.
+    """
+    named = candidate_model(card)
+    if backbone.manifest["attempt"] != named["attempt"]:
+        raise InputError("the index is older than its backbone: run `python pipeline/run.py` again first")
+    directory = checkpoint.directory(backbone)
+    if identify(directory) != named["identity"]:
+        raise InputError(f"{directory} holds another teacher than the one whose vectors are indexed; index again")
+    return directory
 
 
 class Retriever:

@@ -168,3 +168,59 @@ def test_a_search_by_text_finds_pictures_and_by_picture_finds_texts(command, fin
 def test_only_on_missing_inputs_says_which(command, finished):
     answer = command("run.py", "--recipe", "smoke", "--only", "index", "train.steps=7", code=2)
     assert "train" in answer["error"]
+
+
+# ------------------------------------------------------------------------------- candidates by the teacher
+
+
+@pytest.fixture(scope="module")
+def asymmetric(command, finished) -> dict:
+    return command.run("index.candidates=teacher")
+
+
+def test_only_index_and_evaluation_run_for_candidates_by_the_teacher(asymmetric, finished):
+    ran = [name for name, stage in asymmetric["stages"].items() if stage["action"] == "run"]
+    assert ran == ["index", "evaluate"]
+    assert asymmetric["metrics"]["student"]["local"] == finished["metrics"]["student"]["local"]
+    assert asymmetric["metrics"]["asymmetric"]["local"] == finished["metrics"]["asymmetric"]["local"]
+
+
+def test_a_search_finds_by_the_students_query_what_the_evaluation_measured(command, asymmetric):
+    import pyarrow.parquet as pq
+
+    (run,) = store_of(asymmetric, "evaluate").glob("runs/asymmetric.local.*_task0.trec")
+    scores: dict[str, dict[str, float]] = {}
+    for qid, _, did, _, score, _ in map(str.split, run.read_text().splitlines()):
+        scores.setdefault(qid, {})[did] = float(score)
+    rows = [
+        row
+        for path in store_of(asymmetric, "ingest").glob("queries/*.parquet")
+        for row in pq.read_table(path).to_pylist()
+    ]
+    asked = [row for row in rows if row["qid"] in scores][:3]
+    questions = command.directory / "asked.jsonl"
+    questions.write_text("".join(json.dumps({"text": row["text"], "want": "image"}) + "\n" for row in asked))
+    answers = command("search.py", "--queries", str(questions), "-k", "50", "index.candidates=teacher")["answers"]
+    for row, answer in zip(asked, answers, strict=True):
+        assert answer["index"] == asymmetric["stages"]["index"]["key"]
+        measured = scores[row["qid"]]
+        found = {one["id"]: one["score"] for one in answer["results"] if one["id"] in measured}
+        assert len(found) > 5 and found == pytest.approx({did: measured[did] for did in found}, abs=2e-3)
+
+
+def test_student_and_teacher_go_out_as_one_directory(command, asymmetric):
+    code = (
+        "import json, sys; from pipeline.retriever import export_router;"
+        " print(json.dumps(export_router(sys.argv[1], sys.argv[2])))"
+    )
+    given = [asymmetric["stages"]["index"]["uri"], str(command.directory / "router")]
+    done = subprocess.run([sys.executable, "-c", code, *given], cwd=ROOT, capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert min(report["query"], report["document"]) > 0.9999
+
+
+def store_of(run: dict, stage: str) -> Path:
+    """The files of a stage's artifact."""
+    place = Path(run["stages"][stage]["uri"])
+    return place / json.loads((place / "manifest.json").read_text())["attempt"]

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.web.served import ServedIndex
 from stages.search.exact import HeldIndex
 from stages.search.retriever import Retriever
-from tests.search_world import COLOURS, picture
+from tests.search_world import COLOURS, picture, write_index
 from tests.serve.conftest import RED, Served, serving
 
 URL = f"data:image/png;base64,{base64.b64encode(RED.bytes).decode()}"
@@ -313,3 +314,29 @@ def test_unknown_paths_do_not_grow_the_metrics(server: Served):
     text = server.get("metrics").text
     assert "nothing" not in text and 'route="other",status="404"' in text
     assert "process_resident_memory_bytes" in text
+
+
+def test_an_index_of_the_teachers_candidates_is_asked_by_the_student_and_embeds_them_by_the_teacher(world):
+    from stages.model.encoder import Encoder
+    from stages.model.rows import Row
+
+    artifacts = dict(world.artifacts)
+    artifacts["index"] = write_index(world.store, artifacts, "b" * 16, "teacher")
+    keys = {name: one.key for name, one in artifacts.items()}
+    asked = {"input": ["A red square."], "input_type": "candidate"}
+    with serving(ServedIndex(world.store, keys, True)) as served:
+        assert served.get("about").json()["candidates"] == "teacher"
+        found = served.post(json={"text": "red", "want": "text", "k": 12}).json()["results"]
+        refused = served.post("embed", json=asked)
+        assert refused.status_code == 400 and "model=teacher" in refused.json()["error"]["message"]
+        assert served.post("embed", json={**asked, "input_type": "query"}).status_code == 200
+        vector = served.post("embed", json={**asked, "model": "teacher"}).json()["data"][0]["embedding"]
+        teachers = served.post(json={"text": "red", "want": "text", "k": 12, "model": "teacher"}).json()["results"]
+    student, teacher = (Encoder.load(artifacts[name].local("model")) for name in ("train", "backbone"))
+    shown = teacher.encode([Row(f"A {colour} square.") for colour in COLOURS])
+    assert vector == pytest.approx(shown[COLOURS.index("red")], abs=1e-5)
+    for results, model in ((found, student), (teachers, teacher)):
+        best = np.sort((model.encode([Row("Red.")]) @ shown.T)[0])[::-1]
+        assert [one["score"] for one in results] == pytest.approx(best, abs=2e-3)
+    with serving(ServedIndex(world.store, keys, compare=False)) as served:
+        assert set(served.get("about").json()["models"]) == {"student"}

@@ -20,7 +20,7 @@ from pipeline.planning.closure import ROOT, closure, is_marked, module_file
 from pipeline.planning.dag import STAGES
 from pipeline.planning.sources import read_sources
 from pipeline.planning.syntax import parse
-from stages import backbone, ingest, train
+from stages import backbone, index, ingest, train
 
 ALL = {stage.name for stage in STAGES}
 TRAINED = {"backbone", "distill", "train"}
@@ -52,6 +52,7 @@ CODE = {
     "stages/model/inputs.py": WITH_MODELS,
     "stages/model/prompt.py": WITH_MODELS,
     "stages/model/prune.py": WITH_MODELS,
+    "stages/model/centred.py": set(),
     "stages/model/checkpoint.py": {"backbone", "features", "distill", "evaluate"},
     "stages/model/depth.py": {"distill"},
     "stages/model/tiny.py": {"backbone"},
@@ -76,7 +77,9 @@ CODE = {
     "stages/export/parity.py": set(),
     "stages/export/loaders.py": set(),
     "stages/export/mlflow_model.py": set(),
+    "stages/export/router.py": set(),
     "stages/search/exact.py": {"index", "evaluate"},
+    "stages/search/card.py": {"evaluate"},
     "stages/search/leading.py": {"evaluate"},
     "stages/search/retriever.py": set(),
     "stages/evaluation/measures.py": {"evaluate"},
@@ -125,6 +128,7 @@ MARKED = {
     "stages/export/loaders.py",
     "stages/export/mlflow_model.py",
     "stages/export/parity.py",
+    "stages/export/router.py",
     "stages/mining/audit.py",
 }
 """The modules in no key. One more has to be one that nothing is computed from: else stale results are served."""
@@ -231,6 +235,14 @@ def test_mining_counts_where_negatives_are_mined(tree, edit):
     assert {stage for stage in ALL if after[stage] != before[stage]} == {"train"}
 
 
+def test_the_teachers_code_counts_in_an_index_of_its_candidates(tree, edit):
+    asymmetric = Config.model_validate({"index": {"candidates": "teacher"}})
+    before = code_of(tree, asymmetric)
+    edit(tree / "stages/distributed/teacher_pools.py", with_code)
+    after = code_of(tree, asymmetric)
+    assert {stage for stage in ALL if after[stage] != before[stage]} == {"index", "evaluate"}
+
+
 @pytest.mark.parametrize(
     ("kind", "read"),
     [("scenes", {"scenes"}), ("mbeir", set()), ("pairs", {"pairs"}), ("corpus", {"pairs", "unlabelled"})],
@@ -247,6 +259,7 @@ def test_what_a_configuration_spares_is_used_under_another_one():
         "stages.backbone": backbone.unused_modules(backbone.Params(source="hub")),
         "stages.train": train.unused_modules(train.Params()),
         "stages.ingest": ingest.unused_modules(ingest.Params(kind="mbeir")),
+        "stages.index": index.unused_modules(index.Params()),
     }
     for stage, modules in spared.items():
         assert modules and set(modules) <= set(closure(stage))

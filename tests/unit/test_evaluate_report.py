@@ -90,3 +90,15 @@ def test_a_student_measured_alone_has_the_same_tables_without_the_teacher() -> N
     assert "0.450" in shown and "teacher" not in shown and "kept" not in shown
     assert len(draw_quality(alone).axes[0].containers) == 1
     assert draw_cost(alone).axes[0].texts[0].get_text().startswith("student: 12 layers")
+
+
+@pytest.mark.parametrize(("searched", "alone"), [(True, False), (False, False), (True, True)])
+def test_the_table_says_where_searches_give_the_row_of_the_teachers_index(searched: bool, alone: bool) -> None:
+    shown = metrics(NAMES)
+    shown["asymmetric"]["searched"] = searched
+    for name in ("teacher", "cut", "kept") if alone else ():
+        del shown[name]
+    lines = terminal_table(shown).splitlines()
+    assert any("this is what searches of this run give" in line for line in lines) == searched
+    assert [line.split()[-1] for line in lines if "teacher's index, " in line] == ["0.300", "0.150"]
+    assert any(line.startswith("cut: ") for line in lines) == (not alone) and max(map(len, lines)) <= WIDTH

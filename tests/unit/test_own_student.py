@@ -57,6 +57,7 @@ def test_its_key_follows_corpus_and_weights_wherever_they_lie(tmp_path: Path) ->
     "given, message",
     [
         (["index.corpus={corpus}"], "add student=models:/puma@champion, or a directory"),
+        (["index.corpus={corpus}", "student={model}", "index.candidates=teacher"], "leave one of them out"),
         (["student={model}"], "add index.corpus=DIRECTORY"),
         (["index.corpus=nowhere", "student={model}"], "index.corpus=nowhere is not there"),
         (["index.corpus={corpus}", "student=gone"], "student.model=gone is not there"),

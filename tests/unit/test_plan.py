@@ -34,7 +34,8 @@ def commit(decisions, manifests=None, attempt="first", only=None) -> dict[str, d
 
 
 def decide(config=None, manifests=None, sources=None, **selection) -> dict[str, Any]:
-    decisions = plan(STAGES, config or Config(), manifests or {}, sources or SOURCES, Selection(**selection))
+    config = config or Config()
+    decisions = plan(stages_of(config), config, manifests or {}, sources or SOURCES, Selection(**selection))
     return {decision.stage: decision for decision in decisions}
 
 
@@ -461,3 +462,14 @@ def test_keys_do_not_depend_on_the_order_of_parts(names):
     sources = SOURCES | {"train": Source(1, {name: "aaaa" for name in names})}
     reference = SOURCES | {"train": Source(1, {name: "aaaa" for name in sorted(names)})}
     assert decide(sources=sources)["train"].key == decide(sources=reference)["train"].key
+
+
+def test_the_teachers_candidates_add_inputs_to_the_index_and_nothing_to_other_stages():
+    config, manifests = config_with("index.candidates", "teacher"), default_store()
+    decisions = decide(config, manifests)
+    assert running(decisions) == {"index", "evaluate"}
+    assert set(decisions["index"].parts["inputs"]) == {"ingest", "backbone", "features", "train"}
+    assert "PARAMS index.candidates student → teacher" in decisions["index"].reasons
+    assert set(decide(Config(), manifests)["index"].parts["inputs"]) == {"ingest", "train"}
+    before = {stage.name: stage.inputs for stage in STAGES}
+    assert {stage.name for stage in stages_of(config) if stage.inputs != before[stage.name]} == {"index"}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.lookup.indexes import find_keys, read_overrides
+from pipeline.lookup.indexes import agrees, find_keys, read_overrides
 from pipeline.lookup.results import print_table
 from pipeline.search import main
 from stages.contract.context import InputError
@@ -201,3 +201,10 @@ def test_the_script_runs_from_any_directory(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr == "error: no index in .puma/store: run `python pipeline/run.py` first\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_from_before_a_setting_has_its_first_value(world: dict) -> None:
+    (run,) = world["store"].runs()
+    del run["config"]["index"]["candidates"]
+    assert agrees(run["config"], {"index.candidates": "student", "index.split": "test"})
+    assert not agrees(run["config"], {"index.candidates": "teacher"})
