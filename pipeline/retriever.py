@@ -68,6 +68,7 @@ def export_router(uri: str, directory: str) -> dict[str, Any]:
     Raises:
         InputError: the candidates are the student's, a model is gone or newer, or the directory holds something.
     """
+    from stages.distributed.rotation import read_rotation
     from stages.export.router import write_router
 
     store, index = open_uri(uri)
@@ -80,4 +81,5 @@ def export_router(uri: str, directory: str) -> dict[str, Any]:
     named = candidate_model(card)
     train, _ = retriever.made_from(card, index, *index_inputs(store, card))
     teacher = retriever.teacher_of(card, store.artifact("backbone", named["key"]))
-    return write_router(Path(directory), train.local("model"), teacher, named["layer"], named["mean"])
+    read = (named["layer"], named["mean"], read_rotation(train))
+    return write_router(Path(directory), train.local("model"), teacher, *read)

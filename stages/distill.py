@@ -66,10 +66,9 @@ def run(context: Context) -> dict[str, Any]:
     if params.teacher == "live":
         read = features.read_json("features.json")
         teacher = LiveTeacher(source, read["layer"], read.get("mean"))
-    subset = (params.draws, context.params.seed)
-    measures = student_stage(
-        context, params, source, layers, objective(params), teacher=teacher, ingest=data, subset=subset
-    )
+    asked = {"teacher": teacher, "ingest": data}
+    asked["subset"] = (params.draws, context.params.seed)
+    measures = student_stage(context, params, source, layers, objective(params), **asked)
     return {"teacher_layers": depth, **measures}
 
 

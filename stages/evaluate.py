@@ -73,10 +73,8 @@ def run(context: Context) -> dict[str, float | dict]:
     models = find_models(context)
     indexes, costs = embed(context, card, sets, models)
     ranker = Ranker(context, sets, Pools(card["union"], card["pools"], card["rows"]))
-    tallies = {
-        name: ranker.tallies(name, index, queries=STUDENT if name == ASYMMETRIC else name)
-        for name, index in indexes.items()
-    }
+    asked = {name: name for name in indexes} | {ASYMMETRIC: asymmetric_queries(context, card)}
+    tallies = {name: ranker.tallies(name, index, queries=asked[name]) for name, index in indexes.items()}
     metrics = summarise(ranker, tallies, costs)
     metrics[STUDENT] |= ranker.dimensions(models[STUDENT], indexes[STUDENT])
     if kept := kept_layers(models[STUDENT]):
@@ -145,6 +143,23 @@ def embed(
     context.output.write_json("teacher.json", {name: vectors[layer].key for name, layer in layers.items()})
     indexes = student_indexes(context, card)
     return indexes | {name: ExactIndex.open(vectors[layer]) for name, layer in pools.items()}, costs
+
+
+def asymmetric_queries(context: Context, card: Mapping[str, Any]) -> str:
+    """The name of the student's queries as the teacher's candidates are to be asked.
+
+    They are the student's, but for a teacher that was turned and whose candidates lie here as it gave them: then the
+    queries are turned back, which makes the same cosines.
+    """
+    from stages.distributed.queries import prefix_of, vector_files
+    from stages.distributed.rotation import read_rotation, turn_files
+
+    rotation = None if holds_teacher(card) else read_rotation(context.inputs["train"])
+    if rotation is None:
+        return STUDENT
+    files = vector_files(context.output, STUDENT)
+    turn_files(files, context.output.filesystem, context.output, prefix_of(ASYMMETRIC), rotation.T)
+    return ASYMMETRIC
 
 
 def student_candidates(context: Context, card: Mapping[str, Any]) -> "list[Work]":

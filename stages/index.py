@@ -136,12 +136,19 @@ def candidate_model(context: Context) -> dict[str, Any]:
     """Which model the candidates' vectors are from, as the card names it; queries are always the student's."""
     if context.params.index.candidates == "student":
         return {"model": "student", **reference(context.inputs["train"])}
+    from stages.distributed.rotation import read_rotation
     from stages.distributed.teacher import taught
     from stages.model import checkpoint
     from stages.model.identity import identify
 
     teacher, read = context.inputs["backbone"], taught(context.inputs["features"])
-    known = {"layer": read.layer, "mean": list(read.mean), "identity": identify(checkpoint.directory(teacher))}
+    turned = read_rotation(context.inputs["train"]) is not None
+    known = {
+        "layer": read.layer,
+        "mean": list(read.mean),
+        "turned": turned,
+        "identity": identify(checkpoint.directory(teacher)),
+    }
     return {"model": "teacher", **reference(teacher), **known}
 
 

@@ -70,14 +70,17 @@ def unused_modules(params: Params) -> tuple[str, ...]:
 
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
+    from stages.distributed.rotation import read_rotation
     from stages.distributed.student import student_stage
     from stages.mining.mine import mine_negatives
 
     params = context.params.train
-    model = context.inputs["distill"].local("model")
+    distilled = context.inputs["distill"]
+    model = distilled.local("model")
     mined = mine_negatives(context, model) if params.mine.per_query and params.steps else None
     negatives = params.mine.per_query if params.hard_negatives == -1 else params.hard_negatives
-    asked = {"mined": mined, "hard_negatives": negatives, "teacher": context.inputs.get("features")}
+    asked = {"mined": mined, "hard_negatives": negatives, "rotation": read_rotation(distilled)}
+    asked["teacher"] = context.inputs.get("features")
     return student_stage(context, params, model, None, objective(params), **asked)
 
 

@@ -159,17 +159,19 @@ def write_index(
 ) -> Artifact:
     """Commits an index as the stage writes it, made without Ray by the encoder of its candidates."""
     from stages.distributed.embedding import vector_column
+    from stages.distributed.rotation import read_rotation
     from stages.distributed.teacher import taught
     from stages.index import describe, summarise_pools
-    from stages.model.centred import Centred
     from stages.model.encoder import Encoder
     from stages.model.rows import Row
+    from stages.model.taught import Taught
 
     if candidates == "student":
         encoder = Encoder.load(inputs["train"].local("model"))
     else:
         read = taught(inputs["features"])
-        encoder = Centred(Encoder.load(inputs["backbone"].local("model"), read.layer), read.mean)
+        rotation = read_rotation(inputs["train"])
+        encoder = Taught(Encoder.load(inputs["backbone"].local("model"), read.layer), read.mean, rotation)
     pictures = {picture(colour).image_id: picture(colour).bytes for colour in COLOURS}
     rows = [row for row in ingest_rows()[1] if "union_test" in row["pools"]]
     vectors = encoder.encode([Row(row["text"], pictures.get(row["image_id"])) for row in rows])

@@ -65,16 +65,18 @@ class ServedIndex:
 
         Where the index holds the teacher's own, the teacher at their layer, over this index.
         """
+        from stages.distributed.rotation import read_rotation
         from stages.model import checkpoint
-        from stages.model.centred import Centred
         from stages.model.loading import load_encoder_here
+        from stages.model.taught import Taught
         from stages.search.exact import ExactIndex
         from stages.search.retriever import Retriever, teacher_of
 
         if holds_teacher(student.card):
             read, directory = student.card["candidates"], teacher_of(student.card, self.artifact("backbone"))
-            centred = Centred(load_encoder_here(directory, read["layer"]), read["mean"])
-            return Retriever(centred, student.index, student.card, student.candidates, student.images)
+            rotation = read_rotation(self.artifact("train"))
+            taught = Taught(load_encoder_here(directory, read["layer"]), read["mean"], rotation)
+            return Retriever(taught, student.index, student.card, student.candidates, student.images)
         encoder = load_encoder_here(checkpoint.directory(self.artifact("backbone")))
         key = self.artifact("evaluate").read_json("teacher.json")["teacher"]
         index = ExactIndex.open(self.store.artifact("teacher", key)).ready()

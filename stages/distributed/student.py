@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.contract.context import Context, StageError
 from stages.distributed.console import quiet_libraries
+from stages.distributed.rotation import keep_rotation
 from stages.distributed.training import WEIGHTS, TrainingJob, run_training
 from stages.learn.settings import FineTuning
 
@@ -52,9 +53,10 @@ def student_stage(
         weights, measures = run_training(context, job)
     else:
         weights, measures = cut_only(context, source, layers), {}
+    turned = keep_rotation(context.output, weights.parent if settings.steps else None, asked.get("rotation"))
     kept = layers if isinstance(layers, tuple) else ()
     dims = objective.dims if settings.steps else ()
-    return {**export_stage(context, weights, source, measures, dims, kept), **measures}
+    return {**export_stage(context, weights, source, measures, dims, kept), **measures, "turned": turned}
 
 
 def check_dims(source: Path, dims: tuple[int, ...]) -> None:

@@ -4,17 +4,16 @@ They are the most expensive part of an evaluation and depend on neither the stud
 backbone share them, and so does an index whose candidates are the teacher's.
 """
 
-import shutil
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePosixPath
 from typing import Any
 
 from stages.contract.context import Artifact, Context, Shared
 from stages.distributed.actors import TEACHER, Work, carry_out
 from stages.distributed.pools import CANDIDATE_COLUMNS, EMBEDDINGS, written
+from stages.distributed.rotation import read_rotation, turn_files
 from stages.distributed.shards import Target, cut, shard_work
 from stages.distributed.teacher import ReadOut, embed_layers, one_layer
 from stages.model import checkpoint
@@ -71,7 +70,8 @@ def shelf_of(context: Context, split: str, read: ReadOut) -> AbstractContextMana
 def copy_pools(context: Context, summary: Mapping[str, Any], read: ReadOut) -> dict[str, Any]:
     """The teacher's vectors of the summary's pools as this artifact's `embeddings/`; see `written`.
 
-    Copied, so that an index holds what it searches, like any other; the teacher reads only what no run has read.
+    Copied, so that an index holds what it searches, like any other, and turned to the student's directions where the
+    student learnt it so; the teacher reads only what no run has read.
 
     Args:
         summary: `split`, `pools` and `rows`.
@@ -81,8 +81,6 @@ def copy_pools(context: Context, summary: Mapping[str, Any], read: ReadOut) -> d
         vectors = PoolVectors.open(context, stack, summary, [read])
         carry_out(context, {TEACHER: checkpoint.directory(context.inputs["backbone"])}, vectors.work, label="index")
         stored = vectors.artifacts(summary["rows"])[read]
-    for path in stored.files(EMBEDDINGS):
-        name = f"{EMBEDDINGS}/{PurePosixPath(path).name}"
-        with stored.filesystem.open_input_stream(path) as source, context.output.open(name) as copy:
-            shutil.copyfileobj(source, copy)
+    rotation = read_rotation(context.inputs["train"])
+    turn_files(stored.files(EMBEDDINGS), stored.filesystem, context.output, EMBEDDINGS, rotation)
     return written(context.output, EMBEDDINGS, summary["rows"])

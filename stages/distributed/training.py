@@ -19,9 +19,12 @@ from typing import TYPE_CHECKING, Any
 from stages.contract.context import Artifact, Context, StageError
 from stages.contract.params import Cluster
 from stages.distributed.console import progress_line, quiet_libraries, root_cause
-from stages.learn.settings import FineTuning, Training
+from stages.distributed.rotation import ROTATION
+from stages.learn.settings import Alignment, FineTuning, Training
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from stages.learn.loop import Teacher
     from stages.learn.objective import Objective
     from stages.learn.sampling import PairSampler
@@ -61,6 +64,8 @@ class TrainingJob:
         teacher: the features artifact, from which states are looked up, or what is run in every step; None without.
         mined: the table of mined hard negatives (`stages.mining.mine.Mined`), where there is one.
         hard_negatives: hard negatives of a query in each of its steps.
+        rotation: float32 [T, D] that turns the teacher's states towards the student's (`stages.learn.turning`); None
+            where one is to be found before the first step, if the settings ask for it.
         subset: (most, seed) of `stages.data.order.drawn`, where not all samples are to come up.
     """
 
@@ -76,6 +81,7 @@ class TrainingJob:
     teacher: Artifact | LiveTeacher | None = None
     mined: Any = None
     hard_negatives: int = 0
+    rotation: Any = None
     subset: tuple[int, int] | None = None
 
     @classmethod
@@ -160,11 +166,12 @@ def train_worker(config: dict[str, Any]) -> None:
     job: TrainingJob = config["job"]
     torch.manual_seed(job.seed)
     device = choose_device(job.cluster)
-    encoder = load_student(job, device)
-    progress = Progress(job, encoder)
+    encoder, sampler = load_student(job, device), open_sampler(job)
+    teacher, rotation = turn(job, encoder, sampler, open_teacher(job, device))
+    progress = Progress(job, encoder, rotation)
     fit = partial(
-        loop.fit, encoder, open_sampler(job), job.objective, job.settings, job.cluster,
-        teacher=open_teacher(job, device), on_log=progress.log, on_checkpoint=progress.save,
+        loop.fit, encoder, sampler, job.objective, job.settings, job.cluster,
+        teacher=teacher, on_log=progress.log, on_checkpoint=progress.save,
     )  # fmt: skip
     resume = ray.train.get_checkpoint()
     if resume is None:
@@ -234,11 +241,37 @@ def open_teacher(job: TrainingJob, device: str) -> "Teacher | None":
     return loop.centred(teacher, mean) if mean else teacher
 
 
+def turn(
+    job: TrainingJob, encoder: "Encoder", sampler: "PairSampler", teacher: "Teacher | None"
+) -> "tuple[Teacher | None, np.ndarray | None]":
+    """The teacher, turned where the job asks for it, and the rotation.
+
+    A resumed training comes here before it loads its checkpoint, so that it finds the rotation that it began with.
+    """
+    import torch
+
+    from stages.learn.collectives import rank
+    from stages.learn.loop import live_teacher
+    from stages.learn.turning import find_rotation, turned
+
+    if teacher is None or not (isinstance(job.settings, Alignment) and job.settings.turns):
+        return teacher, None
+    if job.rotation is not None:
+        return turned(teacher, torch.from_numpy(job.rotation)), job.rotation
+    student = live_teacher(encoder, job.settings.chunk)
+    found = find_rotation(teacher, student, sampler.pairs, 2 * job.settings.batch_size)
+    encoder.train()
+    if rank() == 0:
+        before = "" if found.before is None else f"{found.before:.2f} before, "
+        sys.stderr.write(f"{job.label}: the teacher is turned, mean cosine {before}{found.after:.2f} after\n")
+    return turned(teacher, found.rotation), found.rotation.numpy()
+
+
 class Progress:
     """What a rank reports of its training: measures to the log and the tracker, checkpoints to Ray Train."""
 
-    def __init__(self, job: TrainingJob, encoder: "Encoder"):
-        self.job, self.encoder = job, encoder
+    def __init__(self, job: TrainingJob, encoder: "Encoder", rotation: "np.ndarray | None" = None):
+        self.job, self.encoder, self.rotation = job, encoder, rotation
         self.latest: dict[str, float] = {}
 
     def log(self, step: int, measures: dict[str, float]) -> None:
@@ -253,7 +286,8 @@ class Progress:
             sys.stderr.flush()
 
     def save(self, step: int, engine: Any) -> None:
-        """Saves a checkpoint, the last one with the weights."""
+        """Saves a checkpoint, the last one with the weights, and the rotation where there is one."""
+        import numpy as np
         import ray.train
 
         from stages.learn.collectives import rank
@@ -265,6 +299,8 @@ class Progress:
             weights = full_weights(engine)
             if rank() == 0:
                 save_weights(self.encoder, weights, self.job.settings, Path(directory) / WEIGHTS)
+                if self.rotation is not None:
+                    np.save(Path(directory) / ROTATION, self.rotation)
         ray.train.report(
             dict(self.latest),
             checkpoint=ray.train.Checkpoint.from_directory(directory),

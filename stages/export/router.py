@@ -24,21 +24,26 @@ from stages.contract.context import InputError, StageError
 from stages.export.checkpoint import SENTENCE_TRANSFORMERS_MODULES, export_student, save_backbone
 from stages.export.loaders import Sample, run_stock_loaders
 from stages.export.parity import MINIMUM_COSINE, fitted, samples
-from stages.model.centred import Centred
 from stages.model.encoder import Encoder
 from stages.model.prune import load_backbone, pruned_config
 from stages.model.rows import Row
+from stages.model.taught import Taught
 
 IN_NO_KEY = True  # an export
 
 ROUTER = "sentence_transformers.base.modules.router.Router"
 LOADER = "sentence-transformers"
 ROUTES = ("query", "document")
-SHIFT = ("2_Shift", "sentence_transformers.base.modules.dense.Dense")
+MOTION = ("2_Motion", "sentence_transformers.base.modules.dense.Dense")
 
 
 def write_router(
-    directory: Path, student: Path, teacher: Path, layer: int, mean: Sequence[float] = ()
+    directory: Path,
+    student: Path,
+    teacher: Path,
+    layer: int,
+    mean: Sequence[float] = (),
+    rotation: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Writes the directory and compares what sentence-transformers reads from it with what the pipeline embeds.
 
@@ -48,6 +53,7 @@ def write_router(
         teacher: the model directory of the teacher.
         layer: the teacher's layer that candidates are read at, counted from 1.
         mean: what is taken off its states.
+        rotation: what they are multiplied with then, [D, D].
 
     Returns:
         The least cosine of each route, or why it was not compared.
@@ -62,16 +68,18 @@ def write_router(
     _write_document(teacher, layer, directory / ROUTES[1])
     shutil.copy(student / "config_sentence_transformers.json", directory)
     _write_json(directory / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": ROUTER}])
-    if mean:
-        _write_shift(directory / "document" / SHIFT[0], mean)
-    _write_json(directory / "router_config.json", router_config(bool(mean)))
-    return check_router(directory, student, Centred(Encoder.load(teacher, layer), mean))
+    moved = bool(mean) or rotation is not None
+    encoder = Taught(Encoder.load(teacher, layer), mean, rotation)
+    if moved:
+        _write_motion(directory / "document" / MOTION[0], encoder)
+    _write_json(directory / "router_config.json", router_config(moved))
+    return check_router(directory, student, encoder)
 
 
-def router_config(centred: bool) -> dict[str, Any]:
+def router_config(moved: bool) -> dict[str, Any]:
     """Which modules a route goes through, by their paths in the directory; documents are the default."""
     *read, normalise = SENTENCE_TRANSFORMERS_MODULES
-    modules = {"query": [*read, normalise], "document": [*read, *([SHIFT] if centred else []), normalise]}
+    modules = {"query": [*read, normalise], "document": [*read, *([MOTION] if moved else []), normalise]}
     named = {route: {f"{route}/{path}".rstrip("/"): kind for path, kind in of} for route, of in modules.items()}
     return {
         "types": named["query"] | named["document"],
@@ -80,15 +88,16 @@ def router_config(centred: bool) -> dict[str, Any]:
     }
 
 
-def _write_shift(directory: Path, mean: Sequence[float]) -> None:
-    """A linear layer that takes the mean off: what sentence-transformers has that adds a vector."""
-    size = len(mean)
+def _write_motion(directory: Path, teacher: Taught) -> None:
+    """The linear layer that takes the mean off and turns what is left: (x - mean) R = x R - mean R."""
+    size = teacher.dim
     directory.mkdir()
     settings = {"in_features": size, "out_features": size, "bias": True}
     activation = {"activation_function": "torch.nn.modules.linear.Identity"}
     _write_json(directory / "config.json", settings | activation)
-    weights = {"linear.weight": torch.eye(size), "linear.bias": -torch.tensor(list(mean))}
-    save_file(weights, directory / "model.safetensors")
+    rotation_DD = torch.eye(size) if teacher.rotation_DD is None else teacher.rotation_DD
+    bias_D = -teacher.mean_D.expand(size) @ rotation_DD
+    save_file({"linear.weight": rotation_DD.T.contiguous(), "linear.bias": bias_D}, directory / "model.safetensors")
 
 
 def _write_document(teacher: Path, layer: int, directory: Path) -> None:

@@ -45,6 +45,14 @@ def gather(local_BD: torch.Tensor) -> torch.Tensor:
     return _Gather.apply(local_BD)
 
 
+def total(local: torch.Tensor) -> torch.Tensor:
+    """The sum of all ranks' tensors, without gradient."""
+    if world_size() > 1:
+        local = local.clone()
+        distributed.all_reduce(local)
+    return local
+
+
 def largest(count: int, device: torch.device | str) -> int:
     """The largest of all ranks' counts."""
     if world_size() == 1:

@@ -87,6 +87,16 @@ class Alignment(Section):
         "softmax of them",
     )
     feature_temperature: float = Field(0.05, gt=0, description="τ of kl, of student and teacher")
+    turn: bool = Field(
+        True,
+        description="of mse and cosine: first turn the teacher's states towards the student's, by the one rotation "
+        "that brings them nearest; what lies beside what stays",
+    )
+
+    @property
+    def turns(self) -> bool:
+        """Whether it matters to the loss which way the teacher's states point, and they are to be turned."""
+        return bool(self.feature_weight) and self.turn and self.feature_loss in ("mse", "cosine")
 
 
 class FineTuning(Training):

@@ -9,7 +9,8 @@ from typing import Any
 
 
 def candidate_model(card: Mapping[str, Any]) -> dict[str, Any]:
-    """`model` is student or teacher; of a teacher also `key`, `attempt`, `uri`, `identity`, `layer`, `mean`.
+    """`model` is student or teacher; of a teacher also `key`, `attempt`, `uri`, `identity`, `layer`, `mean`, and
+    `turned`: whether they are turned by the rotation that `train` holds.
 
     A card from before there was a choice, and that of your own corpus, says nothing: both have the student's.
     """

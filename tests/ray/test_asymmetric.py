@@ -9,7 +9,6 @@ import pytest
 from stages import evaluate, index
 from stages.contract.context import InputError
 from stages.data import schemas
-from stages.model.centred import Centred
 from stages.model.encoder import Encoder
 from stages.model.identity import identify
 from stages.model.rows import Row
@@ -121,7 +120,7 @@ def test_a_mean_that_students_were_compared_without_is_taken_off(shared_cluster:
     made, _, _ = run_stage(store, artifacts, "index", index.Params(candidates="teacher"))
     card = made.read_json("retriever.json")
     assert card["candidates"]["mean"] == mean.tolist()
-    encoder = Centred(Encoder.load(artifacts["backbone"].local("model"), LAYER), mean)
+    encoder = Taught(Encoder.load(artifacts["backbone"].local("model"), LAYER), mean)
     stored = {row["did"]: row["vector"] for row in pq.read_table(made.files("embeddings")).to_pylist()}
     told = encoder.encode([Row("A red square.")])[0]
     assert np.abs(np.array(stored["9:100"], np.float32) - told).max() < 1e-3

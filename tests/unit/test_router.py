@@ -12,7 +12,6 @@ from stages.contract.context import InputError
 from stages.export.loaders import run_stock_loaders
 from stages.export.parity import MINIMUM_COSINE, samples
 from stages.export.router import LOADER, router_config, write_router
-from stages.model.centred import Centred
 from stages.model.encoder import Encoder
 from stages.model.rows import Row
 from tests.search_world import make_world, write_index
@@ -26,7 +25,7 @@ MEAN = [0.5, -1.0] * 32
 def router(student: Path, tmp_path_factory) -> tuple[Path, dict]:  # noqa: F811
     """A directory of the student for queries and of its source, cut to three of four layers, for documents."""
     directory = tmp_path_factory.mktemp("router") / "made"
-    return directory, write_router(directory, student / "model", student / "source", 3, MEAN)
+    return directory, write_router(directory, student / "model", student / "source", 3, MEAN, ROTATION)
 
 
 @pytest.mark.slow
@@ -36,7 +35,7 @@ def test_queries_are_the_students_and_documents_the_teachers(student: Path, rout
     found, not_run = run_stock_loaders(directory, inputs, [LOADER])
     assert not_run == {}
     teacher = Encoder.load(student / "source", 3)
-    encoders = {True: Encoder.load(student / "model"), False: Centred(teacher, MEAN)}
+    encoders = {True: Encoder.load(student / "model"), False: Taught(teacher, MEAN, ROTATION)}
     for asked, encoder in encoders.items():
         places = [place for place, one in enumerate(inputs) if bool(one.instruction) == asked]
         ours = encoder.encode([Row(inputs[place].joined, inputs[place].image) for place in places])
@@ -56,9 +55,9 @@ def test_the_directory_holds_all_it_needs_and_each_model_loads_by_itself(router:
     }  # fmt: skip
     assert Encoder.load(directory / "query").layers == 2 and Encoder.load(directory / "document").layers == 3
     written = json.loads((directory / "router_config.json").read_text())
-    assert written == router_config(centred=True) and set(written["structure"]) == {"query", "document"}
+    assert written == router_config(moved=True) and set(written["structure"]) == {"query", "document"}
     assert all((directory / path).is_dir() for path in written["types"])
-    assert "document/2_Shift" in written["structure"]["document"]
+    assert "document/2_Motion" in written["structure"]["document"]
     assert not any("Shift" in path for path in router_config(centred=False)["types"])
 
 
