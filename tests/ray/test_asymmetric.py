@@ -12,6 +12,7 @@ from stages.data import schemas
 from stages.model.encoder import Encoder
 from stages.model.identity import identify
 from stages.model.rows import Row
+from stages.model.taught import Taught
 from stages.search.retriever import Retriever, teacher_of
 from tests.ray.test_index_evaluate import ROUNDING, embed, read_run
 from tests.search_world import COLOURS, make_world, run_stage, write_features, write_index

@@ -14,11 +14,13 @@ from stages.export.parity import MINIMUM_COSINE, samples
 from stages.export.router import LOADER, router_config, write_router
 from stages.model.encoder import Encoder
 from stages.model.rows import Row
+from stages.model.taught import Taught
 from tests.search_world import make_world, write_index
 from tests.unit.test_model_loaders import student  # noqa: F401 (a fixture)
 
 MEAN = [0.5, -1.0] * 32
 """Of the teacher's states, 64 values of length 8 each: enough to turn every vector."""
+ROTATION = np.linalg.qr(np.random.default_rng(0).normal(size=(64, 64)))[0].astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def test_the_directory_holds_all_it_needs_and_each_model_loads_by_itself(router:
     assert written == router_config(moved=True) and set(written["structure"]) == {"query", "document"}
     assert all((directory / path).is_dir() for path in written["types"])
     assert "document/2_Motion" in written["structure"]["document"]
-    assert not any("Shift" in path for path in router_config(centred=False)["types"])
+    assert not any("Motion" in path for path in router_config(moved=False)["types"])
 
 
 def test_an_index_of_the_students_own_candidates_has_nothing_to_route(tmp_path: Path) -> None:
