@@ -14,6 +14,7 @@ The teacher is read once and not in every training step, which is exact as long 
 distillation therefore uses the first wording, as this stage does.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,6 +39,8 @@ TIMED_QUERIES = 64
 number for each, the timing would grow with the square of the depth."""
 WINDOW = 4
 """Model batches of the sample that an actor reads at once."""
+DISTILLED, LABELLED = "features", "labelled"
+"""Where the states for distillation lie; and those for the last training, where that has other data."""
 _HASHES: "dict[str, np.ndarray]" = {}
 """What this process has read of `_write_hashes`, by path."""
 
@@ -76,11 +79,11 @@ def run(context: Context) -> dict[str, Any]:
         how = "with its mean taken off" if centred else "as it is"
         say(f"features: layer {chosen} of {depth}, {how}, finds best and teaches")
     layer = _teaching_layer(chosen, depth)
-    shards = _distillation_work(context, layer)
+    shards = [work for lesson in _lessons(context) for work in _lesson_work(context, lesson, layer)]
     timing = [partial(_time_depths, rows=rows, source=context.inputs["ingest"]) for rows in _timed_rows(sample, depth)]
     work = [*shards, *reading]
-    done = carry_out(context, models, work, alone=timing, rows=_distillation_set(context), label="features")
-    rows = sum(count_rows(context.output, f"features/{name}", count) for name, count in _shard_counts(context).items())
+    done = carry_out(context, models, work, alone=timing, label="features")
+    rows = sum(count_rows(context.output, prefix, count) for prefix, count in _shard_counts(context).items())
     mean = {"mean": _mean_state(context, dim).tolist()} if centred else {}
     context.output.write_json("features.json", {"layer": layer, "dim": dim, "rows": rows, **mean})
     known = {"rows": rows, "layer": layer, "centred": centred}
@@ -131,43 +134,66 @@ def _teaching_layer(chosen: int, depth: int) -> int:
 # ---------------------------------------------------------------------------------------------- distillation set
 
 
-def _distillation_set(context: Context) -> "Artifact":
-    """What distillation learns from."""
-    return context.inputs.get("distill.data", context.inputs["ingest"])
+@dataclass(frozen=True)
+class Lesson:
+    """What the teacher reads for one training: of `data`, `most` of the train queries, or all, and their positives."""
+
+    prefix: str
+    """Where the states go."""
+    data: "Artifact"
+    most: int | None = None
+    smallest_task: int = 0
 
 
-def _distillation_work(context: Context, layer: int) -> list["Work"]:
+def _lessons(context: Context) -> list[Lesson]:
+    """What distillation will come to; and all of `data` where the last training is taught as well."""
+    data, own, asked = context.inputs["ingest"], context.inputs.get("distill.data"), context.params.distill
+    taught = getattr(getattr(context.params, "train", None), "taught", False)
+    if taught and own is None:
+        return [Lesson(DISTILLED, data)]
+    distilled = Lesson(DISTILLED, own or data, asked.draws, asked.smallest_task)
+    return [distilled, *([Lesson(LABELLED, data)] if taught else [])]
+
+
+def _lesson_work(context: Context, lesson: Lesson, layer: int) -> list["Work"]:
     """The work that reads the teacher over the train queries that count and their positives, shard by shard."""
     from stages.distributed.shards import Target, shard_work
     from stages.distributed.teacher import read_states
 
-    data, filesystem = _distillation_set(context), context.output.filesystem
-    queries = _drawn_queries(context)
+    data, filesystem = lesson.data, context.output.filesystem
+    queries = _drawn_queries(lesson, context.params.seed)
     positives = _positive_hashes(data, queries)
+    among = {
+        side: {"path": _write_hashes(context, f"{lesson.prefix}-{side}", hashes), "filesystem": filesystem}
+        for side, hashes in (("query", queries), ("candidate", positives))
+    }
     keep = {
-        "query": partial(_among_train, path=_write_hashes(context, "queries", queries), filesystem=filesystem),
-        "candidate": partial(
-            _among, key="did", path=_write_hashes(context, "positives", positives), filesystem=filesystem
-        ),
+        "query": partial(_among_train, **among["query"]),
+        "candidate": partial(_among, key="did", **among["candidate"]),
     }
     work: list[Work] = []
-    for side, (prefix, shards) in zip(keep, _shards(context).items(), strict=True):
-        target = Target(context.output, f"features/{prefix}", partial(_as_features, side=side))
-        compute = partial(read_states, side=side, layers=(layer,))
+    for side, (prefix, shards) in zip(keep, _shards(context, lesson).items(), strict=True):
+        target = Target(context.output, f"{lesson.prefix}/{prefix}", partial(_as_features, side=side))
+        compute = partial(read_states, side=side, layers=(layer,), rows=data)
         work += shard_work([target], shards, data, compute, keep=keep[side])
     return work
 
 
-def _shards(context: Context) -> dict[str, list["Shard"]]:
+def _shards(context: Context, lesson: Lesson) -> dict[str, list["Shard"]]:
     """The shards of queries and of candidates."""
     from stages.distributed.shards import cut
 
     rows = context.cluster.rows_per_shard
-    return {prefix: cut(_distillation_set(context), prefix, rows) for prefix in ("queries", "candidates")}
+    return {prefix: cut(lesson.data, prefix, rows) for prefix in ("queries", "candidates")}
 
 
 def _shard_counts(context: Context) -> dict[str, int]:
-    return {prefix: len(shards) for prefix, shards in _shards(context).items()}
+    """How many files are to be written below each prefix."""
+    return {
+        f"{lesson.prefix}/{side}": len(shards)
+        for lesson in _lessons(context)
+        for side, shards in _shards(context, lesson).items()
+    }
 
 
 def _among_train(table: "pa.Table", path: str, filesystem: Any) -> "pa.Table":
@@ -202,18 +228,17 @@ def _read_hashes(path: str, filesystem: Any) -> "np.ndarray":
     return _HASHES[path]
 
 
-def _drawn_queries(context: Context) -> "np.ndarray":
-    """Sorted hashes of the train queries that distillation comes to, some 8 bytes each: those of its `PairSampler`."""
+def _drawn_queries(lesson: Lesson, seed: int) -> "np.ndarray":
+    """Sorted hashes of the train queries that a lesson comes to, some 8 bytes each: those of its `PairSampler`."""
     import numpy as np
 
     from stages.data.order import drawn, task_groups, upsampled
     from stages.data.tables import MappedTable
 
-    queries = MappedTable.open(_distillation_set(context), "queries", "qid", where={"split": "train"})
+    queries = MappedTable.open(lesson.data, "queries", "qid", where={"split": "train"})
     group = task_groups(*(queries.column(name).to_numpy() for name in ("dataset_id", "task_id")))
-    asked = context.params.distill
-    rows = drawn(upsampled(group, asked.smallest_task), asked.draws, context.params.seed)
-    return queries.hashes[np.unique(rows)]
+    rows = upsampled(group, lesson.smallest_task)
+    return queries.hashes[np.unique(rows if lesson.most is None else drawn(rows, lesson.most, seed))]
 
 
 def _positive_hashes(data: "Artifact", queries: "np.ndarray") -> "np.ndarray":

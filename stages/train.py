@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from stages.contract.context import Context
+from stages.contract.context import Artifact, Context
 from stages.contract.params import Section, knob
 from stages.learn.settings import Alignment, FineTuning
 
@@ -80,8 +80,15 @@ def run(context: Context) -> dict[str, Any]:
     mined = mine_negatives(context, model) if params.mine.per_query and params.steps else None
     negatives = params.mine.per_query if params.hard_negatives == -1 else params.hard_negatives
     asked = {"mined": mined, "hard_negatives": negatives, "rotation": read_rotation(distilled)}
-    asked["teacher"] = context.inputs.get("features")
+    asked |= teaching(context.inputs.get("features"))
     return student_stage(context, params, model, None, objective(params), **asked)
+
+
+def teaching(features: Artifact | None) -> dict[str, Any]:
+    """The teacher of this stage, and where its states of `data` lie, which distillation may not have learnt from."""
+    if features is None:
+        return {}
+    return {"teacher": features, "states": "labelled" if features.files("labelled") else "features"}
 
 
 def objective(params: Params) -> "Objective":

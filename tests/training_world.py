@@ -20,14 +20,17 @@ PAIRS = 24
 COLOURS = ("red", "blue", "green", "orange")
 
 
-def write_ingest(store: Path):
-    """An ingest artifact of pairs: text → image, image → text, and text → text, with shared positives."""
+def write_ingest(store: Path, validation: int = 0):
+    """An ingest artifact of pairs: text → image, image → text, and text → text, with shared positives.
+
+    The last `validation` of them are no train queries.
+    """
     context = begin(store, "ingest")
     images = [picture(56, 56, colour) for colour in COLOURS]
     tables = {
         "images": (IMAGES, [_image(index, data) for index, data in enumerate(images)]),
         "candidates": (CANDIDATES, [_candidate(index) for index in range(PAIRS)]),
-        "queries": (QUERIES, [_query(index) for index in range(PAIRS)]),
+        "queries": (QUERIES, [_query(index, PAIRS - validation) for index in range(PAIRS)]),
         "instructions": (INSTRUCTIONS, _instructions()),
     }
     for prefix, (schema, rows) in tables.items():
@@ -59,11 +62,11 @@ def _candidate(index: int) -> dict:
     }
 
 
-def _query(index: int) -> dict:
+def _query(index: int, trained: int) -> dict:
     image = index % 3 == 1
     return {
         "qid": f"9:{index}",
-        "split": "train",
+        "split": "train" if index < trained else "val",
         "dataset": "made",
         "dataset_id": 9,
         "task_id": (0, 3, 1)[index % 3],

@@ -40,6 +40,8 @@ OWN_DATA = "distill.data"
 DRAWS = "distill.draws"
 """No setting: `distill.steps` × `distill.batch_size` as far as it counts, see `stages.learn.settings`. Its baseline is
 that of these two."""
+TAUGHT = "train.taught"
+"""No setting: whether the last training reads the teacher's states; in a key only where it does."""
 PRECISION = "cluster.precision"
 """Stands in a key as what was chosen, not as `auto`: which of the two that is depends on the machines."""
 
@@ -61,8 +63,14 @@ def trains_backbone(config: Any) -> tuple[str, ...]:
 
 
 def draws(config: Any) -> Mapping[str, Any]:
-    """How much of its data distillation will come to."""
-    return {DRAWS: config.distill.draws, "distill.smallest_task": config.distill.smallest_task}
+    """How much of its data distillation will come to, and whether the last training comes to the teacher as well."""
+    known = {DRAWS: config.distill.draws, "distill.smallest_task": config.distill.smallest_task}
+    return known | ({TAUGHT: True} if trained_by_teacher(config) else {})
+
+
+def trained_by_teacher(config: Any) -> bool:
+    """Whether the teacher's states weigh anything in the last training."""
+    return bool(config.train.feature_weight and config.train.steps)
 
 
 STAGES = (
@@ -115,7 +123,7 @@ def stages_of(config: Any) -> tuple[Stage, ...]:
     if config.index.corpus:
         return CORPUS
     stages = WITH_OWN_DATA if config.distill.data.kind else STAGES
-    if config.train.feature_weight and config.train.steps:
+    if trained_by_teacher(config):
         stages = reading(stages, ("train",), "features")
     if config.index.candidates == "teacher":
         stages = reading(stages, ("index",), "backbone", "features")

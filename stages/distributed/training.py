@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from stages.model.prune import Layers
 
 WEIGHTS = "weights"
+SIDES = ("query", "candidate")
 CPU_ONLY = {
     "DS_ACCELERATOR": "cpu",
     "TORCHDYNAMO_DISABLE": "1",  # DeepSpeed compiles Muon at every first step, which takes longer than it ever saves
@@ -64,6 +65,7 @@ class TrainingJob:
         teacher: the features artifact, from which states are looked up, or what is run in every step; None without.
         mined: the table of mined hard negatives (`stages.mining.mine.Mined`), where there is one.
         hard_negatives: hard negatives of a query in each of its steps.
+        states: which of the teacher's states are this training's, see `stages.features`.
         rotation: float32 [T, D] that turns the teacher's states towards the student's (`stages.learn.turning`); None
             where one is to be found before the first step, if the settings ask for it.
         subset: (most, seed) of `stages.data.order.drawn`, where not all samples are to come up.
@@ -81,6 +83,7 @@ class TrainingJob:
     teacher: Artifact | LiveTeacher | None = None
     mined: Any = None
     hard_negatives: int = 0
+    states: str = "features"
     rotation: Any = None
     subset: tuple[int, int] | None = None
 
@@ -236,7 +239,7 @@ def open_teacher(job: TrainingJob, device: str) -> "Teacher | None":
         encoder = Encoder.load(job.teacher.model, job.teacher.layer, job.cluster.chosen_precision(), device)
         teacher, mean = loop.live_teacher(encoder, job.settings.chunk), job.teacher.mean
     else:
-        teacher = loop.cached_teacher(FeatureTable(job.teacher, "query"), FeatureTable(job.teacher, "candidate"))
+        teacher = loop.cached_teacher(*(FeatureTable(job.teacher, side, job.states) for side in SIDES))
         mean = job.teacher.read_json("features.json").get("mean")
     return loop.centred(teacher, mean) if mean else teacher
 
@@ -312,10 +315,10 @@ class Progress:
 class FeatureTable:
     """id → teacher state of one side, memory-mapped."""
 
-    def __init__(self, features: Artifact, side: str):
+    def __init__(self, features: Artifact, side: str, prefix: str = "features"):
         from stages.data.tables import MappedTable
 
-        self.table = MappedTable.open(features, "features", "id", where={"side": side})
+        self.table = MappedTable.open(features, prefix, "id", where={"side": side})
 
     def __getitem__(self, identity: str) -> Any:
         import numpy as np

@@ -12,9 +12,10 @@ from stages import features, ingest
 from stages.contract.context import StageError
 from stages.contract.params import Cluster
 from stages.distill import Params
-from stages.distributed.training import FeatureTable
+from stages.distributed.training import SIDES, FeatureTable
 from stages.learn.loop import cached_teacher
 from stages.learn.sampling import PairSampler
+from stages.train import teaching
 from tests.corpus_files import write_csv, write_pictures, write_records
 from tests.mbeir_files import png, text_query, write_bytes, write_lines, write_minimal
 from tests.s3.servers import upload
@@ -96,10 +97,13 @@ def test_m_beir_teaches_by_its_train_split_alone(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------- features
 
 
-def read_teacher(home: Path, inputs: dict[str, Artifact], distill: Params, seed: int = 0) -> tuple[Artifact, dict]:
-    """The features of a teacher for a distillation, in shards of eight rows."""
-    reads = SimpleNamespace(draws=distill.draws, smallest_task=distill.smallest_task)
-    context = begin(home, "features", inputs, features=features.Params(curve_queries=4), seed=seed, distill=reads)
+def read_teacher(
+    home: Path, inputs: dict[str, Artifact], distill: Params, seed: int = 0, taught: bool = False
+) -> tuple[Artifact, dict]:
+    """The features of a teacher for a distillation, in shards of eight rows; `taught` is for the last training too."""
+    reads = {"distill": SimpleNamespace(draws=distill.draws, smallest_task=distill.smallest_task)}
+    reads |= {"train": SimpleNamespace(taught=True)} if taught else {}
+    context = begin(home, "features", inputs, features=features.Params(curve_queries=4), seed=seed, **reads)
     context = replace(context, cluster=Cluster(rows_per_shard=8, threads=1))
     metrics = features.run(context)
     return commit(home, context), metrics
@@ -155,3 +159,22 @@ def test_the_depth_curve_stays_on_labelled_data_and_needs_it(world, tmp_path: Pa
     found, metrics = read_teacher(tmp_path / "alone", world.inputs | {"ingest": world.corpus}, Params(steps=1))
     assert not found.has("depth_curve.json") and not found.has("depth_curve.png")
     assert "no depth curve" in capfd.readouterr().err and metrics["rows"] == 120
+
+
+def test_a_last_training_that_is_taught_has_the_states_of_all_labelled_rows(world, tmp_path: Path) -> None:
+    known = {row["did"] for row in rows(world.inputs["ingest"], "candidates")}
+    asked = [row for row in rows(world.inputs["ingest"], "queries") if row["split"] == "train"]
+    train = {row["qid"]: known.intersection(row["positives"]) for row in asked}
+    both, metrics = read_teacher(
+        tmp_path / "both", world.inputs | {"distill.data": world.corpus}, Params(steps=1, batch_size=8), taught=True
+    )
+    assert len(ids(both, "query")) == 8 and metrics["rows"] == len(rows(both, "features")) + len(
+        rows(both, "labelled")
+    )
+    labelled = {side: {row["id"] for row in rows(both, "labelled") if row["side"] == side} for side in SIDES}
+    assert labelled["query"] == set(train)
+    assert labelled["candidate"] == {did for dids in train.values() for did in dids}
+    one, _ = read_teacher(tmp_path / "one", world.inputs, Params(steps=1, batch_size=2), taught=True)
+    assert ids(one, "query") == set(train) and not one.files("labelled")
+    where = teaching(both)["states"], teaching(one)["states"]
+    assert where == ("labelled", "features") and teaching(None) == {}

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from pipeline.artifacts.store import Artifact, Store
 from stages import backbone, distill, features, train
 from stages.contract.params import Cluster
+from stages.distributed.rotation import read_rotation
 from stages.model import checkpoint
 from stages.model.encoder import Encoder
 from tests.support import begin, rows
@@ -33,7 +34,7 @@ def home(shared_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def inputs(home: Path) -> dict[str, Artifact]:
     """The ingested pairs."""
-    return {"ingest": write_ingest(home / "store")}
+    return {"ingest": write_ingest(home / "store", validation=6)}
 
 
 def run(home: Path, stage, inputs: dict[str, Artifact], **sections) -> tuple[Artifact, dict]:
@@ -70,7 +71,11 @@ def read(home: Path, inputs: dict[str, Artifact], tuned: SimpleNamespace) -> dic
     """The tuned teacher's states: as they are, and of the best layer, to be compared without their mean."""
     given = {**inputs, "backbone": tuned.artifact}
     asked = {False: features.Params(centre=False), True: features.Params(layer="auto", centre=True)}
-    return {centre: run(home / f"{centre}", features, given, features=params)[0] for centre, params in asked.items()}
+    reads = {"distill": SimpleNamespace(draws=8, smallest_task=0), "train": SimpleNamespace(taught=True)}
+    return {
+        centre: run(home / f"{centre}", features, given, features=params, **reads)[0]
+        for centre, params in asked.items()
+    }
 
 
 def test_the_mean_of_the_states_is_kept_beside_them_and_both_sides_weigh_the_same_in_it(read):
@@ -91,15 +96,16 @@ def test_the_layer_that_finds_best_without_its_mean_teaches_and_the_curve_says_s
 def distilled(home: Path, inputs: dict[str, Artifact], tuned: SimpleNamespace, read: dict) -> dict[str, tuple]:
     """Students after one step towards the teacher alone."""
 
-    def towards(name: str, centre: bool, teacher: str) -> tuple[Artifact, dict]:
+    def towards(name: str, centre: bool, teacher: str, turn: bool = False) -> tuple[Artifact, dict]:
         given = {**inputs, "backbone": tuned.artifact, "features": read[centre]}
-        asked = {**SHORT, "steps": 1, "contrastive_weight": 0, "feature_weight": 1, "teacher": teacher}
+        asked = {**SHORT, "steps": 1, "contrastive_weight": 0, "feature_weight": 1, "teacher": teacher, "turn": turn}
         return run(home / name, distill, given, student=distill.Student(layers=2), distill=distill.Params(**asked))
 
     return {
         "as it is": towards("as it is", False, "cached"),
         "cached": towards("cached", True, "cached"),
         "live": towards("live", True, "live"),
+        "turned": towards("turned", True, "cached", turn=True),
     }
 
 
@@ -114,3 +120,22 @@ def test_the_last_training_may_keep_the_teacher_beside_its_loss(home, inputs, re
     asked = {**SHORT, "feature_weight": 0.5, "feature_loss": "kl", "check_loaders": False}
     _, metrics = run(home, train, given, train=train.Params(**asked))
     assert metrics["loss"] == pytest.approx(metrics["contrastive"] + 0.5 * metrics["feature kl"], rel=1e-4)
+
+
+def test_a_teacher_is_turned_once_and_its_student_keeps_the_directions(home, inputs, read, distilled):
+    artifact, metrics = distilled["turned"]
+    turn = read_rotation(artifact)
+    assert metrics["turned"] and np.abs(turn @ turn.T - np.eye(len(turn))).max() < 1e-5
+    assert metrics["feature cosine"] < distilled["cached"][1]["feature cosine"] - 0.05
+    assert not distilled["cached"][1]["turned"] and read_rotation(distilled["cached"][0]) is None
+    given = {**inputs, "distill": artifact, "features": read[True]}
+    asked = {**SHORT, "feature_weight": 0.5, "check_loaders": False}
+    trained, told = run(home / "on", train, given, train=train.Params(**asked))
+    assert np.array_equal(read_rotation(trained), turn)
+    assert told["feature cosine"] < metrics["feature cosine"] + 0.05
+
+
+def test_a_teacher_whose_directions_do_not_matter_is_not_turned():
+    assert all(not distill.Params(feature_loss=loss).turns for loss in ("kl", "relational"))
+    assert all(distill.Params(feature_loss=loss).turns for loss in ("cosine", "mse"))
+    assert not distill.Params(feature_weight=0).turns

@@ -1,7 +1,6 @@
 """Which rows the teacher reads: those that a distillation comes to, whatever its own seed, and none else."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -23,10 +22,7 @@ def ingest(tmp_path, monkeypatch):
 
 def drawn(tmp_path: Path, ingest, distill: Params, seed: int = 0) -> np.ndarray:
     """The hashes of the queries that are read for a distillation."""
-    reads = SimpleNamespace(draws=distill.draws, smallest_task=distill.smallest_task)
-    return features._drawn_queries(
-        begin(tmp_path / "features", "features", {"ingest": ingest}, seed=seed, distill=reads)
-    )
+    return features._drawn_queries(features.Lesson("features", ingest, distill.draws, distill.smallest_task), seed)
 
 
 @pytest.mark.parametrize("more", [{}, {"smallest_task": PAIRS}, {"sub_batch": 2, "smallest_task": 9}])
