@@ -142,13 +142,8 @@ def candidate_model(context: Context) -> dict[str, Any]:
     from stages.model.identity import identify
 
     teacher, read = context.inputs["backbone"], taught(context.inputs["features"])
-    turned = read_rotation(context.inputs["train"]) is not None
-    known = {
-        "layer": read.layer,
-        "mean": list(read.mean),
-        "turned": turned,
-        "identity": identify(checkpoint.directory(teacher)),
-    }
+    known = {"layer": read.layer, "mean": list(read.mean), "identity": identify(checkpoint.directory(teacher))}
+    known["turned"] = read_rotation(context.inputs["train"]) is not None
     return {"model": "teacher", **reference(teacher), **known}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -18,6 +19,7 @@ from stages import index
 from stages.contract.context import Context
 from stages.contract.params import Cluster
 from stages.data import images, schemas
+from stages.distributed.rotation import keep_rotation
 from tests.support import Recorder
 
 COLOURS = ("red", "green", "blue", "yellow", "cyan", "magenta", "black", "white", "orange", "purple", "brown", "pink")
@@ -100,8 +102,18 @@ def write_ingest(store: Store, split: str = "test") -> Artifact:
     return store.commit(attempt, {"metrics": {}})
 
 
-def write_model(store: Store, stage: str, layers: int, seed: int, dims: tuple[int, ...] = ()) -> Artifact:
-    """Commits an untrained tiny model as the artifact of `stage`, said to be trained for leading dimensions `dims`."""
+def write_model(
+    store: Store,
+    stage: str,
+    layers: int,
+    seed: int,
+    dims: tuple[int, ...] = (),
+    rotation: np.ndarray | None = None,
+) -> Artifact:
+    """Commits an untrained tiny model as the artifact of `stage`, said to be trained for leading dimensions `dims`.
+
+    `rotation` is what its teacher was turned by.
+    """
     from stages.model.tiny import tiny_config, train_tokenizer, write_tiny
 
     attempt = store.begin(stage, f"{seed:016d}")
@@ -113,7 +125,8 @@ def write_model(store: Store, stage: str, layers: int, seed: int, dims: tuple[in
     limits = {"min_pixels": 28 * 28, "max_pixels": 56 * 56, "max_text_tokens": 40}
     config.matryoshka_dimensions = list(dims)
     write_tiny(directory, tokenizer, config, **limits, seed=seed)
-    return store.commit(attempt, {"metrics": {"source": "tiny"}})
+    turned = keep_rotation(attempt, None, rotation)
+    return store.commit(attempt, {"metrics": {"source": "tiny", "turned": turned}})
 
 
 def make_world(root: Path) -> tuple[Store, dict[str, Artifact]]:

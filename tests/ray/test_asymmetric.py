@@ -15,7 +15,7 @@ from stages.model.rows import Row
 from stages.model.taught import Taught
 from stages.search.retriever import Retriever, teacher_of
 from tests.ray.test_index_evaluate import ROUNDING, embed, read_run
-from tests.search_world import COLOURS, make_world, run_stage, write_features, write_index
+from tests.search_world import COLOURS, make_world, run_stage, write_features, write_index, write_model
 
 pytestmark = pytest.mark.ray
 LAYER = 1
@@ -127,6 +127,28 @@ def test_a_mean_that_students_were_compared_without_is_taken_off(shared_cluster:
     assert np.abs(np.array(stored["9:100"], np.float32) - told).max() < 1e-3
     raw = Encoder.load(artifacts["backbone"].local("model"), LAYER).encode([Row("A red square.")])[0]
     assert np.abs(raw - told).max() > 0.05
+
+
+def test_a_turned_teacher_is_indexed_in_the_students_directions_and_finds_the_same_either_way(
+    shared_cluster: None, tmp_path: Path
+) -> None:
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(32, 32)))[0].astype(np.float32)
+    found = {}
+    for candidates in ("student", "teacher"):
+        store, artifacts = make_world(tmp_path / candidates)
+        artifacts["train"] = write_model(store, "train", 1, 5, rotation=turn)
+        artifacts["features"] = write_features(store, LAYER)
+        artifacts["index"], _, _ = run_stage(store, artifacts, "index", index.Params(candidates=candidates))
+        _, found[candidates], _ = run_stage(store, artifacts, "evaluate", evaluate.Params())
+    card = artifacts["index"].read_json("retriever.json")
+    assert card["candidates"]["turned"]
+    for scope in ("local", "union"):
+        one, other = (found[candidates]["asymmetric"][scope] for candidates in ("student", "teacher"))
+        assert one["mrr@10"] == pytest.approx(other["mrr@10"], abs=0.02)  # fp16 is rounded before or after the turn
+    stored = {row["did"]: row["vector"] for row in pq.read_table(artifacts["index"].files("embeddings")).to_pylist()}
+    raw = Encoder.load(artifacts["backbone"].local("model"), LAYER).encode([Row("A red square.")])[0]
+    assert np.abs(np.array(stored["9:100"], np.float32) - raw @ turn).max() < 1e-3
+    assert np.abs(raw - raw @ turn).max() > 0.05
 
 
 def test_another_teacher_than_the_indexed_one_is_refused(world: dict, tmp_path: Path) -> None:
