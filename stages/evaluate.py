@@ -152,7 +152,8 @@ def asymmetric_queries(context: Context, card: Mapping[str, Any]) -> str:
     queries are turned back, which makes the same cosines.
     """
     from stages.distributed.queries import prefix_of, vector_files
-    from stages.distributed.rotation import read_rotation, turn_files
+    from stages.distributed.rotation import read_rotation
+    from stages.distributed.teacher_pools import turn_files
 
     rotation = None if holds_teacher(card) else read_rotation(context.inputs["train"])
     if rotation is None:

@@ -41,7 +41,7 @@ class Params(Section):
 
 def unused_modules(params: Params) -> tuple[str, ...]:
     """faiss makes its index from the stored vectors when it is asked, and nothing here; the teacher may stay out."""
-    teacher = ("stages.distributed.teacher", "stages.distributed.teacher_pools")
+    teacher = tuple(f"stages.distributed.{name}" for name in ("teacher", "teacher_pools", "rotation"))
     model = ("stages.model.checkpoint", "stages.model.identity")
     return ("stages.search.faiss_index", *((*teacher, *model) if params.candidates == "student" else ()))
 

@@ -4,20 +4,27 @@ They are the most expensive part of an evaluation and depend on neither the stud
 backbone share them, and so does an index whose candidates are the teacher's.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
 
-from stages.contract.context import Artifact, Context, Shared
+import numpy as np
+
+from stages.contract.context import Artifact, Attempt, Context, Shared
 from stages.distributed.actors import TEACHER, Work, carry_out
+from stages.distributed.embedding import vector_column
 from stages.distributed.pools import CANDIDATE_COLUMNS, EMBEDDINGS, written
-from stages.distributed.rotation import read_rotation, turn_files
+from stages.distributed.rotation import read_rotation
 from stages.distributed.shards import Target, cut, shard_work
 from stages.distributed.teacher import ReadOut, embed_layers, one_layer
 from stages.model import checkpoint
 from stages.search.filters import keep_pools
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass
@@ -84,3 +91,28 @@ def copy_pools(context: Context, summary: Mapping[str, Any], read: ReadOut) -> d
     rotation = read_rotation(context.inputs["train"])
     turn_files(stored.files(EMBEDDINGS), stored.filesystem, context.output, EMBEDDINGS, rotation)
     return written(context.output, EMBEDDINGS, summary["rows"])
+
+
+def turn_files(
+    source: Sequence[str], filesystem: object, output: Attempt, prefix: str, turn_DD: np.ndarray | None
+) -> None:
+    """Copies files of vectors to `prefix/` of the artifact, each turned on the way; one file is held at a time.
+
+    Args:
+        source: Parquet files with the column `vector`, paths in `filesystem`.
+        turn_DD: what each vector is multiplied with; None copies them as they are.
+    """
+    import pyarrow.parquet as pq
+
+    for path in source:
+        table = pq.read_table(path, filesystem=filesystem)
+        with output.open(f"{prefix}/{PurePosixPath(path).name}") as file:
+            pq.write_table(table if turn_DD is None else turn_table(table, turn_DD), file)
+
+
+def turn_table(table: "pa.Table", turn_DD: np.ndarray) -> "pa.Table":
+    """The table with its vectors multiplied by `turn_DD`, as fp16 like before."""
+    column = table["vector"].combine_chunks()
+    vectors_ND = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1).astype(np.float32)
+    turned = vector_column(vectors_ND @ turn_DD, "the teacher, turned,")
+    return table.set_column(table.column_names.index("vector"), "vector", turned)
