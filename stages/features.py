@@ -84,14 +84,15 @@ def run(context: Context) -> dict[str, Any]:
     work = [*shards, *reading]
     done = carry_out(context, models, work, alone=timing, label="features")
     rows = sum(count_rows(context.output, prefix, count) for prefix, count in _shard_counts(context).items())
-    mean = {"mean": _mean_state(context, dim).tolist()} if centred else {}
+    mean_D = _mean_state(context, dim) if centred else None
+    mean = {} if mean_D is None else {"mean": mean_D.tolist()}
     context.output.write_json("features.json", {"layer": layer, "dim": dim, "rows": rows, **mean})
-    known = {"rows": rows, "layer": layer, "centred": centred}
+    known = {"rows": rows, "layer": layer, "centred": mean_D is not None}
     if not timing:
         say("features: no labelled validation queries, so no depth curve")
         return known
     curve = _curve(sample, early or done[len(shards) : -1], dim)
-    curve["teacher"] = {"layer": layer, "centred": centred}
+    curve["teacher"] = {"layer": layer, "centred": known["centred"]}
     curve["layers"] = [one | cost for one, cost in zip(curve["layers"], done[-1], strict=True)]
     _show_curve(context, curve)
     return {**known, "hit@5 at full depth": curve["layers"][-1]["hit@5"]}
@@ -276,23 +277,32 @@ def _as_features(table: "pa.Table", side: str) -> "pa.Table":
     return pa.table(columns, schema=FEATURES(table["vector"].type.list_size))
 
 
-def _mean_state(context: Context, dim: int) -> "np.ndarray":
-    """The mean [D] of the states that were read, summed by Ray tasks in float64; both sides weigh the same.
+def _mean_state(context: Context, dim: int) -> "np.ndarray | None":
+    """The mean [D] of the states that distillation comes to, or the last training alone; None where none was read.
 
-    A step has as many queries as positives, so this is the mean of what a student meets.
+    A step has as many queries as positives, so both sides weigh the same: it is the mean of what a student meets.
     """
+    from stages.evaluation.depth import mean_of_sides
+
+    for lesson in _lessons(context):
+        if means := _means_of_sides(context, lesson, dim):
+            return mean_of_sides(means)
+    return None
+
+
+def _means_of_sides(context: Context, lesson: Lesson, dim: int) -> "list[np.ndarray]":
+    """The mean [D] of each side that a lesson has rows of, summed by Ray tasks in float64."""
     import ray
 
     from stages.distributed.shards import files
-    from stages.evaluation.depth import mean_of_sides
 
     add_up, means = ray.remote(num_cpus=1)(sum_states), []
-    for prefix in ("queries", "candidates"):
-        paths = files(context.output, f"features/{prefix}")
+    for side in ("queries", "candidates"):
+        paths = files(context.output, f"{lesson.prefix}/{side}")
         parts = ray.get([add_up.remote(path, context.output.filesystem, dim) for path in paths])
         if rows := sum(count for count, _ in parts):
             means.append(sum(total_D for _, total_D in parts) / rows)
-    return mean_of_sides(means)
+    return means
 
 
 def sum_states(path: str, filesystem: Any, dim: int) -> "tuple[int, np.ndarray]":

@@ -11,6 +11,7 @@ from pyarrow.fs import LocalFileSystem
 
 from stages.contract.context import StageError
 from stages.distill import Student
+from stages.distributed.teacher import ReadOut
 from stages.evaluate import read_layers
 from stages.evaluation.cost import Depth, measure_depths
 from stages.evaluation.depth import best_layer, curve_of, mean_of_sides
@@ -216,10 +217,10 @@ def test_the_cut_is_measured_for_the_first_layers_only_and_a_line_says_so(checkp
     student = write_checkpoint(tmp_path / "student", "qwen2_vl", layers=2)
     models = {"teacher": checkpoint, "student": student}
     capsys.readouterr()  # what writing said
-    assert read_layers(models) == {"teacher": 3, "cut": 2} and capsys.readouterr().err == ""
+    assert read_layers(models) == {"teacher": ReadOut(3), "cut": ReadOut(2)} and capsys.readouterr().err == ""
     settings = json.loads((student / "puma.json").read_text())
     (student / "puma.json").write_text(json.dumps(settings | {"kept_layers": [1, 3]}))
-    assert read_layers(models) == {"teacher": 3}
+    assert read_layers(models) == {"teacher": ReadOut(3)}
     assert "layers 1, 3 without training are left out of the tables" in capsys.readouterr().err
 
 

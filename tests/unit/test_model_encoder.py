@@ -178,7 +178,8 @@ def test_a_parity_report_names_every_loader_and_refuses_other_weights(tmp_path):
     report, size = check_parity(tmp_path / "weights", source, tmp_path / "model", stock=False)
     assert set(report["loaders"]) == {"puma", "transformers AutoModel"}
     assert min(values["cosine"] for values in report["loaders"].values()) > 0.9999
-    assert size == {"layers": 2, "parameters": student.parameters_count, "dim": 64}
+    decoder = sum(weight.numel() for weight in student.backbone.language_model.layers.parameters())
+    assert size == {"layers": 2, "parameters": student.parameters_count, "decoder_parameters": decoder, "dim": 64}
     with torch.no_grad():
         student.backbone.language_model.layers[0].mlp.up_proj.weight.mul_(-1)
     save_backbone(student.backbone.config, student.backbone.state_dict(), tmp_path / "other")
