@@ -83,11 +83,13 @@ def run(context: Context) -> dict[str, Any]:
     timing = [partial(_time_depths, rows=rows, source=context.inputs["ingest"]) for rows in _timed_rows(sample, depth)]
     work = [*shards, *reading]
     done = carry_out(context, models, work, alone=timing, label="features")
-    rows = sum(count_rows(context.output, prefix, count) for prefix, count in _shard_counts(context).items())
+    counts = {prefix: count_rows(context.output, prefix, count) for prefix, count in _shard_counts(context).items()}
+    rows, labelled = sum(counts.values()), sum(counts[name] for name in counts if name.startswith(LABELLED))
     mean_D = _mean_state(context, dim) if centred else None
     mean = {} if mean_D is None else {"mean": mean_D.tolist()}
     context.output.write_json("features.json", {"layer": layer, "dim": dim, "rows": rows, **mean})
     known = {"rows": rows, "layer": layer, "centred": mean_D is not None}
+    known |= {"labelled": labelled} if labelled else {}
     if not timing:
         say("features: no labelled validation queries, so no depth curve")
         return known

@@ -21,7 +21,8 @@ class Cost:
 
     Attributes:
         labels: train queries of `data`, each with its positives.
-        passes: rows that the teacher read for distillation; 0 where the student does not learn from it.
+        passes: rows that the teacher read, for distillation and for the last training; 0 where the student does not
+            learn from it.
         pairs: pairs that the student met in both its stages, each as often as it was met.
         petaflop: of the student's training and the teacher's passes, the teacher's own training apart.
         minutes: of the same stages.
@@ -48,9 +49,10 @@ def cost_of(manifests: Mapping[str, Manifest], labels: int) -> Cost:
         for one, met in zip(trainings, filter(None, pairs), strict=True)
     )
     if learns:
-        metrics = trainings[0]
-        whole = metrics["decoder_parameters"] * distill["metrics"]["teacher_layers"] / metrics["layers"]
-        operations += READ * whole * metrics["tokens_per_pair"] / 2 * passes  # a pair is two rows
+        first, last, labelled = trainings[0], trainings[-1], features["metrics"].get("labelled", 0)
+        whole = first["decoder_parameters"] * distill["metrics"]["teacher_layers"] / first["layers"]
+        tokens = first["tokens_per_pair"] * (passes - labelled) + last["tokens_per_pair"] * labelled
+        operations += READ * whole * tokens / 2  # a pair is two rows
     seconds = sum(one["seconds"] for one in (distill, train, *([features] if learns else [])))
     return Cost(labels, passes, (pairs[0], pairs[1]), operations / 1e15, seconds / 60)
 

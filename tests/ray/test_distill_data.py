@@ -168,13 +168,13 @@ def test_a_last_training_that_is_taught_has_the_states_of_all_labelled_rows(worl
     both, metrics = read_teacher(
         tmp_path / "both", world.inputs | {"distill.data": world.corpus}, Params(steps=1, batch_size=8), taught=True
     )
-    assert len(ids(both, "query")) == 8 and metrics["rows"] == len(rows(both, "features")) + len(
-        rows(both, "labelled")
-    )
+    counts = {prefix: len(rows(both, prefix)) for prefix in ("features", "labelled")}
+    assert len(ids(both, "query")) == 8 and metrics["rows"] == sum(counts.values())
+    assert metrics["labelled"] == counts["labelled"]
     labelled = {side: {row["id"] for row in rows(both, "labelled") if row["side"] == side} for side in SIDES}
     assert labelled["query"] == set(train)
     assert labelled["candidate"] == {did for dids in train.values() for did in dids}
-    one, _ = read_teacher(tmp_path / "one", world.inputs, Params(steps=1, batch_size=2), taught=True)
-    assert ids(one, "query") == set(train) and not one.files("labelled")
+    one, metrics = read_teacher(tmp_path / "one", world.inputs, Params(steps=1, batch_size=2), taught=True)
+    assert ids(one, "query") == set(train) and not one.files("labelled") and "labelled" not in metrics
     where = teaching(both)["states"], teaching(one)["states"]
     assert where == ("labelled", "features") and teaching(None) == {}

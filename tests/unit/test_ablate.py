@@ -277,6 +277,15 @@ def test_a_teacher_that_weighs_nothing_costs_nothing():
     assert cost_of(beside, labels=7).passes == 1000
 
 
+def test_rows_that_the_last_training_alone_meets_are_read_at_their_own_length():
+    taught = manifests(steps=100, weight=1.0)
+    taught["features"]["metrics"]["labelled"] = 400
+    taught["train"]["metrics"] = taught["train"]["metrics"] | {"tokens_per_pair": 20.0}
+    found = cost_of(taught, labels=7)
+    read = 2 * 3e6 * (25 * 600 + 10 * 400)
+    assert found.passes == 1000 and found.petaflop * 1e15 == pytest.approx(6 * 1e6 * (50 + 20) * 400 + read)
+
+
 def test_rows_of_several_depths_make_a_picture():
     def row(name, layers, quality):
         student = {"layers": layers, "latency_ms": {"median": 2.0 * layers}, "local": {"hit@5": quality}}

@@ -418,6 +418,15 @@ def test_train_reads_the_teacher_s_states_only_where_they_weigh_anything():
     assert train().parts["params"] == {} and "features" not in train().parts["inputs"]
 
 
+def test_the_teacher_reads_more_for_a_last_training_that_it_teaches_and_knows_nothing_else_of_it():
+    def features(**train: Any) -> Decision:
+        return decide(Config.model_validate({"train": train}), default_store())["features"]
+
+    assert features(feature_weight=0.3).reasons == ("PARAMS train.taught null → true",)
+    assert features(feature_weight=0.3).key == features(feature_weight=0.5, steps=7).key
+    assert features(feature_weight=0.3, steps=0).action == features(steps=7).action == "cached"
+
+
 def test_a_new_parameter_at_its_default_keeps_the_keys():
     class Before(Section):
         size: int = 1

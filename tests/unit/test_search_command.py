@@ -82,7 +82,7 @@ def test_the_terminal_shows_ranked_rows_and_pictures_are_saved(world: dict, capf
             ["--text", "red", "store={home}/store", "seed=7"],
             "for seed=7: run `python pipeline/run.py seed=7 store={home}/store` first",
         ),
-        (["--text", "red", "data.kind=foo"], "data.kind must be one of scenes, mbeir, pairs, not 'foo'"),
+        (["--text", "red", "data.kind=foo"], "data.kind must be one of scenes, mbeir, pairs, corpus, not 'foo'"),
         (["--text", "red", "--imgae", "x"], "unknown option '--imgae'; did you mean '--image'?"),
     ],
 )
@@ -204,7 +204,7 @@ def test_the_script_runs_from_any_directory(tmp_path: Path) -> None:
 
 
 def test_a_run_from_before_a_setting_has_its_first_value(world: dict) -> None:
-    (run,) = world["store"].runs()
+    run = world["store"].runs()[0]
     del run["config"]["index"]["candidates"]
     assert agrees(run["config"], {"index.candidates": "student", "index.split": "test"})
     assert not agrees(run["config"], {"index.candidates": "teacher"})
