@@ -151,7 +151,7 @@ class Lesson:
 def _lessons(context: Context) -> list[Lesson]:
     """What distillation will come to; and all of `data` where the last training is taught as well."""
     data, own, asked = context.inputs["ingest"], context.inputs.get("distill.data"), context.params.distill
-    taught = getattr(getattr(context.params, "train", None), "taught", False)
+    taught = context.params.train.taught
     if taught and own is None:
         return [Lesson(DISTILLED, data)]
     distilled = Lesson(DISTILLED, own or data, asked.draws, asked.smallest_task)

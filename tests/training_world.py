@@ -94,11 +94,12 @@ def trained(world: Path, job: dict) -> dict:
 
     from pipeline.artifacts.store import open_store
     from stages.contract.params import Cluster
+    from stages.distill import Params
+    from stages.distributed.training import turn
     from stages.learn import loop
     from stages.learn.collectives import rank, world_size
     from stages.learn.engine import full_weights
     from stages.learn.sampling import PairSampler
-    from stages.learn.settings import Training
     from stages.model.encoder import Encoder
 
     torch.manual_seed(0)
@@ -109,7 +110,8 @@ def trained(world: Path, job: dict) -> dict:
         layer.self_attn.attention_dropout = job.get("dropout", 0.0)
     encoder.freeze_vision()
     muon = job.get("muon_rate", 0.0)
-    settings = Training(
+    settings = Params(
+        turn=job.get("turn", False),
         steps=job.get("steps", 6),
         batch_size=8,
         learning_rate=3e-3,
@@ -140,6 +142,9 @@ def trained(world: Path, job: dict) -> dict:
     weight = job.get("feature_weight", 0.0)
     states = torch.nn.functional.normalize(torch.randn(PAIRS, encoder.dim, generator=torch.manual_seed(1)), dim=1)
     table = {f"9:{index}": state for index, state in enumerate(states)}
+    teacher = loop.cached_teacher(table, table) if weight else None
+    asked = SimpleNamespace(settings=settings, rotation=None, label="made")
+    teacher, rotation = turn(asked, encoder, sampler, teacher)
     try:
         engine = loop.fit(
             encoder,
@@ -152,7 +157,7 @@ def trained(world: Path, job: dict) -> dict:
             ),
             settings,
             cluster,
-            teacher=loop.cached_teacher(table, table) if weight else None,
+            teacher=teacher,
             resume=Path(job["resume"]) if "resume" in job else None,
             on_log=on_log,
             on_checkpoint=on_checkpoint,
@@ -164,6 +169,7 @@ def trained(world: Path, job: dict) -> dict:
     return {
         "losses": log.losses,
         "features": log.features,
+        "rotation": None if rotation is None else rotation.tolist(),
         "weights": torch.cat([tensor.flatten()[:200] for tensor in weights.values()]).tolist(),
         "vision_change": max((value for name, value in change.items() if ".visual." in name), default=0.0),
         "decoder_change": max((value for name, value in change.items() if ".layers." in name), default=0.0),

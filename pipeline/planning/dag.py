@@ -41,7 +41,7 @@ DRAWS = "distill.draws"
 """No setting: `distill.steps` × `distill.batch_size` as far as it counts, see `stages.learn.settings`. Its baseline is
 that of these two."""
 TAUGHT = "train.taught"
-"""No setting: whether the last training reads the teacher's states; in a key only where it does."""
+"""No setting: whether the last training reads the teacher's states. Its baseline is that it does not."""
 PRECISION = "cluster.precision"
 """Stands in a key as what was chosen, not as `auto`: which of the two that is depends on the machines."""
 
@@ -65,7 +65,7 @@ def trains_backbone(config: Any) -> tuple[str, ...]:
 def draws(config: Any) -> Mapping[str, Any]:
     """How much of its data distillation will come to, and whether the last training comes to the teacher as well."""
     known = {DRAWS: config.distill.draws, "distill.smallest_task": config.distill.smallest_task}
-    return known | ({TAUGHT: True} if trained_by_teacher(config) else {})
+    return known | {TAUGHT: trained_by_teacher(config)}
 
 
 def trained_by_teacher(config: Any) -> bool:

@@ -28,6 +28,7 @@ This page is written by `{COMMAND}`.
 """
 OWN_CORPUS = ("index.corpus", "student.model")
 PRODUCT = ("distill.steps", "distill.batch_size")
+TAUGHT_BY = "train.feature_weight"
 COLUMNS = ("setting", "takes", "default", "in the key of", "what it does")
 
 
@@ -75,6 +76,8 @@ def key_part(path: str) -> str:
         return "every stage in which a model computes, as the precision that was chosen"
     if path in PRODUCT:
         return "distill; features, as steps × batch_size rounded up to two digits"
+    if path == TAUGHT_BY:
+        return "train; features, as whether it weighs anything"
     section = keyed_section(path)
     stages = CORPUS if path in OWN_CORPUS else WITH_OWN_DATA if section == OWN_DATA else STAGES
     names = ", ".join(one.name for one in stages if section in one.sections or path in others(one)) or "–"

@@ -101,8 +101,8 @@ def read_teacher(
     home: Path, inputs: dict[str, Artifact], distill: Params, seed: int = 0, taught: bool = False
 ) -> tuple[Artifact, dict]:
     """The features of a teacher for a distillation, in shards of eight rows; `taught` is for the last training too."""
-    reads = {"distill": SimpleNamespace(draws=distill.draws, smallest_task=distill.smallest_task)}
-    reads |= {"train": SimpleNamespace(taught=True)} if taught else {}
+    draws = SimpleNamespace(draws=distill.draws, smallest_task=distill.smallest_task)
+    reads = {"distill": draws, "train": SimpleNamespace(taught=taught)}
     context = begin(home, "features", inputs, features=features.Params(curve_queries=4), seed=seed, **reads)
     context = replace(context, cluster=Cluster(rows_per_shard=8, threads=1))
     metrics = features.run(context)

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from pipeline.artifacts.store import Artifact, Store
 from stages import backbone, distill, features, train
 from stages.contract.params import Cluster
+from stages.distributed import student
 from stages.distributed.rotation import read_rotation
 from stages.model import checkpoint
 from stages.model.encoder import Encoder
@@ -133,6 +134,27 @@ def test_a_teacher_is_turned_once_and_its_student_keeps_the_directions(home, inp
     trained, told = run(home / "on", train, given, train=train.Params(**asked))
     assert np.array_equal(read_rotation(trained), turn)
     assert told["feature cosine"] < metrics["feature cosine"] + 0.05
+
+
+def test_a_killed_training_goes_on_with_the_rotation_that_it_began_with(
+    home, inputs, tuned, read, distilled, capfd, monkeypatch
+):
+    given = {**inputs, "backbone": tuned.artifact, "features": read[True]}
+
+    def trained(steps: int) -> tuple[Artifact, dict]:
+        asked = {**SHORT, "steps": steps, "contrastive_weight": 0, "feature_weight": 1}
+        return run(home / "killed", distill, given, student=distill.Student(layers=2), distill=distill.Params(**asked))
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # the student has moved by two steps, and is not exported
+        patch.setattr(student, "export_stage", kill)
+        with pytest.raises(KeyboardInterrupt):
+            trained(2)
+    artifact, metrics = trained(4)
+    assert "goes on from" in capfd.readouterr().err and metrics["step"] == 4
+    assert np.abs(read_rotation(artifact) - read_rotation(distilled["turned"][0])).max() < 1e-5
 
 
 def test_a_teacher_whose_directions_do_not_matter_is_not_turned():

@@ -40,6 +40,7 @@ def one_rank(world) -> dict:
     killed, noisy = {"save": str(world / "killed"), "save_at": 3}, {"save": str(world / "noisy"), "save_at": 2}
     stopped = {"save": str(world / "stopped"), "save_at": 3}
     chunks = {"chunk": 3, "dropout": 0.2, "zero_stage": 2, "steps": 4}
+    turned, cut = {"feature_weight": 1.0, "turn": True, "steps": 4}, {"save": str(world / "cut"), "save_at": 2}
     return run(world, 1, {
         "through": {},
         "interrupted": {**killed, "stop": True},
@@ -47,6 +48,9 @@ def one_rank(world) -> dict:
         "through in chunks": {**noisy, **chunks},
         "resumed in chunks": {"resume": noisy["save"], **chunks},
         "distilled": {"feature_weight": 1.0, "steps": 12},
+        "turned": turned,
+        "interrupted, turned": {**turned, **cut, "stop": True},
+        "resumed, turned": {**turned, "resume": cut["save"]},
         "muon": MUON,
         "interrupted with muon": {**MUON, **stopped, "stop": True},
         "resumed with muon": {**MUON, "resume": stopped["save"]},
@@ -102,3 +106,11 @@ def test_a_frozen_vision_tower_stays_and_the_rest_moves(one_rank):
 def test_the_cached_teacher_pulls_the_student(one_rank):
     features = one_rank["distilled"]["features"]
     assert features[-1] < 0.9 * features[0]
+
+
+def test_a_turned_teacher_begins_nearer_and_a_resumed_run_turns_it_alike(one_rank):
+    through, resumed, plain = (one_rank[name] for name in ("turned", "resumed, turned", "distilled"))
+    assert through["features"][0] < plain["features"][0] - 0.02 and plain["rotation"] is None
+    assert np.abs(np.array(resumed["rotation"]) - np.array(through["rotation"])).max() < 1e-6
+    assert resumed["losses"] == pytest.approx(through["losses"][2:], rel=1e-6)
+    assert apart(resumed, through) < 1e-6

@@ -422,7 +422,7 @@ def test_the_teacher_reads_more_for_a_last_training_that_it_teaches_and_knows_no
     def features(**train: Any) -> Decision:
         return decide(Config.model_validate({"train": train}), default_store())["features"]
 
-    assert features(feature_weight=0.3).reasons == ("PARAMS train.taught null → true",)
+    assert features(feature_weight=0.3).reasons == ("PARAMS train.taught false → true",)
     assert features(feature_weight=0.3).key == features(feature_weight=0.5, steps=7).key
     assert features(feature_weight=0.3, steps=0).action == features(steps=7).action == "cached"
 
