@@ -3,15 +3,17 @@
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 
-from pipeline.artifacts.store import Artifact, open_store
-from stages import features, ingest
+from pipeline.artifacts.store import Artifact, Store, open_store
+from stages import distill, features, ingest, train
 from stages.contract.context import StageError
 from stages.contract.params import Cluster
 from stages.distill import Params
+from stages.distributed.rotation import read_rotation
 from stages.distributed.training import SIDES, FeatureTable
 from stages.learn.loop import cached_teacher
 from stages.learn.sampling import PairSampler
@@ -98,12 +100,12 @@ def test_m_beir_teaches_by_its_train_split_alone(tmp_path: Path) -> None:
 
 
 def read_teacher(
-    home: Path, inputs: dict[str, Artifact], distill: Params, seed: int = 0, taught: bool = False
+    home: Path, inputs: dict[str, Artifact], distill: Params, seed: int = 0, taught: bool = False, **read: object
 ) -> tuple[Artifact, dict]:
     """The features of a teacher for a distillation, in shards of eight rows; `taught` is for the last training too."""
     draws = SimpleNamespace(draws=distill.draws, smallest_task=distill.smallest_task)
     reads = {"distill": draws, "train": SimpleNamespace(taught=taught)}
-    context = begin(home, "features", inputs, features=features.Params(curve_queries=4), seed=seed, **reads)
+    context = begin(home, "features", inputs, features=features.Params(curve_queries=4, **read), seed=seed, **reads)
     context = replace(context, cluster=Cluster(rows_per_shard=8, threads=1))
     metrics = features.run(context)
     return commit(home, context), metrics
@@ -178,3 +180,31 @@ def test_a_last_training_that_is_taught_has_the_states_of_all_labelled_rows(worl
     assert ids(one, "query") == set(train) and not one.files("labelled") and "labelled" not in metrics
     where = teaching(both)["states"], teaching(one)["states"]
     assert where == ("labelled", "features") and teaching(None) == {}
+
+
+def test_without_distillation_the_mean_is_that_of_the_last_training_or_there_is_none(world, tmp_path: Path) -> None:
+    inputs, asked = world.inputs | {"distill.data": world.corpus}, Params(steps=0)
+    found, metrics = read_teacher(tmp_path / "none", inputs, asked, centre=True)
+    assert "mean" not in found.read_json("features.json") and not metrics["centred"]
+    found, metrics = read_teacher(tmp_path / "last", inputs, asked, taught=True, centre=True)
+    states = [[row["vector"] for row in rows(found, "labelled") if row["side"] == side] for side in SIDES]
+    mean = np.mean([np.mean(np.array(one, np.float64), axis=0) for one in states], axis=0)
+    assert found.read_json("features.json")["mean"] == pytest.approx(mean, abs=1e-9) and metrics["centred"]
+
+
+def test_a_student_of_unlabelled_texts_is_taught_on_by_the_labelled_ones(world, tmp_path: Path) -> None:
+    asked, short = Params(steps=1, batch_size=8, contrastive_weight=0), {"steps": 2, "batch_size": 8}
+    inputs = world.inputs | {"distill.data": world.corpus}
+    inputs["features"], _ = read_teacher(tmp_path, inputs, asked, taught=True)
+
+    def run(stage: ModuleType, name: str, **sections: object) -> dict:
+        context = replace(begin(tmp_path, name, inputs, seed=0, **sections), cluster=Cluster(threads=1, log_every=1))
+        metrics = stage.run(context)
+        inputs[name] = Store(tmp_path).commit(context.output, {"metrics": metrics})
+        return metrics
+
+    assert run(distill, "distill", student=distill.Student(layers=1), distill=asked)["turned"]
+    metrics = run(train, "train", train=train.Params(**short, feature_weight=0.5, check_loaders=False))
+    assert metrics["step"] == 2 and metrics["turned"]
+    assert metrics["loss"] == pytest.approx(metrics["contrastive"] + 0.5 * metrics["feature cosine"], rel=1e-4)
+    assert np.array_equal(*(read_rotation(inputs[name]) for name in ("distill", "train")))
