@@ -23,6 +23,7 @@ from tests.mbeir_files import png, text_query, write_bytes, write_lines, write_m
 from tests.s3.servers import upload
 from tests.search_world import write_ingest, write_model
 from tests.support import begin, commit, rows
+from tests.training_world import write_ingest as write_pairs
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("shared_cluster")]
 
@@ -194,7 +195,7 @@ def test_without_distillation_the_mean_is_that_of_the_last_training_or_there_is_
 
 def test_a_student_of_unlabelled_texts_is_taught_on_by_the_labelled_ones(world, tmp_path: Path) -> None:
     asked, short = Params(steps=1, batch_size=8, contrastive_weight=0), {"steps": 2, "batch_size": 8}
-    inputs = world.inputs | {"distill.data": world.corpus}
+    inputs = world.inputs | {"ingest": write_pairs(tmp_path, validation=6), "distill.data": world.corpus}
     inputs["features"], _ = read_teacher(tmp_path, inputs, asked, taught=True)
 
     def run(stage: ModuleType, name: str, **sections: object) -> dict:
