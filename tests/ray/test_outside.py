@@ -49,7 +49,8 @@ def run(home: Path, stage, inputs: dict[str, Artifact], name: str = "", **sectio
 
 def read(home: Path, inputs: dict[str, Artifact], teacher: Path, **more) -> tuple[Artifact, dict]:
     asked = features.Params(teacher=str(teacher), curve_queries=4, **more)
-    return run(home, features, inputs, features=asked, distill=SimpleNamespace(draws=100, smallest_task=0))
+    others = {"distill": SimpleNamespace(draws=100, smallest_task=0), "train": SimpleNamespace(taught=False)}
+    return run(home, features, inputs, features=asked, **others)
 
 
 def learn(home: Path, inputs: dict[str, Artifact], **asked) -> dict:
