@@ -6,9 +6,9 @@ with the student, reads the teacher over queries and candidates, at its last lay
 what cutting alone gives), and times both models; rank block by block as Ray tasks that stream the corpus; write
 metrics, TREC runs, tables, plots and `report.html`.
 
-The student's queries are also asked of the teacher's candidates at the layer that taught. An index may hold those
-instead of the student's (`index.candidates=teacher`); its searches are that row then, `asymmetric`, and for the row
-`student`, queries and candidates by the student, the candidates are embedded here.
+The student's queries are also asked of the teacher's candidates at the layer that taught; a teacher from outside has
+none. An index may hold those instead of the student's (`index.candidates=teacher`); its searches are that row then,
+`asymmetric`, and for the row `student`, queries and candidates by the student, the candidates are embedded here.
 
 All models meet the same queries, pools and instructions. Memory is flat in the corpus: workers hold a tile of it, the
 driver holds sums. All students of one backbone share its vectors (`stages.distributed.teacher_pools`); a grid that
@@ -73,7 +73,9 @@ def run(context: Context) -> dict[str, float | dict]:
     models = find_models(context)
     indexes, costs = embed(context, card, sets, models)
     ranker = Ranker(context, sets, Pools(card["union"], card["pools"], card["rows"]))
-    asked = {name: name for name in indexes} | {ASYMMETRIC: asymmetric_queries(context, card)}
+    asked = {name: name for name in indexes}
+    if ASYMMETRIC in indexes:
+        asked[ASYMMETRIC] = asymmetric_queries(context, card)
     tallies = {name: ranker.tallies(name, index, queries=asked[name]) for name, index in indexes.items()}
     metrics = summarise(ranker, tallies, costs)
     metrics[STUDENT] |= ranker.dimensions(models[STUDENT], indexes[STUDENT])
@@ -131,8 +133,8 @@ def embed(
 
     layers = read_layers(models)
     pools = dict(layers)
-    if layers and not holds_teacher(card):
-        pools[ASYMMETRIC] = taught(context.inputs["features"])
+    if layers and not holds_teacher(card) and (read := taught(context.inputs["features"])):
+        pools[ASYMMETRIC] = read
     asked = write_asked(context, card["split"], sets)
     with ExitStack() as stack:
         teacher = PoolVectors.open(context, stack, card, dict.fromkeys(pools.values()))

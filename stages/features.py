@@ -8,12 +8,16 @@ with its first k layers for every k, while nothing else works. Outputs: `feature
 (with the mean of the states, where students are to compare with what lies beside it), `depth_curve.json`, `.md` and
 `.png`.
 
+`features.teacher` has another model teach: `features/` holds its vectors then, of whatever width, and all that tells
+of the depths of the backbone stays (`stages.distributed.outside`).
+
 Rows without labels have no validation sample, and then there is no depth curve.
 
 The teacher is read once and not in every training step, which is exact as long as a query keeps its instruction:
 distillation therefore uses the first wording, as this stage does.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,11 +62,37 @@ class Params(Section):
         description="take the mean of the teacher's states off before a student is compared with them; `auto` does "
         "where layer=auto finds more without it",
     )
+    teacher: str = Field(
+        "",
+        description="what teaches in place of the backbone's layers: a sentence-transformers directory, or Parquet of "
+        "(id, vector); empty is the backbone",
+    )
     curve_queries: int = Field(40, ge=1, description="validation queries of each task for the depth curve")
+
+
+def check(params: Params) -> None:
+    """Raises InputError where a teacher from outside is not there or can't be read."""
+    if params.teacher:
+        from stages.distributed import outside
+
+        outside.check(params.teacher)
+
+
+def fingerprint(params: Params) -> dict[str, list[int]] | None:
+    """What identifies a teacher from outside; None where the backbone teaches."""
+    from stages.distributed import outside
+
+    return outside.fingerprint(params.teacher) if params.teacher else None
+
+
+def unused_modules(params: Params) -> tuple[str, ...]:
+    """What the backbone's own layers do not come to."""
+    return () if params.teacher else ("stages.distributed.outside", "stages.data.vectors")
 
 
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
+    from stages.distributed import outside
     from stages.distributed.actors import TEACHER, carry_out, say
     from stages.distributed.shards import count_rows
     from stages.evaluation.depth import best_layer
@@ -78,23 +108,24 @@ def run(context: Context) -> dict[str, Any]:
         (chosen, centred), reading = best_layer(_curve(sample, early, dim), params.centre), []
         how = "with its mean taken off" if centred else "as it is"
         say(f"features: layer {chosen} of {depth}, {how}, finds best and teaches")
-    layer = _teaching_layer(chosen, depth)
-    shards = [work for lesson in _lessons(context) for work in _lesson_work(context, lesson, layer)]
+    who: dict[str, Any] = {"teacher": "outside"} if params.teacher else {"layer": _teaching_layer(chosen, depth)}
+    shards = [work for lesson in _lessons(context) for work in _lesson_work(context, lesson, who.get("layer"))]
     timing = [partial(_time_depths, rows=rows, source=context.inputs["ingest"]) for rows in _timed_rows(sample, depth)]
     work = [*shards, *reading]
     done = carry_out(context, models, work, alone=timing, label="features")
     counts = {prefix: count_rows(context.output, prefix, count) for prefix, count in _shard_counts(context).items()}
     rows, labelled = sum(counts.values()), sum(counts[name] for name in counts if name.startswith(LABELLED))
-    mean_D = _mean_state(context, dim) if centred else None
+    width = outside.written_width(context.output, DISTILLED) if params.teacher else dim
+    mean_D = _mean_state(context, width) if centred else None
     mean = {} if mean_D is None else {"mean": mean_D.tolist()}
-    context.output.write_json("features.json", {"layer": layer, "dim": dim, "rows": rows, **mean})
-    known = {"rows": rows, "layer": layer, "centred": mean_D is not None}
+    context.output.write_json("features.json", {**who, "dim": width, "rows": rows, **mean})
+    known = {"rows": rows, **who, "centred": mean_D is not None}
     known |= {"labelled": labelled} if labelled else {}
     if not timing:
         say("features: no labelled validation queries, so no depth curve")
         return known
     curve = _curve(sample, early or done[len(shards) : -1], dim)
-    curve["teacher"] = {"layer": layer, "centred": known["centred"]}
+    curve["teacher"] = {**who, "centred": known["centred"]}
     curve["layers"] = [one | cost for one, cost in zip(curve["layers"], done[-1], strict=True)]
     _show_curve(context, curve)
     return {**known, "hit@5 at full depth": curve["layers"][-1]["hit@5"]}
@@ -158,10 +189,12 @@ def _lessons(context: Context) -> list[Lesson]:
     return [distilled, *([Lesson(LABELLED, data)] if taught else [])]
 
 
-def _lesson_work(context: Context, lesson: Lesson, layer: int) -> list["Work"]:
-    """The work that reads the teacher over the train queries that count and their positives, shard by shard."""
+def _lesson_work(context: Context, lesson: Lesson, layer: int | None) -> list["Work"]:
+    """The work that reads the teacher over the train queries that count and their positives, shard by shard.
+
+    `layer` is one of the backbone, or None for the teacher from outside.
+    """
     from stages.distributed.shards import Target, shard_work
-    from stages.distributed.teacher import read_states
 
     data, filesystem = lesson.data, context.output.filesystem
     queries = _drawn_queries(lesson, context.params.seed)
@@ -170,6 +203,7 @@ def _lesson_work(context: Context, lesson: Lesson, layer: int) -> list["Work"]:
         side: {"path": _write_hashes(context, f"{lesson.prefix}-{side}", hashes), "filesystem": filesystem}
         for side, hashes in (("query", queries), ("candidate", positives))
     }
+    read = _reader(context, lesson, layer, {"query": queries, "candidate": positives})
     keep = {
         "query": partial(_among_train, **among["query"]),
         "candidate": partial(_among, key="did", **among["candidate"]),
@@ -177,9 +211,20 @@ def _lesson_work(context: Context, lesson: Lesson, layer: int) -> list["Work"]:
     work: list[Work] = []
     for side, (prefix, shards) in zip(keep, _shards(context, lesson).items(), strict=True):
         target = Target(context.output, f"{lesson.prefix}/{prefix}", partial(_as_features, side=side))
-        compute = partial(read_states, side=side, layers=(layer,), rows=data)
-        work += shard_work([target], shards, data, compute, keep=keep[side])
+        work += shard_work([target], shards, data, partial(read, side=side), keep=keep[side])
     return work
+
+
+def _reader(
+    context: Context, lesson: Lesson, layer: int | None, needed: dict[str, "np.ndarray"]
+) -> Callable[..., "pa.Table"]:
+    """What reads a table of a side by the teacher; `needed` are sorted hashes of the ids that it has to know."""
+    from stages.distributed import outside
+    from stages.distributed.teacher import read_states
+
+    if layer is not None:
+        return partial(read_states, layers=(layer,), rows=lesson.data)
+    return outside.reader(context.params.features.teacher, needed, lesson.data)
 
 
 def _shards(context: Context, lesson: Lesson) -> dict[str, list["Shard"]]:

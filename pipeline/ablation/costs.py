@@ -24,7 +24,8 @@ class Cost:
         passes: rows that the teacher read, for distillation and for the last training; 0 where the student does not
             learn from it.
         pairs: pairs that the student met in both its stages, each as often as it was met.
-        petaflop: of the student's training and the teacher's passes, the teacher's own training apart.
+        petaflop: of the student's training and the teacher's passes, the teacher's own training apart; a teacher from
+            outside counts in the minutes alone.
         minutes: of the same stages.
     """
 
@@ -48,7 +49,7 @@ def cost_of(manifests: Mapping[str, Manifest], labels: int) -> Cost:
         TRAINED * one["decoder_parameters"] * one["tokens_per_pair"] * met
         for one, met in zip(trainings, filter(None, pairs), strict=True)
     )
-    if learns:
+    if learns and features["metrics"].get("teacher") != "outside":  # what another model computes is not known
         first, last, labelled = trainings[0], trainings[-1], features["metrics"].get("labelled", 0)
         whole = first["decoder_parameters"] * distill["metrics"]["teacher_layers"] / first["layers"]
         tokens = first["tokens_per_pair"] * (passes - labelled) + last["tokens_per_pair"] * labelled

@@ -29,14 +29,17 @@ def check_combinations(config: "Config", settings: Settings) -> None:
     check_batches(config)
     check_crops(config)
     check_distill(config, settings)
+    check_teacher(config, settings)
     check_mining(config, settings)
     check_matryoshka(config, settings)
     check_temperatures(config, settings)
     sections = [("ingest", config.data), ("ingest", config.distill.data), ("backbone", config.backbone)]
+    sections.append(("features", config.features))
     for module, section in sections:
         check = getattr(import_module(f"stages.{module}"), "check", None)
         if check and getattr(section, "kind", True):
             check(section)
+    check_teacher_width(config)
 
 
 def check_corpus(config: "Config") -> None:
@@ -206,12 +209,54 @@ def backbone_shape(backbone: Any) -> tuple[str, int]:
         ) from error
 
 
+def backbone_width(backbone: Any) -> int:
+    """Values of a state, known without a download; 0 where they aren't."""
+    if backbone.source != "local":
+        return backbone.tiny.hidden if backbone.source == "tiny" else 0
+    content = json.loads((Path(backbone.model).expanduser() / "config.json").read_text(encoding="utf-8"))
+    return int((content.get("text_config") or content).get("hidden_size") or content.get("hidden_size") or 0)
+
+
 def check_distill(config: "Config", settings: Settings) -> None:
     """Something is to be learned."""
     distill = config.distill
     if distill.steps and not distill.contrastive_weight and not distill.feature_weight:
         origin = settings.origin("distill.contrastive_weight")
         raise InputError(f"distill learns from nothing in {origin}: both weights are 0; raise one, or distill.steps=0")
+
+
+def check_teacher(config: "Config", settings: Settings) -> None:
+    """A teacher from outside is nothing but its vectors: what reads the backbone's layers anew can't follow it."""
+    if not config.features.teacher:
+        return
+    needs_layers = {
+        "features.layer": (config.features.layer, -1),
+        "distill.teacher": (config.distill.teacher, "cached"),
+        "index.candidates": (config.index.candidates, "student"),
+    }
+    for path, (value, without) in needs_layers.items():
+        if value != without:
+            raise InputError(
+                f"{path}={value} in {settings.origin(path)} asks for the backbone's layers, and features.teacher"
+                f" teaches in their place; set {path}={without}, or leave features.teacher out"
+            )
+
+
+def check_teacher_width(config: "Config") -> None:
+    """Without a turn, values are compared one by one; as far as both widths are known before anything runs."""
+    from stages.distributed.outside import width_of
+
+    for name, section in (("distill", config.distill), ("train", config.train)):
+        compared = section.steps and section.feature_weight and section.feature_loss in ("mse", "cosine")
+        if not config.features.teacher or not compared or section.turn:
+            continue
+        width, dim = width_of(config.features.teacher), backbone_width(config.backbone)
+        if width and dim and width != dim:
+            raise InputError(
+                f"features.teacher has vectors of {width} values and a student's have {dim}, which"
+                f" {name}.feature_loss={section.feature_loss} can't compare; set {name}.turn=true, or"
+                f" {name}.feature_loss=kl"
+            )
 
 
 def check_mining(config: "Config", settings: Settings) -> None:

@@ -29,7 +29,7 @@ from pipeline.wording import nearest
 from stages.contract.context import InputError
 from stages.contract.params import Section
 
-LOCATIONS = ("data.path", "distill.data.path", "index.corpus", "student.model")
+LOCATIONS = ("data.path", "distill.data.path", "features.teacher", "index.corpus", "student.model")
 """Where outside data lies that a stage copies. Left out of a key with its fingerprint: moved data is the same data."""
 
 Manifests = Mapping[str, Mapping[str, Mapping[str, Any]]]

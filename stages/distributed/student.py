@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from stages.contract.context import Context, StageError
 from stages.distributed.console import quiet_libraries
 from stages.distributed.rotation import keep_rotation
-from stages.distributed.training import WEIGHTS, TrainingJob, run_training
+from stages.distributed.training import WEIGHTS, LiveTeacher, TrainingJob, run_training
 from stages.learn.settings import FineTuning
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def student_stage(
     """
     quiet_libraries()
     check_dims(source, objective.dims)
+    check_widths(source, objective, settings, asked.get("teacher"))
     if settings.steps:
         seed = (context.params.seed if settings.seed == -1 else settings.seed) + STREAMS[context.output.stage]
         job = TrainingJob.of(
@@ -67,6 +68,22 @@ def check_dims(source: Path, dims: tuple[int, ...]) -> None:
     if dims and not 1 <= dims[0] <= dims[-1] < dim:
         raise StageError(
             f"train.matryoshka={list(dims)} does not fit vectors of {dim} values; choose from 1 to {dim - 1}"
+        )
+
+
+def check_widths(source: Path, objective: "Objective", settings: FineTuning, teacher: Any) -> None:
+    """Raises StageError where states are to be compared value by value with a teacher's of another width."""
+    from stages.model.prune import pruned_config
+
+    compared = objective.feature_weight and objective.feature_loss in ("mse", "cosine")
+    cached = teacher is not None and not isinstance(teacher, LiveTeacher)
+    if not (cached and settings.steps and compared) or getattr(settings, "turns", False):
+        return
+    dim, width = pruned_config(source, None).text_config.hidden_size, teacher.read_json("features.json").get("dim")
+    if width not in (None, dim):
+        raise StageError(
+            f"the teacher's vectors have {width} values and the student's {dim}, which {objective.feature_loss} can't"
+            " compare without turning them; set turn=true beside it, or feature_loss=kl"
         )
 
 

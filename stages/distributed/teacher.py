@@ -34,10 +34,10 @@ class ReadOut:
         return f"layer {self.layer}{' centred' if self.mean else ''}"
 
 
-def taught(features: Artifact) -> ReadOut:
-    """What the student was compared with, as `features.json` has it."""
+def taught(features: Artifact) -> ReadOut | None:
+    """What the student was compared with, as `features.json` has it; None for a teacher from outside."""
     made = features.read_json("features.json")
-    return ReadOut(made["layer"], tuple(made.get("mean", ())))
+    return ReadOut(made["layer"], tuple(made.get("mean", ()))) if "layer" in made else None
 
 
 def read_states(
@@ -47,13 +47,22 @@ def read_states(
 
     `rows` is the artifact that the table is of, where that is another one than the actors were given.
     """
+    states_NKD = _states(models, table, side, layers, rows)
+    return table.append_column("vector", states_column(states_NKD, "choose another features.layer"))
+
+
+def states_column(states: np.ndarray, mend: str) -> "pa.Array":
+    """A teacher's states [N, ...] as fixed_size_list<float16>.
+
+    Raises:
+        StageError: a value has no place in fp16; `mend` is what to do then.
+    """
     import pyarrow as pa
 
-    states_NKD = _states(models, table, side, layers, rows)
-    if not np.isfinite(states_NKD).all() or np.abs(states_NKD).max(initial=0) > FP16_LARGEST:
-        raise StageError("the teacher's states do not fit fp16; choose another features.layer")
-    values = pa.array(states_NKD.astype(np.float16).reshape(-1))
-    return table.append_column("vector", pa.FixedSizeListArray.from_arrays(values, int(np.prod(states_NKD.shape[1:]))))
+    if not np.isfinite(states).all() or np.abs(states).max(initial=0) > FP16_LARGEST:
+        raise StageError(f"the teacher's states do not fit fp16; {mend}")
+    values = pa.array(states.astype(np.float16).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(values, int(np.prod(states.shape[1:])))
 
 
 def embed_layers(models: Models, table: "pa.Table", *, side: str, read: Sequence[ReadOut]) -> "pa.Table":

@@ -32,8 +32,9 @@ def curve_table(curve: dict[str, Any]) -> str:
 
 
 def teaches(chosen: dict[str, Any]) -> str:
-    """Which layer teaches, and how."""
-    return f"Layer {chosen['layer']} teaches{', with the mean taken off' if chosen['centred'] else ''}"
+    """Which layer teaches, or that none does, and how."""
+    who = f"Layer {chosen['layer']} teaches" if "layer" in chosen else "Another model teaches"
+    return f"{who}{', with the mean taken off' if chosen['centred'] else ''}"
 
 
 def plot_curve(curve: dict[str, Any]) -> Figure:

@@ -286,6 +286,13 @@ def test_rows_that_the_last_training_alone_meets_are_read_at_their_own_length():
     assert found.passes == 1000 and found.petaflop * 1e15 == pytest.approx(6 * 1e6 * (50 + 20) * 400 + read)
 
 
+def test_what_a_teacher_from_outside_computes_is_not_known_and_not_summed():
+    made = manifests(steps=100, weight=1.0)
+    made["features"]["metrics"]["teacher"] = "outside"
+    found = cost_of(made, labels=7)
+    assert (found.passes, found.minutes) == (1000, 13) and found.petaflop * 1e15 == pytest.approx(6 * 1e6 * 50 * 800)
+
+
 def test_rows_of_several_depths_make_a_picture():
     def row(name, layers, quality):
         student = {"layers": layers, "latency_ms": {"median": 2.0 * layers}, "local": {"hit@5": quality}}

@@ -20,7 +20,7 @@ from pipeline.planning.closure import ROOT, closure, is_marked, module_file
 from pipeline.planning.dag import STAGES
 from pipeline.planning.sources import read_sources
 from pipeline.planning.syntax import parse
-from stages import backbone, index, ingest, train
+from stages import backbone, features, index, ingest, train
 
 ALL = {stage.name for stage in STAGES}
 TRAINED = {"backbone", "distill", "train"}
@@ -46,6 +46,7 @@ CODE = {
     "stages/data/sources/unlabelled.py": set(),
     "stages/data/schemas.py": {"ingest", "features"},
     "stages/data/keys.py": ALL,
+    "stages/data/vectors.py": set(),
     "stages/data/order.py": TRAINED | {"features"},
     "stages/data/instructions.py": ALL,
     "stages/model/encoder.py": WITH_MODELS,
@@ -73,6 +74,7 @@ CODE = {
     "stages/distributed/teacher_pools.py": {"evaluate"},
     "stages/distributed/console.py": set(),
     "stages/distributed/corpus.py": set(),
+    "stages/distributed/outside.py": set(),
     "stages/mining/mine.py": set(),
     "stages/export/checkpoint.py": TRAINED,
     "stages/export/card.py": set(),
@@ -262,6 +264,7 @@ def test_what_a_configuration_spares_is_used_under_another_one():
         "stages.train": train.unused_modules(train.Params()),
         "stages.ingest": ingest.unused_modules(ingest.Params(kind="mbeir")),
         "stages.index": index.unused_modules(index.Params()),
+        "stages.features": features.unused_modules(features.Params()),
     }
     for stage, modules in spared.items():
         assert modules and set(modules) <= set(closure(stage))
