@@ -44,3 +44,12 @@ def pair(number: int, split: str | None = None, **fields: Any) -> dict[str, Any]
         "negatives": [{"id": f"p{(number + 1) % 4}", "image": f"{COLOURS[(number + 1) % 4]}.png"}],
     }
     return {**row, **({"split": split} if split else {}), **fields}
+
+
+def write_catalogue(folder: Path) -> Path:
+    """Twenty-four records of texts and pictures, and one that is broken, in `folder`, which is returned."""
+    for colour in COLOURS:
+        write_bytes(folder, f"{colour}.png", png(colour, (56, 56)))
+    good = [{"text": f"a {COLOURS[number % 4]} thing {number}"} for number in range(20)]
+    write_records(folder / "goods.jsonl", [*good, *({"image": f"{colour}.png"} for colour in COLOURS), b"{broken"])
+    return folder

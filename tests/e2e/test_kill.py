@@ -1,8 +1,8 @@
 """A run on object storage, killed without notice on its way: the same command goes on, and what comes out is the same.
 
-One kill by default, in train, and a second training to compare with; `PUMA_KILLS=all` kills ten times, in every stage
-that computes, and computes features again too. `tests/unit/test_shards.py` and `tests/ray/test_pools.py` have it that
-shards of a killed attempt are taken over.
+One kill by default, in train, where the run then ends, and a second training to compare with; `PUMA_KILLS=all` kills
+ten times, in every stage that computes, and computes features again too. `tests/unit/test_shards.py` and
+`tests/ray/test_pools.py` have it that shards of a killed attempt are taken over.
 """
 
 import json
@@ -127,10 +127,11 @@ def test_a_killed_run_goes_on_and_gives_what_an_uninterrupted_one_gives(pipeline
     for log, ripe in pipeline.points():
         said[log] = pipeline.killed(log, ripe)
         arrived[log] = pipeline.arrived()
-    finished = pipeline.finished("resumed.log")
-    assert list(finished["stages"]) == STAGES
-    assert all(stage["uri"].startswith("s3://bucket/puma/") for stage in finished["stages"].values())
-    assert 0 <= finished["metrics"]["student"]["local"]["hit@5"] <= 1
+    ends = () if ALL else ("--until", "train")
+    finished = pipeline.finished("resumed.log", *ends)["stages"]
+    done = {name: stage for name, stage in finished.items() if stage["action"] != "skipped"}
+    assert list(done) == (STAGES if ALL else STAGES[:5])
+    assert all(stage["uri"].startswith("s3://bucket/puma/") for stage in done.values())
     states = [json.loads(pipeline.text(key))["status"] for key in sorted(pipeline.keys("runs/"))]
     assert states == ["interrupted"] * len(said) + ["finished"]
     assert not [key for key in pipeline.keys("") if "/_work/" in key]
@@ -147,7 +148,8 @@ def test_a_killed_run_goes_on_and_gives_what_an_uninterrupted_one_gives(pipeline
             # Nothing is repeated that had arrived; one that was on its way at the kill may have arrived after it.
             assert first % EVERY == 1 and first > arrived[before] >= EVERY
 
-    assert {stage["action"] for stage in pipeline.finished("plan.log", "--plan")["stages"].values()} == {"cached"}
+    plan = pipeline.finished("plan.log", "--plan", *ends)["stages"]
+    assert {plan[name]["action"] for name in done} == {"cached"}
     features, train = pipeline.manifest("features"), pipeline.manifest("train")
     pipeline.finished("whole.log", "--force", "features" if ALL else "train", "--until", "train")
     assert "were there" not in pipeline.said("whole.log") and f"train 1/{STEPS}" in pipeline.said("whole.log")

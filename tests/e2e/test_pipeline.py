@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.corpus_files import write_catalogue
+
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,6 +170,28 @@ def test_a_search_by_text_finds_pictures_and_by_picture_finds_texts(command, fin
 def test_only_on_missing_inputs_says_which(command, finished):
     answer = command("run.py", "--recipe", "smoke", "--only", "index", "train.steps=7", code=2)
     assert "train" in answer["error"]
+
+
+# ------------------------------------------------------------------------------- a catalogue to distil on
+
+
+def test_the_teacher_teaches_by_a_catalogue_and_the_rest_stays_on_labels(command, finished):
+    catalogue = write_catalogue(command.directory / "shop")
+    own = ["distill.data.kind=corpus", f"distill.data.path={catalogue}"]
+    made = command.run(*own, "--until", "features")["stages"]
+    assert list(made)[:4] == ["ingest", "distill.data", "backbone", "features"]
+    assert [name for name, stage in made.items() if stage["action"] == "run"] == ["distill.data", "features"]
+    assert made["distill.data"]["rejects"]["by_reason"] == {"broken JSON": 1} != made["ingest"]["rejects"]["by_reason"]
+    manifest = json.loads(Path(made["features"]["uri"], "manifest.json").read_text())
+    assert manifest["metrics"]["rows"] == 2 * 24 and "hit@5 at full depth" in manifest["metrics"]
+    assert manifest["inputs"]["distill.data"]["key"] == made["distill.data"]["key"]
+    plan = command.run(*own, "--plan", "distill.learning_rate=0.1", "data.max_pixels=4096")["stages"]
+    assert plan["distill.data"]["action"] == "cached" and plan["distill.data"]["key"] == made["distill.data"]["key"]
+    assert plan["features"]["reasons"] == ["INPUT backbone", "INPUT ingest"]
+    (catalogue / "goods.jsonl").write_text('{"text": "another"}\n')
+    plan = command.run(*own, "--plan")["stages"]
+    assert plan["distill.data"]["reasons"] == ["DATA"] and plan["features"]["reasons"] == ["INPUT distill.data"]
+    assert plan["ingest"]["action"] == plan["backbone"]["action"] == "cached"
 
 
 # ------------------------------------------------------------------------------- candidates by the teacher
