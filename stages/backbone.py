@@ -54,7 +54,9 @@ class Params(Section):
     revision: str = Field("", description="commit of the hub model; required for `hub`")
     min_pixels: int = Field(4 * 28 * 28, ge=1, description="the model sees smaller pictures enlarged to this")
     max_pixels: int = Field(300 * 28 * 28, ge=1, description="the model sees larger pictures reduced to this")
-    max_text_tokens: int = Field(450, ge=8, description="longer texts are cut")
+    max_text_characters: int = Field(
+        1800, ge=32, description="of an instruction and its text together; no loader of a student reads on"
+    )
     tiny: Tiny = Tiny()
     tune: Tune = Tune()
 
@@ -103,7 +105,7 @@ def _point(params: Params) -> tuple[dict[str, Any], dict[str, Any]]:
         raise StageError(f"backbone {params.model}: {reason}; set backbone.model to a Qwen-VL checkpoint") from error
     if not list(source.glob("*.safetensors")):
         raise StageError(f"backbone {params.model}: no *.safetensors in {source}; other weight formats are not read")
-    limits = {name: getattr(params, name) for name in ("min_pixels", "max_pixels", "max_text_tokens")}
+    limits = {name: getattr(params, name) for name in ("min_pixels", "max_pixels", "max_text_characters")}
     model = str(source) if params.source == "local" else params.model
     pointer = {"source": params.source, "model": model, "revision": params.revision, **limits}
     known = {"source": params.source, "model_type": config.model_type}
@@ -153,7 +155,7 @@ def _draw(context: Context, target: Path) -> None:
     tokenizer = train_tokenizer(_texts(context.inputs["ingest"]), tiny.vocabulary)
     sizes = {name: getattr(tiny, name) for name in ("layers", "hidden", "vision_layers", "vision_hidden", "patch")}
     config = tiny_config(tokenizer, heads=tiny.hidden // HEAD, **sizes)
-    limits = {name: getattr(params, name) for name in ("min_pixels", "max_pixels", "max_text_tokens")}
+    limits = {name: getattr(params, name) for name in ("min_pixels", "max_pixels", "max_text_characters")}
     target.mkdir(parents=True, exist_ok=True)
     write_tiny(target, tokenizer, config, **limits, seed=context.params.seed)
 

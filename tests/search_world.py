@@ -122,7 +122,7 @@ def write_model(
     config = tiny_config(tokenizer, **sizes)
     directory = Path(attempt.base, "model")
     directory.mkdir()
-    limits = {"min_pixels": 28 * 28, "max_pixels": 56 * 56, "max_text_tokens": 40}
+    limits = {"min_pixels": 28 * 28, "max_pixels": 56 * 56, "max_text_characters": 160}
     config.matryoshka_dimensions = list(dims)
     write_tiny(directory, tokenizer, config, **limits, seed=seed)
     turned = keep_rotation(attempt, None, rotation)

@@ -20,7 +20,9 @@ def write_checkpoint(directory: Path, family: str, layers: int = 4) -> Path:
     tokenizer = train_tokenizer(TEXTS * 20, 400)
     if family == "qwen2_vl":
         config = tiny_config(tokenizer, layers=layers, hidden=64, heads=2, vision_layers=1, vision_hidden=32, patch=14)
-        write_tiny(directory, tokenizer, config, min_pixels=28 * 28, max_pixels=84 * 84, max_text_tokens=64, seed=3)
+        write_tiny(
+            directory, tokenizer, config, min_pixels=28 * 28, max_pixels=84 * 84, max_text_characters=256, seed=3
+        )
         return directory
     builder = {"qwen2_5_vl": _qwen2_5, "qwen3_vl": _qwen3}[family]
     model, patch = builder(tokenizer, layers)
@@ -28,7 +30,7 @@ def write_checkpoint(directory: Path, family: str, layers: int = 4) -> Path:
     tokenizer.save_pretrained(directory)
     limits = {"shortest_edge": (2 * patch) ** 2, "longest_edge": (6 * patch) ** 2}
     Qwen2VLImageProcessorPil(patch_size=patch, size=limits).save_pretrained(directory)
-    (directory / "puma.json").write_text(json.dumps({"max_text_tokens": 64}))
+    (directory / "puma.json").write_text(json.dumps({"max_text_characters": 256}))
     return directory
 
 

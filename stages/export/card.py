@@ -39,7 +39,7 @@ columns `text` and `image` (encoded bytes); either may be missing. The weights s
 vLLM: `vllm serve DIRECTORY --runner pooling`, then `POST /v1/embeddings` with `messages`: `input` would skip the chat
 template, and with it the read-out token. The files follow vLLM's documentation; **vLLM was not run on them.**
 
-Puma and its MLflow model cut texts after {max_text_tokens} tokens; other loaders read on.
+Of an instruction and its text together {max_text_characters} characters are read, by every loader of this directory.
 
 ## Numbers of this run (stage `{stage}`)
 | measure | value |
@@ -87,7 +87,7 @@ def write_card(directory: Path, stage: str, size: Mapping[str, int], report: Map
         measures="\n".join(rows),
         parity="\n".join(parity),
         inputs=report["inputs"],
-        max_text_tokens=settings["max_text_tokens"],
+        max_text_characters=settings["max_text_characters"],
         parameters_text=_text(params),
     )
     (directory / "README.md").write_text(card)

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 
 from stages.model.encoder import SETTINGS, load_collator
 from stages.model.families import family_of
-from stages.model.prompt import CHAT_TEMPLATE
+from stages.model.prompt import chat_template
 from stages.model.prune import KEPT
 
 # Pooling and Normalize go by their older names: vLLM knew no others before #54533 (August 2026) and fell back
@@ -69,7 +69,7 @@ def export_student(
     config = json.loads((directory / "config.json").read_text())
     collator = load_collator(source, config["text_config"]["vocab_size"])
     tokenizer, image_processor = collator.tokenizer, collator.image_processor
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = chat_template(collator.max_text_characters)
     tokenizer.padding_side = "right"
     tokenizer.save_pretrained(directory)
     image_processor.save_pretrained(directory)

@@ -7,8 +7,8 @@ differs stops the stage; one that could not run here is named as not run, with t
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from importlib.util import find_spec
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +27,29 @@ from stages.model.rows import Row
 IN_NO_KEY = True  # checks the export
 
 MINIMUM_COSINE = 0.9999
-INSTRUCTION = "Find it."
+INSTRUCTIONS = ("Find it.", "Find what it shows:\n")
+TEXTS = (
+    "A red circle.",
+    "A blue square left of a circle.",
+    "Äpfel, 苹果 & more! हिन्दी, العربية 🙂",
+    "  blank\tends \n",
+    "a [RET] and <|im_start|>other <|im_<|im_end|>end|> tokens",
+    "word " * 2000,
+    "苹果" * 2000,
+)
+SIZES = ((64, 64), (300, 40), (50, 120), (1200, 900))
 Reading = Callable[[Path, Sequence[Sample]], np.ndarray]
 
 
 def samples() -> list[Sample]:
-    """Sixteen inputs, eight as queries and eight as candidates: texts, pictures of several shapes, and both."""
-    texts = ["A red circle.", "A blue square left of a circle.", "Äpfel, 苹果 & more!", "word " * 60]
-    pictures = [_picture(size) for size in ((64, 64), (96, 64), (50, 120), (200, 150))]
-    contents = [(text.strip(), None) for text in texts] + [(None, picture) for picture in pictures]
-    contents += [(text, picture) for text in texts[:2] for picture in pictures]
-    return [Sample(INSTRUCTION if place % 2 else None, *content) for place, content in enumerate(contents)]
-
-
-def fitted(sample: Sample, collator: Collator) -> Sample:
-    """The sample with as many words as Puma reads uncut: the cap is Puma's own, stock loaders read on."""
-    words = (sample.text or "").split(" ")
-    while len(words) > 1 and collator.truncate(sample.joined) != sample.joined:
-        words.pop()
-        sample = replace(sample, text=" ".join(words))
-    return sample
+    """Queries and candidates: texts, pictures of several shapes, and both, long and odd ones among them."""
+    pictures = [_picture(size) for size in SIZES]
+    contents: list[tuple[str | None, bytes | None]] = [(text, None) for text in TEXTS]
+    contents += [(None, picture) for picture in pictures]
+    contents += [(text, picture) for text, picture in zip((*TEXTS[1:], " \n"), pictures * 2, strict=False)]
+    asked = cycle((None, INSTRUCTIONS[0], None, INSTRUCTIONS[1]))
+    blank = Sample(INSTRUCTIONS[0], "   ", None)
+    return [blank, *(Sample(instruction, *content) for content, instruction in zip(contents, asked, strict=False))]
 
 
 def _picture(size: tuple[int, int]) -> bytes:
@@ -77,7 +80,7 @@ def check_parity(
     """
     backbone = load_backbone(weights)
     trained = Encoder(backbone, load_collator(source, backbone.config.text_config.vocab_size)).eval()
-    inputs = [fitted(sample, trained.collator) for sample in samples()]
+    inputs = samples()
     rows = [Row(sample.joined, sample.image) for sample in inputs]
     reference = trained.encode(rows)
     size = {"layers": trained.layers, "parameters": trained.parameters_count, "dim": trained.dim}

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from stages.contract.context import InputError, StageError
 from stages.export.checkpoint import SENTENCE_TRANSFORMERS_MODULES, export_student, save_backbone
 from stages.export.loaders import Sample, run_stock_loaders
-from stages.export.parity import MINIMUM_COSINE, fitted, samples
+from stages.export.parity import MINIMUM_COSINE, samples
 from stages.model.encoder import Encoder
 from stages.model.prune import load_backbone, pruned_config
 from stages.model.rows import Row
@@ -116,8 +116,7 @@ def _write_json(path: Path, content: Any) -> None:
 def check_router(directory: Path, student: Path, teacher: Encoder) -> dict[str, Any]:
     """See `write_router`."""
     encoders = {"query": Encoder.load(student), "document": teacher}
-    collator = encoders["query"].collator
-    inputs = [fitted(sample, collator) for sample in samples()]
+    inputs = samples()
     found, not_run = run_stock_loaders(directory, inputs, [LOADER])
     if LOADER not in found:
         return {"not compared": not_run[LOADER]}

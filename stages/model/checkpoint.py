@@ -62,7 +62,9 @@ def _view(source: Path, view: Path, pointer: dict[str, Any]) -> Path:
         for name in ("min_pixels", "max_pixels"):
             processor.pop(name, None)
         _write_if_changed(view / "preprocessor_config.json", processor)
-        _write_if_changed(view / "puma.json", {"max_text_tokens": pointer["max_text_tokens"], "read_out": "[RET]"})
+        _write_if_changed(
+            view / "puma.json", {"max_text_characters": pointer["max_text_characters"], "read_out": "[RET]"}
+        )
     return view
 
 

@@ -217,8 +217,12 @@ def load_collator(directory: Path, vocabulary: int, readers: int = 1) -> Collato
     """The collator of a model directory; `[RET]` is added to tokenizers that lack it, on an unused embedding row.
 
     Raises:
-        ValueError: the embedding table has no unused row for `[RET]`.
+        ValueError: the embedding table has no unused row for `[RET]`, or the directory does not say how much of a text
+            is read.
     """
+    settings = json.loads((directory / SETTINGS).read_text())
+    if "max_text_characters" not in settings:
+        raise ValueError(f"{directory} was exported before texts were cut by characters; export it anew")
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     if RETRIEVAL_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_special_tokens(
@@ -229,5 +233,4 @@ def load_collator(directory: Path, vocabulary: int, readers: int = 1) -> Collato
             f"{directory}: the embedding table has {vocabulary} rows and none is free for {RETRIEVAL_TOKEN}"
         )
     image_processor = Qwen2VLImageProcessorPil.from_pretrained(directory, local_files_only=True)
-    settings = json.loads((directory / SETTINGS).read_text())
-    return Collator(tokenizer, image_processor, settings["max_text_tokens"], readers)
+    return Collator(tokenizer, image_processor, settings["max_text_characters"], readers)

@@ -6,8 +6,7 @@ a patch, I images.
 A batch is cut into chunks of rows of similar length, and each chunk is padded on the right to its own longest row:
 texts of ten tokens do not pay for texts of a hundred. No attention mask is needed: attention is causal, so what stands
 after a row's last token cannot reach it. Positions are computed here for each row alone (stock 2-D M-RoPE), hence a
-row's vector does not depend on its neighbours. Images are decoded here; truncation cuts text only, never an image's
-tokens.
+row's vector does not depend on its neighbours. Images are decoded here.
 
 Chunks are also the passes of GradCache, which bounds their rows (`limit`). Where ranks must run the same modules in
 every pass, chunks without a picture get a blank one in a row of no meaning (`needs_images`); see
@@ -97,7 +96,7 @@ class Collator:
     Args:
         tokenizer: knows `[RET]` and the vision tokens.
         image_processor: its size limits bound the tokens of an image.
-        max_text_tokens: longer texts are cut.
+        max_text_characters: of a text that are read.
         readers: threads that decode and resize images; Pillow and numpy let them work side by side.
     """
 
@@ -105,12 +104,12 @@ class Collator:
         self,
         tokenizer: "PreTrainedTokenizerBase",
         image_processor: "Qwen2VLImageProcessorPil",
-        max_text_tokens: int,
+        max_text_characters: int,
         readers: int = 1,
     ):
         self.tokenizer = tokenizer
         self.image_processor = image_processor
-        self.max_text_tokens = max_text_tokens
+        self.max_text_characters = max_text_characters
         vocabulary = tokenizer.get_vocab()
         self.image_token, self.retrieval_token = vocabulary[IMAGE_PAD], vocabulary[RETRIEVAL_TOKEN]
         self._map = map if readers == 1 else ThreadPoolExecutor(readers, "images").map
@@ -155,7 +154,7 @@ class Collator:
 
     def _tokens(self, rows: Sequence[Row]) -> list[list[int]]:
         """The tokens of each row's prompt, in which an image is one token."""
-        prompts = [render(self.truncate(row.text), row.image is not None) for row in rows]
+        prompts = [render(row.text, row.image is not None, self.max_text_characters) for row in rows]
         return self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
 
     def _chunk(self, rows: list[Sequenced]) -> Chunk:
@@ -174,14 +173,6 @@ class Collator:
             pixels_PC=torch.from_numpy(np.concatenate([patches for patches, _ in images])) if images else None,
             grid_I3=torch.from_numpy(np.stack([grid for _, grid in images])) if images else None,
         )
-
-    def truncate(self, text: str | None) -> str | None:
-        """The text's first `max_text_tokens`; short texts skip the tokenizer, a token being one character at least."""
-        if text is None or len(text) <= self.max_text_tokens:
-            return text
-        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        offsets = encoding["offset_mapping"]
-        return text if len(offsets) <= self.max_text_tokens else text[: offsets[self.max_text_tokens - 1][1]]
 
     def patches(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
         """Vision patches float32 [P, C] and the (t, h, w) grid [3] of a row's image, as the row says it is seen."""

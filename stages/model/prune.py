@@ -56,6 +56,8 @@ def _shrink(text: Any, kept: Sequence[int]) -> None:
     # Qwen2-VL lists a type for each layer, and saving fails when the list is longer than the stack.
     if getattr(text, "layer_types", None):
         text.layer_types = [text.layer_types[number - 1] for number in kept]
+    if getattr(text, "max_window_layers", 0) > len(kept):  # vLLM asserts that they are no more than there are layers
+        text.max_window_layers = len(kept)
 
 
 def kept_layers(directory: Path) -> list[int]:

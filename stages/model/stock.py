@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from stages.model.encoder import SETTINGS
-from stages.model.prompt import CHAT_TEMPLATE, RETRIEVAL_TOKEN, SPECIAL_TOKENS
+from stages.model.prompt import RETRIEVAL_TOKEN, SPECIAL_TOKENS, chat_template
 
 END, PAD = "<|im_end|>", "<|endoftext|>"
 
@@ -30,7 +30,6 @@ def stock_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
         eos_token=END,
         pad_token=PAD,
         additional_special_tokens=[token for token in SPECIAL_TOKENS if token not in (END, PAD)],
-        chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
 
@@ -66,9 +65,10 @@ def mrope_sections(pairs: int) -> list[int]:
 
 
 def write_checkpoint(directory: Path, model: Qwen2VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, *,
-                     min_pixels: int, max_pixels: int, max_text_tokens: int) -> None:  # fmt: skip
+                     min_pixels: int, max_pixels: int, max_text_characters: int) -> None:  # fmt: skip
     """Writes weights, tokenizer, image processor and `puma.json`, which comes last, to an existing directory."""
     model.save_pretrained(directory)
+    tokenizer.chat_template = chat_template(max_text_characters)
     tokenizer.save_pretrained(directory)
     vision: Any = model.config.vision_config
     processor = Qwen2VLImageProcessorPil(
@@ -78,4 +78,5 @@ def write_checkpoint(directory: Path, model: Qwen2VLForConditionalGeneration, to
         size={"shortest_edge": min_pixels, "longest_edge": max_pixels},
     )
     processor.save_pretrained(directory)
-    (directory / SETTINGS).write_text(json.dumps({"max_text_tokens": max_text_tokens, "read_out": RETRIEVAL_TOKEN}))
+    settings = {"max_text_characters": max_text_characters, "read_out": RETRIEVAL_TOKEN}
+    (directory / SETTINGS).write_text(json.dumps(settings))

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForCondi
 from stages.model.prompt import SPECIAL_TOKENS, render
 from stages.model.stock import mrope_sections, stock_config, stock_tokenizer, write_checkpoint
 
-PROMPTS = tuple(render(text, image) for text, image in (("a", True), ("a", False), (None, True)))
+PROMPTS = tuple(render(text, image, 1) for text, image in (("a", True), ("a", False), (None, True)))
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -70,13 +70,13 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, *, layers: int, hidden: int,
 
 
 def write_tiny(directory: Path, tokenizer: PreTrainedTokenizerFast, config: Qwen2VLConfig, *, min_pixels: int,
-               max_pixels: int, max_text_tokens: int, seed: int) -> None:  # fmt: skip
+               max_pixels: int, max_text_characters: int, seed: int) -> None:  # fmt: skip
     """Writes an untrained checkpoint in the stock layout, its weights drawn with `seed`."""
     torch.manual_seed(seed)
     model = Qwen2VLForConditionalGeneration(config)
     keep_lengths(model.model.language_model)
     keep_lengths(model.model.visual.merger)
-    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels, "max_text_tokens": max_text_tokens}
+    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels, "max_text_characters": max_text_characters}
     write_checkpoint(directory, model, tokenizer, **limits)
 
 

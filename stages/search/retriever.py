@@ -23,7 +23,7 @@ from stages.data.tables import MappedTable
 from stages.model import checkpoint
 from stages.model.identity import check_student, identify
 from stages.model.loading import load_encoder_here
-from stages.model.prompt import without_special_tokens
+from stages.model.prompt import clean
 from stages.model.rows import Row
 from stages.search.backends import Index, open_index, read_card
 from stages.search.card import candidate_model
@@ -90,10 +90,10 @@ def check_query(text: str | None, want: str | None, k: int, has_image: bool) -> 
         text.encode()
     except UnicodeEncodeError:
         raise InputError("the text is not valid UTF-8; check the encoding of the terminal") from None
-    clean = normalise(without_special_tokens(text).strip())
-    if not clean:
+    told = normalise(clean(text))
+    if not told:
         raise InputError("the text is empty; write some words or leave it out and give an image")
-    return clean
+    return told
 
 
 def check_image(data: bytes, name: str, limits: ImageLimits) -> Checked:

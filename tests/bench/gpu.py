@@ -62,7 +62,7 @@ def make_collator(directory: Path) -> Any:
     if not (directory / "puma.json").exists():
         tokenizer = train_tokenizer(TEXTS * 20, 400)
         config = tiny_config(tokenizer, layers=1, hidden=64, heads=2, vision_layers=1, vision_hidden=32, patch=14)
-        write_tiny(directory, tokenizer, config, min_pixels=784, max_pixels=SIDE**2, max_text_tokens=512, seed=0)
+        write_tiny(directory, tokenizer, config, min_pixels=784, max_pixels=SIDE**2, max_text_characters=2048, seed=0)
     return load_collator(directory, 151_936, readers_for("cuda"))
 
 

@@ -74,7 +74,7 @@ def write_model(directory: Path) -> Path:
 
     tokenizer = train_tokenizer(TEXTS * 20, 400)
     config = tiny_config(tokenizer, layers=4, hidden=128, heads=4, vision_layers=1, vision_hidden=64, patch=14)
-    write_tiny(directory, tokenizer, config, min_pixels=28 * 28, max_pixels=84 * 84, max_text_tokens=256, seed=3)
+    write_tiny(directory, tokenizer, config, min_pixels=28 * 28, max_pixels=84 * 84, max_text_characters=1024, seed=3)
     return directory
 
 

@@ -47,7 +47,7 @@ def run(home: Path, stage, inputs: dict[str, Artifact], **sections) -> tuple[Art
 
 
 def from_outside(home: Path, **given) -> backbone.Params:
-    limits = {"min_pixels": 28 * 28, "max_pixels": 56 * 56, "max_text_tokens": 40}
+    limits = {"min_pixels": 28 * 28, "max_pixels": 56 * 56, "max_text_characters": 160}
     return backbone.Params(source="local", model=str(home / "model"), **limits, **given)
 
 
@@ -64,7 +64,7 @@ def test_a_tuned_backbone_is_a_stock_checkpoint_of_full_depth_with_its_own_limit
     assert len(changed) == 3 * 7 and all(name.startswith("model.layers.") for name in changed)
     assert before.keys() - after.keys() <= {"lm_head.weight"}
     assert (tuned.metrics["source"], tuned.metrics["layers"], tuned.metrics["step"]) == ("local", 3, 2)
-    assert Encoder.load(tuned.directory).collator.max_text_tokens == 40
+    assert Encoder.load(tuned.directory).collator.max_text_characters == 160
 
 
 @pytest.fixture(scope="module")

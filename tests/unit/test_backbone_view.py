@@ -22,12 +22,12 @@ def test_a_local_checkpoint_is_read_with_our_limits_and_stays_as_it_is(tmp_path:
     source = tmp_path / "teacher"
     write_checkpoint(source, "qwen2_vl")
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in source.iterdir()}
-    limits = {"min_pixels": 3136, "max_pixels": 6272, "max_text_tokens": 7}
+    limits = {"min_pixels": 3136, "max_pixels": 6272, "max_text_characters": 32}
     pointer = {"source": "local", "model": str(source), "revision": "", **limits}
     artifact = SimpleNamespace(manifest={"metrics": {"source": "local"}}, read_json=lambda name: pointer)
     for _ in range(2):
         view = checkpoint.directory(artifact)
     assert view.parent == tmp_path / "shared" / "views"  # which other nodes see too
-    assert json.loads((view / "puma.json").read_text())["max_text_tokens"] == 7
-    assert Encoder.load(view).collator.max_text_tokens == 7
+    assert json.loads((view / "puma.json").read_text())["max_text_characters"] == 32
+    assert Encoder.load(view).collator.max_text_characters == 32
     assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in source.iterdir()} == before

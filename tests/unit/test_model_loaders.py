@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stages import backbone
 from stages.contract.context import StageError
 from stages.export.checkpoint import export_student, save_backbone
 from stages.export.loaders import LOADERS
@@ -39,14 +40,16 @@ def test_every_installed_loader_gives_the_students_vectors(student):
     assert min(values["cosine"] for values in report["loaders"].values()) >= MINIMUM_COSINE
     apart = {name: values["max_difference"] for name, values in report["loaders"].items()}
     # Where torchvision resizes a picture, some pixels are rounded to the next of 256 levels than with Pillow.
-    assert max(apart.pop(name) for name in LOADERS) < 3e-3
+    # Above a megapixel one is scaled down twice, by what checks it and then for the model.
+    assert max(apart.pop(name) for name in (*LOADERS, "MLflow pyfunc")) < 3e-3
     assert max(apart.values()) < 1e-6
 
 
-def test_the_sixteen_inputs_are_queries_and_candidates_of_all_kinds():
+def test_the_inputs_are_queries_and_candidates_of_all_kinds_and_some_are_longer_than_what_is_read():
     kinds = {(bool(one.instruction), bool(one.text), bool(one.image)) for one in samples()}
-    assert len(samples()) == 16
     assert kinds == {(told, text, image) for told in (True, False) for text, image in ((1, 0), (0, 1), (1, 1))}
+    long = [one for one in samples() if len(one.text or "") > backbone.Params().max_text_characters]
+    assert {bool(one.image) for one in long} == {True, False}
 
 
 @pytest.mark.parametrize("wrong", [-1.0, np.nan])
@@ -69,6 +72,7 @@ def test_vllm_finds_last_token_pooling_and_normalisation(student):
     ]
     config = json.loads((model / "config.json").read_text())
     assert config["architectures"] == ["Qwen2VLForConditionalGeneration"] and "auto_map" not in config
+    assert config["text_config"]["max_window_layers"] == config["text_config"]["num_hidden_layers"] == 2
     from safetensors import safe_open
 
     with safe_open(model / "model.safetensors", "np") as weights:

@@ -10,7 +10,7 @@ from stages.model.tiny import tiny_config, train_tokenizer, write_tiny
 from tests.tiny_models import TEXTS, ragged_rows
 
 SIZES = {"layers": 1, "vision_layers": 1, "vision_hidden": 32, "patch": 14}
-LIMITS = {"min_pixels": 784, "max_pixels": 3136, "max_text_tokens": 16}
+LIMITS = {"min_pixels": 784, "max_pixels": 3136, "max_text_characters": 64}
 
 
 @pytest.fixture(scope="module")
