@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from stages.model.patches import PatchCutter
 from stages.model.prompt import IMAGE_PAD, RETRIEVAL_TOKEN, render
 from stages.model.rows import Box, Row
 
@@ -97,7 +98,7 @@ class Collator:
         tokenizer: knows `[RET]` and the vision tokens.
         image_processor: its size limits bound the tokens of an image.
         max_text_characters: of a text that are read.
-        readers: threads that decode and resize images; Pillow and numpy let them work side by side.
+        readers: threads that decode and resize images; Pillow, numpy and torch let them work side by side.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Collator:
     ):
         self.tokenizer = tokenizer
         self.image_processor = image_processor
+        self.cut = PatchCutter(image_processor)
         self.max_text_characters = max_text_characters
         vocabulary = tokenizer.get_vocab()
         self.image_token, self.retrieval_token = vocabulary[IMAGE_PAD], vocabulary[RETRIEVAL_TOKEN]
@@ -179,8 +181,7 @@ class Collator:
         image = Image.open(io.BytesIO(row.image or b"")).convert("RGB")
         if row.box is not None:
             image = image.crop(pixels(row.box, image.size))
-        features = self.image_processor(images=[image], return_tensors="np")
-        return features["pixel_values"], features["image_grid_thw"][0]
+        return self.cut(image)
 
     def expand(self, tokens: list[int], grid: np.ndarray | None) -> list[int]:
         """Repeats the single image token once for each merged patch."""

@@ -14,5 +14,3 @@ class Row:
     image: bytes | None = None
     box: Box | None = None
     """The part of the image that is seen; None is the whole."""
-    mirrored: bool = False
-    """Whether the image is seen with left and right exchanged."""
