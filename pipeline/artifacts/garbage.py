@@ -220,6 +220,11 @@ def keep_registered(store: Store, stage: str, key: str, attempt: str, name: str)
         write_pin(store, place, {"stage": stage, "key": key, "attempt": attempt, "name": name})
 
 
+def registered_name(store: Store, stage: str, key: str, attempt: str) -> str:
+    """The name that an attempt was first registered by; empty where it never was."""
+    return next((pin.get("name", "") for pin in read_pins(store, [f"{PINS}/{stage}-{key}.{attempt}.json"])), "")
+
+
 def drop_registered(store: Store, stage: str, key: str) -> None:
     """Lets go of all registered attempts at a key."""
     found = [entry.path for entry in store.objects.files(PINS)]

@@ -4,19 +4,18 @@ OpenAPI is at /openapi.json. There is no documentation page: FastAPI's own loads
 """
 
 import asyncio
-import base64
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.resources import files
 
-import numpy as np
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pipeline.web import bodies
+from pipeline.web import bodies, embedding, inputs
 from pipeline.web.batching import Busy
 from pipeline.web.engine import Engine
 from pipeline.web.guard import Access, Guard, busy, error
@@ -27,6 +26,7 @@ from pipeline.web.schemas import (
     About,
     EmbedAnswer,
     Health,
+    Models,
     SearchAnswer,
     describe,
     embed_bodies,
@@ -97,19 +97,7 @@ def add_model_routes(app: FastAPI, engine: Engine, limits: RequestLimits) -> Non
     @app.post("/v1/embeddings", response_model=EmbedAnswer, responses=ASKING, openapi_extra=embed_bodies())
     async def embed(request: Request) -> Response:
         """Vectors in the shape of OpenAI's /v1/embeddings, also of pictures and of texts with pictures."""
-        body = await bodies.read_embed(request)
-        async with asyncio.timeout(limits.answer_seconds):
-            rows = [await engine.row(text, read_picture(url, limits), body) for text, url in body.inputs()]
-            vectors = await engine.embed(rows, body.model)
-            tokens = await engine.tokens(rows)
-        if body.dimensions not in (None, len(vectors[0])):
-            raise HTTPException(400, f"dimensions: the vectors have {len(vectors[0])} and are not cut")
-        data = [
-            {"object": "embedding", "index": place, "embedding": encode(vector, body.encoding_format)}
-            for place, vector in enumerate(vectors)
-        ]
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return JSONResponse({"object": "list", "data": data, "model": body.model, "usage": usage})
+        return await embedding.embed(request, await inputs.read_embed(request), engine, limits)
 
 
 def add_reading_routes(app: FastAPI, engine: Engine, meters: Meters) -> None:
@@ -136,6 +124,14 @@ def add_reading_routes(app: FastAPI, engine: Engine, meters: Meters) -> None:
         """What is served: the size of the index, the models, and some candidates to start from."""
         return JSONResponse(engine.about())
 
+    started = int(time.time())
+
+    @app.get("/v1/models", response_model=Models, responses=refusals())
+    async def models() -> Response:
+        """The names that `model` may have, in the shape of OpenAI's list."""
+        facts = {"object": "model", "created": started, "owned_by": "puma"}
+        return JSONResponse({"object": "list", "data": [{"id": name, **facts} for name in engine.names]})
+
     @app.get("/health", response_model=Health)
     async def health() -> Response:
         """Answers as soon as the model is loaded."""
@@ -158,13 +154,3 @@ def page(name: str, kind: str) -> Callable[[], Awaitable[Response]]:
         return Response(content, media_type=kind, headers={"cache-control": "no-cache"})
 
     return give
-
-
-def read_picture(url: str | None, limits: RequestLimits) -> bytes | None:
-    """The bytes of an input's picture, if it has one."""
-    return None if url is None else bodies.read_data_url(url, limits)
-
-
-def encode(vector: np.ndarray, form: str) -> list[float] | str:
-    """A list of numbers, or base64 of little-endian float32, which OpenAI's own client asks for."""
-    return vector.tolist() if form == "float" else base64.b64encode(vector.astype("<f4").tobytes()).decode()

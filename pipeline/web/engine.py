@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.web.batching import Answer, Batcher, Item
-from pipeline.web.bodies import EmbedBody
+from pipeline.web.batching import Answer, Batcher, Gate, Item
 from pipeline.web.limits import MAX_RESULTS, RequestLimits
 from pipeline.web.meters import Meters
 from stages.contract.context import InputError
@@ -63,6 +62,7 @@ class Engine:
         student: the retriever that is served.
         teacher: loads the retriever of the comparison; None where there is none.
         index: the key of the index.
+        registered: the name that the student is registered by, another name of it here; empty where there is none.
     """
 
     def __init__(
@@ -72,10 +72,12 @@ class Engine:
         index: str,
         limits: RequestLimits,
         meters: Meters,
+        registered: str = "",
     ) -> None:
         self.student, self.index, self.limits = student, index, limits
         self.shown = Shown(student)
         self.models = {"student": Lazy(lambda: student)} | ({"teacher": Lazy(teacher)} if teacher else {})
+        self.names = ({registered: "student"} if registered else {}) | {name: name for name in self.models}
         self.models["student"].get()
         student.search_many([student.ask("Warm.", None, None)], 1)  # the first pass through a model takes a second
         self.examples = student.examples(EXAMPLES)
@@ -84,13 +86,15 @@ class Engine:
         self.loader = ThreadPoolExecutor(1, "load")
         self.searches = {name: self._batcher(self._search(name), f"search {name}", meters) for name in self.models}
         self.embeds = {name: self._batcher(self._embed(name), f"embed {name}", meters) for name in self.models}
+        room = limits.bulks * limits.batch
+        self.bulks = {name: self._batcher(self._embed(name), f"bulk {name}", meters, room) for name in self.models}
+        self.bulk = Gate(limits.bulks)
 
     def _batcher(
-        self, work: Callable[[list[Item]], Sequence[Answer]], name: str, meters: Meters
+        self, work: Callable[[list[Item]], Sequence[Answer]], name: str, meters: Meters, room: int = 0
     ) -> Batcher[Item, Answer]:
-        batcher = Batcher(
-            work, self.thinker, self.limits.batch, self.limits.waiting, meters.batches.labels(name).observe
-        )
+        seen = meters.batches.labels(name).observe
+        batcher = Batcher(work, self.thinker, self.limits.batch, room or self.limits.waiting, seen)
         meters.waiting.labels(name).set_function(lambda: len(batcher.waiting))
         return batcher
 
@@ -120,32 +124,48 @@ class Engine:
             checked = await loop.run_in_executor(self.decoders, check_image, image, "the image", self.limits.image)
         return self.student.ask(clean, checked, want, where)
 
-    async def search(self, query: Query, k: int, model: str) -> list[Result]:
+    async def search(self, query: Query, k: int, name: str) -> list[Result]:
         """The k best candidates. Raises InputError, Busy."""
-        await self._ready(model)
+        model = await self.ready(name)
         return (await self.searches[model].ask([(query, min(k, MAX_RESULTS))]))[0]
 
-    async def embed(self, rows: Sequence[Row], model: str) -> list[np.ndarray]:
-        """One vector of unit length, float32 [D], for each row. Raises InputError, Busy."""
-        await self._ready(model)
-        return await self.embeds[model].ask(rows)
+    async def embed(self, rows: Sequence[Row], model: str, bulk: bool = False) -> list[np.ndarray]:
+        """One vector of unit length, float32 [D], for each row; `model` is ready. Raises Busy.
 
-    async def _ready(self, model: str) -> None:
-        """Waits until the model is loaded. Raises InputError where there is none of this name."""
-        if model not in self.models:
-            raise InputError(f"there is no model '{model}' here; ask one of: {', '.join(self.models)}")
+        Batches of long requests, `bulk`, wait apart: see embedding.py.
+        """
+        return await (self.bulks if bulk else self.embeds)[model].ask(rows)
+
+    async def ready(self, name: str | None) -> str:
+        """The model that a name means, the student without one, once it is loaded.
+
+        Raises InputError where there is none of this name.
+        """
+        model = self.names.get(name or "student")
+        if model is None:
+            raise InputError(f"there is no model {name!r} here; ask one of: {', '.join(self.names)}")
         if self.models[model].loaded is None:
             await asyncio.get_running_loop().run_in_executor(self.loader, self.models[model].get)
+        return model
 
-    async def row(self, text: str | None, image: bytes | None, body: EmbedBody) -> Row:
+    def leading(self, model: str, dimensions: int | None) -> int:
+        """How many leading values of a vector are asked for. Raises InputError where the model has no such vectors."""
+        encoder = self.models[model].get().encoder
+        trained = [*getattr(encoder.backbone.config, "matryoshka_dimensions", ()), encoder.dim]
+        if dimensions not in (None, *trained):
+            held = ", ".join(map(str, trained))
+            raise InputError(f"dimensions: vectors are not cut to {dimensions}; the model was trained for: {held}")
+        return dimensions or encoder.dim
+
+    async def row(self, text: str | None, image: bytes | None, model: str, is_query: bool, want: str | None) -> Row:
         """What the model reads for one input of /embed. Raises InputError, also for a candidate of another model."""
-        if body.input_type == "candidate" and body.model == "student" and holds_teacher(self.student.card):
+        if model == "student" and not is_query and holds_teacher(self.student.card):
             raise InputError(
                 "this index holds the teacher's candidates, and the student embeds only its queries: set"
                 " input_type=query, or model=teacher for candidates"
             )
-        query = await self.ask(text, image, body.want)
-        return row_of(query if body.input_type == "query" else replace(query, instruction=None))
+        query = await self.ask(text, image, want)
+        return row_of(query if is_query else replace(query, instruction=None))
 
     async def tokens(self, rows: Sequence[Row]) -> int:
         """Tokens that the model reads for these rows."""
@@ -172,7 +192,7 @@ class Engine:
 
     async def close(self) -> None:
         """Ends all work."""
-        batchers: list[Batcher[Any, Any]] = [*self.searches.values(), *self.embeds.values()]
+        batchers: list[Batcher[Any, Any]] = [*self.searches.values(), *self.embeds.values(), *self.bulks.values()]
         for batcher in batchers:
             await batcher.close()
         self.loader.shutdown(cancel_futures=True)

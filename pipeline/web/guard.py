@@ -60,15 +60,25 @@ class Access:
     `token` is what they have to know; None lets everybody in. `hosts` are the names that the server may be called by;
     empty is any. A server on this machine without a token is called by local names only: else a web page could reach
     it under a name of its own that points to 127.0.0.1 (DNS rebinding).
+
+    `origin` is where browsers find the page of a server behind a proxy, which may call it by another Host; empty is
+    where they reach it. The alternative was to believe Forwarded headers, which whoever passes by the proxy can write.
     """
 
     token: str | None = None
     hosts: frozenset[str] = frozenset()
+    origin: str = ""
 
     @classmethod
-    def of(cls, host: str, token: str | None) -> "Access":
+    def of(cls, host: str, token: str | None, origin: str = "") -> "Access":
         """For a server that binds to `host`."""
-        return cls(token, frozenset(LOOPBACK) if host in LOOPBACK and token is None else frozenset())
+        local = host in LOOPBACK and token is None
+        public = {host_name(origin.partition("//")[2])} if origin else set()
+        return cls(token, frozenset(LOOPBACK | public) if local else frozenset(), origin)
+
+    def may_ask(self, origin: str, host: str) -> bool:
+        """Whether a page of `origin` may ask the server by the name `host`."""
+        return origin == self.origin or origin.partition("//")[2] == host
 
 
 def error(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -95,6 +105,8 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # what GET would say; the server leaves the body out by its own scope
+            scope = {**scope, "method": "GET"}
         start, status = time.perf_counter(), 0
 
         async def send_guarded(message: Message) -> None:
@@ -120,7 +132,7 @@ class Guard:
         refusal = self.refuse(scope)
         if refusal is not None:
             await refusal(scope, receive, send)
-        elif scope["method"] in ("GET", "HEAD"):
+        elif scope["method"] == "GET":
             await self.app(scope, receive, send)
         else:
             await self._with_body(scope, receive, send)
@@ -130,12 +142,16 @@ class Guard:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if self.access.hosts and host_name(host) not in self.access.hosts:
-            return error(421, "this server answers to local names only; give it a token to be reached by others")
+            return error(421, "this server answers to local names only; give it a token or --public-url")
         origin = headers.get("origin")
-        if origin and scope["method"] not in ("GET", "HEAD") and urlsplit(origin).netloc != host:
-            return error(403, "a page of another origin may not ask this server")
+        if origin and scope["method"] != "GET" and not self.access.may_ask(origin, host):
+            return error(403, "a page of another origin may not ask this server; behind a proxy give --public-url")
         if self.digest is not None and scope["path"] not in OPEN and not self.knows(headers.get("authorization", "")):
             return error(401, "send the header Authorization: Bearer TOKEN", {"www-authenticate": "Bearer"})
+        coding = headers.get("content-encoding", "identity").strip().lower()
+        if coding not in ("", "identity"):
+            told = f"the body is compressed as {coding[:20]!r}; send it as it is, without Content-Encoding"
+            return error(415, told, {"accept-encoding": "identity"})
         if declared_size(headers) > self.limits.body_bytes:
             return error(413, f"the body has more than {self.limits.body_bytes:,} bytes; send less")
         return None

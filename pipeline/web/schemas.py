@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, Field
 
-from pipeline.web import bodies
+from pipeline.web import bodies, inputs
 
 
 class FoundCandidate(BaseModel):
@@ -74,6 +74,22 @@ class About(BaseModel):
     examples: list[FoundCandidate]
 
 
+class Model(BaseModel):
+    """One name of a model."""
+
+    id: str
+    object: str = "model"
+    created: int = Field(description="seconds since 1970 when the server started")
+    owned_by: str
+
+
+class Models(BaseModel):
+    """The names that may be asked."""
+
+    object: str = "list"
+    data: list[Model]
+
+
 class Health(BaseModel):
     """That it works."""
 
@@ -120,7 +136,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, with the bodies that are read by hand."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        schema = bodies.EmbedBody.model_json_schema(ref_template="#/components/schemas/{model}")
+        schema = inputs.EmbedBody.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas = document["components"]["schemas"]
         schemas |= schema.pop("$defs")
         schemas["EmbedBody"] = schema

@@ -1,8 +1,10 @@
 """Which index is served. Picklable: on Ray every replica loads it by itself."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pipeline.artifacts.garbage import registered_name
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.lookup.indexes import open_retriever
 from stages.search.card import holds_teacher
@@ -42,7 +44,14 @@ class ServedIndex:
 
         student = open_retriever(self.store, self.keys["index"], self.backend, self.student)
         teacher = (lambda: self.load_teacher(student)) if self.has_teacher() else None
-        return Engine(student, teacher, self.keys["index"], limits, meters)
+        return Engine(student, teacher, self.keys["index"], limits, meters, self.registered(student.card))
+
+    def registered(self, card: Mapping[str, Any]) -> str:
+        """The name in the registry of the student that made an index; empty where it has none."""
+        made = card["student"] if "student" in card else {"stage": "train", **card["train"]}
+        if "key" not in made:  # a directory that no store knows
+            return ""
+        return registered_name(self.store, made["stage"], made["key"], made["attempt"])
 
     def artifact(self, stage: str) -> Artifact:
         """What the run made in a stage."""

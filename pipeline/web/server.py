@@ -38,7 +38,7 @@ def serve(options: argparse.Namespace) -> None:
         raise InputError("--replicas needs Ray Serve; add --ray")
     check_installed(on_ray)
     bound = bind(options.host, options.port)
-    warn_if_open(options.host, token)
+    warn_if_open(options.host, token, options.public_url)
     (serve_on_ray if on_ray else serve_here)(options, served, token, bound)
 
 
@@ -70,13 +70,13 @@ def check_installed(on_ray: bool) -> None:
         raise InputError(f"{error.name} is not installed; `pip install -e '.[{extra}]'` brings it") from None
 
 
-def warn_if_open(host: str, token: str | None) -> None:
+def warn_if_open(host: str, token: str | None, public: str) -> None:
     """Says so where everybody who reaches the address may search."""
     from pipeline.web.guard import LOOPBACK
 
-    if host not in LOOPBACK and token is None:
+    if token is None and (host not in LOOPBACK or public):
         print(
-            f"warning: {host} is open to everyone who can reach it, and no token is asked; set PUMA_TOKEN or"
+            f"warning: {public or host} is open to everyone who can reach it, and no token is asked; set PUMA_TOKEN or"
             " --token-file, and put TLS in front",
             file=sys.stderr,
         )
@@ -115,7 +115,7 @@ def serve_here(options: argparse.Namespace, served: ServedIndex, token: str | No
             if self.started:
                 print(f"Puma serves {place} (Ctrl-C ends)", flush=True)
 
-    app = served.app(Access.of(options.host, token), options.batch)
+    app = served.app(Access.of(options.host, token, options.public_url), options.batch)
     Server(server_settings(app)).run(sockets=[bound])
 
 
@@ -150,7 +150,7 @@ def serve_on_ray(options: argparse.Namespace, served: ServedIndex, token: str | 
 
     port = bound.getsockname()[1]
     bound.close()  # it was bound to be refused early; Ray Serve binds for itself
-    access, batch = Access.of(options.host, token), options.batch
+    access, batch = Access.of(options.host, token, options.public_url), options.batch
     resources = {"num_gpus": 1} if torch.cuda.is_available() else {"num_cpus": 1}
     with connected(Cluster(workers=options.replicas)):
         serve.start(http_options={"host": options.host, "port": port}, logging_config=QUIET)
