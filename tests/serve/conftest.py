@@ -12,6 +12,7 @@ import pytest
 import requests
 import uvicorn
 
+from pipeline.artifacts.garbage import keep_registered
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.web.app import build_app
 from pipeline.web.engine import Engine
@@ -104,6 +105,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]
         artifacts["index"] = write_index(store, artifacts)
         artifacts["evaluate"] = write_teacher(store, artifacts)
         write_run(store, artifacts)
+        keep_registered(store, "train", artifacts["train"].key, artifacts["train"].attempt, "puma")
         keys = {name: one.key for name, one in artifacts.items()}
         yield SimpleNamespace(store=store, artifacts=artifacts, source=ServedIndex(store, keys, True), home=home)
 

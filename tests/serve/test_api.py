@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image
 
 from pipeline.web.served import ServedIndex
@@ -181,6 +182,7 @@ def test_a_picture_that_only_queries_have_is_not_shown(world):
         ({"json": {"text": "red", "k": 101}}, 400, "k: "),
         ({"json": {"text": "red", "k": "3"}}, 400, "k: "),
         ({"json": {"text": "red", "want": "sound"}}, 400, "want: "),
+        ({"json": {"text": "red", "model": "gpt"}}, 400, "ask one of: puma, student, teacher"),
         ({"json": {"text": "red", "want": "image,text"}}, 400, "no candidate of modality image,text"),
         ({"json": {"text": "red", "image": "/etc/passwd"}}, 400, "image: Extra inputs"),
         ({"json": {"text": "x" * 9000}}, 400, "text: "),
@@ -244,9 +246,29 @@ def test_no_body_takes_long_to_look_at(body: bytes):
         ({"input": []}, "input"),
         ({"input": [1] * 9_000}, "input"),
         ({"input": [1, 2, 3]}, "input"),
-        ({"input": "red", "model": "gpt"}, "model"),
-        ({"input": "red", "dimensions": 7}, "dimensions"),
+        ({"input": "red", "model": "gpt"}, "no model 'gpt' here; ask one of: puma, student, teacher"),
+        ({"input": "red", "dimensions": 7}, "not cut to 7; the model was trained for: 16, 32"),
+        ({"input": "red", "model": "teacher", "dimensions": 16}, "trained for: 32"),
         ({"input": ["red"] * 2049}, "at most 2048"),
+        ({"input": "x" * 9000}, "at most 8192 characters"),
+        ({"input": ["red", ""]}, "input.1"),
+        ({"input": [[1, 2], [3]]}, "numbers of tokens are not read: send the texts"),
+        ({"input": [[7] * 30_000] * 10}, "send fewer inputs, and texts instead of token numbers"),
+        ({"input": 7}, "input: an input is a text"),
+        ({"input": ["red", {}]}, "input 1: an input needs a text, an image or both"),
+        ({"input": {"image": "http://127.0.0.1/x.png"}}, "not opened"),
+        ({"input": ["red", {"image": "aGk="}]}, "input 1: the image can't be used: unknown format"),
+        ({"input": {"image": "x", "colour": "red"}}, "input.colour: Extra inputs"),
+        ({"input": "red", "messages": [{"role": "user", "content": "red"}]}, "either 'input' or 'messages'"),
+        ({}, "either 'input' or 'messages'"),
+        ({"messages": [{"role": "user", "content": ""}]}, "needs a text, an image or both"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": URL}] * 2}]},
+            "at most one image",
+        ),
+        ({"messages": [{"role": "user", "content": "x" * 5000}] * 2}, "more than 8,192 characters"),
+        ({"input": "red", "normalized": False}, "normalized"),
+        ({"input": "red", "task": "classification"}, "'retrieval.passage'"),
         ({"input": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}]}, "not opened"),
         ({"input": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}, "not opened"),
         ({"input": [{"type": "image_url", "image_url": {"url": "data:text/html,x"}}]}, "data:image"),
@@ -258,6 +280,25 @@ def test_no_body_takes_long_to_look_at(body: bytes):
 def test_a_bad_embedding_is_refused_in_one_line(server: Served, body: dict, told: str):
     answer = server.post("embed", json=body)
     assert (answer.status_code, told in message(answer)) == (400, True), answer.text
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br, gzip"])
+def test_a_compressed_body_is_told_to_come_as_it_is(server: Served, coding: str):
+    import gzip
+
+    body, headers = json.dumps({"input": "red"}).encode(), {"content-type": "application/json"}
+    answer = server.post("embed", data=gzip.compress(body), headers={**headers, "content-encoding": coding})
+    assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "identity")
+    assert "without Content-Encoding" in message(answer)
+    assert server.post("embed", data=body, headers={**headers, "content-encoding": "identity"}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["health", "", "about", f"image/{RED.image_id}", "v1/models", "nothing"])
+def test_head_says_what_get_says_without_the_body(server: Served, path: str):
+    asked, told = server.get(path), requests.head(f"{server.url}/{path}", timeout=60)
+    same = ("content-length", "content-type", "content-security-policy")
+    assert (told.status_code, told.content) == (asked.status_code, b"")
+    assert [told.headers[name] for name in same] == [asked.headers[name] for name in same]
 
 
 def test_a_bomb_is_refused_by_its_header(server: Served):
