@@ -58,11 +58,11 @@ def running(app: Any) -> Iterator[str]:
 
 
 @contextmanager
-def serving(source: ServedIndex, token: str | None = None, **limits: Any) -> Iterator[Served]:
-    """A server of its own, for other limits or a token."""
+def serving(source: ServedIndex, token: str | None = None, origin: str = "", **limits: Any) -> Iterator[Served]:
+    """A server of its own, for other limits, a token, or a proxy's address."""
     asked, meters = RequestLimits(**limits), Meters()
     engine = source.load(asked, meters)
-    with running(build_app(engine, Access.of("127.0.0.1", token), asked, meters)) as url:
+    with running(build_app(engine, Access.of("127.0.0.1", token, origin), asked, meters)) as url:
         yield Served(url, engine)
 
 

@@ -31,6 +31,11 @@ ROOT = Path(__file__).resolve().parents[2]
         (["--host", "256.0.0.1", "--port", "0"], "can't bind"),
         (["--token-file", "{home}/missing"], "can't be read"),
         (["--token-file", "{home}/short"], "16 or more plain characters"),
+        (["--public-url", "search.example"], "no address of a page"),
+        (["--public-url", "ftp://search.example"], "no address of a page"),
+        (["--public-url", "https://"], "no address of a page"),
+        (["--public-url", "https://a:b@search.example"], "no address of a page"),
+        (["--public-url", "https://search.example:x"], "no address of a page"),
         (["train.los=mac"], "did you mean 'train.loss'"),
         (["seed=7"], "no index"),
         (["--colour"], "--colour"),
@@ -43,6 +48,30 @@ def test_bad_arguments_are_refused_in_one_line(world, arguments, told, capsys, m
     assert main([*arguments, f"store={world.store.root}"]) == 2
     line = capsys.readouterr().err
     assert told in line and line.startswith("error: ") and line.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "url, origin",
+    [
+        ("", ""),
+        ("https://Search.example/puma/", "https://search.example"),
+        ("https://search.example:443", "https://search.example"),
+        ("http://search.example:8080/", "http://search.example:8080"),
+        ("http://[::1]:80", "http://[::1]"),
+    ],
+)
+def test_a_public_address_is_read_as_browsers_name_it(url: str, origin: str):
+    assert parse(["--public-url", url]).public_url == origin
+
+
+def test_a_public_page_without_a_token_is_warned_of(capsys):
+    from pipeline.web.server import warn_if_open
+
+    warn_if_open("127.0.0.1", None, "https://search.example")
+    assert "https://search.example is open to everyone" in capsys.readouterr().err
+    warn_if_open("127.0.0.1", "a-token-long-enough", "https://search.example")
+    warn_if_open("127.0.0.1", None, "")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_port_in_use_is_reported(world, capsys):

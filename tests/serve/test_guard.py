@@ -83,6 +83,24 @@ def test_another_origins_page_may_not_post(server: Served):
     assert got == origins
 
 
+@pytest.mark.parametrize("token", [None, TOKEN])
+def test_behind_a_proxy_the_pages_own_address_may_post_and_no_other(token: str | None):
+    access = Access.of("127.0.0.1", token, "https://search.example:8443")
+    upstream, through = "127.0.0.1:8000", "search.example:8443"
+    assert all(access.may_ask("https://search.example:8443", host) for host in (upstream, through))
+    assert access.may_ask(f"http://{upstream}", upstream)
+    for origin in ("http://search.example:8443", "https://search.example", "https://evil.example", "null"):
+        assert not access.may_ask(origin, upstream)
+    assert access.hosts == (frozenset() if token else {"localhost", "127.0.0.1", "::1", "search.example"})
+    assert Access.of("127.0.0.1", None).hosts == {"localhost", "127.0.0.1", "::1"}
+
+
+def test_a_page_behind_a_proxy_that_the_server_was_not_told_of_is_told_how(server: Served):
+    answer = server.post(json={"text": "red"}, headers={"origin": "https://search.example"})
+    assert answer.status_code == 403 and "--public-url" in answer.json()["error"]["message"]
+    assert server.post(json={"text": "red"}, headers={"origin": "https://["}).status_code == 403
+
+
 def raw(server: Served, data: bytes) -> http.client.HTTPResponse:
     """The answer to bytes sent as they are."""
     place = urlsplit(server.url)
