@@ -33,8 +33,8 @@ model.encode_document(["A red circle.", {{"text": "What is it?", "image": "photo
 transformers: `AutoProcessor.apply_chat_template` on a user message of an image, a text or both, then the last token's
 hidden state of `AutoModel`, normalised. Queries start with an instruction and a new line; candidates take none.
 
-MLflow, where the run registered it: `mlflow.pyfunc.load_model("models:/NAME@champion")`, `predict` on rows with the
-columns `text` and `image` (encoded bytes); either may be missing. The weights stay where they are.
+MLflow, where the run registered it: `mlflow.pyfunc.load_model("models:/NAME@champion")`, `predict` on a list of texts,
+or on rows with the columns `text` and `image` (encoded bytes); either may be missing. The weights stay where they are.
 
 vLLM: `vllm serve DIRECTORY --runner pooling`, then `POST /v1/embeddings` with `messages`: `input` would skip the chat
 template, and with it the read-out token. The files follow vLLM's documentation; **vLLM was not run on them.**

@@ -17,18 +17,19 @@ PACKAGES = ("mlflow", "torch", "transformers", "pillow", "numpy", "safetensors")
 
 
 def save_reference(directory: Path, weights: str) -> None:
-    """Writes an MLflow model directory of some hundred kilobytes: the code, the signature, and where the weights lie.
+    """Writes an MLflow model directory of some hundred kilobytes: the code, and where the weights lie.
+
+    Its signature has no inputs: by them MLflow would drop what is in no column, such as a list of texts.
 
     Args:
         directory: a directory that does not exist yet.
         weights: the model directory, a path or an `s3://` prefix.
     """
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema, TensorSpec
+    from mlflow.types import Schema, TensorSpec
 
     import mlflow
 
-    columns = [ColSpec("string", "text", required=False), ColSpec("binary", "image", required=False)]
     vectors = TensorSpec(np.dtype("float32"), (-1, -1))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # it wants an input example beside the signature
@@ -37,7 +38,7 @@ def save_reference(directory: Path, weights: str) -> None:
             python_model=str(ROOT / "export" / "pyfunc.py"),
             code_paths=[str(ROOT)],
             model_config={"weights": weights},
-            signature=ModelSignature(Schema(columns), Schema([vectors])),
+            signature=ModelSignature(outputs=Schema([vectors])),
             pip_requirements=[f"{name}=={metadata.version(name)}" for name in PACKAGES],
         )
 

@@ -1,5 +1,6 @@
 """Every loader that is installed gives an exported student's own vectors, and the directory is laid out for vLLM."""
 
+import base64
 import json
 import subprocess
 import sys
@@ -102,6 +103,93 @@ assert "reference" in stages.__file__, stages.__file__
     assert done.returncode == 0, done.stderr
     ours = Encoder.load(student / "model").encode([Row("A red circle."), Row(None, picture())])
     assert (np.load(tmp_path / "vectors.npy") * ours).sum(1).min() > MINIMUM_COSINE
+
+
+@pytest.fixture(scope="module")
+def registered(student):
+    """The student as MLflow loads it."""
+    import mlflow
+
+    save_reference(student / "reference", str(student / "model"))
+    return mlflow.pyfunc.load_model(str(student / "reference"))
+
+
+PACKED = base64.b64encode(picture()).decode()
+TEXTS = ["A red circle.", "A blue square."]
+
+
+def table(**columns):
+    import pandas as pd
+
+    return pd.DataFrame(columns)
+
+
+@pytest.mark.parametrize(
+    "given, rows",
+    [
+        (TEXTS, [Row(text) for text in TEXTS]),
+        (TEXTS[0], [Row(TEXTS[0])]),
+        (np.array(TEXTS), [Row(text) for text in TEXTS]),
+        (table(text=TEXTS)["text"], [Row(text) for text in TEXTS]),
+        ({"text": TEXTS}, [Row(text) for text in TEXTS]),
+        ([{"text": TEXTS[0]}, {"image": picture()}, picture()], [Row(TEXTS[0]), *[Row(None, picture())] * 2]),
+        (table(text=[TEXTS[0], None], image=[None, picture()]), [Row(TEXTS[0]), Row(None, picture())]),
+        (table(text=[TEXTS[0]], image=[PACKED]), [Row(TEXTS[0], picture())]),
+        ([], []),
+    ],
+    ids=["texts", "a text", "array", "column", "columns", "rows", "table", "base64", "nothing"],
+)
+def test_an_mlflow_model_reads_texts_and_rows(student, registered, given, rows):
+    np.testing.assert_allclose(registered.predict(given), Encoder.load(student / "model").encode(rows), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        (["A red circle.", " "], "row 1 has neither text nor image"),
+        ([{"query": "red"}], "row 0 has neither text nor image"),
+        ([None], "row 0 has neither text nor image"),
+        (table(query=["red"]), "the columns are query; name them text and image"),
+        (table(text=[None], image=[None]), "row 0 has neither text nor image"),
+        ([7], "row 0: a text must be words, not int"),
+        ([["red"]], "row 0: a text must be words, not list"),
+        ([{"text": "red", "image": b"<svg/>"}], "row 0: the image can't be used: unknown format"),
+        ([{"image": "***"}], "row 0: the image can't be used: Only base64"),
+    ],
+)
+def test_an_mlflow_model_refuses_what_it_cannot_read_with_the_reason(registered, given, told):
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException, match=told):
+        registered.predict(given)
+
+
+def invoked(registered, sent: dict) -> np.ndarray:
+    """What MLflow's server answers, as vectors."""
+    from mlflow.pyfunc.scoring_server import invocations
+
+    answer = invocations(json.dumps(sent), "application/json", registered, registered.metadata.get_input_schema())
+    return np.array(json.loads(answer.response)["predictions"])
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"inputs": TEXTS},
+        {"inputs": [{"text": "red"}, {"image": PACKED}]},
+        {"instances": TEXTS},
+        {"dataframe_split": {"columns": ["text", "image"], "data": [["red", None], [None, PACKED]]}},
+    ],
+)
+def test_mlflows_server_passes_texts_and_rows_on(registered, sent):
+    assert invoked(registered, sent).shape == (2, 64)
+
+
+def test_mlflows_server_shows_the_reason(registered):
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException, match="row 0 has neither text nor image"):
+        invoked(registered, {"inputs": [{"query": "red"}]})
 
 
 def test_an_mlflow_model_whose_weights_are_gone_says_how_to_give_them(tmp_path):
