@@ -10,6 +10,7 @@ import base64
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 from starlette.exceptions import HTTPException
@@ -27,34 +28,54 @@ HUNG_UP = 499  # as nginx logs a client that did not wait; nobody reads it
 
 async def embed(request: Request, body: EmbedBody, engine: Engine, limits: RequestLimits) -> StreamingResponse:
     """Vectors of the body's inputs, in OpenAI's shape. Raises InputError, HTTPException, Busy, TimeoutError."""
-    asked = body.inputs()
     model = await engine.ready(body.model)
-    dimensions = engine.leading(model, body.dimensions)
-    vectors: list[np.ndarray] = []
-    tokens = 0
-    is_bulk = len(asked) > limits.batch
-    with engine.bulk.entered(1) if is_bulk else nullcontext():
-        for start in range(0, len(asked), limits.batch):
-            if start and await request.is_disconnected():
-                raise HTTPException(HUNG_UP, "the client hung up")
-            async with asyncio.timeout(limits.answer_seconds):
-                rows = [
-                    await read_row(place, asked, body, model, engine, limits)
-                    for place in range(start, min(start + limits.batch, len(asked)))
-                ]
-                vectors += [shortened(vector, dimensions) for vector in await engine.embed(rows, model, is_bulk)]
-                tokens += await engine.tokens(rows)
+    engine.check_side(model, body.is_query)
+    work = Embedding(body, body.inputs(), model, engine.leading(model, body.dimensions), engine, limits)
+    vectors, tokens = await work.run(request)
     return StreamingResponse(pieces(vectors, tokens, body, limits.batch), media_type="application/json")
 
 
-async def read_row(
-    place: int, asked: list[Asked], body: EmbedBody, model: str, engine: Engine, limits: RequestLimits
-) -> Row:
-    """What the model reads for input number `place`. Raises InputError and HTTPException, which name it."""
-    text, sent = asked[place]
-    with placed(f"input {place}: " if len(asked) > 1 else ""):
-        picture = None if sent is None else read_picture(sent, limits)
-        return await engine.row(text, picture, model, body.is_query, body.want)
+@dataclass(frozen=True)
+class Embedding:
+    """A request under way: its inputs, and which leading values of which model's vectors they are to become."""
+
+    body: EmbedBody
+    asked: list[Asked]
+    model: str
+    dimensions: int
+    engine: Engine
+    limits: RequestLimits
+
+    @property
+    def is_bulk(self) -> bool:
+        """Whether there is more than a batch."""
+        return len(self.asked) > self.limits.batch
+
+    async def run(self, request: Request) -> tuple[list[np.ndarray], int]:
+        """All vectors, and how many tokens were read. Raises HTTPException where the client hung up meanwhile."""
+        vectors: list[np.ndarray] = []
+        tokens = 0
+        with self.engine.bulk.entered(1) if self.is_bulk else nullcontext():
+            for start in range(0, len(self.asked), self.limits.batch):
+                if start and await request.is_disconnected():
+                    raise HTTPException(HUNG_UP, "the client hung up")
+                async with asyncio.timeout(self.limits.answer_seconds):
+                    found, read = await self.batch(range(start, min(start + self.limits.batch, len(self.asked))))
+                vectors, tokens = vectors + found, tokens + read
+        return vectors, tokens
+
+    async def batch(self, places: range) -> tuple[list[np.ndarray], int]:
+        """The vectors of some inputs, and their tokens."""
+        rows = [await self.row(place) for place in places]
+        vectors = await self.engine.embed(rows, self.model, self.is_bulk)
+        return [shortened(vector, self.dimensions) for vector in vectors], await self.engine.tokens(rows)
+
+    async def row(self, place: int) -> Row:
+        """What the model reads for an input. Raises InputError and HTTPException, which name it among several."""
+        text, sent = self.asked[place]
+        with placed(f"input {place}: " if len(self.asked) > 1 else ""):
+            picture = None if sent is None else read_picture(sent, self.limits)
+            return await self.engine.row(text, picture, self.body.is_query, self.body.want)
 
 
 @contextmanager

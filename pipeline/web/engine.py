@@ -157,13 +157,16 @@ class Engine:
             raise InputError(f"dimensions: vectors are not cut to {dimensions}; the model was trained for: {held}")
         return dimensions or encoder.dim
 
-    async def row(self, text: str | None, image: bytes | None, model: str, is_query: bool, want: str | None) -> Row:
-        """What the model reads for one input of /embed. Raises InputError, also for a candidate of another model."""
+    def check_side(self, model: str, is_query: bool) -> None:
+        """Raises InputError where vectors of candidates are asked of the model that embeds only queries here."""
         if model == "student" and not is_query and holds_teacher(self.student.card):
             raise InputError(
                 "this index holds the teacher's candidates, and the student embeds only its queries: set"
                 " input_type=query, or model=teacher for candidates"
             )
+
+    async def row(self, text: str | None, image: bytes | None, is_query: bool, want: str | None) -> Row:
+        """What a model reads for one input of /embed. Raises InputError."""
         query = await self.ask(text, image, want)
         return row_of(query if is_query else replace(query, instruction=None))
 

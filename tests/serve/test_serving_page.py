@@ -135,7 +135,8 @@ def test_nginx_with_the_lines_of_the_page(behind: Served, tmp_path: Path):
     places = "".join(
         f"{kind}_temp_path {tmp_path}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
-    inner = f"server {{ listen 127.0.0.1:{port}; {lines.replace(HERE, behind.url)} }}"
+    inside = f"location /find/ {{ proxy_pass {behind.url}/; }}"
+    inner = f"server {{ listen 127.0.0.1:{port}; {lines.replace(HERE, behind.url)} {inside} }}"
     written = (
         f"daemon off; master_process off; pid {tmp_path}/pid; events {{}} http {{ access_log off; {places} {inner} }}"
     )
@@ -145,6 +146,8 @@ def test_nginx_with_the_lines_of_the_page(behind: Served, tmp_path: Path):
         [program, "-e", str(tmp_path / "log"), "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")], port
     ) as url:
         check_proxy(url)
+        assert requests.get(f"{url}/find/page.js", timeout=60).status_code == 200
+        assert ask(f"{url}/find", ORIGIN, "search.example.com") == 200
 
 
 @pytest.mark.skipif(not shutil.which("caddy"), reason="there is no Caddy")
