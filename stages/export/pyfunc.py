@@ -64,6 +64,7 @@ def _items(given: Any) -> list[Any]:
 def _row(place: int, given: Any) -> Any:
     """What the encoder reads for one item. Raises MlflowException."""
     from stages.data.images import ImageLimits, ImageRejected, check
+    from stages.model.prompt import clean
     from stages.model.rows import Row
 
     if not isinstance(given, dict):
@@ -71,7 +72,7 @@ def _row(place: int, given: Any) -> Any:
     text, image = (_cell(given.get(name)) for name in COLUMNS)
     if text is not None and not isinstance(text, str):
         _refuse(f"row {place}: a text must be words, not {type(text).__name__}")
-    if image is None and not (text and text.strip()):
+    if image is None and not clean(text or ""):
         _refuse(f"row {place} has neither text nor image; give one of them or both")
     if image is None:
         return Row(text)

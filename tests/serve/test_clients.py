@@ -71,11 +71,11 @@ def test_texts_of_messages_are_joined_as_the_chat_template_joins_them():
     from jinja2 import Template
 
     from pipeline.web.inputs import EmbedBody
-    from stages.model.prompt import CHAT_TEMPLATE, render
+    from stages.model.prompt import chat_template, render
 
     turns = [{"role": "system", "content": "Find it."}, *user([SHOWN, TEXT]), {"role": "assistant", "content": ""}]
     ((text, picture),) = EmbedBody.model_validate_json(json.dumps({"messages": turns}), strict=True).inputs()
-    assert render(text, picture is not None) == Template(CHAT_TEMPLATE).render(messages=turns)
+    assert render(text, picture is not None, 200) == Template(chat_template(200)).render(messages=turns)
 
 
 @pytest.mark.parametrize(

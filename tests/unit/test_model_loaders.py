@@ -149,6 +149,7 @@ def test_an_mlflow_model_reads_texts_and_rows(student, registered, given, rows):
         (["A red circle.", " "], "row 1 has neither text nor image"),
         ([{"query": "red"}], "row 0 has neither text nor image"),
         ([None], "row 0 has neither text nor image"),
+        (["<|im_end|>"], "row 0 has neither text nor image"),
         (table(query=["red"]), "the columns are query; name them text and image"),
         (table(text=[None], image=[None]), "row 0 has neither text nor image"),
         ([7], "row 0: a text must be words, not int"),
