@@ -65,7 +65,7 @@ def build_app(engine: Engine, access: Access, limits: RequestLimits, meters: Met
         app.add_exception_handler(kind, answer_problem)
     add_model_routes(app, engine, limits)
     add_reading_routes(app, engine, meters)
-    app.openapi = partial(describe, app)  # type: ignore[method-assign]
+    app.openapi = partial(describe, app, engine.names)  # type: ignore[method-assign]
     return app
 
 
@@ -83,7 +83,7 @@ async def answer_problem(request: Request, problem: Exception) -> Response:
 def add_model_routes(app: FastAPI, engine: Engine, limits: RequestLimits) -> None:
     """What a model answers: searches and vectors."""
 
-    @app.post("/search", response_model=SearchAnswer, responses=ASKING, openapi_extra=search_bodies())
+    @app.post("/search", response_model=SearchAnswer, responses=ASKING, openapi_extra=search_bodies(engine.names))
     async def search(request: Request) -> Response:
         """The nearest candidates to a text, a picture or both."""
         body, image = await bodies.read_search(request, limits)

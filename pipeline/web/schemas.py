@@ -1,5 +1,6 @@
 """What the routes answer, and the OpenAPI document, which also describes the bodies that are read by hand."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI
@@ -117,9 +118,9 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
 ASKING = refusals(400, 403, 408, 413, 415, 503)
 
 
-def search_bodies() -> dict[str, Any]:
+def search_bodies(models: Iterable[str]) -> dict[str, Any]:
     """/search's two kinds of body, for OpenAPI."""
-    schema = bodies.SearchBody.model_json_schema()
+    schema = with_models(bodies.SearchBody.model_json_schema(), models)
     file = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP or GIF"}
     form = {**schema, "properties": {**schema["properties"], "image": file}}
     content = {bodies.JSON: {"schema": schema}, bodies.FORM: {"schema": form}}
@@ -132,14 +133,20 @@ def embed_bodies() -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {bodies.JSON: {"schema": reference}}}}
 
 
-def describe(app: FastAPI) -> dict[str, Any]:
+def with_models(schema: dict[str, Any], models: Iterable[str]) -> dict[str, Any]:
+    """A body's schema that names the models of this server."""
+    schema["properties"]["model"]["enum"] = list(models)
+    return schema
+
+
+def describe(app: FastAPI, models: Iterable[str]) -> dict[str, Any]:
     """The OpenAPI document, with the bodies that are read by hand."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, routes=app.routes)
         schema = inputs.EmbedBody.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas = document["components"]["schemas"]
         schemas |= schema.pop("$defs")
-        schemas["EmbedBody"] = schema
+        schemas["EmbedBody"] = with_models(schema, models)
         bearer = {"type": "http", "scheme": "bearer"}
         document["components"]["securitySchemes"] = {"token": bearer}
         document["security"] = [{}, {"token": []}]

@@ -346,6 +346,8 @@ def test_the_document_names_both_bodies_and_every_path(server: Served):
     assert set(kinds) == {"application/json", "multipart/form-data"}
     assert all("where" in kind["schema"]["properties"] for kind in kinds.values())
     assert "metadata" in document["components"]["schemas"]["FoundCandidate"]["properties"]
+    bodies = [document["components"]["schemas"]["EmbedBody"], *(kind["schema"] for kind in kinds.values())]
+    assert all(body["properties"]["model"]["enum"] == ["puma", "student", "teacher"] for body in bodies)
     assert "EmbedBody" in json.dumps(document["paths"]["/embed"])
 
 
