@@ -8,7 +8,8 @@ import base64
 import binascii
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Discriminator, Field, Tag, model_validator
+from pydantic import AliasChoices, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -62,7 +63,7 @@ class ImagePart(Closed):
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 Words = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
-Parts = Annotated[list[Part], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+Parts = Annotated[list[Part], Field(min_length=1, max_length=2, fail_fast=True)]
 
 
 class Pair(Closed):
@@ -82,7 +83,10 @@ class Message(Closed):
     """A turn of vLLM's `messages`."""
 
     role: Literal["system", "user", "assistant"]
-    content: Annotated[str, Field(max_length=MAX_TEXT)] | Parts
+    content: (
+        Annotated[str, Field(max_length=MAX_TEXT)]
+        | Annotated[list[Part], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+    )
 
 
 def shape_of(value: Any) -> str | None:
@@ -114,13 +118,18 @@ One = Annotated[
 ]
 Many = Annotated[list[One], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
 Inputs = Annotated[
-    Annotated[None, Tag("nothing")] | Annotated[One, Tag("one input")] | Annotated[Many, Tag("a list of inputs")],
+    Annotated[SkipJsonSchema[None], Tag("nothing")]
+    | Annotated[One, Tag("one input")]
+    | Annotated[Many, Tag("a list of inputs")],
     Discriminator(shape_of_all),
 ]
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 
 
 class EmbedBody(Closed):
     """OpenAI's embeddings request, whose inputs may also be pictures and texts with pictures."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["input"]}, {"required": ["messages"]}]})
 
     input: Inputs = Field(
         None,
@@ -128,7 +137,7 @@ class EmbedBody(Closed):
         description=f"an input or a list of at most {MAX_INPUTS:,}: texts, lists of parts, objects of text and image,"
         " or objects of parts; a list of parts alone is one input; `inputs` is the same",
     )
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)] | None = Field(
+    messages: Messages | SkipJsonSchema[None] = Field(
         None, description="instead of input: one input as a conversation, whose texts the chat template joins"
     )
     model: Name | None = Field(None, description=MODEL)
