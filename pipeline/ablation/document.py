@@ -88,7 +88,7 @@ def write_pictures(output: Path | None, name: str, pictures: Mapping[str, "Figur
 
 def write_section(path: Path, name: str, section: str) -> None:
     """Puts the section between its marks in the file, or at the end; all else in the file stays as it is."""
-    start, end = f"<!-- ablation {name} -->", f"<!-- end of ablation {name} -->"
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     block = f"{start}\n{section}\n{end}\n"
     text = path.read_text(encoding="utf-8") if path.exists() else "# Ablations\n"
     marked = re.compile(f"{re.escape(start)}.*?{re.escape(end)}\n?", re.DOTALL)

@@ -67,7 +67,7 @@ def run_grid(options: argparse.Namespace, answer: dict[str, Any]) -> None:
             for part in terminal_tables(grid, cells, run.outcomes, ablation.curve()):
                 console.print(part)
         if any(run.outcomes) and options.output:
-            write_section(options.output, f"{Path(options.recipe).stem} {ablation.name}", section)
+            write_section(options.output, f"ablation {Path(options.recipe).stem} {ablation.name}", section)
             say(f"tables: {options.output}")
     failed = [cell.label for cell, outcome in zip(cells, run.outcomes, strict=True) if outcome and outcome.error]
     if failed:

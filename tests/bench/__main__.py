@@ -1,4 +1,4 @@
-"""Measurements side by side in one process, as ratios: `python -m tests.bench NAME|all [--json]`.
+"""Measurements side by side in one process, as ratios: `python -m tests.bench NAME|all [--json] [--output FILE]`.
 
 Each benchmark alternates ours and the rival for several rounds, so that a busy machine slows both; the ratio above 1
 means that ours is better. Nothing here is a test: no time is asserted anywhere. `all` is all that need no GPU.
@@ -10,10 +10,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pipeline.ablation.document import describe_machine, write_section
+from tests.bench.embed import embed
 from tests.bench.gpu import gpu
 from tests.bench.gradcache import gradcache
 from tests.bench.serve import serve
@@ -89,7 +93,21 @@ def index(directory: Path) -> dict[str, Any]:
     return run(directory)
 
 
-BENCHMARKS = {"depth": depth, "padding": padding, "gradcache": gradcache, "serve": serve, "index": index, "gpu": gpu}
+BENCHMARKS = {
+    "embed": embed,
+    "depth": depth,
+    "padding": padding,
+    "gradcache": gradcache,
+    "serve": serve,
+    "index": index,
+    "gpu": gpu,
+}
+
+
+def head(name: str) -> str:
+    """The command of a benchmark, and where and with which versions it ran."""
+    versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers"))
+    return f"`python -m tests.bench {name}`, {datetime.now(UTC):%-d %B %Y}, {describe_machine()}; {versions}."
 
 
 def main() -> int:
@@ -97,6 +115,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=[*BENCHMARKS, "all"])
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="Markdown; the sections of these are rewritten")
     options = parser.parse_args()
     names = [name for name in BENCHMARKS if name != "gpu"] if options.name == "all" else [options.name]
     results = {}
@@ -106,6 +125,8 @@ def main() -> int:
         ratio = results[name]["ratio"]
         summary = f"{name}: {ratio['median']:.2f} times ({ratio['min']:.2f} to {ratio['max']:.2f})"
         print(f"{summary}. {BENCHMARKS[name].__doc__}", file=sys.stderr)
+        if options.output and "section" in results[name]:
+            write_section(options.output, f"bench {name}", f"{head(name)}\n\n{results[name]['section']}")
     if options.json:
         print(json.dumps(results[names[0]] if len(names) == 1 else results))
     return 0
