@@ -21,6 +21,7 @@ from tests.bench.embed import embed
 from tests.bench.gpu import gpu
 from tests.bench.gradcache import gradcache
 from tests.bench.serve import serve
+from tests.bench.train import train
 
 ROUNDS = 7
 
@@ -95,6 +96,7 @@ def index(directory: Path) -> dict[str, Any]:
 
 BENCHMARKS = {
     "embed": embed,
+    "train": train,
     "depth": depth,
     "padding": padding,
     "gradcache": gradcache,
