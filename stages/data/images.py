@@ -2,7 +2,8 @@
 
 The format is known by content, never by name. Everything that can be refused without decoding is refused first: too
 many bytes, unknown format, too many pixels by the header. What survives is decoded once in full, so that a truncated
-file fails here and not in the middle of a training run. Original bytes are kept where nothing has to change: a second
+or damaged file fails here and not in the middle of a training run; of a PNG the checksums are compared too. In the
+other formats there is none, and damage that still decodes can't be told from a picture. Original bytes are kept where nothing has to change: a second
 JPEG generation would cost quality and disk for nothing.
 """
 
@@ -109,8 +110,11 @@ def check(data: bytes, limits: ImageLimits) -> Checked:
             raise ImageRejected("huge image", f"{width}×{height} pixels pass {limits.refuse_pixels}")
         if max(width, height) > NARROWEST * min(width, height):
             raise ImageRejected("narrow image", f"{width}×{height}: the sides differ by more than {NARROWEST} times")
-        untouched = _is_plain(image) and width * height <= limits.max_pixels
-        upright = _decoded(image, format_)
+        _decode(image, format_)  # before anything else looks: a second reading of damaged data raises nothing more
+        upright, plain = _upright(image)
+        untouched = plain and width * height <= limits.max_pixels and _is_still(image)
+    if format_ == "png":
+        _verify(data)
     if not untouched:
         upright = _shrunk(upright, limits.max_pixels)
         data, format_ = _encoded(upright, lossless=format_ in ("png", "gif") or data[12:16] == b"VP8L")
@@ -153,25 +157,41 @@ def _opened(data: bytes, format_: str) -> Image.Image:
         raise ImageRejected("broken image", f"{format_} header: {error}") from None
 
 
-def _decoded(image: Image.Image, format_: str) -> Image.Image:
-    """The upright RGB picture of the first frame."""
+def _decode(image: Image.Image, format_: str) -> None:
+    """Reads the pixels of the first frame. Raises ImageRejected for data that is damaged or ends too early."""
     try:
         image.load()
-        return _flat(ImageOps.exif_transpose(image))
     except OSError as error:
         raise ImageRejected("truncated image", f"{format_}: {error}") from None
     except Exception as error:
         raise ImageRejected("broken image", f"{format_}: {error}") from None
 
 
-def _is_plain(image: Image.Image) -> bool:
-    """Whether the bytes decode to the wanted picture as they are: one frame, upright, no transparency."""
+def _verify(data: bytes) -> None:
+    """Compares the checksums of a PNG's parts, of which decoding looks at some alone. Raises ImageRejected."""
     try:
-        orientation = image.getexif().get(ORIENTATION, 1)
-        still = getattr(image, "n_frames", 1) == 1  # reads on to the last frame
-    except Exception:  # unreadable EXIF, or a later frame cut off: the picture is written anew, without either
+        with _opened(data, "png") as image:
+            image.verify()
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's word for a wrong checksum is SyntaxError
+        raise ImageRejected("broken image", f"png: {error}") from None
+
+
+def _upright(image: Image.Image) -> tuple[Image.Image, bool]:
+    """The upright RGB picture of the first frame, and whether the bytes decode to just that by any decoder."""
+    try:
+        turned = ImageOps.exif_transpose(image)
+        plain = image.getexif().get(ORIENTATION, 1) in (0, 1)
+    except Exception:  # unreadable EXIF: the picture is written anew, without it
+        turned, plain = image, False
+    return _flat(turned), plain and image.mode in PLAIN_MODES and "transparency" not in image.info
+
+
+def _is_still(image: Image.Image) -> bool:
+    """Whether there is one frame. A later one that is cut off or damaged is as good as any: it is left out."""
+    try:
+        return getattr(image, "n_frames", 1) == 1  # reads on to the last frame
+    except Exception:
         return False
-    return still and orientation in (0, 1) and image.mode in PLAIN_MODES and "transparency" not in image.info
 
 
 def _flat(image: Image.Image) -> Image.Image:

@@ -61,6 +61,21 @@ def test_a_truncated_picture_is_refused(format_):
     assert reason(data[: len(data) * 2 // 3]) in ("truncated image", "broken image")
 
 
+def test_a_png_with_one_damaged_byte_is_refused_wherever_it_lies():
+    for options in ({}, {"compress_level": 0}):
+        data = encoded(gradient(60, 90), "PNG", **options)
+        for place in range(41, len(data) - 12, len(data) // 50):
+            damaged = data[:place] + bytes([data[place] ^ 0x5A]) + data[place + 1 :]
+            assert reason(damaged) in ("truncated image", "broken image"), place
+
+
+def test_a_picture_whose_exif_can_not_be_read_is_written_anew_without_it():
+    data = encoded(gradient(40, 20), "PNG", exif=b"Exif\0\0neither MM nor II")
+    checked = check(data, LIMITS)
+    assert checked.bytes != data and (checked.width, checked.height) == (40, 20)
+    assert decode(checked.bytes).tobytes() == gradient(40, 20).tobytes()
+
+
 def test_a_picture_that_only_claims_to_be_huge_is_refused_without_decoding():
     assert reason(png_header(2_000, 2_000)) == "huge image"
     assert reason(png_header(60_000, 60_000)) == "huge image"  # PIL itself calls this a bomb
