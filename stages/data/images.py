@@ -2,9 +2,9 @@
 
 The format is known by content, never by name. Everything that can be refused without decoding is refused first: too
 many bytes, unknown format, too many pixels by the header. What survives is decoded once in full, so that a truncated
-or damaged file fails here and not in the middle of a training run; of a PNG the checksums are compared too. In the
-other formats there is none, and damage that still decodes can't be told from a picture. Original bytes are kept where nothing has to change: a second
-JPEG generation would cost quality and disk for nothing.
+or damaged file fails here and not in the middle of a training run; of a PNG the checksums are compared too. The other
+formats have none, and damage that still decodes can't be told from a picture. Original bytes are kept where nothing
+has to change: a second JPEG generation would cost quality and disk for nothing.
 """
 
 import hashlib

@@ -59,6 +59,7 @@ def run(context: Context) -> dict[str, Any]:
     params, model = context.params.index, Path(context.params.student.model)
     rows = read(context)
     counts = tally(context, rows)
+    keep(context, rows, counts["columns"])
     backend = choose(params.backend, counts["rows"])
     start = time.monotonic()
     written = embed(context, counts, model)
@@ -75,7 +76,7 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def read(context: Context) -> "ray.data.Dataset":
-    """Reads and validates the corpus, and writes its candidates, pictures and rejects; the validated rows.
+    """Reads and validates the corpus, and writes its pictures and rejects; the validated rows.
 
     Raises:
         StageError: nothing is left, or too many rows are bad.
@@ -84,7 +85,7 @@ def read(context: Context) -> "ray.data.Dataset":
 
     from stages.data.images import ImageLimits
     from stages.data.ingest import flow, validate
-    from stages.data.metadata import CANDIDATES
+    from stages.data.metadata import UNTYPED
     from stages.data.schemas import REJECTS
     from stages.data.sources import corpus_rows, records
 
@@ -96,8 +97,7 @@ def read(context: Context) -> "ray.data.Dataset":
     images = flow.write_images(output, laid.root, (rows,), numbers, ImageLimits())
     flow.say(f"checked {numbers.path_count} pictures: {images.count} kept, {images.rejects.num_rows} rejected")
     known = flow.survey_candidates(numbers, images, [corpus_rows.POOL], {})
-    validated = flow.validate_candidates(rows, known, images, validate.validated(CANDIDATES))
-    flow.write(output, "candidates", flow.keep(validated, CANDIDATES), CANDIDATES)
+    validated = flow.validate_candidates(rows, known, images, validate.validated(UNTYPED))
     bad = validated.map_batches(
         validate.rejected, fn_args=("candidate", "did"), batch_size=None, batch_format="pyarrow"
     ).union(ray.data.from_arrow(images.rejects))
@@ -114,7 +114,7 @@ def tally(context: Context, validated: "ray.data.Dataset") -> dict[str, Any]:
     import ray
 
     from stages.data import metadata
-    from stages.data.ingest import validate
+    from stages.data.ingest import flow, validate
 
     place, columns = context.params.index.corpus, ["modality", "reason"]
     counted = validated.map_batches(validate.tally, fn_args=(columns,), batch_size=None, batch_format="pyarrow")
@@ -136,7 +136,10 @@ def tally(context: Context, validated: "ray.data.Dataset") -> dict[str, Any]:
             f"{lost} of {total} rows of index.corpus={place} are bad: {reasons}; correct the rows or leave them out"
         )
     kinds = validated.map_batches(metadata.kinds, batch_size=None, batch_format="pyarrow").to_arrow_refs()
-    named = metadata.name_columns(row for table in ray.get(kinds) for row in table.to_pylist())
+    found = [row for table in ray.get(kinds) for row in table.to_pylist()]
+    named = metadata.name_columns(found)
+    for line in metadata.spoiled(found):
+        flow.say(f"warning: {line}; correct them and index again to filter by numbers")
     if len(named) > MOST_COLUMNS:
         raise StageError(
             f"index.corpus={place} has {len(named)} columns of metadata, {MOST_COLUMNS} is the most; leave some out"
@@ -144,6 +147,18 @@ def tally(context: Context, validated: "ray.data.Dataset") -> dict[str, Any]:
     return {"rows": sum(kept.values()), "modalities": kept, "rejects": {"candidates": lost, "by_reason": bad}} | {
         "columns": named
     }
+
+
+def keep(context: Context, validated: "ray.data.Dataset", columns: dict[str, dict[str, str]]) -> None:
+    """Writes the candidates, the values of whose metadata are of the kinds of `columns`."""
+    from stages.data.ingest import flow, validate
+    from stages.data.metadata import CANDIDATES, UNTYPED, typed
+
+    def kept(table: "pa.Table") -> "pa.Table":
+        return typed(validate.kept(table, UNTYPED), columns)
+
+    rows = validated.map_batches(kept, batch_size=None, batch_format="pyarrow")
+    flow.write(context.output, "candidates", rows, CANDIDATES)
 
 
 def embed(context: Context, counts: dict[str, Any], model: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ SIGNS: dict[str, Callable[[pa.ChunkedArray, pa.Scalar], pa.ChunkedArray]] = {
     ">": pc.greater,
     ">=": pc.greater_equal,
 }
+ORDERS = ("<", "<=", ">", ">=")
 KINDS: dict[str, type[str] | type[float] | type[bool]] = {"text": str, "number": float, "truth": bool}
 """What a metadata column can hold, by the name that `retriever.json` gives it."""
 
@@ -161,7 +162,7 @@ def _conditions(name: str, wanted: object, column: Mapping[str, str]) -> list[Co
     if unknown := [sign for sign in signs if sign not in SIGNS]:
         raise InputError(f"'{unknown[0]}' compares nothing in the filter of '{name}'; use one of: {' '.join(SIGNS)}")
     return [
-        Condition(column["column"], sign, _value(name, value, column["kind"]))
+        Condition(column["column"], sign, _ordered(name, sign, _value(name, value, column["kind"]), column["kind"]))
         for sign, one in signs.items()
         for value in (one if isinstance(one, list) else [one])
     ]
@@ -173,6 +174,19 @@ def _value(name: str, value: object, kind: str) -> Value:
         return _finite(name, value)
     if kind == "number" or not isinstance(value, KINDS[kind]):
         raise InputError(f"the column '{name}' holds {kind}, so it can't be compared with {value!r}")
+    return value
+
+
+def _ordered(name: str, sign: str, value: Value, kind: str) -> Value:
+    """The value, if the sign can compare it: texts are ordered by their letters, in which 9.50 comes after 20.
+
+    Raises InputError for a number that texts are to be ordered by.
+    """
+    if kind == "text" and sign in ORDERS and re.fullmatch(r"\s*[-+]?\.?\d[\d.,]*\s*", str(value)):
+        raise InputError(
+            f"the column '{name}' holds text, which '{sign}' can't compare with the number {value}: correct the values"
+            " that are no numbers and index again, or compare by ="
+        )
     return value
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from stages.contract.context import InputError
-from stages.data.metadata import kinds, name_columns, with_columns
+from stages.data.metadata import RAW, UNTYPED, kinds, name_columns, read_cell, spoiled, typed, with_columns
 from stages.data.sources import records
 from stages.data.sources.chunks import file_chunks
 from stages.data.sources.corpus_rows import candidate, read_rows
@@ -24,6 +24,13 @@ def read(path: Path, work: Path) -> list[dict]:
         for number, chunk in enumerate(file_chunks(laid.root, source))
         for row in read_rows(laid, number, chunk).to_pylist()
     ]
+
+
+def type_all(rows: list[dict]) -> tuple[dict, list[dict]]:
+    """The metadata columns of read rows, and what results show of those that are kept."""
+    columns = name_columns(kinds(pa.Table.from_pylist(rows, RAW)).to_pylist())
+    kept = pa.Table.from_pylist([row for row in rows if row["reason"] is None], UNTYPED)
+    return columns, [json.loads(text or "{}") for text in typed(kept, columns)["metadata"].to_pylist()]
 
 
 def test_a_folder_of_pictures_is_a_corpus_whose_ids_are_paths(tmp_path: Path) -> None:
@@ -43,8 +50,16 @@ def test_a_table_keeps_ids_as_text_and_reads_numbers_and_truths(tmp_path: Path) 
     table += [["8", 'two\nlines "quoted"', "", "false", "x"], ["9", "", "1", "true", ""]]
     rows = read(write_csv(tmp_path / "goods.csv", table), tmp_path / "work")
     assert [row["did"] for row in rows] == ["007", "8", "9"]
-    assert json.loads(rows[0]["metadata"]) == {"price": 9.5, "fresh": True, "code": "0042"}
-    assert json.loads(rows[1]["metadata"]) == {"fresh": False, "code": "x"}
+    columns, shown = type_all(rows)
+    assert {name: column["kind"] for name, column in columns.items()} == {
+        "price": "number",
+        "fresh": "truth",
+        "code": "text",
+    }
+    assert shown == [
+        {"price": 9.5, "fresh": True, "code": "0042"},
+        {"fresh": False, "code": "x"},
+    ]
     assert (rows[2]["reason"], rows[2]["source"]) == ("empty", "goods.csv:5")
 
 
@@ -125,7 +140,7 @@ def test_the_fingerprint_sees_records_and_pictures_and_nothing_else(tmp_path: Pa
 def test_metadata_columns_get_the_type_that_all_their_values_have() -> None:
     told = [{"price": 3, "brand": "A", "mixed": 1, "list": [1]}, {"price": 2.5, "mixed": "x"}, None]
     shown = [json.dumps(one) if one else None for one in told]
-    table = pa.table({"metadata": pa.array(shown, pa.string()), "reason": pa.nulls(3, pa.string())})
+    table = pa.Table.from_pylist([{"metadata": one, "source": "a"} for one in shown], RAW)
     columns = name_columns(kinds(table).to_pylist())
     assert {name: column["kind"] for name, column in columns.items()} == {
         "brand": "text",
@@ -139,6 +154,36 @@ def test_metadata_columns_get_the_type_that_all_their_values_have() -> None:
     assert typed[columns["list"]["column"]].to_pylist() == ["[1]", None, None]
 
 
+def test_one_cell_that_is_no_number_leaves_its_column_text_as_it_is_written(tmp_path: Path) -> None:
+    prices = ["9.50", "12.00", "100", "N/A", "19.90", "2"]
+    table = [["text", "price"], *([f"thing {price}", price] for price in prices)]
+    rows = read(write_csv(tmp_path / "goods.csv", table), tmp_path / "work")
+    columns, shown = type_all(rows)
+    assert columns["price"]["kind"] == "text" and [row["price"] for row in shown] == prices
+    (line,) = spoiled(kinds(pa.Table.from_pylist(rows, RAW)).to_pylist())
+    assert line == "column 'price' is text, for 1 of its 6 values are no numbers: 'N/A' (goods.csv:5)"
+
+
+def test_a_column_that_is_text_for_the_most_part_is_no_spoilt_one() -> None:
+    rows = [{"metadata": json.dumps({"code": one}), "source": "a"} for one in ("x", "y", 1, " ", 2)]
+    told = kinds(pa.Table.from_pylist(rows, RAW)).to_pylist()
+    assert {row["kind"]: row["count"] for row in told} == {"text": 2, "number": 2} and not spoiled(told)
+
+
+@pytest.mark.parametrize(
+    ("cell", "value"),
+    [(" 12 ", 12), ("-0.5e1", -5.0), ("007", "007"), ("1e999", "1e999"), ("9" * 5000, "9" * 5000), ("+1", "+1")],
+)
+def test_a_cell_is_a_number_where_json_would_write_it_so(cell: str, value: object) -> None:
+    assert read_cell(cell) == value
+
+
+def test_a_blank_between_numbers_is_no_value() -> None:
+    rows = [{"metadata": json.dumps({"price": one}), "source": "a"} for one in (1, "", 2.5)]
+    columns, shown = type_all([{**row, "reason": None} for row in rows])
+    assert columns["price"]["kind"] == "number" and shown == [{"price": 1}, {}, {"price": 2.5}]
+
+
 def test_a_metadata_object_is_opened_up() -> None:
     row = candidate({"text": "milk", "price": 3, "metadata": {"brand": "A"}})
     assert json.loads(row["metadata"]) == {"price": 3, "brand": "A"}
@@ -149,7 +194,7 @@ def test_a_metadata_object_is_opened_up() -> None:
 @pytest.mark.parametrize(("value", "kind"), [(2**53, "number"), (2**53 + 1, "text"), (-(10**30), "text")])
 def test_an_integer_that_a_float_cannot_hold_is_kept_as_its_text(value: int, kind: str) -> None:
     shown = [candidate({"text": "x", "code": one})["metadata"] for one in (value, 7)]
-    table = pa.table({"metadata": pa.array(shown, pa.string()), "reason": pa.nulls(2, pa.string())})
+    table = pa.Table.from_pylist([{"metadata": one, "source": "a"} for one in shown], RAW)
     columns = name_columns(kinds(table).to_pylist())
     assert columns == {"code": {"column": "m0", "kind": kind}}
     expected = [value, 7] if kind == "number" else [str(value), "7"]

@@ -159,6 +159,10 @@ def test_a_backend_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPa
         ({"price": {"<": float("inf")}}, "give a finite number"),
         ({"price": [1, float("nan")]}, "give a finite number"),
         ({"price": 10**400}, "give a finite number"),
+        ({"brand": {"<": 20}}, "'brand' holds text, so it can't be compared with 20"),
+        ({"brand": {"<": "20"}}, "'brand' holds text, which '<' can't compare with the number 20: correct the values"),
+        ({"brand": {">=": ["A", "9.50"]}}, "'brand' holds text, which '>=' can't compare with the number 9.50"),
+        (parse_where(["brand<20"], CARD), "'brand' holds text, which '<' can't compare with the number 20"),
     ],
 )
 def test_conditions_that_the_index_cannot_check_are_refused(where: dict, message: str) -> None:

@@ -9,7 +9,7 @@ from stages.data.metadata import RAW
 from stages.data.schemas import RAW_QUERIES
 from stages.data.sources.chunks import FileChunk, lines, position
 from stages.data.sources.fields import BadField
-from stages.data.sources.records import Records, content_of, id_of, read_line, source_line
+from stages.data.sources.records import Records, content_of, id_of, is_row, read_line, source_line
 
 NO_QUERIES = RAW_QUERIES.empty_table()
 POOL = "corpus"
@@ -24,7 +24,7 @@ def read_rows(records: Records, number: int, chunk: FileChunk) -> pa.Table:
         try:
             fields = read_line(line)
             row["did"] = id_of(fields, "a row") or source
-            row |= candidate(fields)
+            row |= {**candidate(fields), "cells": is_row(line)}
         except BadField as error:
             row |= {"reason": error.reason, "detail": error.detail}
         rows.append(row | {"source": source})

@@ -29,7 +29,6 @@ TEXTS = (".txt",)  # a text in each line
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 LINE = "\0line"  # where a record of a table or a text stood; no column can be called so
 TABLE_LINE = re.compile(rb'"\\u0000line": (\d{1,18})\}\s*$')  # as json writes it, always last
-NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
 LONGEST = 10_000_000  # characters of one cell
 
 
@@ -202,7 +201,7 @@ def _header(reader: csv.DictReader, source: Place, columns: Mapping[str, str]) -
 
 
 def write_table(source: Place, target: Path, columns: Mapping[str, str]) -> Path:
-    """One record for each row of a CSV or TSV with a header; empty cells are left out, numbers and truths are read.
+    """One record for each row of a CSV or TSV with a header; empty cells are left out, the others stay texts.
 
     `columns` are other names for some of its columns.
 
@@ -218,20 +217,11 @@ def write_table(source: Place, target: Path, columns: Mapping[str, str]) -> Path
             reader.fieldnames = _header(reader, source, columns)
             for row in reader:
                 extra = {"too many cells": True} if row.pop(None, None) else {}
-                cells = {name: cell(name, text) for name, text in row.items() if text}
+                cells = {name: text for name, text in row.items() if text and text.strip()}
                 written.write(json.dumps({**cells, **extra, LINE: reader.line_num}) + "\n")
         except csv.Error as error:
             raise InputError(f"{source}:{reader.line_num}: {error}; correct the quotes of the row") from None
     return target
-
-
-def cell(name: str, text: str) -> Any:
-    """The value of a table's cell: a number or a truth where it is written as one, except in ids, texts and paths."""
-    if re.fullmatch(r"(\w+_)?(id|text|image|split|task)", name):
-        return text
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    return json.loads(text) if NUMBER.fullmatch(text) else text
 
 
 def read_line(line: bytes) -> dict[str, Any]:
@@ -245,6 +235,11 @@ def source_line(line: bytes, number: int) -> int:
     """The line on which a person finds the record: of its table, else `number`; of lines that are no JSON too."""
     match = TABLE_LINE.search(line)
     return int(match[1]) if match else number
+
+
+def is_row(line: bytes) -> bool:
+    """Whether the record is a row of a table, whose values are all texts."""
+    return TABLE_LINE.search(line) is not None
 
 
 def content_of(fields: Any, what: str) -> tuple[str, str | None, str | None]:
