@@ -2,9 +2,10 @@
 
 import argparse
 import json
+import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TextIO
 
 from rich import box
@@ -63,8 +64,18 @@ def json_command(parse: Callable[[], argparse.Namespace], action: Action, resume
         print(f"error: {line}", file=sys.stderr)
     if out is not None:
         with os.fdopen(out, "w", encoding="utf-8") as file:
-            print(json.dumps({**answer, **({"error": line} if line else {})}, ensure_ascii=False), file=file)
+            shown = finite({**answer, **({"error": line} if line else {})})
+            print(json.dumps(shown, ensure_ascii=False, allow_nan=False), file=file)
     return code
+
+
+def finite(value: Any) -> Any:
+    """The value with None for each number in it that is NaN or infinite, which JSON can't write."""
+    if isinstance(value, Mapping):
+        return {name: finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def keep_stdout() -> int:

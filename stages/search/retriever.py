@@ -5,7 +5,6 @@ does it, the instruction of its task in front, the same encoder, the same vector
 guessed where the person does not say what kind of thing to find: see `Retriever.choose_target`.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from stages.contract.context import Artifact, InputError
 from stages.data.images import Checked, ImageLimits, ImageRejected, check
 from stages.data.instructions import Instructions, with_instruction
 from stages.data.modalities import modality_of
-from stages.data.sources.fields import normalise
+from stages.data.sources.fields import normalise, read_json
 from stages.data.tables import MappedTable
 from stages.model import checkpoint
 from stages.model.identity import check_student, identify
@@ -111,7 +110,7 @@ def row_of(query: Query) -> Row:
 
 def metadata_of(row: dict[str, Any]) -> dict[str, Any] | None:
     """What the source holds beside text and picture; None for a candidate of an ingested source."""
-    return json.loads(row["metadata"] or "{}") if "metadata" in row else None
+    return read_json(row["metadata"] or "{}") if "metadata" in row else None
 
 
 def own_student(card: dict[str, Any], index: Artifact, found: Path | None = None) -> Path:

@@ -12,6 +12,7 @@ from stages.data.sources import records
 from stages.data.sources.chunks import file_chunks
 from stages.data.sources.corpus_rows import candidate, read_rows
 from stages.data.sources.fields import BadField
+from stages.search.retriever import metadata_of
 from tests.corpus_files import write_csv, write_pictures, write_records
 
 
@@ -84,6 +85,14 @@ def test_bad_rows_name_their_line_and_their_reason(tmp_path: Path) -> None:
         ("own.jsonl:7", "broken JSON"),
     ]
     assert found[0]["did"] == "own.jsonl:1"
+
+
+def test_what_is_no_number_of_json_is_no_value(tmp_path: Path) -> None:
+    rows = [b'{"text": "pear", "price": NaN, "size": [1, -Infinity], "weight": 1e999}', {"text": "fig", "price": 2}]
+    columns, shown = type_all(read(write_records(tmp_path / "own.jsonl", rows), tmp_path / "work"))
+    assert shown == [{"size": [1, None]}, {"price": 2}] and columns["price"]["kind"] == "number"
+    written = metadata_of({"metadata": '{"price": NaN}'})  # as indexes once held it
+    assert written == {"price": None}
 
 
 def test_a_row_with_more_cells_than_the_header_is_rejected(tmp_path: Path) -> None:

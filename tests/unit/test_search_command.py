@@ -1,5 +1,6 @@
 """`pipeline/search.py`: which index it takes, what it prints, and how it refuses."""
 
+import argparse
 import io
 import json
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from pipeline.lookup.indexes import agrees, find_keys, read_overrides
 from pipeline.lookup.results import print_table
 from pipeline.search import main
+from pipeline.terminal import json_command
 from stages.contract.context import InputError
 from tests.search_world import make_world, picture, write_index, write_run
 from tests.support import with_own_stdout
@@ -43,6 +45,15 @@ def test_json_is_one_object_with_results_and_query(world: dict, capfd: pytest.Ca
     assert answer["query"]["text"] == "A red one." and answer["query"]["modality"] == "image,text"
     scores = [row["score"] for row in answer["results"]]
     assert scores == sorted(scores, reverse=True)
+
+
+def test_json_is_json_whatever_numbers_are_in_it(capfd: pytest.CaptureFixture) -> None:
+    def fill(options: argparse.Namespace, answer: dict) -> None:
+        answer |= {"loss": float("nan"), "found": [{"price": float("-inf"), "rank": 1}]}
+
+    given = argparse.Namespace(json=True)
+    assert with_own_stdout(lambda _: json_command(lambda: given, fill), []) == 0
+    assert capfd.readouterr().out == '{"loss": null, "found": [{"price": null, "rank": 1}]}\n'
 
 
 def test_the_terminal_shows_ranked_rows_and_pictures_are_saved(world: dict, capfd: pytest.CaptureFixture) -> None:

@@ -1,6 +1,7 @@
 """What one line says, field by field, or why it cannot be used. Light on purpose: plans read instructions by it."""
 
 import json
+import math
 from typing import Any
 
 from stages.data.modalities import MODALITIES
@@ -14,10 +15,23 @@ class BadField(Exception):
         self.reason, self.detail = reason, detail
 
 
+def read_json(text: str) -> Any:
+    """What JSON says, with null for NaN, Infinity and what no float holds: they are no JSON, and none may leave.
+
+    Raises ValueError, RecursionError.
+    """
+    return json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
+
+
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
 def parse(line: bytes) -> dict[str, Any]:
     """The JSON object of one line. Raises BadField."""
     try:
-        fields = json.loads(line.decode("utf-8-sig"))
+        fields = read_json(line.decode("utf-8-sig"))
         if b"\\ud" in line.lower():  # half a surrogate pair is no text: nothing behind this point can hold it
             json.dumps(fields, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
