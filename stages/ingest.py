@@ -147,6 +147,8 @@ def _read_records(context: Context, path: "Place") -> Reading:
     data, work = context.params.data, context.output.work / "records"
     labelled = data.kind == "pairs"
     found = records.lay_out(path, _files_of_records(data, path), work, pairs.NLI if labelled else {})
+    for note in found.notes:
+        flow.say(note)
     shape = pairs.nested if labelled else unlabelled.as_pair
     numbered = flow.number_chunks(found.root, found.sources)
     queries = flow.read_chunks(numbered, partial(pairs.read_queries, found, shape=shape))
@@ -175,6 +177,8 @@ def _ingest(context: Context, source: Reading) -> "Counts":
     numbers = flow.take_numbers(candidates, queries, pools)
     images = flow.write_images(output, root, (candidates, queries), numbers, ImageLimits(data.max_pixels))
     flow.say(f"checked {numbers.path_count} pictures: {images.count} kept, {images.rejects.num_rows} rejected")
+    for line in wording.skipped_lines(images.rejects):
+        flow.say(line)
 
     known = flow.survey_candidates(numbers, images, pools, mbeir.implied_unions(pools))
     valid_candidates = flow.validate_candidates(candidates, known, images)

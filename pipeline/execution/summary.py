@@ -9,6 +9,7 @@ from pipeline.artifacts.store import Artifact
 from pipeline.planning.dag import OWN_DATA
 from pipeline.planning.plan import Decision
 from pipeline.wording import markdown_table
+from stages.data.ingest.wording import rejects_line
 
 REASONS_SHOWN = 4
 SOURCES = {"ingest": "rejected rows", OWN_DATA: f"rejected rows of {OWN_DATA}"}
@@ -29,6 +30,8 @@ def plan_rows(decisions: Sequence[Decision]) -> list[list[str]]:
 def closing_lines(artifacts: Mapping[str, Artifact], overrides: Sequence[str]) -> list[str]:
     """The result table, what was left out, where the student lies and the next command, as far as the run came."""
     lines = [f"{name}: {rejected(artifacts[source])}" for source, name in SOURCES.items() if source in artifacts]
+    if "index" in artifacts and (left_out := artifacts["index"].manifest.get("metrics", {}).get("rejects")):
+        lines.append(f"rejected rows of index.corpus: {rejects_line(left_out)}")
     if "evaluate" in artifacts and artifacts["evaluate"].has("table.txt"):
         lines = [artifacts["evaluate"].read_bytes("table.txt").decode().rstrip(), "", *lines]
     if made := [artifacts[name] for name in ("train", "distill") if name in artifacts]:
@@ -55,8 +58,6 @@ def example_query(index: Artifact) -> str:
 
 def rejected(ingest: Artifact) -> str:
     """How many rows of the source were left out, and why; the rows themselves lie in `rejects/` of the artifact."""
-    from stages.data.ingest.wording import rejects_line
-
     return rejects_line(ingest.read_json("stats.json")["rejects"])
 
 

@@ -70,12 +70,13 @@ def parse_query(line: bytes, k: int, file: Path, number: int) -> QueryInput:
 
 def read_image(directory: Path, reference: str, name: str) -> "Checked":
     """A picture below the directory, as ingest would store it. Raises InputError that calls it `name`."""
+    from stages.data.formats import READ
     from stages.data.images import ImageLimits, ImageRejected, load
 
     try:
         return load(directory, reference, ImageLimits())
     except ImageRejected as error:
-        raise InputError(f"{name} can't be used: {error}; give a whole JPEG, PNG, WebP or GIF") from None
+        raise InputError(f"{name} can't be used: {error}; give a whole {READ}") from None
 
 
 def parse_fields(line: bytes) -> dict[str, Any]:

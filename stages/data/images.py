@@ -13,10 +13,13 @@ import os
 import stat
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageOps
 
+from stages.data.formats import KEPT, LOSSLESS, READ, sniff
+from stages.data.sources.folders import follow
 from stages.data.sources.remote import RemotePath
 
 ORIENTATION = 0x0112
@@ -25,6 +28,9 @@ PLAIN_MODES = {"RGB", "L", "1", "P"}
 """Modes that every decoder turns into the same RGB, so that the original bytes may stay."""
 NARROWEST = 200
 """Qwen2-VL refuses pictures whose sides differ by more than this factor (`smart_resize`)."""
+DEEPEST = {"I", "F"}
+"""Modes of 32 bits a pixel, whose black and white nobody tells."""
+NEEDS_HEIF = "HEIC needs pillow-heif"
 LONGEST_KEY = 1024
 """Bytes of the name of an object, at most; a server does not answer when asked for more."""
 
@@ -62,12 +68,15 @@ def resolve(root: Path | RemotePath, reference: str) -> Path | RemotePath:
     parts = PurePosixPath(reference.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or "\0" in reference or not parts.parts:
         raise ImageRejected("path outside root", f"{reference!r} must be relative to the data root, without '..'")
+    if "://" in reference:
+        raise ImageRejected("picture elsewhere", f"{reference!r} is not opened; download it and give its path")
     if isinstance(root, RemotePath):  # object storage knows no links
         return root / parts
     base = os.path.realpath(root)
     target = os.path.realpath(os.path.join(base, parts))
     if os.path.commonpath([base, target]) != base:
-        raise ImageRejected("path outside root", f"{reference!r} is a link that leaves the data root")
+        detail = f"{reference!r} is a link that leaves the data root {root}"
+        raise ImageRejected("link outside root", f"{detail}; {follow(root)}")
     return Path(target)
 
 
@@ -103,7 +112,7 @@ def _fetched(path: RemotePath, reference: str, limits: ImageLimits) -> bytes:
 def check(data: bytes, limits: ImageLimits) -> Checked:
     """Checks encoded bytes and brings them into the form that the pipeline stores. Raises ImageRejected."""
     _refuse_bytes(len(data), limits)
-    format_ = sniff(data)
+    format_ = known_format(data)
     with _opened(data, format_) as image:
         width, height = image.size
         if width * height > limits.refuse_pixels:
@@ -112,26 +121,34 @@ def check(data: bytes, limits: ImageLimits) -> Checked:
             raise ImageRejected("narrow image", f"{width}×{height}: the sides differ by more than {NARROWEST} times")
         _decode(image, format_)  # before anything else looks: a second reading of damaged data raises nothing more
         upright, plain = _upright(image)
-        untouched = plain and width * height <= limits.max_pixels and _is_still(image)
+        untouched = plain and format_ in KEPT and width * height <= limits.max_pixels and _is_still(image)
     if format_ == "png":
         _verify(data)
     if not untouched:
         upright = _shrunk(upright, limits.max_pixels)
-        data, format_ = _encoded(upright, lossless=format_ in ("png", "gif") or data[12:16] == b"VP8L")
+        data, format_ = _encoded(upright, lossless=format_ in LOSSLESS or data[12:16] == b"VP8L")
     return Checked(hashlib.sha256(data).hexdigest()[:32], data, *upright.size, format_)
 
 
-def sniff(data: bytes) -> str:
-    """The format by its first bytes: jpeg, png, webp or gif. Raises ImageRejected for anything else."""
-    if data.startswith(b"\xff\xd8\xff"):
-        return "jpeg"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return "gif"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    raise ImageRejected("unknown format", "neither JPEG, PNG, WebP nor GIF" if data else "the file is empty")
+def known_format(data: bytes) -> str:
+    """The format by the first bytes, see `formats.sniff`. Raises ImageRejected for anything else."""
+    found = sniff(data)
+    if found is None:
+        raise ImageRejected("unknown format", f"no {READ}" if data else "the file is empty")
+    if found == "heif" and not reads_heif():
+        raise ImageRejected(NEEDS_HEIF, "install pillow-heif, or convert the picture to JPEG")
+    return found
+
+
+@cache
+def reads_heif() -> bool:
+    """Whether the decoder of HEIC is installed; Pillow knows it from then on."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
 
 
 def decode(data: bytes) -> Image.Image:
@@ -177,13 +194,21 @@ def _verify(data: bytes) -> None:
 
 
 def _upright(image: Image.Image) -> tuple[Image.Image, bool]:
-    """The upright RGB picture of the first frame, and whether the bytes decode to just that by any decoder."""
+    """The upright RGB picture of the first frame, and whether the bytes decode to just that by any decoder.
+
+    Raises ImageRejected for pixels that can't be brought to RGB.
+    """
+    if image.mode in DEEPEST:
+        raise ImageRejected("32-bit pixels", f"their scale is not known; save the {image.format} with 8 or 16 bits")
     try:
         turned = ImageOps.exif_transpose(image)
         plain = image.getexif().get(ORIENTATION, 1) in (0, 1)
     except Exception:  # unreadable EXIF: the picture is written anew, without it
         turned, plain = image, False
-    return _flat(turned), plain and image.mode in PLAIN_MODES and "transparency" not in image.info
+    try:
+        return _flat(turned), plain and image.mode in PLAIN_MODES and "transparency" not in image.info
+    except ValueError as error:  # a mode that Pillow does not convert, such as LAB
+        raise ImageRejected("broken image", f"{image.format} of mode {image.mode}: {error}") from None
 
 
 def _is_still(image: Image.Image) -> bool:
@@ -200,6 +225,7 @@ def _flat(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     if image.mode.startswith("I"):  # 16 bits a pixel: PIL's own conversion would clip instead of scale
+        image = image.convert("I") if image.mode == "I;16B" else image
         return image.point(lambda value: value / 257).convert("L").convert("RGB")
     return image.convert("RGB")
 

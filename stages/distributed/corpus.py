@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 MOST_COLUMNS = 64
-MOST_REJECTS = 0.05  # of the rows, as in ingest
+MOST_REJECTS = 0.05  # of the rows, as in ingest, where these are not few
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ def run(context: Context) -> dict[str, Any]:
     from stages.search.backends import build, choose
 
     params, model = context.params.index, Path(context.params.student.model)
-    rows = read(context)
-    counts = tally(context, rows)
+    rows, bad_pictures = read(context)
+    counts = tally(context, rows, bad_pictures)
     keep(context, rows, counts["columns"])
     backend = choose(params.backend, counts["rows"])
     start = time.monotonic()
@@ -75,8 +75,8 @@ def run(context: Context) -> dict[str, Any]:
     }
 
 
-def read(context: Context) -> "ray.data.Dataset":
-    """Reads and validates the corpus, and writes its pictures and rejects; the validated rows.
+def read(context: Context) -> "tuple[ray.data.Dataset, pa.Table]":
+    """Reads and validates the corpus, and writes its pictures and rejects; the validated rows, and bad pictures.
 
     Raises:
         StageError: nothing is left, or too many rows are bad.
@@ -84,28 +84,32 @@ def read(context: Context) -> "ray.data.Dataset":
     import ray.data
 
     from stages.data.images import ImageLimits
-    from stages.data.ingest import flow, validate
+    from stages.data.ingest import flow, validate, wording
     from stages.data.metadata import UNTYPED
     from stages.data.schemas import REJECTS
     from stages.data.sources import corpus_rows, records
 
     output, path = context.output, place(context.params.index)
     laid = records.lay_out(path, records.find(path, "index.corpus", pictures=True), output.work / "records")
+    for note in laid.notes:
+        flow.say(note)
     rows = flow.read_chunks(flow.number_chunks(laid.root, laid.sources), partial(corpus_rows.read_rows, laid))
     none = ray.data.from_arrow(corpus_rows.NO_QUERIES)
     numbers = flow.take_numbers(rows, none, [corpus_rows.POOL])
     images = flow.write_images(output, laid.root, (rows,), numbers, ImageLimits())
     flow.say(f"checked {numbers.path_count} pictures: {images.count} kept, {images.rejects.num_rows} rejected")
+    for line in wording.skipped_lines(images.rejects):
+        flow.say(line)
     known = flow.survey_candidates(numbers, images, [corpus_rows.POOL], {})
     validated = flow.validate_candidates(rows, known, images, validate.validated(UNTYPED))
     bad = validated.map_batches(
         validate.rejected, fn_args=("candidate", "did"), batch_size=None, batch_format="pyarrow"
     ).union(ray.data.from_arrow(images.rejects))
     flow.write(output, "rejects", bad, REJECTS)
-    return validated
+    return validated, images.rejects
 
 
-def tally(context: Context, validated: "ray.data.Dataset") -> dict[str, Any]:
+def tally(context: Context, validated: "ray.data.Dataset", bad_pictures: "pa.Table") -> dict[str, Any]:
     """Rows, modalities, rejects by reason, and the metadata columns with what they hold.
 
     Raises:
@@ -115,6 +119,7 @@ def tally(context: Context, validated: "ray.data.Dataset") -> dict[str, Any]:
 
     from stages.data import metadata
     from stages.data.ingest import flow, validate
+    from stages.data.ingest.wording import too_many
 
     place, columns = context.params.index.corpus, ["modality", "reason"]
     counted = validated.map_batches(validate.tally, fn_args=(columns,), batch_size=None, batch_format="pyarrow")
@@ -127,14 +132,20 @@ def tally(context: Context, validated: "ray.data.Dataset") -> dict[str, Any]:
         if row["reason"] is not None:
             bad[row["reason"]] = bad.get(row["reason"], 0) + row["count"]
     total, lost = sum(row["count"] for row in rows), sum(bad.values())
-    examples = {row["reason"]: f"{row['source']}: {row['detail']}" for row in reversed(rows) if row["reason"]}
+    said = dict(zip(bad_pictures["source"].to_pylist(), bad_pictures["detail"].to_pylist(), strict=True))
+    examples = {
+        row["reason"]: f"{row['source']}: {said.get(row['detail'], row['detail'])}"
+        for row in reversed(rows)
+        if row["reason"]
+    }
     reasons = "; ".join(f"{reason} {count} ({examples[reason]})" for reason, count in list(bad.items())[:3])
     if not kept:
         raise StageError(f"index.corpus={place} has no usable row: {reasons or 'it is empty'}; correct the rows")
-    if lost > MOST_REJECTS * total:
+    if too_many(lost / total, total, MOST_REJECTS):
         raise StageError(
             f"{lost} of {total} rows of index.corpus={place} are bad: {reasons}; correct the rows or leave them out"
         )
+    flow.say(f"{total - lost} rows kept, {lost} left out ({reasons})" if lost else f"{total} rows kept")
     kinds = validated.map_batches(metadata.kinds, batch_size=None, batch_format="pyarrow").to_arrow_refs()
     found = [row for table in ray.get(kinds) for row in table.to_pylist()]
     named = metadata.name_columns(found)

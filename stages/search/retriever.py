@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from stages.contract.context import Artifact, InputError
+from stages.data.formats import READ
 from stages.data.images import Checked, ImageLimits, ImageRejected, check
 from stages.data.instructions import Instructions, with_instruction
 from stages.data.modalities import modality_of
@@ -100,7 +101,7 @@ def check_image(data: bytes, name: str, limits: ImageLimits) -> Checked:
     try:
         return check(data, limits)
     except ImageRejected as error:
-        raise InputError(f"{name} can't be used: {error}; give a whole JPEG, PNG, WebP or GIF") from None
+        raise InputError(f"{name} can't be used: {error}; give a whole {READ}") from None
 
 
 def row_of(query: Query) -> Row:

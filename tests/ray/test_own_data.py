@@ -127,9 +127,11 @@ def test_a_folder_of_pictures_is_indexed(world: dict, tmp_path: Path) -> None:
 
 
 def test_a_corpus_that_is_mostly_broken_stops_and_says_why(world: dict, tmp_path: Path) -> None:
-    path = write_records(tmp_path / "bad.jsonl", [{"text": "good"}, {"image": "gone.png"}])
+    path = write_records(tmp_path / "bad.jsonl", [{"text": "good"}, *[{"image": "gone.png"}] * 99])
     (tmp_path / "store").mkdir()
-    with pytest.raises(StageError, match=r"1 of 2 rows .* are bad: missing image 1 \(bad.jsonl:2"):
+    with pytest.raises(
+        StageError, match=r"99 of 100 rows .* are bad: missing image 99 \(bad.jsonl:2: 'gone.png' does"
+    ):
         run_corpus(tmp_path, path, world["model"])
 
 

@@ -21,6 +21,14 @@ def test_the_next_command_asks_what_the_corpus_may_answer(kind, corpus, query):
     assert lines == [f"next: python pipeline/search.py --text {query} store=s"]
 
 
+def test_rows_of_an_own_corpus_that_were_left_out_are_counted():
+    config = {"data": {"kind": "scenes"}, "index": {"corpus": "photos"}}
+    rejects = {"candidates": 2, "by_reason": {"truncated image": 1, "HEIC needs pillow-heif": 1}}
+    index = SimpleNamespace(manifest={"config": config, "metrics": {"rejects": rejects}})
+    said = "rejected rows of index.corpus: 2 candidates (truncated image 1, HEIC needs pillow-heif 1)"
+    assert closing_lines({"index": index}, [])[0] == said
+
+
 def made(name: str, rejects: dict) -> SimpleNamespace:
     stats = {"stats.json": {"rejects": rejects}}
     return SimpleNamespace(uri=f"store/{name}/key", attempt="one", read_json=stats.__getitem__, has=lambda name: False)

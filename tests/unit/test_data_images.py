@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from stages.data.images import ImageLimits, ImageRejected, check, decode, load, resolve, sniff
+from stages.data import images
+from stages.data.formats import KEPT, is_picture, sniff
+from stages.data.images import ImageLimits, ImageRejected, check, decode, load, resolve
 
 LIMITS = ImageLimits(max_pixels=10_000, refuse_pixels=1_000_000, max_bytes=500_000)
 
@@ -23,6 +25,12 @@ def encoded(image: Image.Image, format_: str, **options) -> bytes:
 def gradient(width: int, height: int) -> Image.Image:
     image = Image.linear_gradient("L").resize((width, height))
     return Image.merge("RGB", (image, image.transpose(Image.Transpose.ROTATE_180), image))
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = orientation
+    return exif
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -50,9 +58,38 @@ def test_a_good_picture_keeps_its_bytes(format_):
 
 def test_the_format_is_told_by_content_and_unknown_ones_are_refused():
     assert sniff(encoded(gradient(8, 8), "PNG")) == "png"
-    assert reason(encoded(gradient(8, 8), "BMP")) == "unknown format"
     assert reason(b"<html>not found</html>") == "unknown format"
     assert reason(b"") == "unknown format"
+
+
+@pytest.mark.parametrize(("source", "stored"), [("BMP", "png"), ("TIFF", "png"), ("AVIF", "jpeg")])
+def test_what_not_every_reader_knows_is_stored_as_what_it_does(source, stored):
+    exif = {} if source == "BMP" else {"exif": turned(6)}
+    data = encoded(gradient(40, 20), source, **exif)
+    checked = check(data, LIMITS)
+    assert sniff(data) == source.lower() and checked.format == stored == sniff(checked.bytes) and stored in KEPT
+    assert (checked.width, checked.height) == ((40, 20) if source == "BMP" else (20, 40))
+    assert reason(data[: len(data) // 2]) in ("truncated image", "broken image")
+
+
+def test_heic_is_named_where_its_decoder_is_not_installed(monkeypatch):
+    data = b"\0\0\0\x1cftypheic\0\0\0\0mif1heic" + bytes(60)
+    assert sniff(data) == "heif"
+    monkeypatch.setattr(images, "reads_heif", lambda: False)
+    with pytest.raises(ImageRejected, match="HEIC needs pillow-heif: install pillow-heif, or convert"):
+        check(data, LIMITS)
+
+
+def test_a_file_with_another_name_is_a_picture_by_its_first_bytes_unless_it_may_be_a_cameras_raw_file():
+    assert all(is_picture(encoded(gradient(8, 8), kind)) for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"))
+    assert not is_picture(encoded(gradient(8, 8), "TIFF"))
+    for start in (b"BMW, Audi and other words", b"\0\0\0\x18ftypmp42\0\0\0\0mp41isom", b"", b"RIFF\0\0\0\0WAVE"):
+        assert not is_picture(start)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pixels_of_an_unknown_scale_are_refused(mode):
+    assert reason(encoded(Image.new(mode, (8, 8)), "TIFF")) == "32-bit pixels"
 
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "GIF"])
@@ -90,9 +127,7 @@ def test_sides_that_no_vision_tower_takes_are_refused():
 
 
 def test_the_camera_position_is_applied_and_dropped():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    checked = check(encoded(gradient(40, 20), "JPEG", exif=exif), LIMITS)
+    checked = check(encoded(gradient(40, 20), "JPEG", exif=turned(6)), LIMITS)
     assert (checked.width, checked.height) == (20, 40)
     assert Image.open(io.BytesIO(checked.bytes)).getexif().get(0x0112, 1) == 1
     assert decode(checked.bytes).size == (20, 40)
@@ -124,10 +159,11 @@ def test_only_the_first_frame_of_a_moving_picture_is_kept():
     assert decode(checked.bytes).getpixel((3, 3)) == (255, 0, 0)
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "I;16"])
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "I;16", "I;16B"])
 def test_every_mode_ends_as_rgb(mode):
-    source = Image.new("I;16", (8, 8), 65535) if mode == "I;16" else Image.new("L", (8, 8), 255).convert(mode)
-    checked = check(encoded(source, "JPEG" if mode == "CMYK" else "PNG"), LIMITS)
+    deep = mode.startswith("I;16")
+    source = Image.new(mode, (8, 8), 65535) if deep else Image.new("L", (8, 8), 255).convert(mode)
+    checked = check(encoded(source, {"CMYK": "JPEG", "I;16B": "TIFF"}.get(mode, "PNG")), LIMITS)
     image = decode(checked.bytes)
     assert image.mode == "RGB"
     assert min(image.getpixel((3, 3))) > 250
@@ -147,6 +183,11 @@ def test_a_reference_may_not_leave_the_root(tmp_path, reference):
         resolve(tmp_path, reference)
 
 
+def test_an_address_is_not_opened(tmp_path):
+    with pytest.raises(ImageRejected, match=r"picture elsewhere: .* is not opened; download it"):
+        load(tmp_path, "https://shop/a.jpg", LIMITS)
+
+
 def test_a_link_may_not_leave_the_root_but_may_point_within(tmp_path):
     root = tmp_path / "root"
     root.mkdir()
@@ -154,7 +195,7 @@ def test_a_link_may_not_leave_the_root_but_may_point_within(tmp_path):
     (root / "own.png").write_bytes(encoded(gradient(8, 8), "PNG"))
     (root / "out.png").symlink_to(tmp_path / "secret.png")
     (root / "within.png").symlink_to("own.png")
-    with pytest.raises(ImageRejected, match="link that leaves"):
+    with pytest.raises(ImageRejected, match=r"link that leaves the data root .*; copy .* links followed: cp -rL"):
         resolve(root, "out.png")
     assert resolve(root, "within.png") == root / "own.png"
 

@@ -14,6 +14,7 @@ from stages.data.sources.corpus_rows import candidate, read_rows
 from stages.data.sources.fields import BadField
 from stages.search.retriever import metadata_of
 from tests.corpus_files import write_csv, write_pictures, write_records
+from tests.mbeir_files import png
 
 
 def read(path: Path, work: Path) -> list[dict]:
@@ -44,6 +45,37 @@ def test_a_folder_of_pictures_is_a_corpus_whose_ids_are_paths(tmp_path: Path) ->
     ]
     assert all(row["image_path"] == row["did"] and row["modality"] == "image" for row in rows)
     assert len({row["position"] for row in rows}) == 4
+
+
+def test_pictures_of_a_folder_are_told_by_content_and_other_files_are_counted(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "photos")
+    for name in ("IMG_1.heic", "scan.TIFF", "old.jfif"):  # called like pictures: not opened here
+        (folder / name).write_bytes(b"x")
+    (folder / "no ending").write_bytes(png("red"))
+    (folder / "deep" / "film.mov").write_bytes(b"\0\0\0\x14ftypqt  ")
+    (folder / "deep" / "metadata.jsonl").write_bytes(b"{}")
+    (folder / "album").symlink_to(tmp_path)
+    laid = records.lay_out(folder, [], tmp_path / "work")
+    paths = set(records.list_pictures(folder, look=True))
+    assert paths >= {"IMG_1.heic", "scan.TIFF", "old.jfif", "no ending"} and len(paths) == 8
+    assert laid.notes == (
+        "3 files beside 8 pictures are none and left out (.jsonl 1, .mov 1, .txt 1)",
+        f"linked folders are not entered: album; copy the folder with its links followed: cp -rL {folder} COPY",
+        f"deep/metadata.jsonl is not read: give its folder, {folder}/deep, to read it",
+    )
+    seen = records.fingerprint(folder)
+    (folder / "deep" / "film.mov").write_bytes(b"another")
+    assert records.fingerprint(folder) == seen
+    (folder / "no ending").write_bytes(png("blue", (9, 9)))
+    assert records.fingerprint(folder) != seen
+
+
+def test_a_folder_of_nothing_but_links_is_refused_with_the_mend(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "photos")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "album").symlink_to(tmp_path / "photos")
+    with pytest.raises(InputError, match=r"holds no file of records and no picture; its folders are links: .*cp -rL"):
+        records.find(tmp_path / "own", "index.corpus", pictures=True)
 
 
 def test_a_table_keeps_ids_as_text_and_reads_numbers_and_truths(tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ CODE = {
     "stages/data/ingest/flow.py": {"ingest"},
     "stages/data/ingest/wording.py": set(),
     "stages/data/images.py": {"ingest"},
+    "stages/data/formats.py": {"ingest"},
+    "stages/data/sources/folders.py": {"ingest"},
     "stages/data/scenes/drawing.py": {"ingest"},
     "stages/data/sources/pairs.py": set(),
     "stages/data/sources/unlabelled.py": set(),

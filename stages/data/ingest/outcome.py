@@ -52,8 +52,12 @@ class Counts:
 
     def share(self) -> float:
         """Rejected queries and candidates of all; 0 for a source without rows."""
-        rejected, every = _count(_rejected(self._rows())), _count(self._rows())
+        rejected, every = _count(_rejected(self._rows())), self.rows()
         return rejected / every if every else 0.0
+
+    def rows(self) -> int:
+        """Queries and candidates, kept or rejected."""
+        return _count(self._rows())
 
     def numbers(self) -> dict[str, float]:
         """The headline."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from stages.contract.context import StageError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from ray.data import Dataset
 
     from stages.data.ingest.outcome import Counts
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 IN_NO_KEY = True  # words, and a check that ends the stage
 
 REASONS_SHOWN = 3
+PICTURES_SHOWN = 10
 SAMPLE = 1000
+FEWEST = 100
+"""Rows of a corpus without labels from which on a share of bad ones says something: of 13 photos two may be broken."""
 
 
 def kept_line(counts: "Counts") -> str:
@@ -35,25 +39,38 @@ def refuse(counts: "Counts", data: "Params", rejects: "Dataset", work: Path) -> 
     limit, setting = data.max_reject_share, f"{data.section}.max_reject_share"
     kept = counts.stats()["queries"]["by_split"]
     empty = [split for split in data.splits if not kept[split]]
-    if counts.share() <= limit and not empty:
+    stops = too_many(counts.share(), counts.rows(), limit) if data.kind == "corpus" else counts.share() > limit
+    if not stops and not empty:
         return
     path = work / "rejects.json"
     path.write_text(json.dumps(rejects.take(SAMPLE), indent=1, ensure_ascii=False))
     seen = f"{reasons(counts)}; rows and reasons in {path}"
-    if counts.share() > limit:
+    if stops:
         numbers = counts.numbers()
         rejected = numbers["rejected_queries"] + numbers["rejected_candidates"]
-        every = rejected + numbers["queries"] + numbers["candidates"]
-        share = f"{rejected} of {every} rows ({counts.share():.1%}) are bad, {setting}={limit} allows less"
+        share = f"{rejected} of {counts.rows()} rows ({counts.share():.1%}) are bad, {setting}={limit} allows less"
         raise StageError(f"{share}: {seen}; correct the rows or raise {setting}")
     needed = "every split" if len(data.splits) > 1 else data.splits[0]
     raise StageError(f"no usable query in {', '.join(empty)}: {seen}; {needed} needs at least one")
+
+
+def too_many(share: float, rows: int, limit: float) -> bool:
+    """Whether the share of bad rows of a corpus without labels stops the run: not where rows are few, unless at 0."""
+    return share > limit and (rows >= FEWEST or limit == 0)
 
 
 def reasons(counts: "Counts") -> str:
     """The most frequent reasons, each with an example: 'missing image 12 (query/train/x.jsonl:17)'."""
     examples, most = counts.examples(), Counter(counts.rejects()["by_reason"]).most_common(REASONS_SHOWN)
     return ", ".join(f"{reason} {count} ({examples[reason]})" for reason, count in most) or "nothing was rejected"
+
+
+def skipped_lines(images: "pa.Table") -> list[str]:
+    """A line for each of the first rejected pictures, `REJECTS`, with its reason, and one for the others."""
+    rows = images.slice(0, PICTURES_SHOWN).to_pylist()
+    lines = [f"skipped {row['source']}: {row['reason']} ({row['detail']})" for row in rows]
+    more = images.num_rows - len(rows)
+    return [*lines, f"and {more} more, all in rejects/ of the artifact"] if more else lines
 
 
 def rejects_line(rejects: Mapping[str, Any]) -> str:

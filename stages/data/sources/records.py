@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ from stages.contract.context import InputError
 from stages.data.modalities import modality_of
 from stages.data.sources.chunks import SourceFile
 from stages.data.sources.fields import BadField, normalise, parse
-from stages.data.sources.remote import ADVICE, Place, RemotePath, listing, walk
+from stages.data.sources.folders import follow, is_named, list_pictures, notes, sort_files
+from stages.data.sources.remote import ADVICE, Place, RemotePath, listing
 
 LINES = (".jsonl", ".ndjson")
 TABLES = {".csv": ",", ".tsv": "\t"}
 RECORDS = (*LINES, *TABLES)
 TEXTS = (".txt",)  # a text in each line
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 LINE = "\0line"  # where a record of a table or a text stood; no column can be called so
 TABLE_LINE = re.compile(rb'"\\u0000line": (\d{1,18})\}\s*$')  # as json writes it, always last
 LONGEST = 10_000_000  # characters of one cell
@@ -40,6 +40,8 @@ class Records:
     sources: tuple[SourceFile, ...]
     names: tuple[str, ...]
     """What a person calls each source, in the same order."""
+    notes: tuple[str, ...] = ()
+    """Lines about files that are not read."""
 
     def name(self, source: SourceFile) -> str:
         """What a person calls a source."""
@@ -69,9 +71,11 @@ def find(path: Place, setting: str, pictures: bool, texts: bool = False) -> list
         advice = ADVICE if isinstance(path, RemotePath) else "give a file or a directory"
         raise InputError(f"{setting}={path} is not there; {advice}")
     files = _of_kinds(path, RECORDS) or (_of_kinds(path, TEXTS) if texts else [])
-    if not files and not (pictures and next(list_pictures(path), None)):
-        wanted = "a file of records" + (" and no picture" if pictures else "")
-        raise InputError(f"{setting}={path} holds no {wanted.removeprefix('a ')}; give files in {' '.join(kinds)}")
+    if not files and not (pictures and next(list_pictures(path, look=True), None)):
+        wanted = "file of records" + (" and no picture" if pictures else "")
+        linked = pictures and any(kind == "link" for _, kind in sort_files(path, look=False))
+        mend = f"its folders are links: {follow(path)}" if linked else f"give files in {' '.join(kinds)}"
+        raise InputError(f"{setting}={path} holds no {wanted}; {mend}")
     return files
 
 
@@ -96,8 +100,9 @@ def lay_out(path: Place, files: list[Place], work: Path, columns: Mapping[str, s
         else:
             as_lines.append(write_texts(file, target) if kind in TEXTS else file)
     if path.is_dir() and not any(file.suffix.lower() in RECORDS for file in files):
-        as_lines.append(write_folder(root, work / "pictures.jsonl"))
-        names.append(path.name)
+        target = work / "pictures.jsonl"
+        told = write_folder(root, target, {file.name for file in files})
+        return Records(root, tuple(map(_source, [*as_lines, target])), (*names, path.name), tuple(told))
     return Records(root, tuple(map(_source, as_lines)), tuple(names))
 
 
@@ -117,42 +122,20 @@ def _source(file: Place) -> SourceFile:
     return SourceFile(file.name, home=file.parent if isinstance(file, RemotePath) else file.parent.resolve())
 
 
-def list_pictures(root: Place) -> Iterator[str]:
-    """Paths below `root` of files named like pictures, sorted; linked and hidden folders are not entered.
-
-    A bucket's own order is kept, in which it lists page by page: to know of one picture takes one page.
-    Hidden files are left out too: macOS puts `._photo.jpg` beside each picture that it copies.
-    """
-    return list_local(root) if isinstance(root, Path) else (name for name, *_ in walk(root) if _is_picture(name))
-
-
-def _is_picture(path: str) -> bool:
-    """Whether an object is named like a picture and neither it nor a folder above is hidden."""
-    return path.lower().endswith(PICTURES) and not any(part.startswith(".") for part in path.split("/"))
-
-
-def list_local(root: Path) -> Iterator[str]:
-    """`list_pictures` of a directory."""
-    for folder, inner, names in os.walk(root):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        for name in sorted(names):
-            if name.lower().endswith(PICTURES) and not name.startswith("."):
-                yield os.path.relpath(os.path.join(folder, name), root)
-
-
 def fingerprint(path: Place, texts: bool = False) -> str:
     """A digest of (name, size, time of change or ETag) of the files of records at `path` and the pictures beside them.
 
-    Only files named like pictures count, and no hidden folder is entered: a file of records may lie beside anything.
-    Texts count where they are records too, see `find`.
+    Only files called like pictures count where there are records, which may lie beside anything. No hidden folder is
+    entered. Texts count where they are records too, see `find`.
     """
     if isinstance(path, RemotePath):
         return _remote_fingerprint(path, texts)
     kinds = (*RECORDS, *(TEXTS if texts else ()))
     root = path if path.is_dir() else path.parent
     files = [path] if path.is_file() else [one for one in path.iterdir() if one.suffix.lower() in kinds]
+    alone = not any(file.suffix.lower() in RECORDS for file in files)
     digest = hashlib.sha256()
-    for name in (*sorted(file.name for file in files), *list_pictures(root)):
+    for name in (*sorted(file.name for file in files), *list_pictures(root, look=alone)):
         status = os.stat(root / name, follow_symlinks=os.path.exists(root / name))
         digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
@@ -164,18 +147,23 @@ def _remote_fingerprint(path: RemotePath, texts: bool) -> str:
 
     def counts(name: str) -> bool:
         records = name == path.name if alone else "/" not in name and name.lower().endswith(kinds)
-        return records or _is_picture(name)
+        return records or is_named(name)
 
     found = sorted(one for one in listing(path.parent if alone else path) if counts(one[0]))
     return hashlib.sha256(repr(found).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
-def write_folder(root: Place, target: Path) -> Path:
-    """One record for each picture, its path being its id."""
+def write_folder(root: Place, target: Path, read: Container[str] = ()) -> list[str]:
+    """One record for each picture, its path being its id; returns lines about files other than those `read`."""
+    count, others = 0, []
     with target.open("w", encoding="utf-8") as file:
-        for number, path in enumerate(list_pictures(root), start=1):
-            file.write(json.dumps({"id": path, "image": path, LINE: number}) + "\n")
-    return target
+        for path, kind in sort_files(root, look=True):
+            if kind == "picture":
+                count += 1
+                file.write(json.dumps({"id": path, "image": path, LINE: count}) + "\n")
+            elif path not in read:
+                others.append((path, kind))
+    return notes(count, others, root)
 
 
 def write_texts(source: Place, target: Path) -> Path:

@@ -1,0 +1,95 @@
+"""A folder of pictures: which of its files are pictures, and what a person should know of the others.
+
+On disk a file that is not called like a picture is opened, and its first bytes decide; in a bucket, where that takes a
+request for each, names decide alone. Hidden files are passed over: macOS puts `._photo.jpg` beside each picture that
+it copies. Linked folders are not entered, so that no link leads around in circles or out.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from stages.data.formats import ENDINGS, ENOUGH, is_picture
+from stages.data.sources.remote import Place, walk
+
+ENDINGS_SHOWN = 5
+LISTS = ("metadata.csv", "metadata.jsonl")
+"""What the imagefolder layout of the library datasets calls the records of the pictures beside them."""
+
+
+def list_pictures(root: Place, look: bool = False) -> Iterator[str]:
+    """Paths below `root` of pictures, sorted; a bucket's own order is kept, and to know of one picture takes one page.
+
+    Args:
+        root: the folder.
+        look: whether files that are not called like pictures are opened, where that is cheap.
+    """
+    return (path for path, kind in sort_files(root, look) if kind == "picture")
+
+
+def sort_files(root: Place, look: bool) -> Iterator[tuple[str, str]]:
+    """(path below `root`, kind) of all that is not hidden: `picture`, `other`, or `link` for a folder elsewhere."""
+    return _local(root, look) if isinstance(root, Path) else _remote(root)
+
+
+def is_named(path: str) -> bool:
+    """Whether a file is called like a picture, and neither it nor a folder above is hidden."""
+    return path.lower().endswith(ENDINGS) and not _is_hidden(path)
+
+
+def notes(pictures: int, others: list[tuple[str, str]], root: Place) -> list[str]:
+    """Lines about files that are no pictures, linked folders, and records that nobody reads; `others` by kind."""
+    files = [path for path, kind in others if kind == "other"]
+    links = [path for path, kind in others if kind == "link"]
+    lines = []
+    if files:
+        counted = Counter(PurePosixPath(path).suffix.lower() or "no ending" for path in files)
+        most = sorted(counted, key=lambda ending: (-counted[ending], ending))[:ENDINGS_SHOWN]
+        shown = [f"{ending} {counted[ending]}" for ending in most]
+        shown += ["others"] if len(counted) > ENDINGS_SHOWN else []
+        lines.append(f"{len(files)} files beside {pictures} pictures are none and left out ({', '.join(shown)})")
+    if links:
+        more = f" and {len(links) - 1} more" if len(links) > 1 else ""
+        lines.append(f"linked folders are not entered: {links[0]}{more}; {follow(root)}")
+    if unread := next((path for path in files if path.lower().endswith(LISTS)), None):
+        lines.append(f"{unread} is not read: give its folder, {root / str(PurePosixPath(unread).parent)}, to read it")
+    return lines
+
+
+def follow(root: object) -> str:
+    """How links are made files."""
+    return f"copy the folder with its links followed: cp -rL {root} COPY"
+
+
+def _local(root: Path, look: bool) -> Iterator[tuple[str, str]]:
+    for folder, inner, names in os.walk(root):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        for name in sorted(name for name in names if not name.startswith(".")):
+            place = os.path.join(folder, name)
+            found = name.lower().endswith(ENDINGS) or (look and _starts_like_one(place))
+            yield os.path.relpath(place, root), "picture" if found else "other"
+        for name in inner:
+            if os.path.islink(place := os.path.join(folder, name)):
+                yield os.path.relpath(place, root), "link"
+
+
+def _starts_like_one(place: str) -> bool:
+    """Whether a file's first bytes are a picture's; what can't be opened is none."""
+    try:
+        if not os.path.isfile(place):  # a pipe would never answer
+            return False
+        with open(place, "rb") as file:
+            return is_picture(file.read(ENOUGH))
+    except OSError:
+        return False
+
+
+def _remote(root: Place) -> Iterator[tuple[str, str]]:
+    for path, *_ in walk(root):
+        if not _is_hidden(path) and not path.endswith("/"):
+            yield path, "picture" if is_named(path) else "other"
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/"))

@@ -1,0 +1,26 @@
+"""What ingest says of bad rows, and when it stops for them."""
+
+import pyarrow as pa
+import pytest
+
+from stages.data.ingest.wording import PICTURES_SHOWN, skipped_lines, too_many
+from stages.data.schemas import REJECTS
+
+
+@pytest.mark.parametrize(
+    ("bad", "rows", "limit", "stops"),
+    [(2, 13, 0.05, False), (12, 13, 0.05, False), (2, 13, 0, True), (5, 100, 0.05, False), (6, 100, 0.05, True)],
+)
+def test_a_share_of_bad_rows_counts_from_some_number_of_rows_on(
+    bad: int, rows: int, limit: float, stops: bool
+) -> None:
+    assert too_many(bad / rows, rows, limit) is stops
+
+
+def test_pictures_that_are_skipped_are_listed_and_the_others_counted() -> None:
+    row = {"kind": "image", "id": None, "reason": "HEIC needs pillow-heif", "detail": "install it"}
+    table = pa.Table.from_pylist([{**row, "source": f"{number}.heic"} for number in range(12)], REJECTS)
+    lines = skipped_lines(table)
+    assert lines[0] == "skipped 0.heic: HEIC needs pillow-heif (install it)" and len(lines) == PICTURES_SHOWN + 1
+    assert lines[-1] == "and 2 more, all in rejects/ of the artifact"
+    assert len(skipped_lines(table[:2])) == 2
