@@ -225,13 +225,14 @@ class Ranker:
 
         from stages.distributed.queries import vector_files
         from stages.evaluation.rank import Tally, rank_file
+        from stages.evaluation.sets import run_file
 
         context = self.context
         rank = ray.remote(num_cpus=1)(rank_file)
         runs = context.output.work / "runs"
         runs.mkdir(parents=True, exist_ok=True)
         total = {(one.name, scope): Tally() for one in self.sets for scope in SCOPES}
-        files = {(name, scope): runs / f"{model}.{scope}.{name}.trec" for name, scope in total}
+        files = {(name, scope): runs / run_file(f"{model}.{scope}", name) for name, scope in total}
         for path in files.values():
             path.write_text("")  # a killed attempt may have left half a run here
         common = (context.output.filesystem, dim, self.sets, self.pools, index, DEPTH, f"puma-{model}")

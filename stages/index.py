@@ -16,6 +16,7 @@ from pydantic import Field
 
 from stages.contract.context import Artifact, Context, StageError
 from stages.contract.params import Section
+from stages.data.sources.columns import IndexColumns
 
 VERSION = 1
 
@@ -36,6 +37,7 @@ class Params(Section):
         description="own corpus to index instead, with student.model: a folder of pictures, a JSONL, CSV or TSV, on"
         " disk or below s3://bucket/",
     )
+    columns: IndexColumns = IndexColumns()
     split: Literal["val", "test"] = Field("test", description="the pools of this split are embedded")
 
 

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from stages.contract.context import Context, InputError
 from stages.contract.params import Section
+from stages.data.sources.columns import Columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +65,7 @@ class Params(Section):
         le=100_000_000,
         description="larger pictures are scaled down to this many pixels; those of 100 million or 20 MB are rejected",
     )
+    columns: Columns = Columns()
     scenes: Scenes = Scenes()
 
     @property
@@ -94,6 +96,7 @@ def unused_modules(params: Params) -> tuple[str, ...]:
         "stages.data.scenes.dataset": ("scenes",),
         "stages.data.sources.pairs": ("pairs", "corpus"),
         "stages.data.sources.records": ("pairs", "corpus"),
+        "stages.data.sources.delimited": ("pairs", "corpus"),
         "stages.data.sources.unlabelled": ("corpus",),
     }
     return tuple(module for module, kinds in formats.items() if params.kind not in kinds)
@@ -144,15 +147,21 @@ def _read_records(context: Context, path: "Place") -> Reading:
     from stages.data.instructions import plain_instructions
     from stages.data.sources import pairs, records, unlabelled
 
-    data, work = context.params.data, context.output.work / "records"
-    labelled = data.kind == "pairs"
-    found = records.lay_out(path, _files_of_records(data, path), work, pairs.NLI if labelled else {})
-    for note in found.notes:
-        flow.say(note)
-    shape = pairs.nested if labelled else unlabelled.as_pair
+    data, work, files = (
+        context.params.data,
+        context.output.work / "records",
+        _files_of_records(context.params.data, path),
+    )
+    if data.kind == "pairs":
+        found, shape = records.lay_out(path, files, work, of_tables=pairs.COLUMNS), pairs.nested
+    else:
+        found = records.lay_out(path, files, work, data.columns.names(), setting=_columns(data))
+        shape = unlabelled.as_pair
     numbered = flow.number_chunks(found.root, found.sources)
     queries = flow.read_chunks(numbered, partial(pairs.read_queries, found, shape=shape))
     candidates = flow.read_chunks(numbered, partial(pairs.read_candidates, found, shape=shape))
+    queries = flow.merge_queries(queries) if data.kind == "pairs" else queries
+    flow.warn_of_files(found, (candidates, queries))
     pools = flow.distinct(candidates, "pool")
     if len(pools) > MOST_POOLS:
         raise InputError(
@@ -209,17 +218,27 @@ def check(params: Params) -> None:
     if params.kind == "scenes":
         return
     if params.kind in RECORDS:
-        from stages.data.sources import pairs, records, unlabelled
+        from stages.data.sources import delimited
 
-        check_columns = (pairs if params.kind == "pairs" else unlabelled).check_columns
         for file in _files_of_records(params, _root(params)):
-            if file.suffix.lower() in records.TABLES:
-                check_columns(records.read_header(file), str(file))
+            if file.suffix.lower() in delimited.TABLES:
+                _check_header(params, delimited.read_header(file), file)
     else:
         from stages.data.sources import mbeir
 
         mbeir.require(_root(params), _place(params))
         mbeir.instructions(_root(params))
+
+
+def _check_header(params: Params, header: list[str], file: "Place") -> None:
+    """Raises InputError where a table has no columns to read."""
+    from stages.data.sources import columns, pairs
+
+    if params.kind == "pairs":
+        pairs.check_columns(header, str(file))
+    else:
+        names = columns.beside_pictures(file.name, params.columns.names())
+        columns.check_columns(header, names, str(file), _columns(params))
 
 
 def fingerprint(params: Params) -> str | None:
@@ -254,6 +273,11 @@ def _root(params: Params) -> "Place":
 def _place(params: Params) -> str:
     """The setting that tells where the source is."""
     return f"{params.section}.path"
+
+
+def _columns(params: Params) -> str:
+    """The setting that tells of columns."""
+    return f"{params.section}.columns"
 
 
 def _files_of_records(params: Params, path: "Place") -> "list[Place]":

@@ -37,9 +37,9 @@ def write_pictures(root: Path) -> Path:
 
 
 def pair(number: int, split: str | None = None, **fields: Any) -> dict[str, Any]:
-    """A good row: a text query, one positive, one negative."""
+    """A good row: a text query that no other number asks, one positive, one negative."""
     row = {
-        "query": {"text": f"something {COLOURS[number % 4]}"},
+        "query": {"text": f"something {COLOURS[number % 4]} {number}"},
         "positives": [{"id": f"p{number % 4}", "image": f"{COLOURS[number % 4]}.png"}],
         "negatives": [{"id": f"p{(number + 1) % 4}", "image": f"{COLOURS[(number + 1) % 4]}.png"}],
     }

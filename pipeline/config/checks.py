@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.recipes import Settings
 from stages.contract.context import InputError
+from stages.contract.params import Section
 from stages.learn.schedules import tau_hard_at
 from stages.model.families import FAMILIES, refusal
 
@@ -56,8 +57,15 @@ def check_corpus(config: "Config") -> None:
             "index.candidates=teacher needs a run's teacher, and index.corpus is indexed by student.model alone;"
             " leave one of them out"
         )
+    if not corpus and has_values(config.index.columns):
+        raise InputError("index.columns names columns of a corpus of your own; add index.corpus=FILE, or leave it out")
     if corpus:
         import_module("stages.distributed.corpus").check(config.index)
+
+
+def has_values(section: Section) -> bool:
+    """Whether any text of the section is set."""
+    return any(value for _, value in section)
 
 
 def check_data(config: "Config") -> None:
@@ -73,6 +81,10 @@ def check_data(config: "Config") -> None:
             kind = "pairs" if Path(data.path).suffix else "mbeir"
             raise InputError(
                 f"{name}.path is set but {name}.kind=scenes makes its own pictures; add {name}.kind={kind}"
+            )
+        if data.kind != "corpus" and has_values(data.columns):
+            raise InputError(
+                f"{name}.columns names columns of a corpus without labels; add {name}.kind=corpus, or leave it out"
             )
         if not data.kind and data.path:
             raise InputError(f"{name}.path is set but {name}.kind is empty; add {name}.kind=corpus, pairs or mbeir")

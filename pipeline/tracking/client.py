@@ -145,4 +145,5 @@ def numbers(values: Mapping[str, Any], above: str = "") -> dict[str, float]:
 def metric_name(name: str) -> str:
     """`hit@5[image→text]` as MLflow can store it: `hit_at_5/image-text`."""
     plain = name.replace("@", "_at_").replace("→", "-").replace("[", "/").replace("]", "")
-    return re.sub(r"[^\w/.\- :]", "_", plain)[:250]
+    parts = re.sub(r"[^\w/.\- :]", "_", plain)[:250].split("/")
+    return "/".join(part for part in parts if part.strip("."))  # a name is a path, which has to be its shortest form

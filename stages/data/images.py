@@ -19,8 +19,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image, ImageOps
 
 from stages.data.formats import KEPT, LOSSLESS, READ, sniff
-from stages.data.sources.folders import follow
-from stages.data.sources.remote import RemotePath
+from stages.data.sources.remote import LINKED, RemotePath
 
 ORIENTATION = 0x0112
 """The EXIF tag that says how the camera was held."""
@@ -76,7 +75,7 @@ def resolve(root: Path | RemotePath, reference: str) -> Path | RemotePath:
     target = os.path.realpath(os.path.join(base, parts))
     if os.path.commonpath([base, target]) != base:
         detail = f"{reference!r} is a link that leaves the data root {root}"
-        raise ImageRejected("link outside root", f"{detail}; {follow(root)}")
+        raise ImageRejected("link outside root", f"{detail}; {LINKED.format(root)}")
     return Path(target)
 
 

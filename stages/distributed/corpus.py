@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 MOST_COLUMNS = 64
+COLUMNS = "index.columns"
 MOST_REJECTS = 0.05  # of the rows, as in ingest, where these are not few
 
 
@@ -89,11 +90,12 @@ def read(context: Context) -> "tuple[ray.data.Dataset, pa.Table]":
     from stages.data.schemas import REJECTS
     from stages.data.sources import corpus_rows, records
 
-    output, path = context.output, place(context.params.index)
-    laid = records.lay_out(path, records.find(path, "index.corpus", pictures=True), output.work / "records")
-    for note in laid.notes:
-        flow.say(note)
+    params, output = context.params.index, context.output
+    path, work = place(params), output.work / "records"
+    files = records.find(path, "index.corpus", pictures=True)
+    laid = records.lay_out(path, files, work, params.columns.names(), setting=COLUMNS)
     rows = flow.read_chunks(flow.number_chunks(laid.root, laid.sources), partial(corpus_rows.read_rows, laid))
+    flow.warn_of_files(laid, (rows,))
     none = ray.data.from_arrow(corpus_rows.NO_QUERIES)
     numbers = flow.take_numbers(rows, none, [corpus_rows.POOL])
     images = flow.write_images(output, laid.root, (rows,), numbers, ImageLimits())
@@ -232,9 +234,12 @@ def place_in_store(output: Attempt, model: Path) -> dict[str, str]:
 
 def check(params: "Params") -> None:
     """Raises InputError where the corpus can't be read; cheap enough for every plan."""
-    from stages.data.sources import records
+    from stages.data.sources import columns, delimited, records
 
-    records.find(place(params), "index.corpus", pictures=True)
+    for file in records.find(place(params), "index.corpus", pictures=True):
+        if file.suffix.lower() in delimited.TABLES:
+            names = columns.beside_pictures(file.name, params.columns.names())
+            columns.check_columns(delimited.read_header(file), names, str(file), COLUMNS)
 
 
 def place(params: "Params") -> "Place":

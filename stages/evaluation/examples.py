@@ -20,7 +20,7 @@ from stages.contract.context import Artifact
 from stages.data.instructions import Instructions
 from stages.data.keys import hash64
 from stages.data.tables import MappedTable
-from stages.evaluation.sets import EvaluationSet, query_blocks, set_name
+from stages.evaluation.sets import EvaluationSet, query_blocks, run_file, set_name
 
 IN_NO_KEY = True  # shows what was found
 
@@ -78,7 +78,7 @@ def draw(
     by_set: dict[str, list[list[Drawn]]] = {"good": [], "bad": []}
     for one in sets:
         found: dict[str, list[Drawn]] = {"good": [], "bad": []}
-        for qid, ranked in read_run(run.with_name(f"{run.name}.{one.name}.trec")):
+        for qid, ranked in read_run(run.with_name(run_file(run.name, one.name))):
             row = queries.get((one.name, qid))
             if row is None:
                 continue
@@ -112,7 +112,7 @@ def first_relevant(ranked: Iterable[tuple[str, float]], positives: Iterable[str]
 def _add_teacher(drawn: Sequence[Drawn], run: Path) -> None:
     for task in {one.task for one in drawn}:
         wanted = {one.qid: one for one in drawn if one.task == task}
-        for qid, ranked in read_run(run.with_name(f"{run.name}.{task}.trec")):
+        for qid, ranked in read_run(run.with_name(run_file(run.name, task))):
             if qid in wanted:
                 wanted[qid].teacher = first_relevant(ranked, wanted[qid].row["positives"])
 

@@ -34,7 +34,7 @@ def draw_quality(metrics: Mapping[str, Any]) -> Figure:
         axes.set_ylabel(f"{HEADLINE}, {scope} pool")
         axes.set_ylim(0, 1.12)
         axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xticks(range(len(names)), list(names.values()), rotation=25, ha="right")
+    axes.set_xticks(range(len(names)), list(names.values()), rotation=25, ha="right", parse_math=False)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False)
     figure.suptitle("What the student finds, beside its teacher", x=0.01, ha="left")
     return figure

@@ -112,5 +112,6 @@ def caption_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; the first column is text, the others are numbers."""
-    head = [f"| {' | '.join(columns)} |", f"| --- |{' ---: |' * (len(columns) - 1)}"]
-    return "\n".join(head + [f"| {' | '.join(row)} |" for row in rows])
+    first, *lines = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in (columns, *rows))
+    rule = f"| --- |{' ---: |' * (len(columns) - 1)}"
+    return "\n".join([f"| {first} |", rule, *(f"| {line} |" for line in lines)])

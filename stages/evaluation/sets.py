@@ -4,6 +4,7 @@ A set is one task of one dataset, as M-BEIR scores them (`grocery_task3`). Choos
 the stored order, so teacher, student and a later run ask the same ones.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,9 +14,11 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 
 from stages.contract.context import Artifact, StageError
+from stages.data.keys import hash64
 
 BLOCK = 1024  # queries that travel and are ranked together
 ASKED = ("qid", "dataset", "dataset_id", "task_id", "modality", "target_modality", "text", "image_id", "positives")
+PLAIN_NAME = re.compile(r"\w[\w.-]{0,70}")
 _READ = 8192
 
 
@@ -48,6 +51,13 @@ class EvaluationSet:
 def set_name(dataset: str, task_id: int) -> str:
     """`{dataset}_task{task_id}`."""
     return f"{dataset}_task{task_id}"
+
+
+def run_file(run: str, name: str) -> str:
+    """The name of a set's TREC run: as the set is called, if any file may be called so, else with a digest for it."""
+    if not PLAIN_NAME.fullmatch(name):
+        name = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}-{hash64(name):016x}"
+    return f"{run}.{name}.trec"
 
 
 def _short(modality: str) -> str:

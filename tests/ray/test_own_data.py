@@ -140,7 +140,7 @@ def test_pairs_become_queries_candidates_and_rejects(tmp_path: Path) -> None:
         write_bytes(tmp_path, f"own/{colour}.png", png(colour, (40, 40)))
     write_bytes(tmp_path, "outside.png", png("black"))
     good = [pair(number, ("train", "val", "test")[number % 3], id=f"q{number}") for number in range(60)]
-    bad = [pair(0, id="q60", positives=[{"id": "x", "image": "../outside.png"}]), pair(1, id="q61", split="dev")]
+    bad = [pair(60, id="q60", positives=[{"id": "x", "image": "../outside.png"}]), pair(61, id="q61", split="dev")]
     path = write_records(tmp_path / "own" / "pairs.jsonl", [*good, *bad])
     context = begin(tmp_path / "store", "ingest", data=ingest.Params(kind="pairs", path=str(path)), seed=0)
     metrics = ingest.run(context)
@@ -177,11 +177,31 @@ def test_a_table_with_pictures_in_a_bucket_is_indexed_and_shown(
     }
 
 
+def test_a_query_in_several_rows_is_one_and_pictures_that_no_row_names_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for colour in (*COLOURS, "purple"):
+        write_bytes(tmp_path, f"own/{colour}.png", png(colour, (40, 40)))
+    good = [pair(number, ("train", "val", "test")[number % 3], task="photo to label") for number in range(6)]
+    more = [{**row, "positives": [{"image": "./red.png"}], "negatives": []} for row in good]
+    path = write_records(tmp_path / "own" / "pairs.jsonl", [*good, *more])
+    context = begin(tmp_path / "store", "ingest", data=ingest.Params(kind="pairs", path=str(path)), seed=0)
+    ingest.run(context)
+    artifact = commit(tmp_path / "store", context)
+    queries = rows(artifact, "queries")
+    assert [(row["qid"], len(row["positives"]), row["dataset"]) for row in queries] == [
+        (f"pairs.jsonl:{number}", 2, "photo to label") for number in range(1, 7)
+    ]
+    said = capsys.readouterr().err
+    assert "12 rows ask what another row of their task asks: merged into 6 queries" in said
+    assert "warning: 1 pictures beside the records are named by no row" in said
+
+
 def test_pairs_in_a_bucket_are_read_in_place(bucket_server: str, tmp_path: Path) -> None:
     for colour in COLOURS:
         write_bytes(tmp_path, f"own/{colour}.png", png(colour, (40, 40)))
     good = [pair(number, ("train", "val", "test")[number % 3], id=f"q{number}") for number in range(30)]
-    write_records(tmp_path / "own" / "pairs.jsonl", [*good, pair(1, id="bad", split="dev")])
+    write_records(tmp_path / "own" / "pairs.jsonl", [*good, pair(31, id="bad", split="dev")])
     upload(bucket_server, tmp_path / "own", "own/pairs")
     context = begin(tmp_path, "ingest", data=ingest.Params(kind="pairs", path="s3://bucket/own/pairs"), seed=0)
     metrics = ingest.run(context)

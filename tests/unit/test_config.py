@@ -167,6 +167,8 @@ def test_wrong_overrides_are_reported_in_one_line(override, words):
         (["distill.data.kind=texts"], "one of (empty), scenes, mbeir, pairs, corpus, not 'texts'"),
         (["data.kind=corpus", "data.path=/tmp", "student.layers=auto"], "student.layers=auto in override"),
         (["data.kind=corpus", "data.path=/tmp", "features.layer=auto"], "needs labels, and data.kind=corpus has none"),
+        (["index.columns.text=Title"], "names columns of a corpus of your own; add index.corpus=FILE"),
+        (["data.columns.text=Title"], "data.columns names columns of a corpus without labels; add data.kind=corpus"),
         (["data.path=x"], "add data.kind=mbeir"),
         (["data.path=x.jsonl"], "add data.kind=pairs"),
         (["data.kind=pairs"], "add data.path=FILE"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stages.data.instructions import default_instructions, plain_instructions
-from stages.data.sources import pairs, records
+from stages.data.sources import delimited, pairs, records
 from stages.data.sources.chunks import file_chunks
 from stages.data.sources.fields import BadField
 from tests.corpus_files import pair, write_csv, write_records
@@ -25,7 +25,7 @@ def test_a_row_is_a_query_with_positives_and_hard_negatives(tmp_path: Path) -> N
     rows = [pair(0, "test", id="q1", task="squares"), pair(1, "train")]
     queries, candidates = read(write_records(tmp_path / "p.jsonl", rows), tmp_path / "work")
     first, second = queries
-    assert (first["qid"], first["text"], first["modality"]) == ("q1", "Something red.", "text")
+    assert (first["qid"], first["text"], first["modality"]) == ("q1", "Something red 0.", "text")
     assert (first["positives"], first["negatives"], first["task_id"]) == (["p0"], ["p1"], 0)
     assert (first["dataset"], first["split"], first["pool"]) == ("squares", "test", "squares_task0")
     assert (second["qid"], second["dataset"], second["pool"]) == ("p.jsonl:2", "pairs", None)
@@ -36,6 +36,15 @@ def test_a_row_is_a_query_with_positives_and_hard_negatives(tmp_path: Path) -> N
         ("p2", "blue.png", "pairs_task0"),
     ]
     assert len({row["position"] for row in candidates}) == 4
+
+
+def test_a_spreadsheet_tells_the_same(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("Query_Text;Positive_Text;Split\nmilk;A carton, one litre;val\n")
+    path = tmp_path / "p.csv"
+    pairs.check_columns(delimited.read_header(path), str(path))
+    laid = records.lay_out(path, [path], tmp_path / "work", of_tables=pairs.COLUMNS)
+    (query,) = pairs.read_queries(laid, 0, next(file_chunks(laid.root, laid.sources[0]))).to_pylist()
+    assert (query["text"], query["split"], query["reason"]) == ("Milk.", "val", None)
 
 
 def test_a_table_tells_the_same(tmp_path: Path) -> None:
@@ -51,6 +60,13 @@ def test_a_table_tells_the_same(tmp_path: Path) -> None:
     assert [row["text"] for row in candidates] == ["A carton, one litre.", "A loaf.", "A loaf."]
 
 
+@pytest.mark.parametrize("task", ["photo to label", "../../etc", "靴", "C/D: 50 %", 7])
+def test_any_short_text_is_the_name_of_a_task(task: object, tmp_path: Path) -> None:
+    queries, candidates = read(write_records(tmp_path / "p.jsonl", [pair(0, "val", task=task)]), tmp_path / "work")
+    assert (queries[0]["dataset"], queries[0]["pool"]) == (str(task), f"{task}_task0")
+    assert {row["pool"] for row in candidates} == {f"{task}_task0"}
+
+
 @pytest.mark.parametrize(
     "change, reason",
     [
@@ -61,7 +77,9 @@ def test_a_table_tells_the_same(tmp_path: Path) -> None:
         ({"positives": [{"id": "p0"}]}, "empty"),
         ({"negatives": [{"text": 3}]}, "bad field"),
         ({"split": "dev"}, "bad split"),
-        ({"task": "../../etc"}, "bad task"),
+        ({"task": "x" * 65}, "bad task"),
+        ({"task": "\x1b[31m"}, "bad task"),
+        ({"task": ["shoes"]}, "bad task"),
         ({"id": "a b"}, "bad id"),
         ({"id": [1]}, "bad id"),
     ],

@@ -85,7 +85,7 @@ def params(path: Path, kind: str = "corpus", own: bool = True) -> ingest.Params:
         (
             "corpus",
             "sentence,label",
-            r"t\.csv has the columns sentence, label; name the one that counts text or image",
+            r"the columns sentence, label; name the one that counts: distill\.data\.columns\.text='sentence'",
         ),
         ("pairs", "gold_label,sentence1,sentence2", "anchor,positive"),  # a contradiction is no positive
         ("pairs", "premise,hypothesis", r"sent0,sent1\[,hard_neg\]"),
@@ -107,7 +107,7 @@ def test_tables_of_nli_are_pairs_as_they_were_published(tmp_path: Path, header: 
     path = tmp_path / "nli.csv"
     path.write_text(f'{header}\n"One, two",3,true\n')
     ingest.check(params(path, "pairs", own=False))
-    laid = records.lay_out(path, [path], tmp_path / "work", pairs.NLI)
+    laid = records.lay_out(path, [path], tmp_path / "work", of_tables=pairs.COLUMNS)
     (chunk,) = file_chunks(laid.root, laid.sources[0])
     (query,) = pairs.read_queries(laid, 0, chunk).to_pylist()
     assert query["text"] == "One, two."

@@ -1,5 +1,7 @@
 """The report shows what metrics.json holds, in a terminal's width, with any number of sets."""
 
+import io
+
 import pytest
 
 from stages.evaluation.comparison import dimension_rows, labels, measure_rows
@@ -60,6 +62,10 @@ def test_the_markdown_tables_have_a_line_for_each_set() -> None:
     assert lines[-1] == "| mean |  |  | 0.050 | 0.200 | 0.450 | 0.500 | 90% |"
 
 
+def test_a_task_may_hold_what_parts_cells() -> None:
+    assert markdown_table(("set", "hit"), [("a | b", "1")]).splitlines()[-1] == r"| a \| b | 1 |"
+
+
 def test_leading_dimensions_have_rows_where_they_were_trained() -> None:
     shown = metrics(NAMES)
     assert dimension_rows(shown) == []
@@ -71,6 +77,11 @@ def test_every_measure_has_a_row_with_all_models_and_pools() -> None:
     rows = list(measure_rows(metrics(NAMES)))
     assert [row[0] for row in rows] == list(MEASURES)
     assert rows[0][1:] == ("0.200", "0.450", "0.500", "0.100", "0.225", "0.250")
+
+
+def test_a_task_may_hold_what_plots_take_for_formulas() -> None:
+    shown = draw_quality(metrics(["from $5^ to $9_task0", "over $9_task0"]))
+    shown.savefig(io.BytesIO(), format="svg")
 
 
 def test_plots_show_every_set_and_both_models() -> None:

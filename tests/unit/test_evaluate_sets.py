@@ -15,7 +15,7 @@ from stages.data import schemas
 from stages.distributed.embedding import vector_column
 from stages.evaluation import sets
 from stages.evaluation.rank import Pools, Tally, rank_block
-from stages.evaluation.sets import find_sets, is_asked, query_blocks, spaced_rows
+from stages.evaluation.sets import find_sets, is_asked, query_blocks, run_file, spaced_rows
 from stages.index import summarise_pools
 from stages.search.exact import ExactIndex
 from tests.search_world import open_store, write_ingest, write_rows
@@ -24,6 +24,14 @@ from tests.search_world import open_store, write_ingest, write_rows
 @pytest.fixture
 def ingest(tmp_path) -> Iterator:
     return write_ingest(open_store(str(tmp_path)))
+
+
+def test_a_run_file_is_called_as_its_set_where_any_file_may_be_and_is_one_of_its_folder_else() -> None:
+    assert run_file("student.local", "shop_task3") == "student.local.shop_task3.trec"
+    names = ["../../etc_task0", "photo to label_task3", "photo-to-label_task3", "C/D_task3", "靴" * 64 + "_task3"]
+    files = [run_file("student.local", name) for name in names]
+    assert len(set(files)) == len(names)
+    assert all("/" not in file and len(file.encode()) < 255 for file in files)
 
 
 @given(st.integers(1, 300), st.integers(1, 300))

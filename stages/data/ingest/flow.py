@@ -5,11 +5,13 @@ references and counts. Rows keep the order of the source, so that the same sourc
 """
 
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs
@@ -19,11 +21,14 @@ import ray.data
 
 from stages.contract.context import Attempt
 from stages.data.images import ImageLimits
-from stages.data.ingest import pictures, survey, validate
+from stages.data.ingest import merge, pictures, survey, validate
 from stages.data.ingest.outcome import CANDIDATE_COLUMNS, QUERY_COLUMNS, Counts
+from stages.data.keys import hash_ids, locate
 from stages.data.schemas import IMAGES, RAW_QUERIES
 from stages.data.sources import mbeir_rows
 from stages.data.sources.chunks import CHUNK_BYTES, FileChunk, SourceFile, file_chunks
+from stages.data.sources.folders import list_pictures
+from stages.data.sources.records import Records
 from stages.data.sources.remote import Place
 
 TASKS_PER_CPU = 4
@@ -109,6 +114,54 @@ def distinct(rows: ray.data.Dataset, column: str) -> list[str]:
 
     tables = ray.get(_map(rows, values).to_arrow_refs())
     return sorted({value for table in tables if table.num_rows for value in table[column].to_pylist() if value})
+
+
+def warn_of_files(found: Records, rows: Sequence[ray.data.Dataset]) -> None:
+    """Says which files of a user's were not read: beside a folder's pictures, or pictures beside records."""
+    for note in found.notes:
+        say(note)
+    unnamed = 0 if found.listed else count_unnamed(found.root, rows)
+    if unnamed:
+        say(f"warning: {unnamed} pictures beside the records are named by no row")
+
+
+def count_unnamed(root: Place, rows: Sequence[ray.data.Dataset]) -> int:
+    """How many files called like pictures below `root` no row names: a list may call its column otherwise."""
+
+    def named(table: pa.Table) -> pa.Table:
+        paths = pc.unique(table["image_path"]).drop_null().to_pylist()
+        return pa.table({"path": hash_ids(map(os.path.normpath, paths))})
+
+    tables = [table for dataset in rows for table in ray.get(_map(dataset, named).to_arrow_refs()) if table.num_rows]
+    found = np.unique(np.concatenate([np.empty(0, np.uint64), *(table["path"].to_numpy() for table in tables)]))
+    return int((locate(hash_ids(list_pictures(root)), found) < 0).sum())
+
+
+def merge_queries(queries: ray.data.Dataset) -> ray.data.Dataset:
+    """The query rows, those that ask the same of a task merged into the first of them; says how many there were."""
+
+    @ray.remote
+    def repeated(*tables: pa.Table) -> np.ndarray:
+        return merge.repeated(_concatenated(tables, merge.KEYS))
+
+    @ray.remote(num_returns=2)
+    def gathered(*tables: pa.Table) -> tuple[merge.Merged, tuple[int, int]]:
+        found = merge.Merged.of(_concatenated(tables, merge.PARTS))
+        return found, (found.rows, len(found.keys))
+
+    def parts(table: pa.Table) -> pa.Table:
+        return merge.parts(table, ray.get(several))
+
+    def merged(table: pa.Table) -> pa.Table:
+        return merge.merge(table, ray.get(known))
+
+    several = repeated.remote(*_map(queries, merge.keys).to_arrow_refs())
+    known, counts = gathered.remote(*_map(queries, parts).to_arrow_refs())
+    rows, kept = ray.get(counts)
+    if not rows:
+        return queries
+    say(f"{rows} rows ask what another row of their task asks: merged into {kept} queries with all their candidates")
+    return _map(queries, merged).materialize()
 
 
 def take_numbers(candidates: ray.data.Dataset, queries: ray.data.Dataset, pools: list[str]) -> Numbers:

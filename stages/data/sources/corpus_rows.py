@@ -9,7 +9,7 @@ from stages.data.metadata import RAW
 from stages.data.schemas import RAW_QUERIES
 from stages.data.sources.chunks import FileChunk, lines, position
 from stages.data.sources.fields import BadField
-from stages.data.sources.records import Records, content_of, id_of, is_row, read_line, source_line
+from stages.data.sources.records import Records, content_of, id_of, is_row, source_line
 
 NO_QUERIES = RAW_QUERIES.empty_table()
 POOL = "corpus"
@@ -22,7 +22,7 @@ def read_rows(records: Records, number: int, chunk: FileChunk) -> pa.Table:
         row: dict[str, Any] = {"position": position(number, line_number - chunk.first_line), "pool": POOL}
         source = f"{records.name(chunk.source)}:{source_line(line, line_number)}"
         try:
-            fields = read_line(line)
+            fields = records.read(chunk.source, line)
             row["did"] = id_of(fields, "a row") or source
             row |= {**candidate(fields), "cells": is_row(line)}
         except BadField as error:

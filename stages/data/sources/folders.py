@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from stages.data.formats import ENDINGS, ENOUGH, is_picture
-from stages.data.sources.remote import Place, walk
+from stages.data.sources.columns import PICTURE_LISTS
+from stages.data.sources.remote import LINKED, Place, walk
 
 ENDINGS_SHOWN = 5
-LISTS = ("metadata.csv", "metadata.jsonl")
-"""What the imagefolder layout of the library datasets calls the records of the pictures beside them."""
 
 
 def list_pictures(root: Place, look: bool = False) -> Iterator[str]:
@@ -51,15 +50,10 @@ def notes(pictures: int, others: list[tuple[str, str]], root: Place) -> list[str
         lines.append(f"{len(files)} files beside {pictures} pictures are none and left out ({', '.join(shown)})")
     if links:
         more = f" and {len(links) - 1} more" if len(links) > 1 else ""
-        lines.append(f"linked folders are not entered: {links[0]}{more}; {follow(root)}")
-    if unread := next((path for path in files if path.lower().endswith(LISTS)), None):
+        lines.append(f"linked folders are not entered: {links[0]}{more}; {LINKED.format(root)}")
+    if unread := next((path for path in files if PurePosixPath(path).name.lower() in PICTURE_LISTS), None):
         lines.append(f"{unread} is not read: give its folder, {root / str(PurePosixPath(unread).parent)}, to read it")
     return lines
-
-
-def follow(root: object) -> str:
-    """How links are made files."""
-    return f"copy the folder with its links followed: cp -rL {root} COPY"
 
 
 def _local(root: Path, look: bool) -> Iterator[tuple[str, str]]:

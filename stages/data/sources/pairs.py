@@ -21,10 +21,11 @@ from stages.data.instructions import PAIRS, dataset_number
 from stages.data.keys import hash64
 from stages.data.schemas import RAW_CANDIDATES, RAW_QUERIES, SPLITS
 from stages.data.sources.chunks import FileChunk, lines, position
+from stages.data.sources.columns import names_of, plain, rename
 from stages.data.sources.fields import BadField
-from stages.data.sources.records import Records, content_of, id_of, read_line, source_line
+from stages.data.sources.records import Records, content_of, id_of, source_line
 
-TASK_NAME = re.compile(r"\w[\w.-]{0,63}")
+LONGEST_TASK = 64
 TASK_IDS = {
     ("text", "image"): 0,
     ("text", "text"): 1,
@@ -44,6 +45,12 @@ NLI = {
 }
 """What published tables of texts call their columns: sentence-transformers' all-nli, SimCSE's nli_for_simcse.csv."""
 OTHERS = ("id", "split", "task")
+COLUMNS = {
+    **names_of(f"{part}_{name}" for part in ("query", "positive", "negative") for name in ("id", "text", "image")),
+    **names_of(OTHERS),
+    **NLI,
+}
+"""What the columns of a table are called here, see `columns.names_of`."""
 SHARES = ("val", "test", *["train"] * 8)  # of rows that name no split
 Shape = Callable[[dict[str, Any]], dict[str, Any]]
 """What makes the parts of a pair of a line's fields: `nested`, or `unlabelled.as_pair`. It may raise BadField."""
@@ -69,7 +76,7 @@ def read_queries(records: Records, number: int, chunk: FileChunk, shape: Shape =
     for place, line_number, line in _placed(records, number, chunk):
         row: dict[str, Any] = {"position": place}
         try:
-            fields = read_line(line)
+            fields = records.read(chunk.source, line)
             row["qid"] = fields["id"] if isinstance(fields.get("id"), str) else None
             row |= query(shape(fields), f"{records.name(chunk.source)}:{line_number}")
         except BadField as error:
@@ -83,7 +90,7 @@ def read_candidates(records: Records, number: int, chunk: FileChunk, shape: Shap
     rows: list[dict[str, Any]] = []
     for _, line_number, line in _placed(records, number, chunk):
         try:
-            given = shape(read_line(line))
+            given = shape(records.read(chunk.source, line))
             asked = query(given, "")
         except BadField:  # it is rejected as a query
             continue
@@ -130,8 +137,9 @@ def check_columns(columns: Sequence[str], place: str) -> None:
 
     Some files of NLI have a column of labels, by which only some of their rows are pairs.
     """
-    known = {NLI.get(name, name) for name in columns}
-    strange = [name for name in columns if name not in NLI and name not in OTHERS] if set(columns) & set(NLI) else []
+    written = [plain(name) for name in columns]
+    known = set(rename(columns, COLUMNS))
+    strange = [name for name in written if name not in NLI and name not in OTHERS] if set(written) & set(NLI) else []
     whole = all({f"{part}_text", f"{part}_image"} & known for part in ("query", "positive"))
     if strange or len(known) < len(columns) or not whole:
         raise InputError(
@@ -170,9 +178,11 @@ def _dataset(fields: dict[str, Any]) -> str:
     value = fields.get("task")
     if value is None or value == "":
         return PAIRS
-    if isinstance(value, bool) or not isinstance(value, str | int) or not TASK_NAME.fullmatch(str(value)):
-        raise BadField("bad task", f"task must be a short name of letters, digits, _ . and -, this is {value!r}")
-    return str(value)
+    name = " ".join(str(value).split())
+    known = isinstance(value, str | int) and not isinstance(value, bool)
+    if not known or not name.isprintable() or not 0 < len(name) <= LONGEST_TASK:
+        raise BadField("bad task", f"task must be a text of 1 to {LONGEST_TASK} signs, this is {value!r:.100}")
+    return name
 
 
 def _split(fields: dict[str, Any], text: str | None, image: str | None) -> str:

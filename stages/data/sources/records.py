@@ -6,30 +6,29 @@ lines, row by row, so that everything behind this module knows one format, can c
 file and the line of a bad record.
 """
 
-import csv
 import hashlib
 import json
 import os
 import re
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stages.contract.context import InputError
 from stages.data.modalities import modality_of
 from stages.data.sources.chunks import SourceFile
+from stages.data.sources.columns import advice, beside_pictures, renamed
+from stages.data.sources.delimited import LINE, TABLES, write_table
 from stages.data.sources.fields import BadField, normalise, parse
-from stages.data.sources.folders import follow, is_named, list_pictures, notes, sort_files
-from stages.data.sources.remote import ADVICE, Place, RemotePath, listing
+from stages.data.sources.folders import is_named, list_pictures, notes, sort_files
+from stages.data.sources.remote import ADVICE, LINKED, Place, RemotePath, listing
 
 LINES = (".jsonl", ".ndjson")
-TABLES = {".csv": ",", ".tsv": "\t"}
 RECORDS = (*LINES, *TABLES)
+SHOWN = 12  # columns in an error
 TEXTS = (".txt",)  # a text in each line
-LINE = "\0line"  # where a record of a table or a text stood; no column can be called so
 TABLE_LINE = re.compile(rb'"\\u0000line": (\d{1,18})\}\s*$')  # as json writes it, always last
-LONGEST = 10_000_000  # characters of one cell
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,27 @@ class Records:
     """What a person calls each source, in the same order."""
     notes: tuple[str, ...] = ()
     """Lines about files that are not read."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """What columns are called here, see `columns.names_of`; rows of tables were written out under these names."""
+    setting: str = ""
+    """The setting that can tell of other columns, for errors."""
+    listed: bool = False
+    """Whether the pictures of the folder are records themselves."""
 
     def name(self, source: SourceFile) -> str:
         """What a person calls a source."""
         return self.names[self.sources.index(source)]
+
+    def read(self, source: SourceFile, line: bytes) -> dict[str, Any]:
+        """The record of one line, its columns under their names here. Raises BadField."""
+        fields = parse(line)
+        if fields.pop(LINE, None) is not None:  # written out here, under these names
+            return fields
+        fields = renamed(fields, beside_pictures(self.name(source), self.columns))
+        if self.setting and fields and not {"text", "image"} & set(fields):
+            has = f"the row has neither text nor image, it has {', '.join(list(fields)[:SHOWN])}"
+            raise BadField("empty", f"{has}; {advice(list(fields), self.setting)}")
+        return fields
 
 
 def find(path: Place, setting: str, pictures: bool, texts: bool = False) -> list[Place]:
@@ -71,15 +87,22 @@ def find(path: Place, setting: str, pictures: bool, texts: bool = False) -> list
         advice = ADVICE if isinstance(path, RemotePath) else "give a file or a directory"
         raise InputError(f"{setting}={path} is not there; {advice}")
     files = _of_kinds(path, RECORDS) or (_of_kinds(path, TEXTS) if texts else [])
-    if not files and not (pictures and next(list_pictures(path, look=True), None)):
+    if not files and not (pictures and any(next(list_pictures(path, look), None) for look in (False, True))):
         wanted = "file of records" + (" and no picture" if pictures else "")
         linked = pictures and any(kind == "link" for _, kind in sort_files(path, look=False))
-        mend = f"its folders are links: {follow(path)}" if linked else f"give files in {' '.join(kinds)}"
+        mend = f"its folders are links: {LINKED.format(path)}" if linked else f"give files in {' '.join(kinds)}"
         raise InputError(f"{setting}={path} holds no {wanted}; {mend}")
     return files
 
 
-def lay_out(path: Place, files: list[Place], work: Path, columns: Mapping[str, str] | None = None) -> Records:
+def lay_out(
+    path: Place,
+    files: list[Place],
+    work: Path,
+    columns: Mapping[str, str] | None = None,
+    of_tables: Mapping[str, str] | None = None,
+    setting: str = "",
+) -> Records:
     """Records ready to be cut into chunks; what is no JSON yet is written below `work`.
 
     Pictures of a folder belong to it where records say which; where there are none, all do.
@@ -88,22 +111,25 @@ def lay_out(path: Place, files: list[Place], work: Path, columns: Mapping[str, s
         path: what the user gave.
         files: of `find`.
         work: a directory.
-        columns: what columns of a table are called here, by their names in it.
+        columns: what columns are called here, see `columns.names_of`.
+        of_tables: the same for those of tables, where these are others.
+        setting: what can tell of other columns; empty where none can.
     """
     root = path if path.is_dir() else path.parent
     work.mkdir(parents=True, exist_ok=True)
-    as_lines, names = [], [file.name for file in files]
+    columns, as_lines, names = columns or {}, [], [file.name for file in files]
     for number, file in enumerate(files):
         target, kind = work / f"{number:04d}.jsonl", file.suffix.lower()
         if kind in TABLES:
-            as_lines.append(write_table(file, target, columns or {}))
+            as_lines.append(write_table(file, target, beside_pictures(file.name, of_tables or columns)))
         else:
             as_lines.append(write_texts(file, target) if kind in TEXTS else file)
-    if path.is_dir() and not any(file.suffix.lower() in RECORDS for file in files):
-        target = work / "pictures.jsonl"
-        told = write_folder(root, target, {file.name for file in files})
-        return Records(root, tuple(map(_source, [*as_lines, target])), (*names, path.name), tuple(told))
-    return Records(root, tuple(map(_source, as_lines)), tuple(names))
+    if path.is_file() or any(file.suffix.lower() in RECORDS for file in files):
+        return Records(root, tuple(map(_source, as_lines)), tuple(names), (), columns, setting)
+    target = work / "pictures.jsonl"
+    told = write_folder(root, target, {file.name for file in files})
+    sources = tuple(map(_source, [*as_lines, target]))
+    return Records(root, sources, (*names, path.name), tuple(told), columns, setting, listed=True)
 
 
 def _of_kinds(folder: Place, kinds: tuple[str, ...]) -> list[Place]:
@@ -173,50 +199,6 @@ def write_texts(source: Place, target: Path) -> Path:
             if line.strip():
                 written.write(json.dumps({"text": line.strip(), LINE: number}) + "\n")
     return target
-
-
-def read_header(source: Place) -> list[str]:
-    """The names of a table's columns. Raises InputError where it has none."""
-    with source.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        return _header(csv.DictReader(file, delimiter=TABLES[source.suffix.lower()], strict=True), source, {})
-
-
-def _header(reader: csv.DictReader, source: Place, columns: Mapping[str, str]) -> list[str]:
-    names = [columns.get(name, name) for name in reader.fieldnames or ()]
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"{source} needs a first line that names each column once")
-    return names
-
-
-def write_table(source: Place, target: Path, columns: Mapping[str, str]) -> Path:
-    """One record for each row of a CSV or TSV with a header; empty cells are left out, the others stay texts.
-
-    `columns` are other names for some of its columns.
-
-    Raises:
-        InputError: the file has no header, or its quotes can't be followed.
-    """
-    csv.field_size_limit(LONGEST)
-    separator = TABLES[source.suffix.lower()]
-    # Bytes that are no UTF-8 become signs that no JSON text may hold: their row is rejected, not the file.
-    with source.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file, target.open("w") as written:
-        reader = csv.DictReader(file, delimiter=separator, strict=True)
-        try:
-            reader.fieldnames = _header(reader, source, columns)
-            for row in reader:
-                extra = {"too many cells": True} if row.pop(None, None) else {}
-                cells = {name: text for name, text in row.items() if text and text.strip()}
-                written.write(json.dumps({**cells, **extra, LINE: reader.line_num}) + "\n")
-        except csv.Error as error:
-            raise InputError(f"{source}:{reader.line_num}: {error}; correct the quotes of the row") from None
-    return target
-
-
-def read_line(line: bytes) -> dict[str, Any]:
-    """The record of one line. Raises BadField."""
-    fields = parse(line)
-    fields.pop(LINE, None)
-    return fields
 
 
 def source_line(line: bytes, number: int) -> int:

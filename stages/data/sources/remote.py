@@ -17,6 +17,7 @@ from stages.contract.context import InputError
 
 SCHEME = "s3://"
 ADVICE = "check the bucket and the AWS_* variables"
+LINKED = "copy the folder with its links followed: cp -rL {} COPY"
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 

@@ -5,10 +5,8 @@ same checks, the same batches, and InfoNCE of a text on itself (SimCSE, Gao et a
 contrastive loss has a weight. All rows are of the train split; ids and other columns are of no use and are ignored.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
-from stages.contract.context import InputError
 from stages.data.sources.fields import BadField
 from stages.data.sources.records import content_of
 
@@ -23,9 +21,3 @@ def as_pair(fields: dict[str, Any]) -> dict[str, Any]:
         raise BadField("too many cells", "the row has more cells than the header names; quote cells with commas")
     content = {name: fields.get(name) for name in ("text", "image")}
     return {"query": content, "positives": [content], "split": "train", "task": TASK}
-
-
-def check_columns(columns: Sequence[str], place: str) -> None:
-    """Raises InputError where a table at `place` has neither texts nor pictures."""
-    if not {"text", "image"} & set(columns):
-        raise InputError(f"{place} has the columns {', '.join(columns)}; name the one that counts text or image")
