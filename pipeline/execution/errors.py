@@ -6,10 +6,12 @@ wrappers are distinguished by what they have, without importing Ray.
 """
 
 import errno
+import os
 from collections.abc import Iterator
 
 from pipeline.wording import one_line
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 PLAIN = ("StageError", "InputError")  # whose message is meant for the user as it is
 
 
@@ -20,12 +22,21 @@ def explain(error: BaseException) -> str:
         if type(cause).__name__ in PLAIN:
             return one_line(str(cause))
     root = chain[-1]
-    if isinstance(root, OSError) and root.errno in (errno.ENOSPC, errno.EDQUOT):
-        return one_line(f"no space is left for {root.filename or root}; free some, then run again")
+    if full := next(filter(None, map(full_disk, chain[::-1])), ""):
+        return one_line(full)
     if type(root).__name__ == "UserCodeException":
         return root_cause_of(str(chain[-2] if len(chain) > 1 else root))
     lines = [line.strip() for line in str(root).splitlines() if line.strip()]
     return one_line(f"{type(root).__name__}: {lines[0]}" if lines else type(root).__name__)
+
+
+def full_disk(error: BaseException) -> str:
+    """One sentence where the error, or the text of a remote one in it, is that of a full disk; else nothing."""
+    known = isinstance(error, OSError) and error.errno in FULL
+    if not known and not any(os.strerror(code) in str(error) for code in FULL):
+        return ""
+    place = getattr(error, "filename", None) or "what the run writes (store, work or temporary files)"
+    return f"no space is left for {place}; free some, then run again"
 
 
 def error_chain(error: BaseException) -> Iterator[BaseException]:

@@ -190,6 +190,10 @@ class Remote(Exception):
         self.__dict__.update(inside)
 
 
+class UserCodeException(Exception):
+    """Ray Data's wrapper, which holds the error as text alone."""
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [
@@ -201,6 +205,18 @@ class Remote(Exception):
         (
             Remote("wrapped", cause=OSError(errno.ENOSPC, "No space left on device", "/data/part")),
             "no space is left for /data/part; free some, then run again",
+        ),
+        *(
+            (
+                error,
+                "no space is left for what the run writes (store, work or temporary files); free some, then run again",
+            )
+            for error in (
+                OSError(errno.ENOSPC, "No space left on device"),
+                Remote("wrapped", cause=OSError(errno.EDQUOT, "Disk quota exceeded")),
+                RuntimeError('IoError(Os { code: 28, kind: StorageFull, message: "No space left on device" })'),
+                UserCodeException("ray::work()\n  File\nOSError: [Errno 28] Error writing. No space left on device"),
+            )
         ),
     ],
 )
