@@ -97,6 +97,8 @@ def unused_modules(params: Params) -> tuple[str, ...]:
         "stages.data.sources.pairs": ("pairs", "corpus"),
         "stages.data.sources.records": ("pairs", "corpus"),
         "stages.data.sources.delimited": ("pairs", "corpus"),
+        "stages.data.sources.folders": ("pairs", "corpus"),
+        "stages.data.ingest.merge": ("pairs",),
         "stages.data.sources.unlabelled": ("corpus",),
     }
     return tuple(module for module, kinds in formats.items() if params.kind not in kinds)

@@ -46,6 +46,7 @@ CODE = {
     "stages/data/sources/columns.py": {"ingest", "index"},
     "stages/data/sources/delimited.py": set(),
     "stages/data/sources/records.py": set(),
+    "stages/data/ingest/merge.py": set(),
     "stages/data/scenes/drawing.py": {"ingest"},
     "stages/data/sources/pairs.py": set(),
     "stages/data/sources/unlabelled.py": set(),
