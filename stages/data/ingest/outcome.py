@@ -59,6 +59,10 @@ class Counts:
         """Queries and candidates, kept or rejected."""
         return _count(self._rows())
 
+    def asked(self) -> int:
+        """Queries, kept or rejected: of a corpus without labels its rows."""
+        return _count(self.queries)
+
     def numbers(self) -> dict[str, float]:
         """The headline."""
         return {

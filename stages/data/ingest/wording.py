@@ -39,7 +39,7 @@ def refuse(counts: "Counts", data: "Params", rejects: "Dataset", work: Path) -> 
     limit, setting = data.max_reject_share, f"{data.section}.max_reject_share"
     kept = counts.stats()["queries"]["by_split"]
     empty = [split for split in data.splits if not kept[split]]
-    stops = too_many(counts.share(), counts.rows(), limit) if data.kind == "corpus" else counts.share() > limit
+    stops = too_many(counts.share(), counts.asked(), limit) if data.kind == "corpus" else counts.share() > limit
     if not stops and not empty:
         return
     path = work / "rejects.json"

@@ -84,8 +84,8 @@ def find(path: Place, setting: str, pictures: bool, texts: bool = False) -> list
             raise InputError(f"{setting}={path} is not read by its name; give a file that ends in {' '.join(kinds)}")
         return [path]
     if not path.is_dir():
-        advice = ADVICE if isinstance(path, RemotePath) else "give a file or a directory"
-        raise InputError(f"{setting}={path} is not there; {advice}")
+        mend = ADVICE if isinstance(path, RemotePath) else "give a file or a directory"
+        raise InputError(f"{setting}={path} is not there; {mend}")
     files = _of_kinds(path, RECORDS) or (_of_kinds(path, TEXTS) if texts else [])
     if not files and not (pictures and any(next(list_pictures(path, look), None) for look in (False, True))):
         wanted = "file of records" + (" and no picture" if pictures else "")
