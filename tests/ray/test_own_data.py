@@ -194,7 +194,7 @@ def test_a_query_in_several_rows_is_one_and_pictures_that_no_row_names_are_count
     ]
     said = capsys.readouterr().err
     assert "12 rows ask what another row of their task asks: merged into 6 queries" in said
-    assert "warning: 1 pictures beside the records are named by no row" in said
+    assert "warning: pictures beside the records that no row names: 1" in said
 
 
 def test_pairs_in_a_bucket_are_read_in_place(bucket_server: str, tmp_path: Path) -> None:

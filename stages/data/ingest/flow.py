@@ -122,7 +122,7 @@ def warn_of_files(found: Records, rows: Sequence[ray.data.Dataset]) -> None:
         say(note)
     unnamed = 0 if found.listed else count_unnamed(found.root, rows)
     if unnamed:
-        say(f"warning: {unnamed} pictures beside the records are named by no row")
+        say(f"warning: pictures beside the records that no row names: {unnamed}")
 
 
 def count_unnamed(root: Place, rows: Sequence[ray.data.Dataset]) -> int:
