@@ -80,7 +80,8 @@ def _write_candidates(context: Context, model: Path, path: Path) -> None:
     columns = ["did", "modality", "text", "image_id", "content_id", "pools"]
     pooled = stored.select_columns(columns).map_batches(keep_training, batch_format="pyarrow", zero_copy_batch=True)
     embedded = embed_rows(context, pooled, model=model, side="candidate")
-    embedded.map_batches(with_hashes, batch_format="pyarrow").write_parquet(str(path))
+    hashed = embedded.map_batches(with_hashes, batch_format="pyarrow")
+    hashed.write_parquet(str(path), use_dictionary=["modality"], write_statistics=False)  # see `parquet_options`
     if not _files(path):
         raise StageError("no candidate is in the pool union_train, so there is nothing to mine; set per_query=0")
 
