@@ -1,8 +1,9 @@
 """Ray Train around the loop: the same job trains the tiny backbone, the distilled student and the final student.
 
 The run's name holds the artifact's key, so a rerun of the same key resumes from its last checkpoint and a changed key
-can never pick up stale state. Every checkpoint holds DeepSpeed's state without frozen weights; the last one also holds the weights in the
-Hugging Face layout, written by rank 0, which is how they reach the driver from any node.
+can never pick up stale state. Every checkpoint holds DeepSpeed's state without frozen weights, which a resumed run
+loads where it began; the last one also holds the weights in the Hugging Face layout, written by rank 0, which is how
+they reach the driver from any node.
 """
 
 import signal

@@ -56,7 +56,7 @@ def test_a_checkpoint_may_lack_frozen_weights_and_no_other():
     module, kept = torch.nn.Sequential(frozen.requires_grad_(False), trained), frozen.weight.clone()
     load_trained({"1.weight": torch.ones(2, 2), "1.bias": torch.ones(2)}, module)
     assert trained.weight.min() == trained.bias.max() == 1 and torch.equal(frozen.weight, kept)
-    with pytest.raises(ValueError, match="another model: 1.bias is in one of them"):
+    with pytest.raises(ValueError, match=r"another model: 1\.bias is in one of them"):
         load_trained({"1.weight": torch.ones(2, 2)}, module)
-    with pytest.raises(ValueError, match="another model: 2.weight"):
+    with pytest.raises(ValueError, match=r"another model: 2\.weight"):
         load_trained({"1.weight": torch.ones(2, 2), "1.bias": torch.ones(2), "2.weight": torch.ones(1)}, module)

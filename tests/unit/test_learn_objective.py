@@ -106,7 +106,7 @@ def test_two_ranks_on_zero_3_resume_as_one_does(two_ranks):
 
 @pytest.mark.parametrize(("ranks", "name"), [(1, "checkpoint"), (2, "checkpoint of two")])
 def test_a_checkpoint_holds_no_frozen_weight(world, request, ranks, name):
-    """With adapters all but these and τ is frozen; DeepSpeed writes three numbers for each trained one, and its own."""
+    """With adapters all but these and τ is frozen; of each trained number DeepSpeed writes three, beside its own."""
     request.getfixturevalue(("one_rank", "two_ranks")[ranks - 1])
     saved = list(Path(world["world"], name, "step2").iterdir())
     states = [torch.load(path, weights_only=False) for path in saved if path.name.endswith("model_states.pt")]
