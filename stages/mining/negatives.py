@@ -7,9 +7,8 @@ query has several positives, p is the farthest one's: then a negative is one bes
 Known positives are left out, and copies of one, or of the query itself, under another id.
 
 The corpus streams by twice, once for the positives' scores and once for the rest, past all queries of a task in blocks
-of BLOCK. Memory, beside what `stages.search.device` says of a tile and of the queries: about 90·TILE bytes for each
-query of a block, whatever the number of queries and candidates: 750 MB. The scores are cosines; candidates come from
-ids and contents hashed beforehand, because every task goes over the corpus.
+of BLOCK. Memory is what `stages.search.device` says of ranking. The scores are cosines; candidates come from ids and
+contents hashed beforehand, because every task goes over the corpus.
 
 Letters in shapes: Q queries of a block, N rows of a tile, D dimensions, P (hash, query) pairs.
 """

@@ -9,8 +9,8 @@ order of summation alone, by 1e-6 and less for unit vectors of 256 dimensions. V
 multiplied as float32.
 
 Memory: of the machine some 30 bytes for each candidate's id and its place. Of the device Q·D·4 bytes for the queries,
-TILE·D·4 for a tile, about 30·TILE bytes for each of the queries that are multiplied with it together, and 8·k for each
-query and filter. 32,768 queries of 3,584 dimensions in blocks of 1,024, ten filters each: about 1 GB.
+TILE·D·4 for a tile, about 40·TILE bytes for each of the queries that are multiplied with it together (measured), and
+8·k for each query and filter. 32,768 queries of 3,584 dimensions in blocks of 1,024, two filters each: about 1 GB.
 
 Letters in shapes: Q queries, N rows of a tile, D dimensions, K kept candidates.
 """
