@@ -140,14 +140,22 @@ class _Worker:
         return pa.table({"place": table["place"], "result": pa.array(results, pa.large_binary())})
 
     def _carry_out(self, place: int, work: Work) -> Any:
-        import ray
-
-        while self.progress and place >= self.alone and ray.get(self.progress.before.remote(place)):
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+        if place >= self.alone:
+            self._take_machine(place)
         result = work(self.models)
         if self.progress:
             self.progress.note.remote(place)
         return result
+
+    def _take_machine(self, place: int) -> None:
+        """Waits until nothing else works, and takes the cores that the other actors had."""
+        import ray
+        import torch
+
+        while self.progress and ray.get(self.progress.before.remote(place)):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        if not self.models.cluster.gpus_per_worker:
+            torch.set_num_threads(self.models.cluster.threads_each(1))
 
 
 def _with_progress(tables: Iterable[Any], total: int, label: str) -> Iterator[Any]:
