@@ -3,16 +3,16 @@
 Inputs: ingest (queries, qrels as positives), backbone (the teacher), features (the layer that taught, the depth
 curve), train (the student), index (the candidates' vectors). Steps: choose the queries; one pool of actors embeds them
 with the student, reads the teacher over queries and candidates, at its last layer and at the student's depth (which is
-what cutting alone gives), and times both models; rank block by block as Ray tasks that stream the corpus; write
-metrics, TREC runs, tables, plots and `report.html`.
+what cutting alone gives), and times both models; rank by Ray tasks that each take thousands of queries over the
+corpus, on GPUs where the cluster's processes have them; write metrics, TREC runs, tables, plots and `report.html`.
 
 The student's queries are also asked of the teacher's candidates at the layer that taught; a teacher from outside has
 none. An index may hold those instead of the student's (`index.candidates=teacher`); its searches are that row then,
 `asymmetric`, and for the row `student`, queries and candidates by the student, the candidates are embedded here.
 
-All models meet the same queries, pools and instructions. Memory is flat in the corpus: workers hold a tile of it, the
-driver holds sums. All students of one backbone share its vectors (`stages.distributed.teacher_pools`); a grid that
-compares students leaves the teacher out (`evaluate.teacher=false`).
+All models meet the same queries, pools and instructions. Memory is flat in the corpus: workers hold a tile of it (on a
+GPU also its ids), the driver holds sums. All students of one backbone share its vectors
+(`stages.distributed.teacher_pools`); a grid that compares students leaves the teacher out (`evaluate.teacher=false`).
 """
 
 from collections import deque
@@ -30,7 +30,7 @@ from stages.contract.params import Section
 from stages.search.card import holds_teacher
 
 if TYPE_CHECKING:
-    from ray import ObjectRef
+    from ray import ObjectRefGenerator
 
     from stages.distributed.actors import Models, Work
     from stages.distributed.teacher import ReadOut
@@ -224,24 +224,26 @@ class Ranker:
         import ray
 
         from stages.distributed.queries import vector_files
-        from stages.evaluation.rank import Tally, rank_file
+        from stages.evaluation.rank import Tally, rank_files
         from stages.evaluation.sets import run_file
 
-        context = self.context
-        rank = ray.remote(num_cpus=1)(rank_file)
+        context, gpus = self.context, self.context.cluster.gpus_per_worker
+        resources = {"num_gpus": gpus} if gpus else {"num_cpus": 1}
+        rank = ray.remote(**resources)(rank_files).options(num_returns="streaming")
         runs = context.output.work / "runs"
         runs.mkdir(parents=True, exist_ok=True)
         total = {(one.name, scope): Tally() for one in self.sets for scope in SCOPES}
         files = {(name, scope): runs / run_file(f"{model}.{scope}", name) for name, scope in total}
         for path in files.values():
             path.write_text("")  # a killed attempt may have left half a run here
-        common = (context.output.filesystem, dim, self.sets, self.pools, index, DEPTH, f"puma-{model}")
-        stored = vector_files(context.output, queries)
-        for tallies in in_order(rank.remote(path, *common) for path in stored):
+        device, slots = ("cuda", ray_slots("GPU", gpus)) if gpus else ("cpu", ray_slots("CPU", 1))
+        common = (context.output.filesystem, dim, self.sets, self.pools, index, DEPTH, f"puma-{model}", device)
+        groups = grouped(vector_files(context.output, queries), device, slots)
+        for tallies in in_order((rank.remote(group, *common) for group in groups), 2 * slots):
             for key, tally in tallies.items():
                 total[key].add(tally)
-                with files[key].open("a", encoding="utf-8") as run_file:
-                    run_file.writelines(tally.trec)
+                with files[key].open("a", encoding="utf-8") as opened:
+                    opened.writelines(tally.trec)
         for path in files.values():
             context.output.upload(path, f"runs/{path.name}")
         return total
@@ -259,18 +261,33 @@ class Ranker:
         return {"dimensions": rows} if rows else {}
 
 
-def in_order(tasks: Iterable["ObjectRef"]) -> Iterator[Any]:
-    """The results of lazily submitted Ray tasks in order; no more are under way than keep all cores busy."""
+def ray_slots(resource: str, each: float) -> int:
+    """Tasks that run at once where each takes so much of a resource of the cluster."""
     import ray
 
-    in_flight = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    return max(1, int(ray.cluster_resources().get(resource, each) / each))
+
+
+def grouped(files: Sequence[str], device: str, slots: int) -> list[list[str]]:
+    """The files of blocks that go over the corpus together: all that a task may hold, but every slot has some."""
+    from stages.evaluation.rank import QUERIES
+    from stages.evaluation.sets import BLOCK
+
+    most = min(QUERIES[device] // BLOCK, -(-len(files) // slots))
+    return [list(files[start : start + most]) for start in range(0, len(files), max(1, most))]
+
+
+def in_order(tasks: Iterable["ObjectRefGenerator"], in_flight: int) -> Iterator[Any]:
+    """What lazily submitted Ray tasks yield, in order; no more than `in_flight` of them are under way."""
+    import ray
+
     pending: deque = deque()
     for task in tasks:
         pending.append(task)
         if len(pending) >= in_flight:
-            yield ray.get(pending.popleft())
+            yield from map(ray.get, pending.popleft())
     while pending:
-        yield ray.get(pending.popleft())
+        yield from map(ray.get, pending.popleft())
 
 
 def find_examples(

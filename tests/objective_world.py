@@ -69,7 +69,7 @@ def trained(case: dict, job: dict) -> dict:
     from stages.distributed.training import backbone_weights
     from stages.learn import loop
     from stages.learn.collectives import rank, world_size
-    from stages.learn.engine import full_weights
+    from stages.learn.engine import full_weights, save_state
     from stages.learn.sampling import PairSampler
     from stages.learn.settings import FineTuning
     from stages.mining.negatives import Mined
@@ -127,7 +127,7 @@ def trained(case: dict, job: dict) -> dict:
 
     def on_checkpoint(step: int, engine) -> None:
         if "save" in job:
-            engine.save_checkpoint(job["save"], tag=f"step{step}", client_state={"step": step})
+            save_state(engine, Path(job["save"]), step, tag=f"step{step}")
 
     try:
         engine = loop.fit(

@@ -98,7 +98,7 @@ def trained(world: Path, job: dict) -> dict:
     from stages.distributed.training import turn
     from stages.learn import loop
     from stages.learn.collectives import rank, world_size
-    from stages.learn.engine import full_weights
+    from stages.learn.engine import full_weights, save_state
     from stages.learn.sampling import PairSampler
     from stages.model.encoder import Encoder
 
@@ -135,7 +135,7 @@ def trained(world: Path, job: dict) -> dict:
 
     def on_checkpoint(step: int, engine) -> None:
         if step == job.get("save_at"):
-            engine.save_checkpoint(job["save"], client_state={"step": step})
+            save_state(engine, Path(job["save"]), step)
             if job.get("stop"):
                 raise Stop
 

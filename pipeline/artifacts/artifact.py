@@ -176,7 +176,7 @@ class Attempt:
         self.objects.put(f"{self._directory}/{name}", data)
 
     def open(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """A file to write; it becomes `name` of the artifact when the block ends well, and never otherwise."""
+        """A file to write, front to back; when the block ends well, and only then, it is `name` of the artifact."""
         return self.objects.open(f"{self._directory}/{name}")
 
     def upload(self, source: Path, name: str) -> None:

@@ -1,7 +1,13 @@
-"""The place that is a local (or network) directory; see `objects.Objects`."""
+"""The place that is a local (or network) directory; see `objects.Objects`.
+
+A file's checksum is taken while it is written and stays with it as an extended attribute, as S3 keeps it with an
+object, so a commit reads no such file again. Read again is what others write through the file system, as Ray Data
+does, and everything where the file system or the system has no such attributes.
+"""
 
 import errno
 import hashlib
+import io
 import os
 import shutil
 import time
@@ -10,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from filelock import FileLock
 
@@ -18,8 +24,10 @@ from pipeline.artifacts.objects import PIECE, QUICK_SECONDS, Entry, Found, trans
 from stages.contract.context import InputError
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
     from pyarrow.fs import FileSystem
 
+SUM = "user.puma.sha256"
 UNFINISHED = "_unfinished"  # where files lie while they are written, on the file system where they will end up
 
 
@@ -92,8 +100,10 @@ class LocalObjects:
     def open(self, path: str) -> Iterator[BinaryIO]:
         with self._translate_errors(), self._unfinished(path) as unfinished:
             with unfinished.open("wb") as file:
-                yield file
+                summed = Summed(file)
+                yield cast(BinaryIO, summed)
                 file.flush()
+                keep_sum(file.fileno(), summed.hexdigest())
                 os.fsync(file.fileno())
             os.replace(unfinished, self._with_parent(path))
             flush_to_disk(self._with_parent(path).parent)
@@ -137,7 +147,8 @@ class LocalObjects:
 
     def checksum(self, path: str, trust: bool = False) -> str:
         with self._translate_errors():
-            return checksum(Path(self.root, path))
+            place = Path(self.root, path)
+            return (kept_sum(place) if trust else None) or checksum(place)
 
     def remove(self, paths: Iterable[str]) -> None:
         with self._translate_errors():
@@ -223,3 +234,41 @@ def checksum(path: Path) -> str:
     """SHA-256 of a local file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Summed(io.RawIOBase):
+    """A file to write, front to back, whose SHA-256 is known at the end."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sum = file, hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: "Buffer", /) -> int:  # type: ignore[override]  # all of it is written, always
+        self.sum.update(data)
+        return self.file.write(data)
+
+    def hexdigest(self) -> str:
+        """SHA-256 of what was written, in hex."""
+        return self.sum.hexdigest()
+
+
+def keep_sum(descriptor: int, sha256: str) -> None:
+    """Leaves a file's checksum with it, and of which size and time it is."""
+    with suppress(AttributeError, OSError):  # the system or the file system has no such attributes
+        os.setxattr(descriptor, SUM, f"{sha256} {version(os.fstat(descriptor))}".encode())
+
+
+def kept_sum(path: Path) -> str | None:
+    """The checksum that `keep_sum` left; None where there is none, or the file was written again since."""
+    try:
+        sha256, _, of = os.getxattr(path, SUM).decode().partition(" ")
+    except (AttributeError, OSError):
+        return None
+    return sha256 if of == version(path.stat()) else None
+
+
+def version(facts: os.stat_result) -> str:
+    """What changes when a file is written."""
+    return f"{facts.st_size} {facts.st_mtime_ns}"

@@ -74,7 +74,7 @@ class Objects(Protocol):
         """Writes whatever is there."""
 
     def open(self, path: str) -> AbstractContextManager[BinaryIO]:
-        """A file to write that appears when the block ends well, and never otherwise."""
+        """A file to write, front to back, that appears when the block ends well, and never otherwise."""
 
     def upload(self, source: Path, path: str) -> None:
         """Copies one local file here."""

@@ -29,7 +29,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.response import StreamingBody
 
 from pipeline.artifacts.copies import ensure_dir, translate_cache_errors
-from pipeline.artifacts.local import checksum
+from pipeline.artifacts.local import Summed, checksum
 from pipeline.artifacts.objects import PIECE, QUICK_SECONDS, THREADS, Entry, Found
 from pipeline.artifacts.s3_clients import arrow_filesystem, client, server_time
 from pipeline.artifacts.s3_errors import code, explain
@@ -120,15 +120,17 @@ class S3Objects:
     @contextmanager
     def open(self, path: str) -> Iterator[BinaryIO]:
         with translate_cache_errors(), NamedTemporaryFile(dir=ensure_dir(cache_root() / "unfinished")) as file:
-            yield cast(BinaryIO, file)
+            summed = Summed(cast(BinaryIO, file))
+            yield cast(BinaryIO, summed)
             file.flush()
-            self.upload(Path(file.name), path)
+            self._send(Path(file.name), path, summed.hexdigest())
 
     def upload(self, source: Path, path: str) -> None:
+        self._send(source, path, checksum(source))
+
+    def _send(self, source: Path, path: str, sha256: str) -> None:
         with self._translate_errors():
-            self._client.upload_file(
-                str(source), **self._at(path), ExtraArgs={"Metadata": {"sha256": checksum(source)}}
-            )
+            self._client.upload_file(str(source), **self._at(path), ExtraArgs={"Metadata": {"sha256": sha256}})
 
     def link(self, source: str, target: str) -> None:
         with self._translate_errors():

@@ -90,7 +90,7 @@ class Attempt(Protocol):
         """Writes the file `name` of the artifact, whole or not at all."""
 
     def open(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """A file to write; it becomes `name` of the artifact when the block ends well, and never otherwise."""
+        """A file to write, front to back; when the block ends well, and only then, it is `name` of the artifact."""
 
     def upload(self, source: Path, name: str) -> None:
         """Copies a local file or directory to `name` in the artifact, each file whole or not at all."""

@@ -2,7 +2,8 @@
 
 A stage says beforehand all that its models are to do: shards of rows to embed and write, a sample to read by every
 layer, a timing. One pool does it all, so a backbone of 7B is loaded once by each actor and not once for each kind of
-work, and a small run pays for one start of a process. Work is a picklable function of the actor's `Models`.
+work, and a small run pays for one start of a process. A timing waits in its actor until the others have nothing left
+to do: a pool of its own would load the model once more. Work is a picklable function of the actor's `Models`.
 """
 
 import pickle
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from stages.model.encoder import Encoder
 
 SECONDS_BETWEEN_LINES = 30
+SECONDS_BETWEEN_LOOKS = 0.2
 STUDENT, TEACHER = "student", "teacher"
 """Names of models."""
 
@@ -76,43 +78,84 @@ def carry_out(
         rows: what texts and pictures are read from; the ingest artifact where none is given.
         label: what progress lines call the work.
     """
-    actors, _ = pool_size(context.cluster)
-    given = (rows or context.inputs["ingest"], dict(models), context.cluster)
-    if actors == 1:
-        return _carry_out([*work, *alone], given, context.cluster, label)
-    done = _carry_out(work, given, context.cluster, label)
-    return done + _carry_out(alone, given, context.cluster.model_copy(update={"actors": 1}), label)
-
-
-def _carry_out(work: Sequence[Work], given: tuple[Any, ...], cluster: Cluster, label: str) -> list[Any]:
     import pyarrow as pa
+    import ray
     import ray.data
 
-    if not work:
+    given = (rows or context.inputs["ingest"], dict(models), context.cluster)
+    everything = [*work, *alone]
+    if not everything:
         return []
-    tables = [pa.table({"place": [place], "work": [pickle.dumps(one)]}) for place, one in enumerate(work)]
+    tables = [pa.table({"place": [place], "work": [pickle.dumps(one)]}) for place, one in enumerate(everything)]
+    several = alone and pool_size(context.cluster)[0] > 1
+    progress = ray.remote(num_cpus=0)(Finished).remote(len(everything)) if several else None
     done = ray.data.from_arrow(tables).map_batches(
-        _Worker, fn_constructor_args=given, batch_size=1, batch_format="pyarrow", **pool_of(cluster)
+        _Worker,
+        fn_constructor_args=(progress, len(work), *given),
+        batch_size=1,
+        batch_format="pyarrow",
+        **pool_of(context.cluster),
     )
     found = {}
-    batches = done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-    for table in _with_progress(batches, len(work), label):
-        for place, result in zip(table["place"].to_pylist(), table["result"].to_pylist(), strict=True):
-            found[place] = pickle.loads(result)
-    return [found[place] for place in range(len(work))]
+    try:
+        batches = done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        for table in _with_progress(batches, len(everything), label):
+            for place, result in zip(table["place"].to_pylist(), table["result"].to_pylist(), strict=True):
+                found[place] = pickle.loads(result)
+    finally:
+        if progress:
+            ray.kill(progress)  # also ends the waiting for work that failed
+    return [found[place] for place in range(len(everything))]
+
+
+class Finished:
+    """An actor that knows which work is not done yet, by its place."""
+
+    def __init__(self, count: int) -> None:
+        self.left = set(range(count))
+
+    def note(self, place: int) -> None:
+        """The work at that place is done."""
+        self.left.discard(place)
+
+    def before(self, place: int) -> int:
+        """How much work at lower places is left."""
+        return sum(other < place for other in self.left)
 
 
 class _Worker:
-    """The actor of the pool."""
+    """The actor of the pool. Work from place `alone` on waits for all before it, where `progress` is a `Finished`."""
 
-    def __init__(self, *given: Any) -> None:
+    def __init__(self, progress: Any, alone: int, *given: Any) -> None:
+        self.progress, self.alone = progress, alone
         self.models = Models(*given)
 
     def __call__(self, table: Any) -> Any:
         import pyarrow as pa
 
-        results = [pickle.dumps(pickle.loads(work)(self.models)) for work in table["work"].to_pylist()]
+        results = [
+            pickle.dumps(self._carry_out(place, pickle.loads(work)))
+            for place, work in zip(table["place"].to_pylist(), table["work"].to_pylist(), strict=True)
+        ]
         return pa.table({"place": table["place"], "result": pa.array(results, pa.large_binary())})
+
+    def _carry_out(self, place: int, work: Work) -> Any:
+        if place >= self.alone:
+            self._take_machine(place)
+        result = work(self.models)
+        if self.progress:
+            self.progress.note.remote(place)
+        return result
+
+    def _take_machine(self, place: int) -> None:
+        """Waits until nothing else works, and takes the cores that the other actors had."""
+        import ray
+        import torch
+
+        while self.progress and ray.get(self.progress.before.remote(place)):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        if not self.models.cluster.gpus_per_worker:
+            torch.set_num_threads(self.models.cluster.threads_each(1))
 
 
 def _with_progress(tables: Iterable[Any], total: int, label: str) -> Iterator[Any]:

@@ -18,7 +18,7 @@ from stages.distributed.actors import TEACHER, Work, carry_out
 from stages.distributed.embedding import vector_column
 from stages.distributed.pools import CANDIDATE_COLUMNS, EMBEDDINGS, written
 from stages.distributed.rotation import read_rotation
-from stages.distributed.shards import Target, cut, shard_work
+from stages.distributed.shards import Target, cut, shard_work, write_file
 from stages.distributed.teacher import ReadOut, embed_layers, one_layer
 from stages.model import checkpoint
 from stages.search.filters import keep_pools
@@ -106,8 +106,8 @@ def turn_files(
 
     for path in source:
         table = pq.read_table(path, filesystem=filesystem)
-        with output.open(f"{prefix}/{PurePosixPath(path).name}") as file:
-            pq.write_table(table if turn_DD is None else turn_table(table, turn_DD), file)
+        turned = table if turn_DD is None else turn_table(table, turn_DD)
+        write_file(turned, output, f"{prefix}/{PurePosixPath(path).name}")
 
 
 def turn_table(table: "pa.Table", turn_DD: np.ndarray) -> "pa.Table":

@@ -1,8 +1,9 @@
 """Ray Train around the loop: the same job trains the tiny backbone, the distilled student and the final student.
 
 The run's name holds the artifact's key, so a rerun of the same key resumes from its last checkpoint and a changed key
-can never pick up stale state. Every checkpoint holds DeepSpeed's state; the last one also holds the weights in the
-Hugging Face layout, written by rank 0, which is how they reach the driver from any node.
+can never pick up stale state. Every checkpoint holds DeepSpeed's state without frozen weights, which a resumed run
+loads where it began; the last one also holds the weights in the Hugging Face layout, written by rank 0, which is how
+they reach the driver from any node.
 """
 
 import signal
@@ -294,10 +295,10 @@ class Progress:
         import ray.train
 
         from stages.learn.collectives import rank
-        from stages.learn.engine import full_weights
+        from stages.learn.engine import full_weights, save_state
 
         directory = tempfile.mkdtemp(prefix="puma-checkpoint-")  # Ray deletes it when it has arrived
-        engine.save_checkpoint(directory, client_state={"step": step})
+        save_state(engine, Path(directory), step)
         if step == self.job.settings.steps:
             weights = full_weights(engine)
             if rank() == 0:

@@ -1,4 +1,8 @@
-"""Ranks a block of queries in the local and the union pool and measures the lists: the work of one evaluation task.
+"""Ranks blocks of queries in the local and the union pool and measures the lists: the work of one evaluation task.
+
+The blocks of a task go over the corpus together, in one pass for all of them and for both pools: QUERIES of a CPU are
+compared with a tile for ten seconds once it has been read for a tenth of one. On a GPU they are many more, for there
+reading is what takes time.
 
 It returns sums and finished TREC lines, not lists of objects, so that a driver can add up any number of blocks.
 A query's own picture may be among the candidates (an image→image task on shared photos); M-BEIR leaves it in the pool
@@ -9,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,9 +20,12 @@ from stages.evaluation.chance import chance_of_hit
 from stages.evaluation.measures import HITS, cutoff, measure_queries, trec_lines
 from stages.evaluation.sets import EvaluationSet, set_name
 from stages.search import leading
-from stages.search.exact import ExactIndex, search_batches, vectors
+from stages.search.exact import ExactIndex, asked_of, search_all, vectors
 from stages.search.filters import Filter
 from stages.search.leading import Leading
+
+QUERIES = {"cpu": 8192, "cuda": 32768}
+"""Queries of a task, by device; memory as in `stages.search.exact` and `stages.search.device`."""
 
 
 @dataclass
@@ -65,43 +71,65 @@ class Pools:
         return self.total if chosen.pool is None else self.sizes[chosen.pool]
 
 
-def rank_file(
-    path: str,
+def rank_files(
+    paths: Sequence[str],
     filesystem: Any,
     dim: int | None,
     sets: Sequence[EvaluationSet],
     pools: Pools,
-    index: Any,
+    index: ExactIndex | Leading,
     depth: int,
     tag: str,
-) -> dict[tuple[str, str], Tally]:
-    """`rank_block` of a stored block of queries with vectors, of which the first `dim` values are read (None: all)."""
+    device: str,
+) -> Iterator[dict[tuple[str, str], Tally]]:
+    """`rank_blocks` of stored blocks of queries with vectors, whose first `dim` values are read (None: all)."""
     import pyarrow.parquet as pq
 
-    block = pq.read_table(path, filesystem=filesystem)
-    return rank_block(block if dim is None else leading.shorten(block, dim), sets, pools, index, depth, tag)
+    blocks = [pq.read_table(path, filesystem=filesystem) for path in paths]
+    blocks = [block if dim is None else leading.shorten(block, dim) for block in blocks]
+    yield from rank_blocks(blocks, sets, pools, index, depth, tag, device)
 
 
-def rank_block(
-    block: pa.Table, sets: Sequence[EvaluationSet], pools: Pools, index: ExactIndex | Leading, depth: int, tag: str
-) -> dict[tuple[str, str], Tally]:
-    """Ranks queries with vectors (schema of queries, plus `vector`): a tally for each (set, "local" | "union").
+def rank_blocks(
+    blocks: Sequence[pa.Table],
+    sets: Sequence[EvaluationSet],
+    pools: Pools,
+    index: ExactIndex | Leading,
+    depth: int,
+    tag: str,
+    device: str = "cpu",
+) -> Iterator[dict[tuple[str, str], Tally]]:
+    """Ranks blocks of queries with vectors (schema of queries, plus `vector`), all of them in one pass.
 
-    depth: ranked candidates kept for each query. Each set of the block costs a pass over the corpus, for both scopes.
+    Args:
+        depth: ranked candidates kept for each query.
+        tag: what the run is called in its lines.
+        device: cpu or cuda.
+
+    Yields:
+        For each block a tally for each (set, "local" | "union").
     """
-    named = {one.name: one for one in sets}
-    tallies = {}
-    for name, queries in by_set(block):
-        scopes = pools.filters(named[name])
-        reachable = _Reachable(queries, list(scopes.values()))
-        rankings = search_batches(
-            reachable.watch(index.batches()), vectors(queries).astype(np.float32), depth, list(scopes.values())
-        )
-        for scope, ranking, counts in zip(scopes, rankings, reachable.counts(), strict=True):
-            tally = _measure(queries, ranking.dids, counts, pools.size(scopes[scope]))
-            tally.trec = _trec(queries["qid"].to_pylist(), ranking.dids, ranking.scores, tag)
-            tallies[name, scope] = tally
-    return tallies
+    scopes = {one.name: pools.filters(one) for one in sets}
+    parts = [list(by_set(block)) for block in blocks]
+    pieces = [(name, queries) for part in parts for name, queries in part]
+    reachable = _Reachable([queries for _, queries in pieces], [scopes[name] for name, _ in pieces])
+    asked = [asked_of(vectors(queries), list(scopes[name].values())) for name, queries in pieces]
+    if device == "cpu":
+        found = iter(search_all(reachable.watch(index.batches()), asked, depth))
+    else:
+        from stages.search.device import Ids
+        from stages.search.device import search_all as search_all_there
+
+        ids = Ids.of(batch["did"] for batch in index.batches(["did"]))
+        found = iter(search_all_there(reachable.watch(index.batches()), ids, asked, depth, device))
+    for part in parts:
+        tallies = {}
+        for name, queries in part:
+            for (scope, chosen), ranking in zip(scopes[name].items(), next(found), strict=True):
+                tally = _measure(queries, ranking.dids, reachable.counts(queries, chosen), pools.size(chosen))
+                tally.trec = _trec(queries["qid"].to_pylist(), ranking.dids, ranking.scores, tag)
+                tallies[name, scope] = tally
+        yield tallies
 
 
 def by_set(block: pa.Table) -> Iterator[tuple[str, pa.Table]]:
@@ -112,26 +140,26 @@ def by_set(block: pa.Table) -> Iterator[tuple[str, pa.Table]]:
 
 
 class _Reachable:
-    """Counts, while the corpus streams by, how many of each query's positives a filter lets through."""
+    """Finds, while the corpus streams by, which of the queries' positives each filter lets through."""
 
-    def __init__(self, queries: pa.Table, filters: Sequence[Filter]) -> None:
-        self.positives = queries["positives"].to_pylist()
-        self.wanted = pa.array(sorted({did for dids in self.positives for did in dids}), pa.string())
-        self.filters = filters
-        self.found: list[set[str]] = [set() for _ in filters]
+    def __init__(self, blocks: Sequence[pa.Table], filters: Sequence[Mapping[str, Filter]]) -> None:
+        wanted = {did for queries in blocks for dids in queries["positives"].to_pylist() for did in dids}
+        self.wanted = pa.array(sorted(wanted), pa.string())
+        self.found: dict[Filter, set[str]] = {chosen: set() for one in filters for chosen in one.values()}
 
     def watch(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Passes the batches on."""
         for batch in batches:
-            table = pa.Table.from_batches([batch])
+            table = pa.Table.from_batches([batch]).drop_columns(["vector"])
             hits = table.filter(pc.is_in(table["did"], value_set=self.wanted))
-            for found, chosen in zip(self.found, self.filters, strict=True):
+            for chosen, found in self.found.items():
                 found.update(hits["did"].take(pa.array(chosen.rows(hits))).to_pylist())
             yield batch
 
-    def counts(self) -> list[list[int]]:
-        """For each filter, the number of positives that passed, query by query."""
-        return [[sum(did in found for did in set(dids)) for dids in self.positives] for found in self.found]
+    def counts(self, queries: pa.Table, chosen: Filter) -> list[int]:
+        """The number of positives that a filter let through, query by query."""
+        found = self.found[chosen]
+        return [sum(did in found for did in set(dids)) for dids in queries["positives"].to_pylist()]
 
 
 def _measure(queries: pa.Table, dids: list[list[str]], reachable: list[int], pool_size: int) -> Tally:

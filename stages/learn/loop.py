@@ -18,7 +18,7 @@ import torch
 
 from stages.contract.params import Cluster
 from stages.learn.collectives import rank, world_size
-from stages.learn.engine import start_engine
+from stages.learn.engine import load_state, start_engine
 from stages.learn.gradcache import Loss, backward, needs_images
 from stages.learn.objective import Objective, Step, learner, losses
 from stages.learn.sampling import Pairs, PairSampler
@@ -54,7 +54,7 @@ def fit(
         settings: batch, optimizer and schedule.
         cluster: precision, ZeRO stage, and how often `on_log` and `on_checkpoint` are called.
         teacher: needed where the objective has a feature weight.
-        resume: a directory written by `engine.save_checkpoint`; training goes on at the step that it names.
+        resume: a directory written by `save_state`; training goes on at the step that it names.
         on_log: receives the step and its measures, on every rank.
         on_checkpoint: receives the step and the engine, on every rank; also after the last step.
     """
@@ -62,8 +62,7 @@ def fit(
     engine = start_engine(module, settings, cluster, world_size())
     start = 0
     if resume is not None:
-        _, client_state = engine.load_checkpoint(str(resume))
-        start = client_state["step"]
+        start = load_state(engine, resume)
     clock, seen, tokens = time.perf_counter(), 0, 0
     steps = range(start, settings.steps)
     upcoming = prefetch(partial(prepare, encoder, sampler, teacher, settings.chunk), steps)

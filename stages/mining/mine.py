@@ -27,7 +27,8 @@ from stages.mining.audit import examples_of
 from stages.mining.negatives import COLUMNS, Mined, Rule, mine_block
 from stages.search.exact import ExactIndex
 
-BLOCK = 1024  # queries that pass the candidates together
+QUERIES = {"cpu": 8192, "cuda": 65536}
+"""Queries that pass the candidates together, by device. Memory as `stages.mining.negatives` has it."""
 QUERY_COLUMNS = ["qid", "dataset_id", "modality", "target_modality", "text", "image_id", "positives"]
 
 
@@ -80,7 +81,8 @@ def _write_candidates(context: Context, model: Path, path: Path) -> None:
     columns = ["did", "modality", "text", "image_id", "content_id", "pools"]
     pooled = stored.select_columns(columns).map_batches(keep_training, batch_format="pyarrow", zero_copy_batch=True)
     embedded = embed_rows(context, pooled, model=model, side="candidate")
-    embedded.map_batches(with_hashes, batch_format="pyarrow").write_parquet(str(path))
+    hashed = embedded.map_batches(with_hashes, batch_format="pyarrow")
+    hashed.write_parquet(str(path), use_dictionary=["modality"], write_statistics=False)  # see `parquet_options`
     if not _files(path):
         raise StageError("no candidate is in the pool union_train, so there is nothing to mine; set per_query=0")
 
@@ -113,8 +115,14 @@ def _write_negatives(context: Context, model: Path, candidates: Path, path: Path
     train = stored.map_batches(_train_queries, fn_kwargs={"columns": QUERY_COLUMNS}, batch_format="pyarrow")
     rule = context.params.train.mine
     embedded = embed_rows(context, train, model=model, side="query")
-    arguments = {"files": tuple(_files(candidates)), "per_query": rule.per_query, "margin": rule.margin}
-    mined = embedded.map_batches(_mine, fn_kwargs=arguments, batch_size=BLOCK, batch_format="pyarrow")
+    gpus = context.cluster.gpus_per_worker
+    device, resources = ("cuda", {"num_gpus": gpus}) if gpus else ("cpu", {})
+    if gpus:  # the actors that embed have them, and give them up at the end alone
+        embedded = embedded.materialize()
+    arguments = {"files": tuple(_files(candidates)), "rule": Rule(rule.per_query, rule.margin), "device": device}
+    mined = embedded.map_batches(
+        _mine, fn_kwargs=arguments, batch_size=QUERIES[device], batch_format="pyarrow", **resources
+    )
     mined.write_parquet(str(path))
 
 
@@ -122,9 +130,9 @@ def _train_queries(table: pa.Table, columns: list[str]) -> pa.Table:
     return table.filter(pc.equal(table["split"], "train")).select(columns)
 
 
-def _mine(table: pa.Table, files: tuple[str, ...], per_query: int, margin: float) -> pa.Table:
+def _mine(table: pa.Table, files: tuple[str, ...], rule: Rule, device: str) -> pa.Table:
     index = ExactIndex(files, LocalFileSystem())
-    return mine_block(table, lambda: index.batches(COLUMNS), Rule(per_query, margin))
+    return mine_block(table, lambda: index.batches(COLUMNS), rule, device)
 
 
 def _summarise(mined: Mined) -> dict[str, float]:

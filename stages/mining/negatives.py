@@ -6,26 +6,30 @@ NV-Retriever's TopK-PercPos (arXiv 2407.15831): `limit = p - (1 - margin)·|p|`,
 query has several positives, p is the farthest one's: then a negative is one beside every positive that training draws.
 Known positives are left out, and copies of one, or of the query itself, under another id.
 
-The corpus streams by twice, once for the positives' scores and once for the rest; memory is a tile of it. The scores
-are cosines; candidates come from ids and contents hashed beforehand, because every block goes over the corpus.
+The corpus streams by twice, once for the positives' scores and once for the rest, past all queries of a task in blocks
+of BLOCK. Memory is what `stages.search.device` says of ranking. The scores are cosines; candidates come from ids and
+contents hashed beforehand, because every task goes over the corpus.
 
-Letters in shapes: Q queries, N rows of a tile, D dimensions, P (hash, query) pairs.
+Letters in shapes: Q queries of a block, N rows of a tile, D dimensions, P (hash, query) pairs.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from pyarrow.fs import FileSystem
 
 from stages.data.keys import content_id, hash_ids
 from stages.data.modalities import MODALITIES
 from stages.data.schemas import NEGATIVES
-from stages.search.exact import TopK, tiles, vectors
+from stages.search.device import NOTHING, Best, Ids, Tile, keys, prepared
+from stages.search.exact import vectors
 
+BLOCK = 1024  # queries that are compared with a tile together
 COLUMNS = ("did", "modality", "did_hash", "content_hash", "vector")
 LEFT_OUT = 3  # of the candidates that are too close, how many are named
 
@@ -87,124 +91,119 @@ class QueryHashes:
         return self.query_P[first[rows] + within], rows
 
 
-@dataclass
-class Block:
-    """Queries with their vectors, and what is known about their positives."""
-
-    table: pa.Table
-    vectors_QD: np.ndarray
-    positives: QueryHashes
-    positive_Q: np.ndarray
-    """Cosine of the farthest positive; NaN where none was found."""
-    contents: QueryHashes
-    """Contents that are right or the query's own."""
-
-
-def mine_block(queries: pa.Table, candidates: Batches, rule: Rule) -> pa.Table:
+def mine_block(queries: pa.Table, candidates: Batches, rule: Rule, device: str = "cpu") -> pa.Table:
     """The negatives of each query, schema NEGATIVES.
 
     Args:
         queries: columns qid, modality, target_modality, text, image_id, positives and vector (unit length).
         candidates: the pool, with unit vectors; negatives are of the query's target modality.
         rule: how many and how far.
+        device: cpu or cuda.
     """
-    block = read_positives(queries, candidates())
-    limit_Q = rule.limits(block.positive_Q)
-    chosen = ChosenNegatives(len(queries), rule.per_query)
-    target_Q = codes(queries["target_modality"])
-    for tile in sorted_tiles(candidates()):
-        scores_QN = block.vectors_QD @ vectors(tile).astype(np.float32).T
-        positive_QN = mark(block.positives.match(numbers(tile["did_hash"])), scores_QN.shape)
-        copy_QN = mark(block.contents.match(numbers(tile["content_hash"])), scores_QN.shape) & ~positive_QN
-        candidate_QN = (target_Q[:, None] == codes(tile["modality"])[None, :]) & ~positive_QN
-        close_QN = candidate_QN & ~copy_QN & (scores_QN >= limit_Q[:, None])
-        chosen.add(tile["did"], scores_QN, candidate_QN & copy_QN, close_QN, candidate_QN & ~copy_QN & ~close_QN)
-    return chosen.table(queries["qid"], block.positive_Q, limit_Q)
-
-
-def read_positives(queries: pa.Table, batches: Iterable[pa.RecordBatch]) -> Block:
-    """The block with the scores and contents of its positives, from one pass that computes nothing else."""
-    vectors_QD = vectors(queries).astype(np.float32)
-    positives = QueryHashes.of(hash_ids(set(dids)) for dids in queries["positives"].to_pylist())
-    positive_Q = np.full(len(queries), np.nan, np.float32)
-    own = [
-        content_id(text, image)
-        for text, image in zip(queries["text"].to_pylist(), queries["image_id"].to_pylist(), strict=True)
-    ]
-    found, owners = [hash_ids(own)], [np.arange(len(queries))]
-    for batch in batches:
+    blocks = [Positives.of(queries.slice(start, BLOCK)) for start in range(0, max(1, len(queries)), BLOCK)]
+    dids = []
+    for batch in candidates():
         table = pa.Table.from_batches([batch])
-        asked, rows = positives.match(numbers(table["did_hash"]))
+        dids.append(table["did"])
+        for block in blocks:
+            block.read(table)
+    ids = Ids.of(dids)
+    chosen = [ChosenNegatives(block, rule, device) for block in blocks]
+    for tile in prepared(candidates(), ids, device):
+        for block in chosen:
+            block.add(tile)
+    return pa.concat_tables(block.table(ids) for block in chosen)
+
+
+@dataclass
+class Positives:
+    """A block of queries, and what a pass over the candidates tells about their positives."""
+
+    queries: pa.Table
+    vectors_QD: np.ndarray
+    hashes: QueryHashes
+    positive_Q: np.ndarray
+    """Cosine of the farthest positive; NaN where none was found."""
+    contents: list[np.ndarray]
+    """Contents that are right or the query's own, and whose they are."""
+    owners: list[np.ndarray]
+
+    @classmethod
+    def of(cls, queries: pa.Table) -> "Positives":
+        """The block before the pass."""
+        hashes = QueryHashes.of(hash_ids(set(dids)) for dids in queries["positives"].to_pylist())
+        own = map(content_id, queries["text"].to_pylist(), queries["image_id"].to_pylist())
+        unmet = np.full(len(queries), np.nan, np.float32)
+        rows_QD = vectors(queries).astype(np.float32)
+        return cls(queries, rows_QD, hashes, unmet, [hash_ids(own)], [np.arange(len(queries))])
+
+    def read(self, candidates: pa.Table) -> None:
+        """Notes the positives among these candidates; nothing else is computed."""
+        asked, rows = self.hashes.match(numbers(candidates["did_hash"]))
         if len(rows):
-            vectors_PD = vectors(table.take(pa.array(rows))).astype(np.float32)
-            np.fmin.at(positive_Q, asked, (vectors_QD[asked] * vectors_PD).sum(1))
-            found.append(numbers(table["content_hash"])[rows])
-            owners.append(asked)
-    hash_P, query_P = np.concatenate(found), np.concatenate(owners)
-    order = np.argsort(hash_P, kind="stable")
-    return Block(queries, vectors_QD, positives, positive_Q, QueryHashes(hash_P[order], query_P[order]))
+            vectors_PD = vectors(candidates.take(pa.array(rows))).astype(np.float32)
+            np.fmin.at(self.positive_Q, asked, (self.vectors_QD[asked] * vectors_PD).sum(1))
+            self.contents.append(numbers(candidates["content_hash"])[rows])
+            self.owners.append(asked)
+
+    def right_contents(self) -> QueryHashes:
+        """Which content is right, or the query's own, for which query."""
+        hash_P, query_P = np.concatenate(self.contents), np.concatenate(self.owners)
+        order = np.argsort(hash_P, kind="stable")
+        return QueryHashes(hash_P[order], query_P[order])
 
 
 class ChosenNegatives:
-    """What was chosen and left out of the tiles so far."""
+    """What was chosen for a block of queries, and left out, of the tiles so far."""
 
-    def __init__(self, queries: int, per_query: int) -> None:
-        self.copies_Q, self.close_Q = np.zeros(queries, np.int32), np.zeros(queries, np.int32)
-        self.chosen, self.left_out = TopK(queries, per_query), TopK(queries, LEFT_OUT)
+    def __init__(self, block: Positives, rule: Rule, device: str) -> None:
+        self.queries, self.positive_Q, self.hashes = block.queries, block.positive_Q, block.hashes
+        self.contents, self.limit_Q = block.right_contents(), rule.limits(block.positive_Q)
+        self.vectors_QD, self.limits_Q = (torch.from_numpy(one).to(device) for one in (block.vectors_QD, self.limit_Q))
+        self.target_Q = torch.tensor(codes(block.queries["target_modality"]), device=device)
+        count = len(block.queries)
+        self.copies_Q, self.close_Q = (torch.zeros(count, dtype=torch.int32, device=device) for _ in range(2))
+        self.chosen, self.left_out = Best(count, rule.per_query, device), Best(count, LEFT_OUT, device)
 
-    def add(
-        self,
-        dids_N: pa.ChunkedArray,
-        scores_QN: np.ndarray,
-        copy_QN: np.ndarray,
-        close_QN: np.ndarray,
-        negative_QN: np.ndarray,
-    ) -> None:
-        """Adds a tile: what is a copy, what is too close, and what may be a negative."""
-        self.copies_Q += copy_QN.sum(1, dtype=np.int32)
-        self.close_Q += close_QN.sum(1, dtype=np.int32)
-        for top, mask_QN in ((self.chosen, negative_QN), (self.left_out, close_QN)):
-            top.add(np.where(mask_QN, scores_QN, -np.inf), dids_N)
+    def add(self, tile: Tile) -> None:
+        """Weighs the candidates of a tile: what is a copy, what is too close, and what may be a negative."""
+        scores_QN, device = tile.scores(self.vectors_QD), self.vectors_QD.device
+        modality_N = torch.tensor(codes(tile.columns["modality"]), device=device)
+        positive_QN = mark(self.hashes.match(numbers(tile.columns["did_hash"])), scores_QN)
+        copy_QN = mark(self.contents.match(numbers(tile.columns["content_hash"])), scores_QN)
+        candidate_QN = (self.target_Q[:, None] == modality_N) & ~positive_QN
+        copy_QN &= candidate_QN
+        candidate_QN &= ~copy_QN
+        close_QN = candidate_QN & (scores_QN >= self.limits_Q[:, None])
+        self.copies_Q += copy_QN.sum(1)
+        self.close_Q += close_QN.sum(1)
+        keys_QN = keys(scores_QN, tile.place_N)
+        self.chosen.add(keys_QN.masked_fill(~candidate_QN | close_QN, NOTHING))
+        self.left_out.add(keys_QN.masked_fill(~close_QN, NOTHING))
 
-    def table(self, qids: pa.ChunkedArray, positive_Q: np.ndarray, limit_Q: np.ndarray) -> pa.Table:
+    def table(self, ids: Ids) -> pa.Table:
         """The rows of NEGATIVES."""
-        named, scored = drop_padding(self.chosen)
-        left_out, left_out_scores = drop_padding(self.left_out)
-        missing_Q = ~np.isfinite(positive_Q)
+        chosen, left_out = self.chosen.ranking(ids), self.left_out.ranking(ids)
+        missing_Q = ~np.isfinite(self.positive_Q)
         columns = {
-            "qid": qids,
-            "positive_score": pa.array(positive_Q, mask=missing_Q),
-            "limit": pa.array(limit_Q, mask=missing_Q),
-            "negatives": named,
-            "scores": scored,
-            "copies": self.copies_Q,
-            "too_close": self.close_Q,
-            "left_out": left_out,
-            "left_out_scores": left_out_scores,
+            "qid": self.queries["qid"],
+            "positive_score": pa.array(self.positive_Q, mask=missing_Q),
+            "limit": pa.array(self.limit_Q, mask=missing_Q),
+            "negatives": chosen.dids,
+            "scores": chosen.scores,
+            "copies": self.copies_Q.cpu().numpy(),
+            "too_close": self.close_Q.cpu().numpy(),
+            "left_out": left_out.dids,
+            "left_out_scores": left_out.scores,
         }
         return pa.Table.from_pydict(columns, NEGATIVES)
 
 
-def drop_padding(top: TopK) -> tuple[list[list[str]], list[list[float]]]:
-    """Ids and scores without what was only there to fill the list."""
-    ranking = top.ranking()
-    counts = [sum(score > -np.inf for score in scores) for scores in ranking.scores]  # the lists fall
-    dids = [found[:count] for found, count in zip(ranking.dids, counts, strict=True)]
-    scores = [found[:count] for found, count in zip(ranking.scores, counts, strict=True)]
-    return dids, scores
-
-
-def mark(pairs: tuple[np.ndarray, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+def mark(pairs: tuple[np.ndarray, np.ndarray], like_QN: torch.Tensor) -> torch.Tensor:
     """A bool matrix that is true at the (query, row) pairs."""
-    marked_QN = np.zeros(shape, bool)
-    marked_QN[pairs] = True
+    marked_QN = torch.zeros(like_QN.shape, dtype=torch.bool, device=like_QN.device)
+    marked_QN[tuple(torch.from_numpy(one).to(like_QN.device) for one in pairs)] = True
     return marked_QN
-
-
-def sorted_tiles(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Tiles whose rows are in order of their ids, by which equal scores are ordered."""
-    for tile in tiles(batches):
-        yield tile.take(pc.sort_indices(tile["did"]))
 
 
 def codes(modalities: pa.ChunkedArray) -> np.ndarray:

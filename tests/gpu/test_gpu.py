@@ -8,9 +8,13 @@ import pytest
 import torch
 
 from stages.model.encoder import Encoder
+from stages.search import device
+from stages.search.exact import asked_of, search_all
+from stages.search.filters import Filter
 from tests.e2e.test_pipeline import METHOD, STAGES, Command
 from tests.support import in_ranks
 from tests.tiny_models import ragged_rows, write_checkpoint
+from tests.unit.test_search_exact import corpus
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -22,6 +26,23 @@ def test_its_vectors_are_those_of_the_cpu(tmp_path, family, precision, least):
     expected_ND = Encoder.load(model).encode(rows)
     vectors_ND = Encoder.load(model, precision=precision, device="cuda").encode(rows)
     assert np.einsum("nd,nd->n", vectors_ND, expected_ND).min() > least
+
+
+def test_its_rankings_are_those_of_the_cpu():
+    random = np.random.default_rng(0)
+    vectors_ND, queries_QD = (random.normal(size=(size, 512)) for size in (20_000, 100))
+    batches = corpus(unit(vectors_ND), [f"1:{number}" for number in range(20_000)]).to_batches()
+    asked = [asked_of(unit(queries_QD), [Filter(pool="a"), Filter()])]
+    ids = device.Ids.of(batch["did"] for batch in batches)
+    there = device.search_all(batches, ids, asked, 50, "cuda")[0]
+    for one, two in zip(search_all(batches, asked, 50)[0], there, strict=True):
+        np.testing.assert_allclose(one.scores, two.scores, atol=1e-5)
+        assert np.mean(np.array(one.dids) == np.array(two.dids)) > 0.99
+
+
+def unit(rows_ND: np.ndarray) -> np.ndarray:
+    """At unit length, as float16 is stored."""
+    return (rows_ND / np.linalg.norm(rows_ND, axis=1, keepdims=True)).astype(np.float16)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Pools of actors with a GPU each, on a cluster that only believes in one: Ray Data must accept what it is asked."""
 
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -67,13 +68,29 @@ def answer(models, *, value: int) -> int:
     return value
 
 
-def test_timings_wait_until_all_else_is_done_where_there_are_many_actors(context):
+def test_timings_wait_in_the_pool_until_all_else_is_done_where_there_are_many_actors(context):
     context.cluster = Cluster(actors=2, gpus_per_worker=0.5)
-    assert carry_out(context, {}, [partial(answer, value=n) for n in range(5)], alone=[moment])[:5] == list(range(5))
+    work = [partial(span, seconds=0.5 if place == 3 else 0) for place in range(6)]
+    *done, first, second = carry_out(context, {}, work, alone=[partial(span, seconds=0.3)] * 2)
+    assert max(end for _, _, end in done) < first[1] and first[2] < second[1]
+    assert {first[0], second[0]} <= {process for process, _, _ in done}  # no other process loads the model again
 
 
-def moment(models) -> float:
-    return time.monotonic()
+def span(models, *, seconds: float) -> tuple[int, float, float]:
+    """The process, and when it worked."""
+    start = time.time()
+    time.sleep(seconds)
+    return os.getpid(), start, time.time()
+
+
+def test_work_that_fails_ends_what_waits_for_it(context):
+    context.cluster = Cluster(actors=2, gpus_per_worker=0.5)
+    with pytest.raises(Exception, match="broken here"):
+        carry_out(context, {}, [partial(span, seconds=0.5), broken], alone=[partial(span, seconds=0)])
+
+
+def broken(models) -> None:
+    raise ValueError("broken here")
 
 
 def test_shards_of_a_killed_attempt_are_taken_over_and_the_rest_is_computed(context, tmp_path, capfd):

@@ -1,11 +1,17 @@
 """The store: an artifact exists when its manifest does, and readers see only what a manifest lists."""
 
+import errno
 import json
+import os
 import pickle
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from pipeline.artifacts import local
 from pipeline.artifacts.store import MANIFEST, Store, open_store
 from stages.contract.context import InputError, StageError
 from tests.support import with_own_stdout
@@ -81,6 +87,43 @@ def test_damage_of_equal_size_is_found_by_checksum(store):
     assert artifact.damage() == []
     Path(artifact.files("queries")[0]).write_text("jello")
     assert "part.txt has another content" in artifact.damage()[0]
+
+
+def test_a_commit_reads_only_what_others_wrote(store, tmp_path, monkeypatch):
+    """The rest has its checksum from when it was written, adopted files too; one that was changed since is read."""
+    (tmp_path / "weights").write_bytes(b"123")
+    with (tmp_path / "weights").open("rb") as file:
+        local.keep_sum(file.fileno(), "sum")
+    if local.kept_sum(tmp_path / "weights") is None:
+        pytest.skip("this file system has no extended attributes")
+    killed = store.begin("train", "k3")
+    with killed.open("vectors/0") as file:
+        pq.write_table(pa.table({"id": range(9)}), file)
+    attempt, read = store.begin("train", "k3"), []
+    attempt.adopt("vectors")
+    with attempt.open("rotation.npy") as file:
+        np.save(file, np.eye(3))
+    attempt.upload(tmp_path / "weights", "weights")
+    attempt.write_bytes("changed", b"one")
+    Path(attempt.base, "changed").write_bytes(b"two")
+    Path(attempt.base, "another").write_bytes(b"by a library")
+    monkeypatch.setattr(local, "checksum", lambda path, take=local.checksum: read.append(path.name) or take(path))
+    artifact = store.commit(attempt, FACTS)
+    assert sorted(read) == ["another", "changed"]
+    monkeypatch.undo()
+    assert artifact.damage() == [] and len(artifact.manifest["files"]) == 5
+    assert np.load(artifact.local("rotation.npy")).tolist() == np.eye(3).tolist()
+
+
+def test_a_file_system_without_attributes_has_its_files_read(store, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr(os, "setxattr", refuse, raising=False)
+    assert write(store).damage() == []
+    monkeypatch.delattr(os, "setxattr")
+    monkeypatch.delattr(os, "getxattr", raising=False)
+    assert write(store, "newer", replace=True).damage() == []
 
 
 def test_the_second_of_two_commits_gets_the_winner(store):

@@ -89,6 +89,7 @@ CODE = {
     "stages/export/mlflow_model.py": set(),
     "stages/export/router.py": set(),
     "stages/search/exact.py": {"index", "evaluate"},
+    "stages/search/device.py": {"evaluate"},
     "stages/search/card.py": {"evaluate"},
     "stages/search/leading.py": {"evaluate"},
     "stages/search/retriever.py": set(),

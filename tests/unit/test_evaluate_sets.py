@@ -14,7 +14,7 @@ from stages.contract.context import Artifact, StageError
 from stages.data import schemas
 from stages.distributed.embedding import vector_column
 from stages.evaluation import sets
-from stages.evaluation.rank import Pools, Tally, rank_block
+from stages.evaluation.rank import Pools, Tally, rank_blocks
 from stages.evaluation.sets import find_sets, is_asked, query_blocks, run_file, spaced_rows
 from stages.index import summarise_pools
 from stages.search.exact import ExactIndex
@@ -121,7 +121,8 @@ def test_a_pool_without_candidates_is_refused(tmp_path) -> None:
         summarise_pools(store.commit(attempt, {"metrics": {}}), "test")
 
 
-def test_a_block_of_mixed_sets_is_ranked_set_by_set(tmp_path, ingest) -> None:
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])  # the second by the code for GPUs
+def test_a_block_of_mixed_sets_is_ranked_set_by_set(tmp_path, ingest, device) -> None:
     # Unit vectors on three axes: each query finds the candidate of its own axis first.
     axes = np.eye(3, dtype=np.float32)
     corpus = {"did": ["1:0", "1:1", "1:2"], "modality": ["text"] * 3, "pools": [["a", "u"], ["a", "u"], ["b", "u"]]}
@@ -140,7 +141,8 @@ def test_a_block_of_mixed_sets_is_ranked_set_by_set(tmp_path, ingest) -> None:
         sets.EvaluationSet("d", 0, "text", "text", "a", 2, 2),
         sets.EvaluationSet("d", 1, "text", "text", "b", 1, 1),
     ]
-    tallies = rank_block(block, asked, Pools("u", {"a": 2, "b": 1, "u": 3}, 3), index, 10, "puma")
+    pools = Pools("u", {"a": 2, "b": 1, "u": 3}, 3)
+    (tallies,) = rank_blocks([block], asked, pools, index, 10, "puma", device)
     # q2's positive lies outside its pool a: missed there, found second or later in the union.
     assert tallies["d_task0", "local"].means()["hit@10"] == 0.5
     assert tallies["d_task0", "union"].means()["hit@10"] == 1.0

@@ -1,8 +1,9 @@
-"""Which optimizer trains which parameter."""
+"""Which optimizer trains which parameter, and which weights a checkpoint has to hold."""
 
 import pytest
+import torch
 
-from stages.learn.engine import make_optimizer, parameter_groups
+from stages.learn.engine import load_trained, make_optimizer, parameter_groups
 from stages.learn.loop import learning_rates
 from stages.learn.settings import FineTuning, Optimisation
 from stages.model.encoder import Encoder
@@ -48,3 +49,14 @@ def test_both_rates_are_reported(encoder):
 def test_muon_s_steps_are_not_clipped():
     with pytest.raises(ValueError, match="set clip=0"):
         Optimisation(muon_rate=0.02)
+
+
+def test_a_checkpoint_may_lack_frozen_weights_and_no_other():
+    frozen, trained = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    module, kept = torch.nn.Sequential(frozen.requires_grad_(False), trained), frozen.weight.clone()
+    load_trained({"1.weight": torch.ones(2, 2), "1.bias": torch.ones(2)}, module)
+    assert trained.weight.min() == trained.bias.max() == 1 and torch.equal(frozen.weight, kept)
+    with pytest.raises(ValueError, match=r"another model: 1\.bias is in one of them"):
+        load_trained({"1.weight": torch.ones(2, 2)}, module)
+    with pytest.raises(ValueError, match=r"another model: 2\.weight"):
+        load_trained({"1.weight": torch.ones(2, 2), "1.bias": torch.ones(2), "2.weight": torch.ones(1)}, module)

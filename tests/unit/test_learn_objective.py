@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.objective_world import write_negatives
 from tests.support import in_ranks
@@ -101,6 +102,20 @@ def test_two_ranks_on_zero_3_resume_as_one_does(two_ranks):
     through, resumed = two_ranks["zero 3, chunks"], two_ranks["zero 3, chunks, resumed"]
     assert resumed["losses"] == pytest.approx(through["losses"][2:], rel=1e-6)
     assert apart(resumed, through) < 1e-6
+
+
+@pytest.mark.parametrize(("ranks", "name"), [(1, "checkpoint"), (2, "checkpoint of two")])
+def test_a_checkpoint_holds_no_frozen_weight(world, request, ranks, name):
+    """With adapters all but these and τ is frozen; of each trained number DeepSpeed writes three, beside its own."""
+    request.getfixturevalue(("one_rank", "two_ranks")[ranks - 1])
+    saved = list(Path(world["world"], name, "step2").iterdir())
+    states = [torch.load(path, weights_only=False) for path in saved if path.name.endswith("model_states.pt")]
+    assert len(states) == (1 if ranks == 1 else 2)  # ZeRO-3 writes one for each rank
+    for state in states:
+        assert not state["frozen_param_fragments"] and not state["frozen_param_shapes"]
+        assert all("lora" in key or "temperature" in key for key in state["module"]), list(state["module"])
+    whole = sum(path.stat().st_size for path in Path(world["world"], "model").glob("*.safetensors"))
+    assert sum(path.stat().st_size for path in saved) < whole / 2
 
 
 def test_adapters_change_the_decoder_s_projections_alone(one_rank):

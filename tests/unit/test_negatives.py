@@ -6,7 +6,7 @@ import pytest
 
 from stages.data.keys import content_id, hash_ids
 from stages.data.schemas import NEGATIVES
-from stages.mining import mine
+from stages.mining import mine, negatives
 from stages.mining.negatives import LEFT_OUT, QueryHashes, Rule, mine_block
 from stages.search import exact
 
@@ -92,10 +92,12 @@ def expected(query: dict, pool: list[dict], rule: Rule) -> dict:
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(
-    ("rule", "batch", "tile"), [(Rule(4, 0.95), 17, 32), (Rule(3, 0.5), 60, 8192), (Rule(9, 1.0), 5, 7)]
+    ("rule", "batch", "tile", "block"),
+    [(Rule(4, 0.95), 17, 32, 5), (Rule(3, 0.5), 60, 8192, 1024), (Rule(9, 1.0), 5, 7, 12)],
 )
-def test_blockwise_mining_is_what_one_by_one_gives(monkeypatch, seed, rule, batch, tile):
+def test_blockwise_mining_is_what_one_by_one_gives(monkeypatch, seed, rule, batch, tile, block):
     monkeypatch.setattr(exact, "TILE", tile)
+    monkeypatch.setattr(negatives, "BLOCK", block)
     asked, pool = world(seed)
     for row, query in zip(mined(asked, pool, rule, batch), asked, strict=True):
         right = expected(query, pool, rule)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,7 +13,8 @@ from pyarrow.fs import LocalFileSystem
 
 from pipeline.artifacts.store import Store
 from stages.contract.context import StageError
-from stages.distributed.shards import Target, count_rows, cut, files, read, shard_work
+from stages.data.schemas import EMBEDDINGS
+from stages.distributed.shards import Target, count_rows, cut, files, read, shard_work, write_file
 
 SCHEMA = pa.schema([("id", pa.int64())])
 
@@ -97,3 +99,16 @@ def test_a_shard_of_which_nothing_is_kept_is_a_file_without_rows(tmp_path):
     shards = cut(source, "x", 1)
     work(output, source, shards)
     assert [pq.read_metadata(path).num_rows for path in files(output, "made")] == [1, 0, 1, 0]
+
+
+def test_vectors_are_written_plain_and_repeated_words_with_a_dictionary(tmp_path):
+    output, vectors = Store(tmp_path / "store").begin("index", "k"), np.eye(4, dtype=np.float16)
+    columns = {"did": ["9:1", "9:2", "9:3", "9:4"], "dataset_id": [9] * 4, "modality": ["text"] * 4}
+    table = pa.table(columns | {"pools": [["a", "b"]] * 4, "vector": vectors.tolist()}, EMBEDDINGS(4))
+    write_file(table, output, "made/0.parquet")
+    (path,) = files(output, "made")
+    group = pq.read_metadata(path).row_group(0)
+    stored = {group.column(at).path_in_schema.partition(".")[0]: group.column(at) for at in range(group.num_columns)}
+    assert pq.read_table(path).equals(table)
+    assert {name for name, column in stored.items() if column.has_dictionary_page} == set(stored) - {"vector"}
+    assert {name for name, column in stored.items() if column.is_stats_set} == set(stored) - {"vector"}

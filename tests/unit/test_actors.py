@@ -1,0 +1,34 @@
+"""What an actor of the pool does with its work, without Ray around it."""
+
+import pickle
+from types import SimpleNamespace
+
+import pyarrow as pa
+import torch
+
+from stages.contract import params
+from stages.contract.params import Cluster
+from stages.distributed.actors import Finished, _Worker
+
+
+def threads(models) -> int:
+    return torch.get_num_threads()
+
+
+def test_a_timing_has_all_cores_of_the_machine(monkeypatch):
+    monkeypatch.setattr(params, "cores", lambda: 6)
+    before = torch.get_num_threads()
+    worker = _Worker(None, 1, SimpleNamespace(uri=""), {}, Cluster(actors=3))
+    try:
+        torch.set_num_threads(2)  # as the encoder of one of three actors does
+        done = worker(pa.table({"place": [0, 1], "work": [pickle.dumps(threads)] * 2}))
+        assert [pickle.loads(one) for one in done["result"].to_pylist()] == [2, 6]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_is_left_is_known_by_place():
+    progress = Finished(4)
+    for place in (0, 2, 2):
+        progress.note(place)
+    assert [progress.before(place) for place in range(5)] == [0, 0, 1, 1, 2]
