@@ -46,15 +46,11 @@ class Scenes(Section):
     size: int = Field(64, ge=32, le=512, description="pixels of a picture's side")
 
 
-class Params(Section):
-    """The section `data`."""
+class Source(Section):
+    """What `data` and `distill.data` have in common."""
 
-    section: ClassVar[str] = "data"
-    kind: Literal["scenes", "mbeir", "pairs", "corpus"] = Field(
-        "scenes",
-        description="scenes are drawn on the spot, mbeir is the published layout, pairs are a JSONL or a table, "
-        "corpus has no labels and takes a run as far as distill",
-    )
+    section: ClassVar[str]
+    kind: str
     path: str = Field("", description="source: a directory, a file of pairs or texts, or s3://bucket/prefix of either")
     max_reject_share: float = Field(
         0.05, ge=0, le=1, description="a run whose share of rejected rows is larger stops after ingest"
@@ -66,6 +62,22 @@ class Params(Section):
         description="larger pictures are scaled down to this many pixels; those of 100 million or 20 MB are rejected",
     )
     columns: Columns = Columns()
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those that need a query."""
+        return ("train",)
+
+
+class Params(Source):
+    """The section `data`."""
+
+    section: ClassVar[str] = "data"
+    kind: Literal["scenes", "mbeir", "pairs", "corpus"] = Field(
+        "scenes",
+        description="scenes are drawn on the spot, mbeir is the published layout, pairs are a JSONL or a table, "
+        "corpus has no labels and takes a run as far as distill",
+    )
     scenes: Scenes = Scenes()
 
     @property
@@ -74,23 +86,18 @@ class Params(Section):
         return ("train",) if self.kind == "corpus" else ("train", "val", "test")
 
 
-class OwnData(Params):
+class OwnData(Source):
     """The section `distill.data`, of which the train split teaches."""
 
     section: ClassVar[str] = "distill.data"
-    kind: Literal["", "scenes", "mbeir", "pairs", "corpus"] = Field(
+    kind: Literal["", "mbeir", "pairs", "corpus"] = Field(
         "",
         description="what distillation learns from in place of `data`: corpus is a folder or file of texts, pictures "
         "or both, without labels; the others are those of data.kind; empty is `data`",
     )
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Those that need a query."""
-        return ("train",)
 
-
-def unused_modules(params: Params) -> tuple[str, ...]:
+def unused_modules(params: Source) -> tuple[str, ...]:
     """The formats of other sources than this one."""
     formats = {
         "stages.data.scenes.dataset": ("scenes",),
@@ -129,7 +136,7 @@ class Reading:
     """Files whose queries share one pool; where there are none, each row names its own."""
 
 
-def _read_mbeir(root: "Place", data: Params) -> Reading:
+def _read_mbeir(root: "Place", data: Source) -> Reading:
     from stages.data.ingest import flow
     from stages.data.sources import mbeir
 
@@ -215,7 +222,7 @@ def _made(context: Context) -> Path:
     return dataset.make(context.output.work / "scenes", context.params.data.scenes, context.params.seed, flow.each)
 
 
-def check(params: Params) -> None:
+def check(params: Source) -> None:
     """Raises InputError where the source cannot be read; cheap enough for every plan."""
     if params.kind == "scenes":
         return
@@ -232,7 +239,7 @@ def check(params: Params) -> None:
         mbeir.instructions(_root(params))
 
 
-def _check_header(params: Params, header: list[str], file: "Place") -> None:
+def _check_header(params: Source, header: list[str], file: "Place") -> None:
     """Raises InputError where a table has no columns to read."""
     from stages.data.sources import columns, pairs
 
@@ -243,7 +250,7 @@ def _check_header(params: Params, header: list[str], file: "Place") -> None:
         columns.check_columns(header, names, str(file), _columns(params))
 
 
-def fingerprint(params: Params) -> str | None:
+def fingerprint(params: Source) -> str | None:
     """A digest of (path, size, time of change or ETag) of all files of the source; None for scenes, which have none.
 
     Contents are not read: a plan answers in under a second. Raises InputError where the directory is not there.
@@ -266,23 +273,23 @@ def fingerprint(params: Params) -> str | None:
     return hashlib.sha256(repr(sorted(_files(root))).encode()).hexdigest()[:16]
 
 
-def _root(params: Params) -> "Place":
+def _root(params: Source) -> "Place":
     from stages.data.sources import remote
 
     return remote.source(params.path, _place(params))
 
 
-def _place(params: Params) -> str:
+def _place(params: Source) -> str:
     """The setting that tells where the source is."""
     return f"{params.section}.path"
 
 
-def _columns(params: Params) -> str:
+def _columns(params: Source) -> str:
     """The setting that tells of columns."""
     return f"{params.section}.columns"
 
 
-def _files_of_records(params: Params, path: "Place") -> "list[Place]":
+def _files_of_records(params: Source, path: "Place") -> "list[Place]":
     """See `records.find`."""
     from stages.data.sources import records
 

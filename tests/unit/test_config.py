@@ -164,7 +164,7 @@ def test_wrong_overrides_are_reported_in_one_line(override, words):
         (["distill.data.kind=corpus"], "distill.data.kind=corpus needs distill.data.path, the place of the data"),
         (["distill.data.path=x"], "distill.data.kind is empty; add distill.data.kind=corpus"),
         (["distill.data.kind=corpus", "distill.data.path=/gone"], "distill.data.path=/gone is not there"),
-        (["distill.data.kind=texts"], "one of (empty), scenes, mbeir, pairs, corpus, not 'texts'"),
+        (["distill.data.kind=texts"], "one of (empty), mbeir, pairs, corpus, not 'texts'"),
         (["data.kind=corpus", "data.path=/tmp", "student.layers=auto"], "student.layers=auto in override"),
         (["data.kind=corpus", "data.path=/tmp", "features.layer=auto"], "needs labels, and data.kind=corpus has none"),
         (["index.columns.text=Title"], "names columns of a corpus of your own; add index.corpus=FILE"),
