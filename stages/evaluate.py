@@ -27,6 +27,7 @@ from pydantic import Field
 
 from stages.contract.context import Context
 from stages.contract.params import Section
+from stages.evaluation import mbeir
 from stages.search.card import holds_teacher
 
 if TYPE_CHECKING:
@@ -253,8 +254,9 @@ class Ranker:
         rows = []
         for dim in trained_dimensions(student):
             found = self.tallies(f"student-{dim}d", Leading(index, dim), queries=STUDENT, dim=dim)
-            means = {scope: mean(found[one.name, scope].means() for one in self.sets) for scope in SCOPES}
-            rows.append({"dim": dim, **means})
+            tasks = {scope: {one.name: found[one.name, scope].means() for one in self.sets} for scope in SCOPES}
+            score = mbeir.score({scope: {"tasks": tasks[scope]} for scope in SCOPES})
+            rows.append({"dim": dim, **{scope: mean(tasks[scope].values()) for scope in SCOPES}, **score})
         return {"dimensions": rows} if rows else {}
 
 
@@ -285,7 +287,7 @@ def find_examples(
 def summarise(
     ranker: Ranker, tallies: "Mapping[str, Mapping[tuple[str, str], Tally]]", costs: Mapping[str, dict]
 ) -> dict[str, Any]:
-    """The content of metrics.json. The mean over sets weighs each set the same, as M-BEIR's headline does."""
+    """The content of metrics.json. The mean over sets weighs each set the same, as M-BEIR's own score does."""
     from stages.evaluation.measures import mean
 
     sets, pools = ranker.sets, ranker.pools
@@ -296,11 +298,12 @@ def summarise(
             tasks = {one.name: _task(one, pools, scope, tallies[name][one.name, scope]) for one in sets}
             means = mean(tallies[name][one.name, scope].means() for one in sets)
             metrics[name][scope] = {**means, "tasks": tasks}
-    chance = {}
+        metrics[name] |= mbeir.score(metrics[name])
+    chance: dict[str, Any] = {}
     for scope in SCOPES:
         tasks = {one.name: tallies[STUDENT][one.name, scope].chances() for one in sets}
         chance[scope] = {**mean(tasks.values()), "tasks": tasks}
-    metrics["chance"] = chance
+    metrics["chance"] = chance | mbeir.score(chance)
     if TEACHER in metrics:
         metrics["kept"] = {f"{scope} hit@5": _kept(metrics, scope) for scope in SCOPES}
     return metrics

@@ -66,7 +66,8 @@ def run_note(decisions: Sequence[Decision], artifacts: Mapping[str, Artifact], c
     for pool in ("local", "union"):
         name = f"tables/{pool}.md"
         if "evaluate" in artifacts and artifacts["evaluate"].has(name):
-            parts.append(f"### hit@5, {pool} pool\n\n{artifacts['evaluate'].read_bytes(name).decode()}")
+            score = "M-BEIR" if "mbeir" in artifacts["evaluate"].manifest["metrics"]["student"] else "hit@5"
+            parts.append(f"### {score}, {pool} pool\n\n{artifacts['evaluate'].read_bytes(name).decode()}")
     if "features" in artifacts and artifacts["features"].has("depth_curve.md"):
         table = artifacts["features"].read_bytes("depth_curve.md").decode()
         parts.append(f"### Depths of the backbone, cut and not trained, on a validation sample\n\n{table}")

@@ -1,11 +1,14 @@
 """What the views of a comparison share: which models were measured, what sets are called, and rows of their tables.
 
 Everything is read from metrics.json; nothing is computed that is not written there. A student that was measured alone
-(`evaluate.teacher=false`) has the same tables without the teacher's columns.
+(`evaluate.teacher=false`) has the same tables without the teacher's columns. For M-BEIR's sets the tables have their
+measures, their order and M-BEIR's average in the place of the plain mean (`stages.evaluation.mbeir`).
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from stages.evaluation import mbeir
 
 HEADLINE = "hit@5"
 MODELS = ("cut", "student", "teacher")
@@ -23,13 +26,51 @@ def timed(metrics: Mapping[str, Any]) -> list[str]:
     return [name for name in measured(metrics) if name != "cut"]
 
 
+def is_mbeir(metrics: Mapping[str, Any]) -> bool:
+    """Whether the score is M-BEIR's."""
+    return "mbeir" in metrics["student"]
+
+
+def measure_of(metrics: Mapping[str, Any], name: str) -> str:
+    """The measure that a set is shown by."""
+    return mbeir.measure_of(name) if is_mbeir(metrics) else HEADLINE
+
+
+def quality(metrics: Mapping[str, Any], model: str, scope: str, name: str) -> float:
+    """What a model, or chance, comes to in one set."""
+    return metrics[model][scope]["tasks"][name][measure_of(metrics, name)]
+
+
+def score(one: Mapping[str, Any], scope: str) -> float:
+    """The headline of one model's metrics, of chance's or of some dimensions': M-BEIR's average, else the mean."""
+    return one["mbeir"][scope] if "mbeir" in one else one[scope][HEADLINE]
+
+
+def score_name(metrics: Mapping[str, Any]) -> str:
+    """What the headline is called."""
+    return "M-BEIR" if is_mbeir(metrics) else "mean"
+
+
+def score_meaning(metrics: Mapping[str, Any]) -> str:
+    """One line about M-BEIR's average; empty where the score is the plain mean."""
+    asked = sum(name in mbeir.SETS for name in metrics["student"]["local"]["tasks"])
+    line = f"M-BEIR's average over {asked} of its {len(mbeir.SETS)} sets: hit@10 for Fashion200K and FashionIQ, else hit@5"
+    return line if is_mbeir(metrics) else ""
+
+
 def labels(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """What to call each set: `image→text`, with the dataset before it where there are several datasets."""
+    """What to call each set: `image→text`, with the dataset before it where there are several datasets.
+
+    M-BEIR's sets come first, in the order of its tables; a set that hit@10 counts for says so.
+    """
     tasks = metrics["student"]["local"]["tasks"]
     datasets = {name.rpartition("_task")[0] for name in tasks}
+    ordered = sorted(tasks, key=lambda name: mbeir.SETS.index(name) if name in mbeir.SETS else len(mbeir.SETS))
     return {
-        name: task["label"] if len(datasets) == 1 else f"{name.rpartition('_task')[0]} {task['label']}"
-        for name, task in tasks.items()
+        name: ("" if len(datasets) == 1 else f"{name.rpartition('_task')[0]} ")
+        + tasks[name]["label"]
+        + (" @10" if measure_of(metrics, name) == "hit@10" else "")
+        for name in ordered
     }
 
 
@@ -68,7 +109,7 @@ def asymmetric_values(metrics: Mapping[str, Any]) -> tuple[str, ...]:
     """The headline of the student's queries on the teacher's candidates, by scope; empty without a teacher."""
     if "asymmetric" not in metrics:
         return ()
-    return tuple(f"{metrics['asymmetric'][scope][HEADLINE]:.3f}" for scope in SCOPES)
+    return tuple(f"{score(metrics['asymmetric'], scope):.3f}" for scope in SCOPES)
 
 
 def is_searched(metrics: Mapping[str, Any]) -> bool:
@@ -80,4 +121,4 @@ def dimension_rows(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The headline by leading dimensions, for a student that was trained to be read by fewer of them."""
     student = metrics["student"]
     entries = [*student["dimensions"], student] if "dimensions" in student else []
-    return [(f"{one['dim']:,}", *(f"{one[scope][HEADLINE]:.3f}" for scope in SCOPES)) for one in entries]
+    return [(f"{one['dim']:,}", *(f"{score(one, scope):.3f}" for scope in SCOPES)) for one in entries]

@@ -18,15 +18,20 @@ from matplotlib.figure import Figure
 from stages.contract.context import Artifact, Context
 from stages.data.ingest.wording import rejects_line
 from stages.evaluation.comparison import (
-    HEADLINE,
     SCOPES,
     asymmetric_values,
     dimension_rows,
+    is_mbeir,
     is_searched,
     labels,
     measure_rows,
     measured,
     model_rows,
+    quality,
+    score,
+    score_meaning,
+    score_name,
+    share,
     timed,
 )
 from stages.evaluation.plots import draw_cost, draw_depths
@@ -73,7 +78,10 @@ def render(
     environment.filters["number"] = lambda value: f"{value:.3f}"
     names = labels(metrics)
     return environment.get_template(TEMPLATE).render(
-        headline=HEADLINE,
+        score=score,
+        score_name="M-BEIR average" if is_mbeir(metrics) else "mean hit@5",
+        score_meaning=score_meaning(metrics),
+        kept=[share({model: score(metrics[model], scope) for model in measured(metrics)}) for scope in SCOPES],
         models=measured(metrics),
         timed=timed(metrics),
         metrics=metrics,
@@ -93,21 +101,16 @@ def render(
 
 
 def set_lines(metrics: Mapping[str, Any], scope: str) -> Iterator[dict[str, Any]]:
-    """A line of the quality table for each set, then the mean."""
+    """A line of the quality table for each set, then the headline."""
     models = measured(metrics)
     for name, label in labels(metrics).items():
         task = metrics["student"][scope]["tasks"][name]
-        values = {model: metrics[model][scope]["tasks"][name][HEADLINE] for model in models}
+        values = {model: quality(metrics, model, scope, name) for model in models}
         sizes = {"queries": task["queries"], "pool": task["pool_size"]}
-        yield {"label": label, **sizes, "chance": task[f"chance {HEADLINE}"], "values": values}
-    means = {model: metrics[model][scope][HEADLINE] for model in models}
-    yield {
-        "label": "mean",
-        "queries": None,
-        "pool": None,
-        "chance": metrics["chance"][scope][HEADLINE],
-        "values": means,
-    }
+        yield {"label": label, **sizes, "chance": quality(metrics, "chance", scope, name), "values": values}
+    means = {model: score(metrics[model], scope) for model in models}
+    chance = score(metrics["chance"], scope)
+    yield {"label": score_name(metrics), "queries": None, "pool": None, "chance": chance, "values": means}
 
 
 def svg(figure: Figure) -> str:

@@ -13,10 +13,15 @@ from stages.evaluation.comparison import (
     HEADLINE,
     SCOPES,
     asymmetric_values,
+    is_mbeir,
     is_searched,
     labels,
     measured,
     model_rows,
+    quality,
+    score,
+    score_meaning,
+    score_name,
     share,
     timed,
 )
@@ -53,20 +58,15 @@ def set_columns(metrics: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def set_rows(metrics: Mapping[str, Any], scope: str) -> Iterator[Sequence[str]]:
-    """`set_columns` of each set in the scope, then of the mean."""
-    scopes = {model: metrics[model][scope] for model in measured(metrics)}
+    """`set_columns` of each set in the scope, then of the headline."""
+    models = measured(metrics)
     for name, label in labels(metrics).items():
         task = metrics["student"][scope]["tasks"][name]
+        values = {model: quality(metrics, model, scope, name) for model in models}
         sizes = (f"{task['queries']:,}", f"{task['pool_size']:,}")
-        yield (
-            label,
-            *sizes,
-            *compared(
-                task[f"chance {HEADLINE}"], {model: one["tasks"][name][HEADLINE] for model, one in scopes.items()}
-            ),
-        )
-    means = {model: one[HEADLINE] for model, one in scopes.items()}
-    yield "mean", "", "", *compared(metrics["chance"][scope][HEADLINE], means)
+        yield label, *sizes, *compared(quality(metrics, "chance", scope, name), values)
+    means = {model: score(metrics[model], scope) for model in models}
+    yield score_name(metrics), "", "", *compared(score(metrics["chance"], scope), means)
 
 
 def compared(chance: float, qualities: Mapping[str, float]) -> tuple[str, ...]:
@@ -77,7 +77,8 @@ def compared(chance: float, qualities: Mapping[str, float]) -> tuple[str, ...]:
 def terminal_table(metrics: Mapping[str, Any]) -> str:
     """The table that a run ends with, at most WIDTH columns: a line for each set, means, then costs."""
     columns = set_columns(metrics)
-    title = f"{HEADLINE}: {' beside '.join(timed(metrics))}"
+    measure = "M-BEIR" if is_mbeir(metrics) else HEADLINE
+    title = f"{measure}: {' beside '.join(timed(metrics))}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         table.add_column(name, justify="left" if name == "set" else "right", overflow="fold")
@@ -85,9 +86,9 @@ def terminal_table(metrics: Mapping[str, Any]) -> str:
     for row in rows:
         table.add_row(*row)
     table.add_section()
-    table.add_row("mean, local pools", *local[1:])
+    table.add_row(f"{local[0]}, local pools", *local[1:])
     *_, union = set_rows(metrics, "union")
-    table.add_row("mean, union pool", *union[1:])
+    table.add_row(f"{union[0]}, union pool", *union[1:])
     for scope, value in zip(SCOPES, asymmetric_values(metrics), strict=False):
         table.add_row(f"teacher's index, {scope}", "", "", "", *[""] * measured(metrics).index("student"), value)
     table.add_section()
@@ -102,6 +103,8 @@ def terminal_table(metrics: Mapping[str, Any]) -> str:
 
 def caption_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     """What the names in the terminal table mean that do not speak for themselves."""
+    if line := score_meaning(metrics):
+        yield line
     if "cut" in metrics:
         yield CUT
     if "asymmetric" in metrics:

@@ -87,6 +87,7 @@ CODE = {
     "stages/search/leading.py": {"evaluate"},
     "stages/search/retriever.py": set(),
     "stages/evaluation/measures.py": {"evaluate"},
+    "stages/evaluation/mbeir.py": {"evaluate"},
     "stages/evaluation/rank.py": {"evaluate"},
     "stages/evaluation/chance.py": {"features", "evaluate"},
     "stages/evaluation/cost.py": {"features", "evaluate"},
