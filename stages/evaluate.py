@@ -62,15 +62,19 @@ class Params(Section):
 
 def run(context: Context) -> dict[str, float | dict]:
     """Runs the stage; see the module header."""
+    from stages.distributed.actors import say
     from stages.distributed.teacher import taught
     from stages.evaluation.page import write_page
     from stages.evaluation.rank import Pools
     from stages.evaluation.report import write_report
-    from stages.evaluation.sets import find_sets
+    from stages.evaluation.sets import find_sets, rejected_queries
     from stages.model.prune import kept_layers
 
     card = context.inputs["index"].read_json("retriever.json")
     sets = find_sets(context.inputs["ingest"], card["split"], context.params.evaluate.queries_per_task)
+    for name, count in rejected_queries(context.inputs["ingest"], card["split"]).items():
+        if name not in {one.name for one in sets}:
+            say(f"evaluate: warning: {name} is not measured, all of its {count:,} queries were rejected")
     models = find_models(context)
     indexes, costs = embed(context, card, sets, models)
     ranker = Ranker(context, sets, Pools(card["union"], card["pools"], card["rows"]))
@@ -225,13 +229,13 @@ class Ranker:
         import ray
 
         from stages.distributed.queries import vector_files
-        from stages.evaluation.rank import Tally, rank_file
+        from stages.evaluation.rank import rank_file
 
         context = self.context
         rank = ray.remote(num_cpus=1)(rank_file)
         runs = context.output.work / "runs"
         runs.mkdir(parents=True, exist_ok=True)
-        total = {(one.name, scope): Tally() for one in self.sets for scope in SCOPES}
+        total = self.blank()
         files = {(name, scope): runs / f"{model}.{scope}.{name}.trec" for name, scope in total}
         for path in files.values():
             path.write_text("")  # a killed attempt may have left half a run here
@@ -245,6 +249,12 @@ class Ranker:
         for path in files.values():
             context.output.upload(path, f"runs/{path.name}")
         return total
+
+    def blank(self) -> "dict[tuple[str, str], Tally]":
+        """A tally for each (set, scope) before any query is asked: those that were rejected are missed already."""
+        from stages.evaluation.rank import Tally
+
+        return {(one.name, scope): Tally(queries=one.missed) for one in self.sets for scope in SCOPES}
 
     def dimensions(self, student: Path, index: "ExactIndex") -> dict[str, list[dict[str, Any]]]:
         """What the student finds by the leading dimensions that it was trained for: means over sets, by dimension."""
@@ -312,7 +322,8 @@ def summarise(
 def _task(one: "EvaluationSet", pools: "Pools", scope: str, tally: "Tally") -> dict[str, Any]:
     chances = {f"chance {name}": value for name, value in tally.chances().items()}
     size = pools.size(pools.filters(one)[scope])
-    return {**tally.means(), "label": one.label, "queries": tally.queries, "pool_size": size, **chances}
+    sizes = {"queries": tally.queries, "missed": one.missed, "pool_size": size}
+    return {**tally.means(), "label": one.label, **sizes, **chances}
 
 
 def _kept(metrics: Mapping[str, Any], scope: str) -> float:

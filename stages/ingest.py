@@ -12,7 +12,7 @@ What must be known about all rows at once is kept as a few bytes for each (`stag
 the place of shuffles.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -182,13 +182,16 @@ def _ingest(context: Context, source: Reading) -> "Counts":
     valid_queries = flow.validate_queries(queries, numbers, known, images, own)
     rejects = flow.rejects(valid_candidates, valid_queries, images)
     counts = flow.count(valid_candidates, valid_queries, images, known)
+    counts = replace(counts, instructions=source.instructions(counts))
     flow.say(wording.kept_line(counts))
     wording.refuse(counts, data, rejects, output.work)
+    if line := wording.bare_line(counts.stats()["queries"]):
+        flow.say(f"warning: {line}")
 
     flow.write(output, "candidates", flow.keep(valid_candidates, CANDIDATES), CANDIDATES)
     flow.write(output, "queries", flow.keep(valid_queries, QUERIES), QUERIES)
     flow.write(output, "rejects", rejects, REJECTS)
-    flow.write_table(output, "instructions", pa.Table.from_pylist(source.instructions(counts), INSTRUCTIONS))
+    flow.write_table(output, "instructions", pa.Table.from_pylist(counts.instructions, INSTRUCTIONS))
     return counts
 
 

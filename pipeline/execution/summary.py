@@ -28,7 +28,7 @@ def plan_rows(decisions: Sequence[Decision]) -> list[list[str]]:
 
 def closing_lines(artifacts: Mapping[str, Artifact], overrides: Sequence[str]) -> list[str]:
     """The result table, what was left out, where the student lies and the next command, as far as the run came."""
-    lines = [f"{name}: {rejected(artifacts[source])}" for source, name in SOURCES.items() if source in artifacts]
+    lines = [line for source in SOURCES if source in artifacts for line in source_lines(source, artifacts[source])]
     if "evaluate" in artifacts and artifacts["evaluate"].has("table.txt"):
         lines = [artifacts["evaluate"].read_bytes("table.txt").decode().rstrip(), "", *lines]
     if made := [artifacts[name] for name in ("train", "distill") if name in artifacts]:
@@ -51,6 +51,14 @@ def example_query(index: Artifact) -> str:
     config = index.manifest["config"]
     drawn = config["data"]["kind"] == "scenes" and not config["index"]["corpus"]
     return "'a red circle'" if drawn else "'WHAT YOU LOOK FOR'"
+
+
+def source_lines(source: str, ingest: Artifact) -> list[str]:
+    """What was left out of a source, and a warning where queries have no instruction."""
+    from stages.data.ingest.wording import bare_line
+
+    bare = bare_line(ingest.read_json("stats.json").get("queries", {}))
+    return [f"{SOURCES[source]}: {rejected(ingest)}", *([f"warning: {bare}"] if bare else [])]
 
 
 def rejected(ingest: Artifact) -> str:

@@ -54,8 +54,16 @@ def score_name(metrics: Mapping[str, Any]) -> str:
 def score_meaning(metrics: Mapping[str, Any]) -> str:
     """One line about M-BEIR's average; empty where the score is the plain mean."""
     asked = sum(name in mbeir.SETS for name in metrics["student"]["local"]["tasks"])
-    line = f"M-BEIR's average over {asked} of its {len(mbeir.SETS)} sets: hit@10 for Fashion200K and FashionIQ, else hit@5"
-    return line if is_mbeir(metrics) else ""
+    line = f"M-BEIR's average over {asked} of its {len(mbeir.SETS)} sets"
+    return f"{line}: hit@10 for Fashion200K and FashionIQ, else hit@5" if is_mbeir(metrics) else ""
+
+
+def missed_line(metrics: Mapping[str, Any]) -> str:
+    """One line about the queries that were rejected; empty where none was."""
+    tasks = metrics["student"]["local"]["tasks"].values()
+    missed, every = (sum(task.get(name, 0) for task in tasks) for name in ("missed", "queries"))
+    line = f"{missed:,} of {every:,} queries were rejected, or their picture or positives, and count as missed"
+    return line if missed else ""
 
 
 def labels(metrics: Mapping[str, Any]) -> dict[str, str]:

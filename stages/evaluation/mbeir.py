@@ -1,8 +1,8 @@
 """M-BEIR's own score: which measure counts in each of its sixteen sets, and their plain mean.
 
-From UniIR (arXiv 2311.17136) and its evaluation: recall@10 for Fashion200K and FashionIQ, recall@5 elsewhere, every set
-weighing the same; what is called recall there is `hit` here (`stages.evaluation.measures`). A source is M-BEIR's where
-sets have its names, as the published query files give them; other sets beside them do not enter the score.
+From UniIR (arXiv 2311.17136) and its evaluation: recall@10 for Fashion200K and FashionIQ, recall@5 elsewhere, every
+set weighing the same; what is called recall there is `hit` here (`stages.evaluation.measures`). A source is M-BEIR's
+where sets have its names, as the published query files give them; other sets do not enter the score.
 """
 
 from collections.abc import Mapping

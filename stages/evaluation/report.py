@@ -17,6 +17,7 @@ from stages.evaluation.comparison import (
     is_searched,
     labels,
     measured,
+    missed_line,
     model_rows,
     quality,
     score,
@@ -103,8 +104,7 @@ def terminal_table(metrics: Mapping[str, Any]) -> str:
 
 def caption_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     """What the names in the terminal table mean that do not speak for themselves."""
-    if line := score_meaning(metrics):
-        yield line
+    yield from filter(None, (score_meaning(metrics), missed_line(metrics)))
     if "cut" in metrics:
         yield CUT
     if "asymmetric" in metrics:

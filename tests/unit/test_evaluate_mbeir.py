@@ -23,7 +23,7 @@ from tests.unit.test_evaluate_report import metrics
 
 DEPTH = 12  # candidates of each local pool
 RANKS = ((1, 7), (1, 4, 11))
-"""Where the positive of each query stands in its own pool: of sets with an even place in the paper's table, of others."""
+"""Where each query's positive stands in its own pool, in sets at even places of the paper's table and in others."""
 
 
 def places(number: int) -> tuple[int, ...]:
@@ -85,7 +85,7 @@ def measured(world) -> dict:
 
 
 def test_the_average_is_the_one_computed_by_hand(world) -> None:
-    # hit@5 is 1/2 for the eight even sets and 2/3 for the others. Fashion200K twice and FashionIQ are even: hit@10 is 1.
+    # hit@5 is 1/2 for the eight even sets and 2/3 for the others; three of the even ones count by hit@10, which is 1.
     local = (3 * 1 + 5 * 1 / 2 + 8 * 2 / 3) / 16
     # In the union only the first of a pool is found: sets 0 to 4 by five, set 8 (Fashion200K) by ten, set 12 is 13th.
     union = (4 * 1 / 2 + 2 * 1 / 3) / 16

@@ -45,6 +45,14 @@ def test_the_terminal_table_has_a_line_for_each_set_and_fits(names: list[str]) -
     assert any("layers" in line and "28" in line and "12" in line for line in lines)
 
 
+def test_the_table_says_how_many_queries_count_as_missed() -> None:
+    shown = metrics(NAMES)
+    assert "missed" not in terminal_table(shown)
+    shown["student"]["local"]["tasks"][NAMES[0]]["missed"] = 12
+    line = "12 of 24,850 queries were rejected, or their picture or positives, and count as missed"
+    assert line in terminal_table(shown)
+
+
 def test_several_datasets_are_named_and_one_is_not_repeated() -> None:
     assert set(labels(metrics(NAMES[:2])).values()) == {"image+text→image+text"}
     assert labels(metrics(NAMES))["fashion200k_task3"] == "fashion200k image+text→image+text"
