@@ -84,6 +84,8 @@ CODE = {
     "stages/export/router.py": set(),
     "stages/search/exact.py": {"index", "evaluate"},
     "stages/search/card.py": {"evaluate"},
+    "stages/search/choice.py": {"index"},
+    "stages/data/sources/counting.py": set(),
     "stages/search/leading.py": {"evaluate"},
     "stages/search/retriever.py": set(),
     "stages/evaluation/measures.py": {"evaluate"},
