@@ -54,7 +54,11 @@ class Params(Section):
         description="scenes are drawn on the spot, mbeir is the published layout, pairs are a JSONL or a table, "
         "corpus has no labels and takes a run as far as distill",
     )
-    path: str = Field("", description="source: a directory, a file of pairs or texts, or s3://bucket/prefix of either")
+    path: str = Field(
+        "",
+        description="source: a directory, a file of pairs or texts, or s3://bucket/prefix of either; of more than"
+        " 20,000 files a plan sees tables and folders, so a picture written over in place needs `--force ingest`",
+    )
     max_reject_share: float = Field(
         0.05, ge=0, le=1, description="a run whose share of rejected rows is larger stops after ingest"
     )
@@ -222,15 +226,16 @@ def check(params: Params) -> None:
 
 
 def fingerprint(params: Params) -> str | None:
-    """A digest of (path, size, time of change or ETag) of all files of the source; None for scenes, which have none.
+    """A digest of (path, size, time of change or ETag) of the source's files; None for scenes, which have none.
 
-    Contents are not read: a plan answers in under a second. Raises InputError where the directory is not there.
+    Contents are not read, and of many pictures only their folders are looked at (`sources.changes`): a plan answers in
+    seconds. Raises InputError where the directory is not there.
     """
     if params.kind == "scenes":
         return None
     import hashlib
 
-    from stages.data.sources import remote
+    from stages.data.sources import changes, remote
 
     root = _root(params)
     if params.kind in RECORDS:
@@ -238,10 +243,10 @@ def fingerprint(params: Params) -> str | None:
 
         return records.fingerprint(root, texts=params.kind == "corpus")
     if isinstance(root, remote.RemotePath):
-        return hashlib.sha256(repr(sorted(remote.listing(root))).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr(changes.of_bucket(root)).encode()).hexdigest()[:16]
     if not root.is_dir():
         raise InputError(f"{_place(params)}={root} is not a directory: give the one that holds query/ and cand_pool/")
-    return hashlib.sha256(repr(sorted(_files(root))).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr(changes.of_directory(root)).encode()).hexdigest()[:16]
 
 
 def _root(params: Params) -> "Place":
@@ -261,19 +266,3 @@ def _files_of_records(params: Params, path: "Place") -> "list[Place]":
 
     unlabelled = params.kind == "corpus"
     return records.find(path, _place(params), pictures=unlabelled, texts=unlabelled)
-
-
-def _files(root: Path) -> list[tuple[str, int, int]]:
-    """(path below the root, bytes, nanoseconds of the last change) of all files; linked folders are not entered."""
-    import os
-
-    found, waiting = [], [str(root)]
-    while waiting:
-        with os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
-                else:
-                    status = entry.stat(follow_symlinks=os.path.exists(entry.path))
-                    found.append((entry.path.removeprefix(str(root)), status.st_size, status.st_mtime_ns))
-    return found

@@ -13,14 +13,16 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from stages.contract.context import InputError
 from stages.data.modalities import modality_of
+from stages.data.sources.changes import MOST, Seen, look
 from stages.data.sources.chunks import SourceFile
 from stages.data.sources.fields import BadField, normalise, parse
-from stages.data.sources.remote import ADVICE, Place, RemotePath, listing, walk
+from stages.data.sources.remote import ADVICE, Place, RemotePath, walk
 
 LINES = (".jsonl", ".ndjson")
 TABLES = {".csv": ",", ".tsv": "\t"}
@@ -134,29 +136,46 @@ def _is_picture(path: str) -> bool:
 
 def list_local(root: Path) -> Iterator[str]:
     """`list_pictures` of a directory."""
+    for folder, names in walk_pictures(root):
+        for name in names:
+            yield os.path.relpath(os.path.join(folder, name), root)
+
+
+def walk_pictures(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """(folder, names of its pictures), both sorted."""
     for folder, inner, names in os.walk(root):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
-        for name in sorted(names):
-            if name.lower().endswith(PICTURES) and not name.startswith("."):
-                yield os.path.relpath(os.path.join(folder, name), root)
+        yield folder, sorted(name for name in names if name.lower().endswith(PICTURES) and not name.startswith("."))
 
 
 def fingerprint(path: Place, texts: bool = False) -> str:
     """A digest of (name, size, time of change or ETag) of the files of records at `path` and the pictures beside them.
 
     Only files named like pictures count, and no hidden folder is entered: a file of records may lie beside anything.
-    Texts count where they are records too, see `find`.
+    Texts count where they are records too, see `find`. Of more than MOST pictures only their folders are looked at, as
+    in `changes`; in a bucket the first MOST of them.
     """
     if isinstance(path, RemotePath):
         return _remote_fingerprint(path, texts)
     kinds = (*RECORDS, *(TEXTS if texts else ()))
     root = path if path.is_dir() else path.parent
     files = [path] if path.is_file() else [one for one in path.iterdir() if one.suffix.lower() in kinds]
+    pictures = list(islice(list_pictures(root), MOST + 1))
+    many = len(pictures) > MOST
+    seen = [look(root, f"/{name}") for name in (*sorted(file.name for file in files), *([] if many else pictures))]
+    if many:
+        seen += _look_at_folders(root, beside=bool(files))
     digest = hashlib.sha256()
-    for name in (*sorted(file.name for file in files), *list_pictures(root)):
-        status = os.stat(root / name, follow_symlinks=os.path.exists(root / name))
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="surrogateescape"))
+    for name, size, time in seen:
+        digest.update(f"{name[1:]}\0{size}\0{time}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
+
+
+def _look_at_folders(root: Path, beside: bool) -> Iterator[Seen]:
+    """(folder, its pictures, time of its last change); none of the root where anything may lie `beside` records."""
+    for folder, names in walk_pictures(root):
+        time = 0 if beside and folder == str(root) else os.stat(folder).st_mtime_ns
+        yield f"/{os.path.relpath(folder, root)}", len(names), time
 
 
 def _remote_fingerprint(path: RemotePath, texts: bool) -> str:
@@ -167,8 +186,11 @@ def _remote_fingerprint(path: RemotePath, texts: bool) -> str:
         records = name == path.name if alone else "/" not in name and name.lower().endswith(kinds)
         return records or _is_picture(name)
 
-    found = sorted(one for one in listing(path.parent if alone else path) if counts(one[0]))
-    return hashlib.sha256(repr(found).encode(errors="surrogateescape")).hexdigest()[:16]
+    root = path.parent if alone else path
+    found = list(islice((one for one in walk(root) if counts(one[0])), MOST + 1))
+    if len(found) > MOST:  # those are the first by name, so records are listed once more
+        found = [*found[:MOST], *(one for one in walk(root, deep=False) if counts(one[0]) and not _is_picture(one[0]))]
+    return hashlib.sha256(repr(sorted(found)).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def write_folder(root: Place, target: Path) -> Path:
