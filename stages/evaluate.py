@@ -68,6 +68,7 @@ def run(context: Context) -> dict[str, float | dict]:
     from stages.evaluation.rank import Pools
     from stages.evaluation.report import write_report
     from stages.evaluation.sets import find_sets, rejected_queries
+    from stages.model import checkpoint
     from stages.model.prune import kept_layers
 
     card = context.inputs["index"].read_json("retriever.json")
@@ -82,7 +83,7 @@ def run(context: Context) -> dict[str, float | dict]:
     if ASYMMETRIC in indexes:
         asked[ASYMMETRIC] = asymmetric_queries(context, card)
     tallies = {name: ranker.tallies(name, index, queries=asked[name]) for name, index in indexes.items()}
-    metrics = summarise(ranker, tallies, costs)
+    metrics = summarise(ranker, tallies, costs, checkpoint.trained(context.inputs["backbone"]))
     metrics[STUDENT] |= ranker.dimensions(models[STUDENT], indexes[STUDENT])
     if kept := kept_layers(models[STUDENT]):
         metrics[STUDENT]["kept_layers"] = kept
@@ -295,9 +296,13 @@ def find_examples(
 
 
 def summarise(
-    ranker: Ranker, tallies: "Mapping[str, Mapping[tuple[str, str], Tally]]", costs: Mapping[str, dict]
+    ranker: Ranker, tallies: "Mapping[str, Mapping[tuple[str, str], Tally]]", costs: Mapping[str, dict], trained: bool
 ) -> dict[str, Any]:
-    """The content of metrics.json. The mean over sets weighs each set the same, as M-BEIR's own score does."""
+    """The content of metrics.json. The mean over sets weighs each set the same, as M-BEIR's own score does.
+
+    What a student keeps of its teacher is told of a teacher that was `trained` on the data: one from outside finds so
+    little there as it came that the share would say nothing.
+    """
     from stages.evaluation.measures import mean
 
     sets, pools = ranker.sets, ranker.pools
@@ -314,7 +319,7 @@ def summarise(
         tasks = {one.name: tallies[STUDENT][one.name, scope].chances() for one in sets}
         chance[scope] = {**mean(tasks.values()), "tasks": tasks}
     metrics["chance"] = chance | mbeir.score(chance)
-    if TEACHER in metrics:
+    if TEACHER in metrics and trained:
         metrics["kept"] = {f"{scope} hit@5": _kept(metrics, scope) for scope in SCOPES}
     return metrics
 

@@ -89,6 +89,16 @@ def share(values: Mapping[str, float]) -> tuple[str, ...]:
     return (f"{values['student'] / values['teacher']:.0%}" if values["teacher"] else "–",)
 
 
+def kept(metrics: Mapping[str, Any], values: Mapping[str, float]) -> tuple[str, ...]:
+    """What the student keeps of the teacher's quality; nothing of a teacher that was not trained on the data."""
+    return share(values) if "kept" in metrics else ()
+
+
+def untrained(metrics: Mapping[str, Any]) -> bool:
+    """Whether the teacher was measured as it came, so that nothing is a share of it."""
+    return "teacher" in metrics and "kept" not in metrics
+
+
 def model_rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """Name, then each model's value, then the student's share, for each cost."""
     models = {name: metrics[name] for name in timed(metrics)}

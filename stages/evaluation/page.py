@@ -23,6 +23,7 @@ from stages.evaluation.comparison import (
     dimension_rows,
     is_mbeir,
     is_searched,
+    kept,
     labels,
     measure_rows,
     measured,
@@ -32,8 +33,8 @@ from stages.evaluation.comparison import (
     score,
     score_meaning,
     score_name,
-    share,
     timed,
+    untrained,
 )
 from stages.evaluation.plots import draw_cost, draw_depths
 
@@ -43,8 +44,8 @@ TEMPLATE = "report.html.jinja"
 NOTES = """hit@k is 1 when any relevant candidate is among the first k (M-BEIR calls it Recall@k); recall@k is the
 share of the relevant candidates that were found. Chance is the exact expectation of a random ranking. Means weigh
 every set the same. A query's own picture stays in the pool, as in M-BEIR. Latency is end to end for one query, both
-models in one process, turn by turn. The teacher is the backbone as it came; the fair upper bound, the whole backbone
-with the student's training, comes from `python pipeline/ablate.py RECIPE upper_bound`."""
+models in one process, turn by turn. The teacher is the run's backbone; the fair upper bound, the whole backbone with
+the student's training, comes from `python pipeline/ablate.py RECIPE upper_bound`."""
 SETTINGS = ("seed", "data.kind", "backbone.source", "student.layers", "train.loss", "train.steps", "train.batch_size")
 """Of the configuration that the student was trained with: by what one run is known from another at a glance."""
 
@@ -83,7 +84,8 @@ def render(
         score_name="M-BEIR average" if is_mbeir(metrics) else "mean hit@5",
         score_meaning=score_meaning(metrics),
         missed=missed_line(metrics),
-        kept=[share({model: score(metrics[model], scope) for model in measured(metrics)}) for scope in SCOPES],
+        untrained=untrained(metrics),
+        kept=[kept(metrics, {model: score(metrics[model], scope) for model in measured(metrics)}) for scope in SCOPES],
         models=measured(metrics),
         timed=timed(metrics),
         metrics=metrics,

@@ -15,6 +15,7 @@ from stages.evaluation.comparison import (
     asymmetric_values,
     is_mbeir,
     is_searched,
+    kept,
     labels,
     measured,
     missed_line,
@@ -23,14 +24,15 @@ from stages.evaluation.comparison import (
     score,
     score_meaning,
     score_name,
-    share,
     timed,
+    untrained,
 )
 from stages.evaluation.plots import draw_cost, draw_quality
 
 IN_NO_KEY = True  # shows what was measured
 
 CUT = "cut: the teacher's first layers, as many as the student has, before any training"
+UNTRAINED = "teacher: as it came, not trained on this data, so what is kept of it is no number"
 ASYMMETRIC = "teacher's index: the student's queries on the teacher's candidates"
 WIDTH = 100  # columns of the terminal table
 
@@ -55,7 +57,7 @@ def write_report(context: Context, metrics: Mapping[str, Any]) -> None:
 def set_columns(metrics: Mapping[str, Any]) -> tuple[str, ...]:
     """The head of a table of sets."""
     models = measured(metrics)
-    return ("set", "queries", "pool", "chance", *models, *(("kept",) if "teacher" in models else ()))
+    return ("set", "queries", "pool", "chance", *models, *(("kept",) if "kept" in metrics else ()))
 
 
 def set_rows(metrics: Mapping[str, Any], scope: str) -> Iterator[Sequence[str]]:
@@ -65,19 +67,19 @@ def set_rows(metrics: Mapping[str, Any], scope: str) -> Iterator[Sequence[str]]:
         task = metrics["student"][scope]["tasks"][name]
         values = {model: quality(metrics, model, scope, name) for model in models}
         sizes = (f"{task['queries']:,}", f"{task['pool_size']:,}")
-        yield label, *sizes, *compared(quality(metrics, "chance", scope, name), values)
+        yield label, *sizes, *compared(metrics, quality(metrics, "chance", scope, name), values)
     means = {model: score(metrics[model], scope) for model in models}
-    yield score_name(metrics), "", "", *compared(score(metrics["chance"], scope), means)
+    yield score_name(metrics), "", "", *compared(metrics, score(metrics["chance"], scope), means)
 
 
-def compared(chance: float, qualities: Mapping[str, float]) -> tuple[str, ...]:
+def compared(metrics: Mapping[str, Any], chance: float, qualities: Mapping[str, float]) -> tuple[str, ...]:
     """Chance, the qualities by model, and what the student keeps of the teacher's."""
-    return f"{chance:.3f}", *(f"{quality:.3f}" for quality in qualities.values()), *share(qualities)
+    return f"{chance:.3f}", *(f"{value:.3f}" for value in qualities.values()), *kept(metrics, qualities)
 
 
 def terminal_table(metrics: Mapping[str, Any]) -> str:
     """The table that a run ends with, at most WIDTH columns: a line for each set, means, then costs."""
-    columns = set_columns(metrics)
+    columns = (*set_columns(metrics), *([""] if untrained(metrics) else []))  # costs have a share at any rate
     measure = "M-BEIR" if is_mbeir(metrics) else HEADLINE
     title = f"{measure}: {' beside '.join(timed(metrics))}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -107,6 +109,8 @@ def caption_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     yield from filter(None, (score_meaning(metrics), missed_line(metrics)))
     if "cut" in metrics:
         yield CUT
+    if untrained(metrics):
+        yield UNTRAINED
     if "asymmetric" in metrics:
         yield ASYMMETRIC
     if is_searched(metrics):

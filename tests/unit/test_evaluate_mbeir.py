@@ -81,7 +81,7 @@ def world(tmp_path_factory) -> tuple[list[EvaluationSet], Pools, dict[tuple[str,
 
 def measured(world) -> dict:
     sets, pools, tallies = world
-    return summarise(Ranker(None, sets, pools), {"student": tallies}, {})
+    return summarise(Ranker(None, sets, pools), {"student": tallies}, {}, True)
 
 
 def test_the_average_is_the_one_computed_by_hand(world) -> None:

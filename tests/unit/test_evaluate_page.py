@@ -78,6 +78,14 @@ def test_leading_dimensions_have_a_table_where_they_were_trained():
     assert "<tr><td>64</td><td>0.400</td><td>0.200</td></tr>" in page(metrics=trained)
 
 
+def test_of_an_untrained_teacher_the_page_shows_no_share():
+    assert "It keeps 90% of the teacher's mean hit@5" in page() and "no number" not in page()
+    shown = metrics(NAMES)
+    del shown["kept"]
+    raw = page(metrics=shown)
+    assert "What it keeps of the teacher is no number" in raw and "It keeps" not in raw
+
+
 def test_mbeirs_average_is_the_headline_of_its_sets():
     made = mbeir_metrics(list(SETS))
     average = f"<b>{made['student']['mbeir']['local']:.3f}</b>student, own pools"

@@ -115,9 +115,20 @@ def test_a_query_that_was_rejected_counts_as_missed(tmp_path) -> None:
     total = Ranker(None, sets_, None).blank()
     for tally in total.values():
         tally.add(Tally(8, {"hit@5": 8.0}, {"hit@5": 4.0}))
-    found = summarise(Ranker(None, sets_, Pools(None, {"union_test": 3}, 3)), {"student": total}, {})["student"]
+    found = summarise(Ranker(None, sets_, Pools(None, {"union_test": 3}, 3)), {"student": total}, {}, True)["student"]
     task = found["local"]["tasks"]["shoes_task0"]
     assert (task["hit@5"], task["chance hit@5"], task["queries"], task["missed"]) == (0.8, 0.4, 10, 2)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_share_of_the_teacher_is_told_where_it_was_trained_on_the_data(tmp_path, trained: bool) -> None:
+    sets_ = find_sets(counted(tmp_path, {}), "test", 0)
+    tallies = {
+        model: {("shoes_task0", scope): Tally(8, {"hit@5": hits}, {"hit@5": 1.0}) for scope in ("local", "union")}
+        for model, hits in (("student", 6.0), ("teacher", 3.0))
+    }
+    found = summarise(Ranker(None, sets_, Pools(None, {"union_test": 3}, 3)), tallies, {}, trained)
+    assert found.get("kept") == ({"local hit@5": 2.0, "union hit@5": 2.0} if trained else None)
 
 
 def test_a_split_without_queries_is_refused(ingest) -> None:
