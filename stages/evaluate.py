@@ -10,9 +10,9 @@ The student's queries are also asked of the teacher's candidates at the layer th
 none. An index may hold those instead of the student's (`index.candidates=teacher`); its searches are that row then,
 `asymmetric`, and for the row `student`, queries and candidates by the student, the candidates are embedded here.
 
-All models meet the same queries, pools and instructions. Memory is flat in the corpus: workers hold a tile of it, the
-driver holds sums. All students of one backbone share its vectors (`stages.distributed.teacher_pools`); a grid that
-compares students leaves the teacher out (`evaluate.teacher=false`).
+All models meet the same queries, pools and instructions; queries that ingest rejected count as missed. Memory is flat
+in the corpus: workers hold a tile of it, the driver holds sums. All students of one backbone share its vectors
+(`stages.distributed.teacher_pools`); a grid that compares students leaves the teacher out (`evaluate.teacher=false`).
 """
 
 from collections import deque

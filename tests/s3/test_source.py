@@ -12,6 +12,7 @@ from stages.data.images import ImageLimits, ImageRejected, load
 from stages.data.sources import changes, mbeir, mbeir_rows, pairs, records
 from stages.data.sources.chunks import file_chunks
 from stages.data.sources.corpus_rows import read_rows
+from stages.data.sources.counting import count_candidates
 from stages.data.sources.remote import RemotePath, source
 from stages.distributed import corpus
 from tests.corpus_files import pair, write_csv, write_pictures, write_records
@@ -41,6 +42,7 @@ def test_files_rows_and_instructions_are_the_same(both):
     mbeir.require(remote)
     for find in (mbeir.candidate_files, mbeir.query_files, mbeir.instructions):
         assert find(remote) == find(local)
+    assert count_candidates(remote, "test", 100) == count_candidates(local, "test", 100) == 3
     for one in (*mbeir.candidate_files(local), *mbeir.query_files(local)):
         pieces = list(file_chunks(remote, one, 50))
         assert pieces == list(file_chunks(local, one, 50))
