@@ -10,8 +10,9 @@ The student's queries are also asked of the teacher's candidates at the layer th
 none. An index may hold those instead of the student's (`index.candidates=teacher`); its searches are that row then,
 `asymmetric`, and for the row `student`, queries and candidates by the student, the candidates are embedded here.
 
-All models meet the same queries, pools and instructions. Memory is flat in the corpus: workers hold a tile of it (on a
-GPU also its ids), the driver holds sums. All students of one backbone share its vectors
+All models meet the same queries, pools and instructions; queries that ingest rejected count as missed. Memory is flat
+in the corpus: workers hold a tile of it (on a GPU also its ids), the driver holds sums. All students of one backbone
+share its vectors
 (`stages.distributed.teacher_pools`); a grid that compares students leaves the teacher out (`evaluate.teacher=false`).
 """
 
@@ -27,6 +28,7 @@ from pydantic import Field
 
 from stages.contract.context import Context
 from stages.contract.params import Section
+from stages.evaluation import mbeir
 from stages.search.card import holds_teacher
 
 if TYPE_CHECKING:
@@ -61,15 +63,20 @@ class Params(Section):
 
 def run(context: Context) -> dict[str, float | dict]:
     """Runs the stage; see the module header."""
+    from stages.distributed.actors import say
     from stages.distributed.teacher import taught
     from stages.evaluation.page import write_page
     from stages.evaluation.rank import Pools
     from stages.evaluation.report import write_report
-    from stages.evaluation.sets import find_sets
+    from stages.evaluation.sets import find_sets, rejected_queries
+    from stages.model import checkpoint
     from stages.model.prune import kept_layers
 
     card = context.inputs["index"].read_json("retriever.json")
     sets = find_sets(context.inputs["ingest"], card["split"], context.params.evaluate.queries_per_task)
+    for name, count in rejected_queries(context.inputs["ingest"], card["split"]).items():
+        if name not in {one.name for one in sets}:
+            say(f"evaluate: warning: {name} is not measured, all of its {count:,} queries were rejected")
     models = find_models(context)
     indexes, costs = embed(context, card, sets, models)
     ranker = Ranker(context, sets, Pools(card["union"], card["pools"], card["rows"]))
@@ -77,7 +84,7 @@ def run(context: Context) -> dict[str, float | dict]:
     if ASYMMETRIC in indexes:
         asked[ASYMMETRIC] = asymmetric_queries(context, card)
     tallies = {name: ranker.tallies(name, index, queries=asked[name]) for name, index in indexes.items()}
-    metrics = summarise(ranker, tallies, costs)
+    metrics = summarise(ranker, tallies, costs, checkpoint.trained(context.inputs["backbone"]))
     metrics[STUDENT] |= ranker.dimensions(models[STUDENT], indexes[STUDENT])
     if kept := kept_layers(models[STUDENT]):
         metrics[STUDENT]["kept_layers"] = kept
@@ -224,7 +231,7 @@ class Ranker:
         import ray
 
         from stages.distributed.queries import vector_files
-        from stages.evaluation.rank import Tally, rank_files
+        from stages.evaluation.rank import rank_files
         from stages.evaluation.sets import run_file
 
         context, gpus = self.context, self.context.cluster.gpus_per_worker
@@ -232,7 +239,7 @@ class Ranker:
         rank = ray.remote(**resources)(rank_files).options(num_returns="streaming")
         runs = context.output.work / "runs"
         runs.mkdir(parents=True, exist_ok=True)
-        total = {(one.name, scope): Tally() for one in self.sets for scope in SCOPES}
+        total = self.blank()
         files = {(name, scope): runs / run_file(f"{model}.{scope}", name) for name, scope in total}
         for path in files.values():
             path.write_text("")  # a killed attempt may have left half a run here
@@ -248,6 +255,12 @@ class Ranker:
             context.output.upload(path, f"runs/{path.name}")
         return total
 
+    def blank(self) -> "dict[tuple[str, str], Tally]":
+        """A tally for each (set, scope) before any query is asked: those that were rejected are missed already."""
+        from stages.evaluation.rank import Tally
+
+        return {(one.name, scope): Tally(queries=one.missed) for one in self.sets for scope in SCOPES}
+
     def dimensions(self, student: Path, index: "ExactIndex") -> dict[str, list[dict[str, Any]]]:
         """What the student finds by the leading dimensions that it was trained for: means over sets, by dimension."""
         from stages.evaluation.measures import mean
@@ -256,8 +269,9 @@ class Ranker:
         rows = []
         for dim in trained_dimensions(student):
             found = self.tallies(f"student-{dim}d", Leading(index, dim), queries=STUDENT, dim=dim)
-            means = {scope: mean(found[one.name, scope].means() for one in self.sets) for scope in SCOPES}
-            rows.append({"dim": dim, **means})
+            tasks = {scope: {one.name: found[one.name, scope].means() for one in self.sets} for scope in SCOPES}
+            score = mbeir.score({scope: {"tasks": tasks[scope]} for scope in SCOPES})
+            rows.append({"dim": dim, **{scope: mean(tasks[scope].values()) for scope in SCOPES}, **score})
         return {"dimensions": rows} if rows else {}
 
 
@@ -301,9 +315,13 @@ def find_examples(
 
 
 def summarise(
-    ranker: Ranker, tallies: "Mapping[str, Mapping[tuple[str, str], Tally]]", costs: Mapping[str, dict]
+    ranker: Ranker, tallies: "Mapping[str, Mapping[tuple[str, str], Tally]]", costs: Mapping[str, dict], trained: bool
 ) -> dict[str, Any]:
-    """The content of metrics.json. The mean over sets weighs each set the same, as M-BEIR's headline does."""
+    """The content of metrics.json. The mean over sets weighs each set the same, as M-BEIR's own score does.
+
+    What a student keeps of its teacher is told of a teacher that was `trained` on the data: one from outside finds so
+    little there as it came that the share would say nothing.
+    """
     from stages.evaluation.measures import mean
 
     sets, pools = ranker.sets, ranker.pools
@@ -314,12 +332,13 @@ def summarise(
             tasks = {one.name: _task(one, pools, scope, tallies[name][one.name, scope]) for one in sets}
             means = mean(tallies[name][one.name, scope].means() for one in sets)
             metrics[name][scope] = {**means, "tasks": tasks}
-    chance = {}
+        metrics[name] |= mbeir.score(metrics[name])
+    chance: dict[str, Any] = {}
     for scope in SCOPES:
         tasks = {one.name: tallies[STUDENT][one.name, scope].chances() for one in sets}
         chance[scope] = {**mean(tasks.values()), "tasks": tasks}
-    metrics["chance"] = chance
-    if TEACHER in metrics:
+    metrics["chance"] = chance | mbeir.score(chance)
+    if TEACHER in metrics and trained:
         metrics["kept"] = {f"{scope} hit@5": _kept(metrics, scope) for scope in SCOPES}
     return metrics
 
@@ -327,7 +346,8 @@ def summarise(
 def _task(one: "EvaluationSet", pools: "Pools", scope: str, tally: "Tally") -> dict[str, Any]:
     chances = {f"chance {name}": value for name, value in tally.chances().items()}
     size = pools.size(pools.filters(one)[scope])
-    return {**tally.means(), "label": one.label, "queries": tally.queries, "pool_size": size, **chances}
+    sizes = {"queries": tally.queries, "missed": one.missed, "pool_size": size}
+    return {**tally.means(), "label": one.label, **sizes, **chances}
 
 
 def _kept(metrics: Mapping[str, Any], scope: str) -> float:

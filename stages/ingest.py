@@ -12,7 +12,7 @@ What must be known about all rows at once is kept as a few bytes for each (`stag
 the place of shuffles.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -51,7 +51,11 @@ class Source(Section):
 
     section: ClassVar[str]
     kind: str
-    path: str = Field("", description="source: a directory, a file of pairs or texts, or s3://bucket/prefix of either")
+    path: str = Field(
+        "",
+        description="source: a directory, a file of pairs or texts, or s3://bucket/prefix of either; of more than"
+        " 20,000 files a plan sees tables and folders, so a picture written over in place needs `--force ingest`",
+    )
     max_reject_share: float = Field(
         0.05, ge=0, le=1, description="a run whose share of rejected rows is larger stops after ingest"
     )
@@ -204,13 +208,16 @@ def _ingest(context: Context, source: Reading) -> "Counts":
     valid_queries = flow.validate_queries(queries, numbers, known, images, own)
     rejects = flow.rejects(valid_candidates, valid_queries, images)
     counts = flow.count(valid_candidates, valid_queries, images, known)
+    counts = replace(counts, instructions=source.instructions(counts))
     flow.say(wording.kept_line(counts))
     wording.refuse(counts, data, rejects, output.work)
+    if line := wording.bare_line(counts.stats()["queries"]):
+        flow.say(f"warning: {line}")
 
     flow.write(output, "candidates", flow.keep(valid_candidates, CANDIDATES), CANDIDATES)
     flow.write(output, "queries", flow.keep(valid_queries, QUERIES), QUERIES)
     flow.write(output, "rejects", rejects, REJECTS)
-    flow.write_table(output, "instructions", pa.Table.from_pylist(source.instructions(counts), INSTRUCTIONS))
+    flow.write_table(output, "instructions", pa.Table.from_pylist(counts.instructions, INSTRUCTIONS))
     return counts
 
 
@@ -251,15 +258,16 @@ def _check_header(params: Source, header: list[str], file: "Place") -> None:
 
 
 def fingerprint(params: Source) -> str | None:
-    """A digest of (path, size, time of change or ETag) of all files of the source; None for scenes, which have none.
+    """A digest of (path, size, time of change or ETag) of the source's files; None for scenes, which have none.
 
-    Contents are not read: a plan answers in under a second. Raises InputError where the directory is not there.
+    Contents are not read, and of many pictures only their folders are looked at (`sources.changes`): a plan answers in
+    seconds. Raises InputError where the directory is not there.
     """
     if params.kind == "scenes":
         return None
     import hashlib
 
-    from stages.data.sources import remote
+    from stages.data.sources import changes, remote
 
     root = _root(params)
     if params.kind in RECORDS:
@@ -267,10 +275,10 @@ def fingerprint(params: Source) -> str | None:
 
         return records.fingerprint(root, texts=params.kind == "corpus")
     if isinstance(root, remote.RemotePath):
-        return hashlib.sha256(repr(sorted(remote.listing(root))).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr(changes.of_bucket(root)).encode()).hexdigest()[:16]
     if not root.is_dir():
         raise InputError(f"{_place(params)}={root} is not a directory: give the one that holds query/ and cand_pool/")
-    return hashlib.sha256(repr(sorted(_files(root))).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr(changes.of_directory(root)).encode()).hexdigest()[:16]
 
 
 def _root(params: Source) -> "Place":
@@ -295,19 +303,3 @@ def _files_of_records(params: Source, path: "Place") -> "list[Place]":
 
     unlabelled = params.kind == "corpus"
     return records.find(path, _place(params), pictures=unlabelled, texts=unlabelled)
-
-
-def _files(root: Path) -> list[tuple[str, int, int]]:
-    """(path below the root, bytes, nanoseconds of the last change) of all files; linked folders are not entered."""
-    import os
-
-    found, waiting = [], [str(root)]
-    while waiting:
-        with os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
-                else:
-                    status = entry.stat(follow_symlinks=os.path.exists(entry.path))
-                    found.append((entry.path.removeprefix(str(root)), status.st_size, status.st_mtime_ns))
-    return found

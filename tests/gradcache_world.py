@@ -46,7 +46,7 @@ class Temperature(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.log_tau = nn.Parameter(torch.tensor([-2.0]))
+        self.log_tau = nn.Parameter(torch.tensor([-3.0]))  # at -2 its gradient is nothing but rounding
 
     def forward(self, similarity_QC: torch.Tensor) -> torch.Tensor:
         return similarity_QC / self.log_tau.exp()

@@ -23,8 +23,8 @@ from pipeline.ablation.document import (
 )
 from pipeline.ablation.grid import Cell, find_cells, read_grid
 from pipeline.ablation.tables import Outcome, cells_json, collect, markdown, terminal_tables
-from pipeline.config.checks import check_made
 from pipeline.execution import cluster
+from pipeline.execution.needs import check_artifact
 from pipeline.execution.publish import headline
 from pipeline.execution.runner import Run, run_pipeline
 from pipeline.planning.dag import stages_of
@@ -139,7 +139,7 @@ class GridRun:
         command = shlex.join(["python", "pipeline/run.py", "--recipe", grid.recipe, *cell.overrides])
         tracker = PipelineRun(self.tracking_uri, cell.label, {**self.tags(cell), "command": command})
         run = Run(cell.config, grid.store, tracker, connect, self.say, command, grid.recipe, grid.name)
-        run.check = partial(check_made, cell.config)
+        run.check = partial(check_artifact, cell.config, decisions)
         try:
             run_pipeline(stages_of(cell.config), decisions, run)
         except (StageError, InputError) as error:

@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -50,9 +50,24 @@ def connected(cluster: Cluster) -> Iterator[None]:
         signal.signal(signal.SIGTERM, interrupt)
     try:
         use_up_restart_warning()
+        if not local and (line := missing_gpus(cluster, ray.cluster_resources().get("GPU", 0))):
+            print(f"warning: {line}", file=sys.stderr)
         yield
     finally:
         ray.shutdown()
+
+
+def missing_gpus(cluster: Cluster, present: float) -> str:
+    """One line where a cluster has fewer GPUs than a run asks for, as one that grows on demand may; else empty."""
+    asked, words = gpus_asked(cluster, ("workers", "actors"))
+    return f"{words}, the cluster has {present:g} now; the run waits for the others" if asked > present else ""
+
+
+def gpus_asked(cluster: Cluster, kinds: Sequence[str]) -> tuple[float, str]:
+    """How many GPUs the settings ask for, and which do, in words; `kinds` are the settings that count."""
+    processes, name = max((getattr(cluster, kind), kind) for kind in kinds)
+    share, asked = cluster.gpus_per_worker, processes * cluster.gpus_per_worker
+    return asked, f"cluster.{name}={processes} with cluster.gpus_per_worker={share:g} ask for {asked:g} GPUs"
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:

@@ -14,6 +14,7 @@ from pipeline.config.load import load_config
 from pipeline.config.sections import Config
 from pipeline.execution.cluster import connected
 from pipeline.execution.compat import inside_job
+from pipeline.execution.needs import check_artifact, check_needs
 from pipeline.execution.publish import publish
 from pipeline.execution.runner import Run, describe, run_pipeline
 from pipeline.execution.summary import SOURCES, closing_lines, plan_rows
@@ -43,8 +44,11 @@ def launch(options: argparse.Namespace, answer: dict[str, Any]) -> None:
     console.print(text_table(plan_rows(decisions)))
     if options.plan:
         answer["stages"] = planned(decisions, store)
+    check_needs(config, decisions, store)
+    if options.plan:
         return
     run = new_run(config, store, command, options.recipe, partial(console.print, soft_wrap=True))
+    run.check = partial(check_artifact, config, decisions)
     answer |= {"stages": run.stages, "metrics": {}, "mlflow": run.tracker.ids()}
     run_pipeline(stages, decisions, run)
     publish(run, decisions)
@@ -68,7 +72,7 @@ def new_run(config: Config, store: Store, command: str, recipe: str, say: Callab
     tracker = PipelineRun(resolve_uri(config.tracking_uri), Path(recipe).stem, tags)
     if inside_job() and "://" not in config.store and not Path(config.store).is_absolute():
         say(f"warning: store={config.store} goes with the job's working directory; give an absolute path")
-    return Run(config, store, tracker, connected, say, command, recipe, check=partial(check_made, config))
+    return Run(config, store, tracker, connected, say, command, recipe)
 
 
 def report(run: Run, overrides: Sequence[str], answer: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ whole cluster. Everything that a run touches comes in as an argument, so that te
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -38,7 +38,7 @@ class Run:
     """One run of the pipeline: what it was asked for, what it works with, and what came of each stage so far.
 
     `grid` names the grid that the run is a cell of; searches prefer runs that stand for themselves. `check(stage,
-    manifest)` is asked of each artifact before later stages read it, and raises InputError where they could not.
+    artifact)` is asked of each artifact before later stages read it, and raises InputError where they could not.
     """
 
     config: Config
@@ -55,7 +55,7 @@ class Run:
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     shared: list[tuple[str, str]] = field(default_factory=list)
     """(name, key) of artifacts that stages share, from before they are used: garbage collection leaves them alone."""
-    check: Callable[[str, Mapping[str, Any]], None] = lambda stage, manifest: None
+    check: Callable[[str, Artifact], None] = lambda stage, artifact: None
 
     def record(self, status: str) -> None:
         """Writes the run's record, from which later runs and searches find its artifacts."""
@@ -97,7 +97,7 @@ def run_pipeline(stages: tuple[Stage, ...], decisions: list[Decision], run: Run)
                     ready = True
                 bring_up_to_date(stage, decision, run)
                 if stage.name in run.artifacts:
-                    run.check(stage.name, run.artifacts[stage.name].manifest)
+                    run.check(stage.name, run.artifacts[stage.name])
                 if decision.action == "run":
                     run.record("running")
         status = "finished"

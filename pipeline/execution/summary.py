@@ -29,7 +29,7 @@ def plan_rows(decisions: Sequence[Decision]) -> list[list[str]]:
 
 def closing_lines(artifacts: Mapping[str, Artifact], overrides: Sequence[str]) -> list[str]:
     """The result table, what was left out, where the student lies and the next command, as far as the run came."""
-    lines = [f"{name}: {rejected(artifacts[source])}" for source, name in SOURCES.items() if source in artifacts]
+    lines = [line for source in SOURCES if source in artifacts for line in source_lines(source, artifacts[source])]
     if "index" in artifacts and (left_out := artifacts["index"].manifest.get("metrics", {}).get("rejects")):
         lines.append(f"rejected rows of index.corpus: {rejects_line(left_out)}")
     if "evaluate" in artifacts and artifacts["evaluate"].has("table.txt"):
@@ -56,6 +56,14 @@ def example_query(index: Artifact) -> str:
     return "'a red circle'" if drawn else "'WHAT YOU LOOK FOR'"
 
 
+def source_lines(source: str, ingest: Artifact) -> list[str]:
+    """What was left out of a source, and a warning where queries have no instruction."""
+    from stages.data.ingest.wording import bare_line
+
+    bare = bare_line(ingest.read_json("stats.json").get("queries", {}))
+    return [f"{SOURCES[source]}: {rejected(ingest)}", *([f"warning: {bare}"] if bare else [])]
+
+
 def rejected(ingest: Artifact) -> str:
     """How many rows of the source were left out, and why; the rows themselves lie in `rejects/` of the artifact."""
     return rejects_line(ingest.read_json("stats.json")["rejects"])
@@ -67,7 +75,8 @@ def run_note(decisions: Sequence[Decision], artifacts: Mapping[str, Artifact], c
     for pool in ("local", "union"):
         name = f"tables/{pool}.md"
         if "evaluate" in artifacts and artifacts["evaluate"].has(name):
-            parts.append(f"### hit@5, {pool} pool\n\n{artifacts['evaluate'].read_bytes(name).decode()}")
+            score = "M-BEIR" if "mbeir" in artifacts["evaluate"].manifest["metrics"]["student"] else "hit@5"
+            parts.append(f"### {score}, {pool} pool\n\n{artifacts['evaluate'].read_bytes(name).decode()}")
     if "features" in artifacts and artifacts["features"].has("depth_curve.md"):
         table = artifacts["features"].read_bytes("depth_curve.md").decode()
         parts.append(f"### Depths of the backbone, cut and not trained, on a validation sample\n\n{table}")

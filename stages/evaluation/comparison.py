@@ -1,11 +1,14 @@
 """What the views of a comparison share: which models were measured, what sets are called, and rows of their tables.
 
 Everything is read from metrics.json; nothing is computed that is not written there. A student that was measured alone
-(`evaluate.teacher=false`) has the same tables without the teacher's columns.
+(`evaluate.teacher=false`) has the same tables without the teacher's columns. For M-BEIR's sets the tables have their
+measures, their order and M-BEIR's average in the place of the plain mean (`stages.evaluation.mbeir`).
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from stages.evaluation import mbeir
 
 HEADLINE = "hit@5"
 MODELS = ("cut", "student", "teacher")
@@ -23,13 +26,59 @@ def timed(metrics: Mapping[str, Any]) -> list[str]:
     return [name for name in measured(metrics) if name != "cut"]
 
 
+def is_mbeir(metrics: Mapping[str, Any]) -> bool:
+    """Whether the score is M-BEIR's."""
+    return "mbeir" in metrics["student"]
+
+
+def measure_of(metrics: Mapping[str, Any], name: str) -> str:
+    """The measure that a set is shown by."""
+    return mbeir.measure_of(name) if is_mbeir(metrics) else HEADLINE
+
+
+def quality(metrics: Mapping[str, Any], model: str, scope: str, name: str) -> float:
+    """What a model, or chance, comes to in one set."""
+    return metrics[model][scope]["tasks"][name][measure_of(metrics, name)]
+
+
+def score(one: Mapping[str, Any], scope: str) -> float:
+    """The headline of one model's metrics, of chance's or of some dimensions': M-BEIR's average, else the mean."""
+    return one["mbeir"][scope] if "mbeir" in one else one[scope][HEADLINE]
+
+
+def score_name(metrics: Mapping[str, Any]) -> str:
+    """What the headline is called."""
+    return "M-BEIR" if is_mbeir(metrics) else "mean"
+
+
+def score_meaning(metrics: Mapping[str, Any]) -> str:
+    """One line about M-BEIR's average; empty where the score is the plain mean."""
+    asked = sum(name in mbeir.SETS for name in metrics["student"]["local"]["tasks"])
+    line = f"M-BEIR's average over {asked} of its {len(mbeir.SETS)} sets"
+    return f"{line}: hit@10 for Fashion200K and FashionIQ, else hit@5" if is_mbeir(metrics) else ""
+
+
+def missed_line(metrics: Mapping[str, Any]) -> str:
+    """One line about the queries that were rejected; empty where none was."""
+    tasks = metrics["student"]["local"]["tasks"].values()
+    missed, every = (sum(task.get(name, 0) for task in tasks) for name in ("missed", "queries"))
+    line = f"{missed:,} of {every:,} queries were rejected, or their picture or positives, and count as missed"
+    return line if missed else ""
+
+
 def labels(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """What to call each set: `image→text`, with the dataset before it where there are several datasets."""
+    """What to call each set: `image→text`, with the dataset before it where there are several datasets.
+
+    M-BEIR's sets come first, in the order of its tables; a set that hit@10 counts for says so.
+    """
     tasks = metrics["student"]["local"]["tasks"]
     datasets = {name.rpartition("_task")[0] for name in tasks}
+    ordered = sorted(tasks, key=lambda name: mbeir.SETS.index(name) if name in mbeir.SETS else len(mbeir.SETS))
     return {
-        name: task["label"] if len(datasets) == 1 else f"{name.rpartition('_task')[0]} {task['label']}"
-        for name, task in tasks.items()
+        name: ("" if len(datasets) == 1 else f"{name.rpartition('_task')[0]} ")
+        + tasks[name]["label"]
+        + (" @10" if measure_of(metrics, name) == "hit@10" else "")
+        for name in ordered
     }
 
 
@@ -38,6 +87,16 @@ def share(values: Mapping[str, float]) -> tuple[str, ...]:
     if "teacher" not in values:
         return ()
     return (f"{values['student'] / values['teacher']:.0%}" if values["teacher"] else "–",)
+
+
+def kept(metrics: Mapping[str, Any], values: Mapping[str, float]) -> tuple[str, ...]:
+    """What the student keeps of the teacher's quality; nothing of a teacher that was not trained on the data."""
+    return share(values) if "kept" in metrics else ()
+
+
+def untrained(metrics: Mapping[str, Any]) -> bool:
+    """Whether the teacher was measured as it came, so that nothing is a share of it."""
+    return "teacher" in metrics and "kept" not in metrics
 
 
 def model_rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -68,7 +127,7 @@ def asymmetric_values(metrics: Mapping[str, Any]) -> tuple[str, ...]:
     """The headline of the student's queries on the teacher's candidates, by scope; empty without a teacher."""
     if "asymmetric" not in metrics:
         return ()
-    return tuple(f"{metrics['asymmetric'][scope][HEADLINE]:.3f}" for scope in SCOPES)
+    return tuple(f"{score(metrics['asymmetric'], scope):.3f}" for scope in SCOPES)
 
 
 def is_searched(metrics: Mapping[str, Any]) -> bool:
@@ -80,4 +139,4 @@ def dimension_rows(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The headline by leading dimensions, for a student that was trained to be read by fewer of them."""
     student = metrics["student"]
     entries = [*student["dimensions"], student] if "dimensions" in student else []
-    return [(f"{one['dim']:,}", *(f"{one[scope][HEADLINE]:.3f}" for scope in SCOPES)) for one in entries]
+    return [(f"{one['dim']:,}", *(f"{score(one, scope):.3f}" for scope in SCOPES)) for one in entries]

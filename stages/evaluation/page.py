@@ -18,16 +18,23 @@ from matplotlib.figure import Figure
 from stages.contract.context import Artifact, Context
 from stages.data.ingest.wording import rejects_line
 from stages.evaluation.comparison import (
-    HEADLINE,
     SCOPES,
     asymmetric_values,
     dimension_rows,
+    is_mbeir,
     is_searched,
+    kept,
     labels,
     measure_rows,
     measured,
+    missed_line,
     model_rows,
+    quality,
+    score,
+    score_meaning,
+    score_name,
     timed,
+    untrained,
 )
 from stages.evaluation.plots import draw_cost, draw_depths
 
@@ -37,8 +44,8 @@ TEMPLATE = "report.html.jinja"
 NOTES = """hit@k is 1 when any relevant candidate is among the first k (M-BEIR calls it Recall@k); recall@k is the
 share of the relevant candidates that were found. Chance is the exact expectation of a random ranking. Means weigh
 every set the same. A query's own picture stays in the pool, as in M-BEIR. Latency is end to end for one query, both
-models in one process, turn by turn. The teacher is the backbone as it came; the fair upper bound, the whole backbone
-with the student's training, comes from `python pipeline/ablate.py RECIPE upper_bound`."""
+models in one process, turn by turn. The teacher is the run's backbone; the fair upper bound, the whole backbone with
+the student's training, comes from `python pipeline/ablate.py RECIPE upper_bound`."""
 SETTINGS = ("seed", "data.kind", "backbone.source", "student.layers", "train.loss", "train.steps", "train.batch_size")
 """Of the configuration that the student was trained with: by what one run is known from another at a glance."""
 
@@ -73,7 +80,12 @@ def render(
     environment.filters["number"] = lambda value: f"{value:.3f}"
     names = labels(metrics)
     return environment.get_template(TEMPLATE).render(
-        headline=HEADLINE,
+        score=score,
+        score_name="M-BEIR average" if is_mbeir(metrics) else "mean hit@5",
+        score_meaning=score_meaning(metrics),
+        missed=missed_line(metrics),
+        untrained=untrained(metrics),
+        kept=[kept(metrics, {model: score(metrics[model], scope) for model in measured(metrics)}) for scope in SCOPES],
         models=measured(metrics),
         timed=timed(metrics),
         metrics=metrics,
@@ -93,21 +105,16 @@ def render(
 
 
 def set_lines(metrics: Mapping[str, Any], scope: str) -> Iterator[dict[str, Any]]:
-    """A line of the quality table for each set, then the mean."""
+    """A line of the quality table for each set, then the headline."""
     models = measured(metrics)
     for name, label in labels(metrics).items():
         task = metrics["student"][scope]["tasks"][name]
-        values = {model: metrics[model][scope]["tasks"][name][HEADLINE] for model in models}
+        values = {model: quality(metrics, model, scope, name) for model in models}
         sizes = {"queries": task["queries"], "pool": task["pool_size"]}
-        yield {"label": label, **sizes, "chance": task[f"chance {HEADLINE}"], "values": values}
-    means = {model: metrics[model][scope][HEADLINE] for model in models}
-    yield {
-        "label": "mean",
-        "queries": None,
-        "pool": None,
-        "chance": metrics["chance"][scope][HEADLINE],
-        "values": means,
-    }
+        yield {"label": label, **sizes, "chance": quality(metrics, "chance", scope, name), "values": values}
+    means = {model: score(metrics[model], scope) for model in models}
+    chance = score(metrics["chance"], scope)
+    yield {"label": score_name(metrics), "queries": None, "pool": None, "chance": chance, "values": means}
 
 
 def svg(figure: Figure) -> str:

@@ -30,7 +30,10 @@ QUERIES = {"cpu": 8192, "cuda": 32768}
 
 @dataclass
 class Tally:
-    """What one evaluation set came to in one pool: sums over its queries, and the run."""
+    """What one evaluation set came to in one pool: sums over its queries, and the run.
+
+    `queries` may begin with those that nobody could ask: they add to no sum, which is to count them as missed.
+    """
 
     queries: int = 0
     sums: dict[str, float] = field(default_factory=dict)

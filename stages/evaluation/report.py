@@ -13,18 +13,26 @@ from stages.evaluation.comparison import (
     HEADLINE,
     SCOPES,
     asymmetric_values,
+    is_mbeir,
     is_searched,
+    kept,
     labels,
     measured,
+    missed_line,
     model_rows,
-    share,
+    quality,
+    score,
+    score_meaning,
+    score_name,
     timed,
+    untrained,
 )
 from stages.evaluation.plots import draw_cost, draw_quality
 
 IN_NO_KEY = True  # shows what was measured
 
 CUT = "cut: the teacher's first layers, as many as the student has, before any training"
+UNTRAINED = "teacher: as it came, not trained on this data, so what is kept of it is no number"
 ASYMMETRIC = "teacher's index: the student's queries on the teacher's candidates"
 WIDTH = 100  # columns of the terminal table
 
@@ -49,35 +57,31 @@ def write_report(context: Context, metrics: Mapping[str, Any]) -> None:
 def set_columns(metrics: Mapping[str, Any]) -> tuple[str, ...]:
     """The head of a table of sets."""
     models = measured(metrics)
-    return ("set", "queries", "pool", "chance", *models, *(("kept",) if "teacher" in models else ()))
+    return ("set", "queries", "pool", "chance", *models, *(("kept",) if "kept" in metrics else ()))
 
 
 def set_rows(metrics: Mapping[str, Any], scope: str) -> Iterator[Sequence[str]]:
-    """`set_columns` of each set in the scope, then of the mean."""
-    scopes = {model: metrics[model][scope] for model in measured(metrics)}
+    """`set_columns` of each set in the scope, then of the headline."""
+    models = measured(metrics)
     for name, label in labels(metrics).items():
         task = metrics["student"][scope]["tasks"][name]
+        values = {model: quality(metrics, model, scope, name) for model in models}
         sizes = (f"{task['queries']:,}", f"{task['pool_size']:,}")
-        yield (
-            label,
-            *sizes,
-            *compared(
-                task[f"chance {HEADLINE}"], {model: one["tasks"][name][HEADLINE] for model, one in scopes.items()}
-            ),
-        )
-    means = {model: one[HEADLINE] for model, one in scopes.items()}
-    yield "mean", "", "", *compared(metrics["chance"][scope][HEADLINE], means)
+        yield label, *sizes, *compared(metrics, quality(metrics, "chance", scope, name), values)
+    means = {model: score(metrics[model], scope) for model in models}
+    yield score_name(metrics), "", "", *compared(metrics, score(metrics["chance"], scope), means)
 
 
-def compared(chance: float, qualities: Mapping[str, float]) -> tuple[str, ...]:
+def compared(metrics: Mapping[str, Any], chance: float, qualities: Mapping[str, float]) -> tuple[str, ...]:
     """Chance, the qualities by model, and what the student keeps of the teacher's."""
-    return f"{chance:.3f}", *(f"{quality:.3f}" for quality in qualities.values()), *share(qualities)
+    return f"{chance:.3f}", *(f"{value:.3f}" for value in qualities.values()), *kept(metrics, qualities)
 
 
 def terminal_table(metrics: Mapping[str, Any]) -> str:
     """The table that a run ends with, at most WIDTH columns: a line for each set, means, then costs."""
-    columns = set_columns(metrics)
-    title = f"{HEADLINE}: {' beside '.join(timed(metrics))}"
+    columns = (*set_columns(metrics), *([""] if untrained(metrics) else []))  # costs have a share at any rate
+    measure = "M-BEIR" if is_mbeir(metrics) else HEADLINE
+    title = f"{measure}: {' beside '.join(timed(metrics))}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         table.add_column(name, justify="left" if name == "set" else "right", overflow="fold")
@@ -85,9 +89,9 @@ def terminal_table(metrics: Mapping[str, Any]) -> str:
     for row in rows:
         table.add_row(*row)
     table.add_section()
-    table.add_row("mean, local pools", *local[1:])
+    table.add_row(f"{local[0]}, local pools", *local[1:])
     *_, union = set_rows(metrics, "union")
-    table.add_row("mean, union pool", *union[1:])
+    table.add_row(f"{union[0]}, union pool", *union[1:])
     for scope, value in zip(SCOPES, asymmetric_values(metrics), strict=False):
         table.add_row(f"teacher's index, {scope}", "", "", "", *[""] * measured(metrics).index("student"), value)
     table.add_section()
@@ -102,8 +106,11 @@ def terminal_table(metrics: Mapping[str, Any]) -> str:
 
 def caption_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     """What the names in the terminal table mean that do not speak for themselves."""
+    yield from filter(None, (score_meaning(metrics), missed_line(metrics)))
     if "cut" in metrics:
         yield CUT
+    if untrained(metrics):
+        yield UNTRAINED
     if "asymmetric" in metrics:
         yield ASYMMETRIC
     if is_searched(metrics):

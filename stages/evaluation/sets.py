@@ -36,6 +36,8 @@ class EvaluationSet:
     """Queries of the set in the split."""
     asked: int
     """Queries that are evaluated."""
+    missed: int = 0
+    """Queries that were rejected, by themselves or with their picture or positives; they count as not found."""
 
     @property
     def name(self) -> str:
@@ -67,6 +69,8 @@ def _short(modality: str) -> str:
 def find_sets(ingest: Artifact, split: str, limit: int) -> list[EvaluationSet]:
     """The sets of a split in order of dataset and task; at most `limit` queries of each are asked (0: all).
 
+    Where not all are asked, as large a part of the rejected ones counts.
+
     Raises:
         StageError: the split has no query, or one set names two pools.
     """
@@ -83,7 +87,20 @@ def find_sets(ingest: Artifact, split: str, limit: int) -> list[EvaluationSet]:
         found[key] = replace(known, stored=known.stored + 1)
     if not found:
         raise StageError(f"no query of split {split} was ingested; give the source a {split} split")
-    return [replace(one, asked=min(limit or one.stored, one.stored)) for _, one in sorted(found.items())]
+    lost = rejected_queries(ingest, split)
+    return [_limited(one, limit, lost.get(one.name, 0)) for _, one in sorted(found.items())]
+
+
+def _limited(one: EvaluationSet, limit: int, lost: int) -> EvaluationSet:
+    asked = min(limit or one.stored, one.stored)
+    return replace(one, asked=asked, missed=round(lost * asked / one.stored))
+
+
+def rejected_queries(ingest: Artifact, split: str) -> dict[str, int]:
+    """{set: queries of the split that ingest rejected}."""
+    if "stats.json" not in {entry["path"] for entry in ingest.manifest.get("files", ())}:
+        return {}
+    return ingest.read_json("stats.json")["queries"].get("rejected_by_task", {}).get(split, {})
 
 
 def query_blocks(ingest: Artifact, split: str, sets: Sequence[EvaluationSet]) -> Iterator[pa.Table]:

@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 
 def directory(artifact: "Artifact") -> Path:
     """A local model directory of the backbone: the one trained here, or a view of the checkpoint it points to."""
+    return artifact.local("model") if trained(artifact) else pointed(artifact.read_json("pointer.json"))
+
+
+def trained(artifact: "Artifact") -> bool:
+    """Whether the backbone was trained on the run's data: `tiny`, or tuned."""
     made = artifact.manifest["metrics"]
     # Artifacts from before a checkpoint could be trained do not say `trained`: of those only `tiny` was.
-    if made.get("trained", made.get("source", "tiny") == "tiny"):
-        return artifact.local("model")
-    return pointed(artifact.read_json("pointer.json"))
+    return made.get("trained", made.get("source", "tiny") == "tiny")
 
 
 def pointed(pointer: dict[str, Any]) -> Path:

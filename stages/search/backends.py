@@ -1,4 +1,4 @@
-"""Which index answers a search: exact, lance or faiss behind one method, and how large an index has to be for each.
+"""Which index answers a search: exact, lance or faiss behind one method; which for how many is told by `choice`.
 
     exact   compares all vectors, streamed from disk or held in memory; every reported number comes from it
     lance   approximate, on disk: 1-bit codes pick what is compared exactly; filters
@@ -10,21 +10,18 @@ approximate backends compare what they pick by the stored vectors, so a score is
 
 import shutil
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
 
 from stages.contract.context import Artifact, Attempt, InputError
+from stages.search.choice import MODULES, choose
 from stages.search.exact import ExactIndex
 from stages.search.filters import Filter
 from stages.search.ranking import Ranking
 
-FEW = 100_000
-"""Below this many candidates, exact search answers a person at once and no index is worth its misses."""
 FORMAT = 1
 """Of retriever.json and the embeddings beside it."""
-MODULES = {"lance": "lance", "faiss": "faiss"}
 
 
 class Index(Protocol):
@@ -36,19 +33,6 @@ class Index(Protocol):
 
     def search(self, queries_QD: np.ndarray, k: int, *filters: Filter) -> list[Ranking]:
         """The k best candidates of each query, float32 [Q, D], once for each filter; best first, then rising id."""
-
-
-def choose(backend: str, rows: int) -> str:
-    """The backend that `index.backend` means for an index of `rows` candidates.
-
-    Raises:
-        InputError: its library is not installed.
-    """
-    chosen = ("exact" if rows < FEW else "lance") if backend == "auto" else backend
-    if chosen in MODULES and find_spec(MODULES[chosen]) is None:
-        missing = f"index.backend={backend} of {rows:,} candidates needs {chosen}, which is not installed"
-        raise InputError(f"{missing}: pip install 'puma-retrieval[{chosen}]', or choose index.backend=exact")
-    return chosen
 
 
 def build(output: Attempt, backend: str, files: Sequence[str]) -> dict[str, Any]:

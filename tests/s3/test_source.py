@@ -1,6 +1,7 @@
 """A source or corpus in a bucket is read as the same one in a directory; what is wrong with it is one line."""
 
 import pickle
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,10 @@ import pytest
 from stages import index, ingest
 from stages.contract.context import InputError
 from stages.data.images import ImageLimits, ImageRejected, load
-from stages.data.sources import mbeir, mbeir_rows, pairs, records
+from stages.data.sources import changes, mbeir, mbeir_rows, pairs, records
 from stages.data.sources.chunks import file_chunks
 from stages.data.sources.corpus_rows import read_rows
+from stages.data.sources.counting import count_candidates
 from stages.data.sources.remote import RemotePath, source
 from stages.distributed import corpus
 from tests.corpus_files import pair, write_csv, write_pictures, write_records
@@ -40,6 +42,7 @@ def test_files_rows_and_instructions_are_the_same(both):
     mbeir.require(remote)
     for find in (mbeir.candidate_files, mbeir.query_files, mbeir.instructions):
         assert find(remote) == find(local)
+    assert count_candidates(remote, "test", 100) == count_candidates(local, "test", 100) == 3
     for one in (*mbeir.candidate_files(local), *mbeir.query_files(local)):
         pieces = list(file_chunks(remote, one, 50))
         assert pieces == list(file_chunks(local, one, 50))
@@ -67,6 +70,22 @@ def test_the_fingerprint_changes_with_content_and_not_with_time(both, moto):
     (local / POOL).write_text((local / POOL).read_text() + "\n")
     upload(moto, local / POOL, key)
     assert ingest.fingerprint(params) != first
+
+
+def test_of_many_objects_only_tables_and_records_are_looked_at(both, shop, moto, monkeypatch):
+    for module in (changes, records):
+        monkeypatch.setattr(module, "MOST", 1)
+    params = ingest.Params(kind="mbeir", path=str(both[1]))
+    for ask, (local, remote), table, other in (
+        (partial(ingest.fingerprint, params), both, POOL, "mbeir_images/zebra.png"),
+        (partial(records.fingerprint, shop[1] / "lists"), shop, "lists/a.csv", "lists/zebra.png"),
+    ):
+        key, before = remote.path.partition("/")[2], ask()
+        upload(moto, local / table, f"{key}/{other}")
+        assert ask() == before
+        (local / table).write_text((local / table).read_text() + "\n")
+        upload(moto, local / table, f"{key}/{table}")
+        assert ask() != before
 
 
 @pytest.mark.parametrize("path", ["s3://nowhere/data", "s3://bucket/nothing"])

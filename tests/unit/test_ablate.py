@@ -127,11 +127,11 @@ def test_a_failed_cell_is_reported_in_its_row_and_the_rest_goes_on(ablate, hooks
 
 
 def test_a_depth_that_a_made_backbone_does_not_have_stops_its_cells_before_later_stages(ablate, hooks, monkeypatch):
-    def too_deep(config, stage, manifest):
+    def too_deep(config, decisions, stage, artifact):
         if stage == "ingest" and config.train.word == "b":
             raise InputError("student.layers=9 is too many: the backbone has 4 layers")
 
-    monkeypatch.setattr(grid_run, "check_made", too_deep)
+    monkeypatch.setattr(grid_run, "check_artifact", too_deep)
     done = ablate()
     assert done.code == 1 and done.out.count("failed: student.layers=9 is too many") == 2
     assert hooks.calls.count("train") == 3  # full, and a with two seeds

@@ -14,7 +14,7 @@ from tests.tiny_models import write_checkpoint
 @pytest.mark.parametrize("known", [{"source": "tiny"}, {}, {"source": "local", "trained": True}])
 def test_a_backbone_that_was_trained_here_is_read_from_its_artifact(tmp_path: Path, known) -> None:
     artifact = SimpleNamespace(manifest={"metrics": known}, local=lambda name: tmp_path / name)
-    assert checkpoint.directory(artifact) == tmp_path / "model"
+    assert checkpoint.directory(artifact) == tmp_path / "model" and checkpoint.trained(artifact)
 
 
 def test_a_local_checkpoint_is_read_with_our_limits_and_stays_as_it_is(tmp_path: Path, monkeypatch) -> None:
@@ -25,6 +25,7 @@ def test_a_local_checkpoint_is_read_with_our_limits_and_stays_as_it_is(tmp_path:
     limits = {"min_pixels": 3136, "max_pixels": 6272, "max_text_characters": 32}
     pointer = {"source": "local", "model": str(source), "revision": "", **limits}
     artifact = SimpleNamespace(manifest={"metrics": {"source": "local"}}, read_json=lambda name: pointer)
+    assert not checkpoint.trained(artifact)
     for _ in range(2):
         view = checkpoint.directory(artifact)
     assert view.parent == tmp_path / "shared" / "views"  # which other nodes see too

@@ -34,6 +34,13 @@ def made(name: str, rejects: dict) -> SimpleNamespace:
     return SimpleNamespace(uri=f"store/{name}/key", attempt="one", read_json=stats.__getitem__, has=lambda name: False)
 
 
+def test_queries_without_an_instruction_are_a_warning_at_the_end_of_every_run():
+    ingest = made("ingest", {})
+    ingest.read_json("stats.json")["queries"] = {"kept": 9, "without_instruction": {"toy text→text": 4}}
+    lines = closing_lines({"ingest": ingest}, [])
+    assert lines[0] == "rejected rows: none" and lines[1].startswith("warning: 4 of 9 queries have no instruction")
+
+
 def test_a_run_that_ends_with_distillation_names_its_student_and_the_rows_of_both_sources():
     some = {"queries": 2, "by_reason": {"broken JSON": 2}}
     artifacts = {

@@ -77,6 +77,13 @@ def test_lists_hold_dids_or_objects_and_each_did_once():
             dids({"pos": bad}, "pos")
 
 
+def test_a_bad_query_is_known_to_miss_from_its_set(tmp_path):
+    write_lines(tmp_path, TEST, ["not json", text_query("7:1", ["7:1"], task=0) | {"query_txt": ""}])
+    rows = read(tmp_path, SourceFile(TEST, split="test", dataset="toy", task_id=0))
+    known = [(row["reason"], row["split"], row["dataset"], row["task_id"]) for row in rows]
+    assert known == [("broken JSON", "test", "toy", 0), ("missing text", "test", "toy", 0)]
+
+
 @given(
     st.lists(st.text(st.characters(exclude_characters="\n\r", exclude_categories=["Cs"]), max_size=30), max_size=40)
 )

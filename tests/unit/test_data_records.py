@@ -1,6 +1,7 @@
 """A user's files are found, laid out as JSON lines, and told apart by what changes in them."""
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -176,6 +177,35 @@ def test_the_fingerprint_sees_records_and_pictures_and_nothing_else(tmp_path: Pa
     seen.append(records.fingerprint(path))
     write_records(path, [{"text": "a"}, {"text": "b"}])
     assert len({*seen, records.fingerprint(path)}) == 3
+
+
+def test_of_many_pictures_the_fingerprint_sees_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_records(tmp_path / "own.jsonl", [{"text": "a"}])
+    (tmp_path / "shelf").mkdir()
+    for number in range(4):
+        (tmp_path / "shelf" / f"{number}.png").write_bytes(b"x")
+    few, _ = records.fingerprint(path), monkeypatch.setattr(records, "MOST", 3)
+    seen = [few, records.fingerprint(path)]
+    (tmp_path / "notes.txt").write_text("beside the records")
+    (tmp_path / "shelf" / "0.png").write_bytes(b"written over in place")
+    assert records.fingerprint(path) == seen[1]
+    os.utime(tmp_path / "shelf", (1, 1))
+    seen.append(records.fingerprint(path))
+    (tmp_path / "4.png").write_bytes(b"x")
+    seen.append(records.fingerprint(path))
+    write_records(path, [{"text": "b"}, {"text": "c"}])
+    assert len({*seen, records.fingerprint(path)}) == 5
+
+
+def test_in_a_folder_that_is_the_corpus_a_replaced_picture_shows(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(records, "MOST", 1)
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"x")
+    before = records.fingerprint(tmp_path)
+    (tmp_path / "new").write_bytes(b"y")
+    (tmp_path / "new").replace(tmp_path / "a.png")
+    os.utime(tmp_path, (1, 1))
+    assert records.fingerprint(tmp_path) != before
 
 
 def test_metadata_columns_get_the_type_that_all_their_values_have() -> None:

@@ -11,10 +11,12 @@ import pytest
 from pipeline.artifacts.store import open_store
 from stages.data.ingest.wording import rejects_line
 from stages.evaluation import examples
+from stages.evaluation.mbeir import SETS
 from stages.evaluation.measures import trec_lines
 from stages.evaluation.page import render
 from stages.evaluation.sets import find_sets
 from tests.search_world import COLOURS, ingest_rows, write_ingest
+from tests.unit.test_evaluate_mbeir import shown as mbeir_metrics
 from tests.unit.test_evaluate_report import NAMES, metrics
 
 EVIL = '<script>alert("x")</script><img src="http://elsewhere/p.png">'
@@ -74,6 +76,21 @@ def test_leading_dimensions_have_a_table_where_they_were_trained():
     trained = metrics(NAMES)
     trained["student"]["dimensions"] = [{"dim": 64, "local": {"hit@5": 0.4}, "union": {"hit@5": 0.2}}]
     assert "<tr><td>64</td><td>0.400</td><td>0.200</td></tr>" in page(metrics=trained)
+
+
+def test_of_an_untrained_teacher_the_page_shows_no_share():
+    assert "It keeps 90% of the teacher's mean hit@5" in page() and "no number" not in page()
+    shown = metrics(NAMES)
+    del shown["kept"]
+    raw = page(metrics=shown)
+    assert "What it keeps of the teacher is no number" in raw and "It keeps" not in raw
+
+
+def test_mbeirs_average_is_the_headline_of_its_sets():
+    made = mbeir_metrics(list(SETS))
+    average = f"<b>{made['student']['mbeir']['local']:.3f}</b>student, own pools"
+    with_score = page(metrics=made, examples={"good": [], "bad": []})
+    assert average in with_score and "16 of its 16 sets" in with_score and "M-BEIR" not in page().partition("All")[0]
 
 
 def test_a_student_alone_and_a_run_without_curve_or_misses_have_a_page():

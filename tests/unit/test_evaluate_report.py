@@ -47,6 +47,25 @@ def test_the_terminal_table_has_a_line_for_each_set_and_fits(names: list[str]) -
     assert any("layers" in line and "28" in line and "12" in line for line in lines)
 
 
+def test_of_a_teacher_that_came_untrained_no_share_is_shown_but_of_costs() -> None:
+    shown = metrics(NAMES, student=0.6, teacher=0.25)
+    del shown["kept"]
+    lines = terminal_table(shown).splitlines()
+    assert not any("kept" in line and not line.startswith("teacher: as it came") for line in lines)
+    assert not any("240%" in line for line in lines) and max(map(len, lines)) <= WIDTH
+    assert next(line for line in lines if line.strip().startswith("layers")).split()[-1] == "43%"
+    assert sum(line.startswith("teacher: as it came, not trained on this data") for line in lines) == 1
+    assert markdown_table(set_columns(shown), set_rows(shown, "union")).splitlines()[-1].endswith("| 0.300 | 0.125 |")
+
+
+def test_the_table_says_how_many_queries_count_as_missed() -> None:
+    shown = metrics(NAMES)
+    assert "missed" not in terminal_table(shown)
+    shown["student"]["local"]["tasks"][NAMES[0]]["missed"] = 12
+    line = "12 of 24,850 queries were rejected, or their picture or positives, and count as missed"
+    assert line in terminal_table(shown)
+
+
 def test_several_datasets_are_named_and_one_is_not_repeated() -> None:
     assert set(labels(metrics(NAMES[:2])).values()) == {"image+text→image+text"}
     assert labels(metrics(NAMES))["fashion200k_task3"] == "fashion200k image+text→image+text"

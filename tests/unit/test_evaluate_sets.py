@@ -13,6 +13,7 @@ from pyarrow.fs import LocalFileSystem
 from stages.contract.context import Artifact, StageError
 from stages.data import schemas
 from stages.distributed.embedding import vector_column
+from stages.evaluate import Ranker, summarise
 from stages.evaluation import sets
 from stages.evaluation.rank import Pools, Tally, rank_blocks
 from stages.evaluation.sets import find_sets, is_asked, query_blocks, run_file, spaced_rows
@@ -96,6 +97,46 @@ def test_one_dataset_with_two_ids_is_one_set(tmp_path) -> None:
     found = find_sets(ingest, "test", 0)
     assert [(one.name, one.stored) for one in found] == [("shoes_task0", 2)]
     assert sum(block.num_rows for block in query_blocks(ingest, "test", found)) == 2
+
+
+def counted(tmp_path, rejected: dict[str, int]) -> Artifact:
+    """An ingest artifact of eight queries of one set whose statistics know of rejected ones."""
+    store = open_store(str(tmp_path))
+    attempt = store.begin("ingest", "3" * 16)
+    common = {"split": "test", "dataset": "shoes", "dataset_id": 1, "task_id": 0, "modality": "text", "text": "A."}
+    common |= {"target_modality": "text", "positives": ["1:1"], "negatives": [], "pool": "union_test"}
+    write_rows(attempt, "queries", [{**common, "qid": f"1:{number}"} for number in range(8)], schemas.QUERIES)
+    attempt.write_json("stats.json", {"queries": {"rejected_by_task": {"test": rejected, "val": {"shoes_task0": 99}}}})
+    return store.commit(attempt, {"metrics": {}})
+
+
+@pytest.mark.parametrize(("limit", "missed"), [(0, 4), (8, 4), (4, 2), (1, 0)])
+def test_rejected_queries_stay_in_the_denominator_and_in_proportion_where_not_all_are_asked(
+    tmp_path, limit: int, missed: int
+) -> None:
+    (one,) = find_sets(counted(tmp_path, {"shoes_task0": 4, "lost_task1": 5}), "test", limit)
+    assert one.missed == missed
+
+
+def test_a_query_that_was_rejected_counts_as_missed(tmp_path) -> None:
+    sets_ = find_sets(counted(tmp_path, {"shoes_task0": 2}), "test", 0)
+    total = Ranker(None, sets_, None).blank()
+    for tally in total.values():
+        tally.add(Tally(8, {"hit@5": 8.0}, {"hit@5": 4.0}))
+    found = summarise(Ranker(None, sets_, Pools(None, {"union_test": 3}, 3)), {"student": total}, {}, True)["student"]
+    task = found["local"]["tasks"]["shoes_task0"]
+    assert (task["hit@5"], task["chance hit@5"], task["queries"], task["missed"]) == (0.8, 0.4, 10, 2)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_share_of_the_teacher_is_told_where_it_was_trained_on_the_data(tmp_path, trained: bool) -> None:
+    sets_ = find_sets(counted(tmp_path, {}), "test", 0)
+    tallies = {
+        model: {("shoes_task0", scope): Tally(8, {"hit@5": hits}, {"hit@5": 1.0}) for scope in ("local", "union")}
+        for model, hits in (("student", 6.0), ("teacher", 3.0))
+    }
+    found = summarise(Ranker(None, sets_, Pools(None, {"union_test": 3}, 3)), tallies, {}, trained)
+    assert found.get("kept") == ({"local hit@5": 2.0, "union hit@5": 2.0} if trained else None)
 
 
 def test_a_split_without_queries_is_refused(ingest) -> None:

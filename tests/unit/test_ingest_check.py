@@ -1,13 +1,12 @@
 """What is known about a source before anything runs: its fingerprint, and whether it can be read at all."""
 
 import os
-import time
 
 import pytest
 
 from stages import ingest
 from stages.contract.context import InputError
-from stages.data.sources import mbeir
+from stages.data.sources import changes, mbeir
 from tests.mbeir_files import write_bytes, write_minimal
 
 
@@ -75,12 +74,40 @@ def test_scenes_have_no_fingerprint_and_a_missing_directory_is_refused(tmp_path)
         ingest.fingerprint(params(tmp_path / "nowhere"))
 
 
-def test_thousands_of_files_are_fingerprinted_in_no_time(tmp_path):
-    root = write_minimal(tmp_path)
-    folder = root / "mbeir_images"
-    folder.mkdir()
-    for number in range(3000):
-        (folder / f"{number}.png").touch()
-    start = time.process_time()
-    ingest.fingerprint(params(root))
-    assert time.process_time() - start < 0.5
+@pytest.fixture
+def many(tmp_path, monkeypatch):
+    """A source of more files than are looked at one by one."""
+    root = write_minimal(tmp_path / "data")
+    for number in range(20):
+        write_bytes(root, f"mbeir_images/deep/{number}.png", b"x")
+    monkeypatch.setattr(changes, "MOST", 10)
+    return root
+
+
+def test_of_many_pictures_only_folders_and_tables_are_looked_at(many, monkeypatch):
+    looked, stat = [], os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **options: looked.append(str(path)) or stat(path, **options))
+    ingest.fingerprint(params(many))
+    assert f"{many}/mbeir_images/deep" in looked and not any(path.endswith(".png") for path in looked)
+    assert {path for path in looked if path.endswith(".jsonl")} == set(map(str, many.rglob("*.jsonl")))
+
+
+def test_of_many_pictures_those_that_come_go_or_are_replaced_are_seen(many):
+    deep, seen = many / "mbeir_images" / "deep", [ingest.fingerprint(params(many))]
+    write_bytes(many, "mbeir_images/new.png", b"x")
+    seen.append(ingest.fingerprint(params(many)))
+    os.utime(deep, (1, 1))  # as a picture that takes another's place leaves it
+    seen.append(ingest.fingerprint(params(many)))
+    (deep / "3.png").unlink()
+    os.utime(deep, (1, 1))  # also where a copying program sets the time back
+    seen.append(ingest.fingerprint(params(many)))
+    write_bytes(many, "query/test/mbeir_toy_task1_test.jsonl", b"{}")
+    seen.append(ingest.fingerprint(params(many)))
+    assert len(set(seen)) == 5
+
+
+def test_of_many_pictures_one_that_is_written_over_in_place_is_not_seen_nor_what_lies_beside(many):
+    before = ingest.fingerprint(params(many))
+    write_bytes(many, "mbeir_images/deep/3.png", b"another")
+    os.utime(many, (1, 1))
+    assert ingest.fingerprint(params(many)) == before

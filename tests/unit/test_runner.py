@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.artifacts.store import Artifact
 from pipeline.execution.errors import explain
 from pipeline.execution.runner import Run, run_pipeline
 from pipeline.planning.plan import plan
@@ -50,8 +51,8 @@ def test_a_second_run_computes_nothing_and_needs_no_cluster(hooks, store, tmp_pa
 
 
 def test_an_artifact_that_later_stages_could_not_read_ends_the_run_before_them(hooks, store, tmp_path):
-    def check(stage: str, manifest: dict) -> None:
-        if stage == "ingest" and manifest["metrics"]["size"] == 3:
+    def check(stage: str, artifact: Artifact) -> None:
+        if stage == "ingest" and artifact.manifest["metrics"]["size"] == 3:
             raise InputError("too small")
 
     decisions = plan(STAGES, DEFAULT, {}, read_sources(STAGES, DEFAULT, tmp_path / "code"))

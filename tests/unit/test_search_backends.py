@@ -9,7 +9,7 @@ import pytest
 from pyarrow.fs import LocalFileSystem
 
 from stages.contract.context import InputError
-from stages.search import backends, exact
+from stages.search import choice, exact
 from stages.search.exact import ExactIndex, HeldIndex
 from stages.search.filters import Condition, Filter, filter_of, parse_where
 
@@ -126,8 +126,8 @@ def test_a_query_of_another_student_is_refused(world: dict) -> None:
 
 def test_auto_is_exact_for_few_candidates_and_lance_for_many() -> None:
     pytest.importorskip("lance")
-    assert [backends.choose("auto", rows) for rows in (99_999, 100_000)] == ["exact", "lance"]
-    assert backends.choose("exact", 10**9) == "exact"
+    assert [choice.choose("auto", rows) for rows in (99_999, 100_000)] == ["exact", "lance"]
+    assert choice.choose("exact", 10**9) == "exact"
 
 
 def test_an_index_too_large_for_memory_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,11 +138,11 @@ def test_an_index_too_large_for_memory_is_streamed(tmp_path: Path, monkeypatch: 
 
 
 def test_a_backend_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    monkeypatch.setattr(choice, "find_spec", lambda name: None)
     with pytest.raises(
         InputError, match=r"needs lance, which is not installed: pip install 'puma-retrieval\[lance\]'"
     ):
-        backends.choose("auto", 100_000)
+        choice.choose("auto", 100_000)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 """What became of a source's rows: counts, pools, rejects. What is said of it to people stands in `wording`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from stages.data.instructions import Instructions
 from stages.data.schemas import SPLITS
 
-QUERY_COLUMNS = ["split", "dataset", "task_id", "modality", "target_modality", "reason"]
+QUERY_COLUMNS = ["split", "dataset", "dataset_id", "task_id", "modality", "target_modality", "reason"]
 CANDIDATE_COLUMNS = ["dataset_id", "modality", "reason"]
+DUPLICATE = "duplicate id"
+"""Why a query is rejected whose qid its split has already."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,8 @@ class Counts:
     images: int
     rejected_images: int
     pools: dict[str, int]
+    instructions: list[dict[str, Any]] = field(default_factory=list)
+    """Of the source, in the columns of schemas.INSTRUCTIONS."""
 
     def stats(self) -> dict[str, Any]:
         """The content of stats.json."""
@@ -27,6 +32,8 @@ class Counts:
                 "kept": _count(kept_queries),
                 "by_split": {split: _count(kept_queries, split=split) for split in SPLITS},
                 "by_task": {split: _by_task(kept_queries, split) for split in SPLITS},
+                "rejected_by_task": {split: self.rejected_by_task(split) for split in SPLITS},
+                "without_instruction": self.without_instruction(),
                 "dangling_ids_dropped": sum(row["dangling"] for row in kept_queries),
             },
             "candidates": {"kept": _count(kept_candidates), "by_modality": _counter(kept_candidates, "modality")},
@@ -45,6 +52,25 @@ class Counts:
             "images": self.rejected_images,
             "by_reason": _counter([*queries, *candidates], "reason"),
         }
+
+    def rejected_by_task(self, split: str) -> dict[str, int]:
+        """{"grocery_task3": 2}: rejected queries whose set is known; a second row of one qid is no query more."""
+        found: dict[str, int] = {}
+        for row in _rejected(self.queries):
+            known = row["dataset"] is not None and row["task_id"] is not None
+            if row["split"] == split and known and row["reason"] != DUPLICATE:
+                name = f"{row['dataset']}_task{row['task_id']}"
+                found[name] = found.get(name, 0) + row["count"]
+        return dict(sorted(found.items()))
+
+    def without_instruction(self) -> dict[str, int]:
+        """{"grocery text→image": 20}: kept queries for which the source has no wording; they are asked bare."""
+        instructions, found = Instructions(self.instructions), {}
+        for row in _kept(self.queries):
+            if not instructions.choose(row["dataset_id"], row["modality"], row["target_modality"]):
+                name = f"{row['dataset']} {row['modality']}→{row['target_modality']}"
+                found[name] = found.get(name, 0) + row["count"]
+        return dict(sorted(found.items()))
 
     def tasks(self) -> list[tuple[str, str, str]]:
         """(data set, query modality, target modality) of all kept queries."""

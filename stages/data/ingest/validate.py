@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stages.data.ingest.outcome import DUPLICATE
 from stages.data.ingest.survey import Candidates, Firsts, ImageVerdicts, content_hashes, query_keys
 from stages.data.keys import content_id, hash_ids, locate
 from stages.data.modalities import MODALITIES
@@ -67,7 +68,7 @@ def validate_queries(
         if row["reason"] is None and not first[number]:
             if "/union_train/" in file:  # up-sampling repeats rows on purpose
                 continue
-            row |= _rejected("duplicate id", f"an earlier {row['split']} row has this qid")
+            row |= _rejected(DUPLICATE, f"an earlier {row['split']} row has this qid")
         elif row["reason"] is None and image_reasons[number]:
             row |= _rejected(image_reasons[number], row["image_path"])
         elif row["reason"] is None:

@@ -73,6 +73,19 @@ def skipped_lines(images: "pa.Table") -> list[str]:
     return [*lines, f"and {more} more, all in rejects/ of the artifact"] if more else lines
 
 
+def bare_line(queries: Mapping[str, Any]) -> str:
+    """One line for a person about the part `queries` of stats.json: how many have no instruction; empty if all do."""
+    bare = Counter(queries.get("without_instruction", {}))
+    if not bare:
+        return ""
+    shown = [f"{name} {count:,}" for name, count in bare.most_common(REASONS_SHOWN)]
+    shown += [f"{len(bare) - REASONS_SHOWN} more"] if len(bare) > REASONS_SHOWN else []
+    return (
+        f"{bare.total():,} of {queries['kept']:,} queries have no instruction ({', '.join(shown)}) and are asked"
+        " without one; add its line to instructions/query_instructions.tsv"
+    )
+
+
 def rejects_line(rejects: Mapping[str, Any]) -> str:
     """One line for a person about `Counts.rejects`: how many of what, and the most frequent reasons."""
     counts = [f"{rejects[kind]:,} {kind}" for kind in ("queries", "candidates", "images") if rejects.get(kind)]

@@ -37,6 +37,13 @@ def is_named(path: str) -> bool:
     return path.lower().endswith(ENDINGS) and not _is_hidden(path)
 
 
+def walk_named(root: Path) -> Iterator[tuple[str, int]]:
+    """(folder, number of its files that are called like pictures) of all folders that are not hidden, sorted."""
+    for folder, inner, names in os.walk(root):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        yield folder, sum(is_named(name) for name in names)
+
+
 def notes(pictures: int, others: list[tuple[str, str]], root: Place) -> list[str]:
     """Lines about files that are no pictures, linked folders, and records that nobody reads; `others` by kind."""
     files = [path for path, kind in others if kind == "other"]

@@ -18,12 +18,16 @@ TASKS = range(9)
 
 
 def read_chunk(root: Place, number: int, chunk: FileChunk, datasets: dict[int, str]) -> pa.Table:
-    """All rows of chunk `number`, in `RAW_CANDIDATES` or `RAW_QUERIES`; bad lines have a reason and what is known."""
+    """All rows of chunk `number`, in `RAW_CANDIDATES` or `RAW_QUERIES`; bad lines have a reason and what is known.
+
+    Of a bad query that is at least what the file's name says: which split and set it is missing from.
+    """
     read, id_field, schema = (candidate, "did", RAW_CANDIDATES) if chunk.source.pool else (query, "qid", RAW_QUERIES)
+    named = {name: getattr(chunk.source, name) for name in ("split", "dataset", "task_id")}
     rows = []
     for line_number, line in lines(root, chunk):
         row = {"position": position(number, line_number - chunk.first_line)}
-        row["source"] = f"{chunk.source.path}:{line_number}"
+        row |= {"source": f"{chunk.source.path}:{line_number}"} | (named if schema is RAW_QUERIES else {})
         try:
             fields = parse(line)
             row[id_field] = fields.get(id_field) if isinstance(fields.get(id_field), str) else None

@@ -10,19 +10,21 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from stages.contract.context import InputError
 from stages.data.modalities import modality_of
+from stages.data.sources.changes import MOST, Seen, stat_below
 from stages.data.sources.chunks import SourceFile
 from stages.data.sources.columns import advice, beside_pictures, renamed
 from stages.data.sources.delimited import LINE, TABLES, write_table
 from stages.data.sources.fields import BadField, normalise, parse
-from stages.data.sources.folders import is_named, list_pictures, notes, sort_files
-from stages.data.sources.remote import ADVICE, LINKED, Place, RemotePath, listing
+from stages.data.sources.folders import is_named, list_pictures, notes, sort_files, walk_named
+from stages.data.sources.remote import ADVICE, LINKED, Place, RemotePath, walk
 
 LINES = (".jsonl", ".ndjson")
 RECORDS = (*LINES, *TABLES)
@@ -152,7 +154,8 @@ def fingerprint(path: Place, texts: bool = False) -> str:
     """A digest of (name, size, time of change or ETag) of the files of records at `path` and the pictures beside them.
 
     Only files called like pictures count where there are records, which may lie beside anything. No hidden folder is
-    entered. Texts count where they are records too, see `find`.
+    entered. Texts count where they are records too, see `find`. Of more than MOST pictures only their folders are
+    looked at, as in `changes`; in a bucket the first MOST of them.
     """
     if isinstance(path, RemotePath):
         return _remote_fingerprint(path, texts)
@@ -160,11 +163,23 @@ def fingerprint(path: Place, texts: bool = False) -> str:
     root = path if path.is_dir() else path.parent
     files = [path] if path.is_file() else [one for one in path.iterdir() if one.suffix.lower() in kinds]
     alone = not any(file.suffix.lower() in RECORDS for file in files)
+    pictures = list(islice(list_pictures(root, look=alone), MOST + 1))
+    many = len(pictures) > MOST
+    names = [*sorted(file.name for file in files), *([] if many else pictures)]
+    seen = [stat_below(root, f"/{name}") for name in names]
+    if many:
+        seen += _look_at_folders(root, beside=not alone)
     digest = hashlib.sha256()
-    for name in (*sorted(file.name for file in files), *list_pictures(root, look=alone)):
-        status = os.stat(root / name, follow_symlinks=os.path.exists(root / name))
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="surrogateescape"))
+    for name, size, time in seen:
+        digest.update(f"{name[1:]}\0{size}\0{time}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
+
+
+def _look_at_folders(root: Path, beside: bool) -> Iterator[Seen]:
+    """(folder, its pictures, time of its last change); none of the root where anything may lie `beside` records."""
+    for folder, count in walk_named(root):
+        time = 0 if beside and folder == str(root) else os.stat(folder).st_mtime_ns
+        yield f"/{os.path.relpath(folder, root)}", count, time
 
 
 def _remote_fingerprint(path: RemotePath, texts: bool) -> str:
@@ -175,8 +190,11 @@ def _remote_fingerprint(path: RemotePath, texts: bool) -> str:
         records = name == path.name if alone else "/" not in name and name.lower().endswith(kinds)
         return records or is_named(name)
 
-    found = sorted(one for one in listing(path.parent if alone else path) if counts(one[0]))
-    return hashlib.sha256(repr(found).encode(errors="surrogateescape")).hexdigest()[:16]
+    root = path.parent if alone else path
+    found = list(islice((one for one in walk(root) if counts(one[0])), MOST + 1))
+    if len(found) > MOST:  # those are the first by name, so records are listed once more
+        found = [*found[:MOST], *(one for one in walk(root, deep=False) if counts(one[0]) and not is_named(one[0]))]
+    return hashlib.sha256(repr(sorted(found)).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def write_folder(root: Place, target: Path, read: Container[str] = ()) -> list[str]:

@@ -142,20 +142,19 @@ def _open_bucket(bucket: str, *_endpoints: str | None) -> Any:
     return FileSystem.from_uri(f"{SCHEME}{bucket}")[0]
 
 
-def listing(root: RemotePath) -> list[tuple[str, int, str]]:
-    """(path below the root, bytes, ETag) of all objects, by listing alone."""
-    return list(walk(root))
+def walk(root: RemotePath, deep: bool = True) -> Iterator[tuple[str, int, str]]:
+    """(path below the root, bytes, ETag) of all objects, by listing alone; without `deep` of the folder's own.
 
-
-def walk(root: RemotePath) -> Iterator[tuple[str, int, str]]:
-    """The same one by one, a page being asked for only when it is wanted."""
+    A page is asked for only when it is wanted.
+    """
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
     bucket, _, prefix = root.path.partition("/")
     start = f"{prefix}/" if prefix else ""
+    wanted = {"Bucket": bucket, "Prefix": start, **({} if deep else {"Delimiter": "/"})}
     try:
-        pages = boto3.client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=start)
+        pages = boto3.client("s3").get_paginator("list_objects_v2").paginate(**wanted)
         for page in pages:
             for entry in page.get("Contents", ()):
                 yield entry["Key"].removeprefix(start), entry["Size"], entry["ETag"]

@@ -1,0 +1,23 @@
+"""Which backend answers the searches of an index of a size, and whether its library is here; light, for a plan."""
+
+from importlib.util import find_spec
+
+from stages.contract.context import InputError
+
+FEW = 100_000
+"""Below this many candidates, exact search answers a person at once and no index is worth its misses."""
+MODULES = {"lance": "lance", "faiss": "faiss"}
+
+
+def choose(backend: str, rows: int, more: bool = False) -> str:
+    """The backend that `index.backend` means for an index of `rows` candidates; `more`: or of more than these.
+
+    Raises:
+        InputError: its library is not installed.
+    """
+    chosen = ("exact" if rows < FEW else "lance") if backend == "auto" else backend
+    if chosen in MODULES and find_spec(MODULES[chosen]) is None:
+        size = f" of {rows:,} candidates{' or more' if more else ''}" if rows else ""
+        missing = f"index.backend={backend}{size} needs {chosen}, which is not installed"
+        raise InputError(f"{missing}: pip install 'puma-retrieval[{chosen}]', or choose index.backend=exact")
+    return chosen
