@@ -35,7 +35,7 @@ test: install  ## the whole test suite
 	$(RUN) -m pytest
 
 test-fast: install  ## what needs no cluster, bucket or browser and is quick
-	$(RUN) -m pytest -m 'not (slow or ray or s3 or browser)'
+	$(RUN) -m pytest -m 'not (slow or ray or s3 or browser or nodes)'
 
 lint: install  ## style, format, which room imports which, and types
 	$(RUN) -m ruff check .

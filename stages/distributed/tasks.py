@@ -58,8 +58,8 @@ def fetch_trained(trained: "Checkpoint", directory: Path) -> Path:
 
     if trained.filesystem.type_name == "local":
         return Path(trained.path)
+    (directory / WEIGHTS).mkdir(parents=True, exist_ok=True)
     for name in (WEIGHTS, ROTATION):
         if trained.filesystem.get_file_info(f"{trained.path}/{name}").type != fs.FileType.NotFound:
-            (directory / name).parent.mkdir(parents=True, exist_ok=True)
             fs.copy_files(f"{trained.path}/{name}", str(directory / name), source_filesystem=trained.filesystem)
     return directory
