@@ -13,7 +13,7 @@ import pytest
 
 import stages
 from tests.corpus_files import write_pictures
-from tests.nodes.world import HOME, Nodes, nodes
+from tests.nodes.world import CREDENTIALS, HOME, Nodes, nodes
 from tests.support import ROOT
 from tests.tiny_models import write_checkpoint
 
@@ -31,8 +31,11 @@ SPREAD = ["cluster.workers=2", "cluster.cpus_per_worker=2", "cluster.actors=2", 
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     directory = tmp_path_factory.mktemp("nodes")
     teacher, pictures = write_checkpoint(directory / "teacher", "qwen2_vl"), write_pictures(directory / "pictures")
-    with nodes(2, directory, {"teacher": teacher, "pictures": pictures}) as started:
-        yield started
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        with nodes(2, directory, {"teacher": teacher, "pictures": pictures}) as started:
+            yield started
 
 
 def nodes_with_ranks(cluster: Nodes) -> set[int]:

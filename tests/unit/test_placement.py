@@ -1,7 +1,8 @@
-"""What is done with a trained model where models run, and not in the driver."""
+"""What runs on which node: trained models are exported where models run, a disk is read where it is."""
 
 import pickle
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,10 @@ import ray
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from stages import distill
+from stages.contract.context import StageError
 from stages.contract.params import Cluster
+from stages.data.ingest.flow import beside
+from stages.data.sources.remote import RemotePath
 from stages.distributed import student, tasks
 from stages.distributed.rotation import ROTATION
 from stages.distributed.training import WEIGHTS
@@ -79,3 +83,36 @@ def test_of_a_checkpoint_in_a_bucket_only_what_is_exported_is_fetched(tmp_path, 
     assert names == {f"{WEIGHTS}/model.safetensors"} | ({ROTATION} if rotated else set())
     lying = SimpleNamespace(filesystem=LocalFileSystem(), path=str(made))
     assert tasks.fetch_trained(lying, tmp_path / "here") == made
+
+
+@pytest.fixture
+def node(monkeypatch):
+    """The driver's node, which gives Ray so many CPUs; another has eight."""
+
+    def made(cpus: int) -> str:
+        here = {"NodeID": "0" * 56, "Resources": {"CPU": float(cpus)} if cpus else {}}
+        other = {"NodeID": "f" * 56, "Resources": {"CPU": 8.0}}
+        monkeypatch.setattr(ray, "nodes", lambda: [other, here])
+        monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: here["NodeID"]))
+        return here["NodeID"]
+
+    return made
+
+
+IN_A_BUCKET, IN_A_DIRECTORY = (SimpleNamespace(filesystem=SimpleNamespace(type_name=name)) for name in ("s3", "local"))
+
+
+def test_a_disk_is_read_on_the_drivers_node_where_nodes_share_a_bucket_alone(node):
+    here = node(4)
+    strategy = beside([RemotePath("bucket/a"), Path("/data/b")], IN_A_BUCKET)["scheduling_strategy"]
+    assert strategy.node_id == here and not strategy.soft
+
+
+def test_a_bucket_is_read_anywhere_and_so_is_a_disk_that_nodes_share():
+    assert beside([RemotePath("bucket/a")], IN_A_BUCKET) == beside([Path("/data/b")], IN_A_DIRECTORY) == {}
+
+
+def test_a_drivers_node_without_cpus_cannot_read_its_disk_and_says_so(node):
+    node(0)
+    with pytest.raises(StageError, match="/data/b lies on the driver's node, which gives Ray no CPU"):
+        beside([Path("/data/b")], IN_A_BUCKET)
