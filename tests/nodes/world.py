@@ -24,7 +24,7 @@ from tests.support import ROOT
 NETWORK = f"10.{20 + os.getpid() % 200}.7"
 NAME = f"puma{os.getpid() % 10_000}"  # of an interface, which takes 15 letters
 TOKEN = secrets.token_hex(16)
-HOME = "/root"
+HOME = "/home"  # not the tests' own, below which their Python may lie
 START_SECONDS = 180
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "test",
@@ -104,6 +104,7 @@ def hidden_places(given: Mapping[str, Path]) -> list[str]:
     lines = ["set -e", f"mount -t tmpfs tmpfs {HOME}"]
     lines += [f"cp -r {shlex.quote(str(path))} {HOME}/{name}" for name, path in given.items()]
     rooms = [place / room for place in {ROOT, Path(sys.prefix).parent} for room in ("pipeline", "stages", "tests")]
+    rooms += [Path.home() / name for name in (".cache", ".ray")]
     lines += [f"mount -t tmpfs tmpfs {room}" for room in rooms if room.is_dir()]
     return [*lines, *(f"mount -t tmpfs -o size=4g tmpfs {place}" for place in ("/var/tmp", "/dev/shm", "/tmp"))]
 
