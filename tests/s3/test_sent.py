@@ -95,7 +95,7 @@ def test_a_checkpoint_that_only_the_driver_has_is_in_the_backbone_of_a_bucket(
     store = bucket if place == "bucket" else Store(tmp_path / "store")
     source = tmp_path / "only here"
     write_checkpoint(source, "qwen2_vl")
-    params = backbone.Params(source="local", model=str(source), max_pixels=56 * 56, max_text_tokens=9)
+    params = backbone.Params(source="local", model=str(source), max_pixels=56 * 56, max_text_characters=32)
     context = replace(begin(tmp_path / "x", "backbone", backbone=params), output=store.begin("backbone", "key"))
     artifact = store.commit(context.output, {"metrics": backbone.run(context)})
     if place == "directory":
@@ -105,7 +105,7 @@ def test_a_checkpoint_that_only_the_driver_has_is_in_the_backbone_of_a_bucket(
     shutil.rmtree(source)
     found = on_another_node(checkpoint.place(artifact))
     assert (found / "model.safetensors").read_bytes() == weights
-    assert '"max_text_tokens": 9' in (found / "puma.json").read_text()
+    assert '"max_text_characters": 32' in (found / "puma.json").read_text()
     monkeypatch.setenv("PUMA_CACHE", str(tmp_path / "head"))
     assert not list(checkpoint.settings(artifact).glob("*.safetensors"))
     assert (checkpoint.settings(artifact) / "config.json").is_file()
