@@ -1,7 +1,7 @@
 """Nodes of a Ray cluster on this machine that share nothing but a bucket.
 
 Each has a mount namespace of its own, in which the home, temporary and shared-memory directories are empty and this
-repository is hidden, and a network namespace with an address of its own on a bridge. What runs is the Python of the
+repository is hidden, a name of its own, and a network namespace with an address on a bridge. What runs is the Python of the
 tests, as an image has it; the code comes with the job. Needs root.
 """
 
@@ -92,16 +92,18 @@ def nodes(count: int, directory: Path, given: Mapping[str, Path], cpus: int = 3)
         cluster = Nodes(stack.enter_context(bucket_at(f"{NETWORK}.1", directory)), directory)
         for node in range(count):
             stack.enter_context(network(node))
-            script = "\n".join([*hidden_places(given if node == 0 else {}), ray_start(node, cpus)])
+            script = "\n".join([*hidden_places(node, given if node == 0 else {}), ray_start(node, cpus)])
             cluster.processes.append(stack.enter_context(started(node, script, cluster)))
             if node == 0:
                 wait_for_head(cluster.processes[0], directory)
         yield cluster
 
 
-def hidden_places(given: Mapping[str, Path]) -> list[str]:
+def hidden_places(node: int, given: Mapping[str, Path]) -> list[str]:
     """The lines of a shell that leave a node nothing of this machine's but its system and its Python."""
-    lines = ["set -e", f"mount -t tmpfs tmpfs {HOME}"]
+    lines = ["set -e", f"mount -t tmpfs tmpfs {HOME}", f"hostname node{node}"]
+    lines += [f"printf '127.0.0.1 localhost\\n{address_of(node)} node{node}\\n' > {HOME}/.hosts"]
+    lines += [f"mount --bind {HOME}/.hosts /etc/hosts"]
     lines += [f"cp -r {shlex.quote(str(path))} {HOME}/{name}" for name, path in given.items()]
     rooms = [place / room for place in {ROOT, Path(sys.prefix).parent} for room in ("pipeline", "stages", "tests")]
     rooms += [Path.home() / name for name in (".cache", ".ray")]
@@ -129,7 +131,18 @@ def started(node: int, script: str, cluster: Nodes) -> Iterator[subprocess.Popen
         "RAY_AUTH_TOKEN": TOKEN,
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    spaces = ["ip", "netns", "exec", f"{NAME}n{node}", "unshare", "--mount", "--pid", "--fork", "--kill-child"]
+    spaces = [
+        "ip",
+        "netns",
+        "exec",
+        f"{NAME}n{node}",
+        "unshare",
+        "--mount",
+        "--uts",
+        "--pid",
+        "--fork",
+        "--kill-child",
+    ]
     with (cluster.logs / f"node{node}.log").open("w") as log:
         process = subprocess.Popen(
             [*spaces, "--mount-proc", "sh", "-c", script], env=environment, stdout=log, stderr=log

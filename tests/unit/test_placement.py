@@ -104,8 +104,8 @@ IN_A_BUCKET, IN_A_DIRECTORY = (SimpleNamespace(filesystem=SimpleNamespace(type_n
 
 def test_a_disk_is_read_on_the_drivers_node_where_nodes_share_a_bucket_alone(node):
     here = node(4)
-    strategy = beside([RemotePath("bucket/a"), Path("/data/b")], IN_A_BUCKET)["scheduling_strategy"]
-    assert strategy.node_id == here and not strategy.soft
+    options = beside([RemotePath("bucket/a"), Path("/data/b")], IN_A_BUCKET)
+    assert options == {"label_selector": {"ray.io/node-id": here}}
 
 
 def test_a_bucket_is_read_anywhere_and_so_is_a_disk_that_nodes_share():

@@ -19,7 +19,6 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import ray
 import ray.data
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stages.contract.context import Attempt, StageError
 from stages.data.images import ImageLimits
@@ -83,7 +82,7 @@ def beside(places: Iterable[Place], output: Attempt) -> dict[str, Any]:
             f"{on_disk} lies on the driver's node, which gives Ray no CPU to read it by; copy it to a bucket, or start"
             " that node with CPUs (ray start --num-cpus)"
         )
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
+    return {"label_selector": {"ray.io/node-id": here}}
 
 
 def each(function: Callable[[Any], Any], items: list[Any], options: dict[str, Any]) -> Iterator[Any]:
