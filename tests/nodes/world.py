@@ -1,8 +1,8 @@
 """Nodes of a Ray cluster on this machine that share nothing but a bucket.
 
 Each has a mount namespace of its own, in which the home, temporary and shared-memory directories are empty and this
-repository is hidden, a name of its own, and a network namespace with an address on a bridge. What runs is the Python of the
-tests, as an image has it; the code comes with the job. Needs root.
+repository is hidden, a name of its own, and a network namespace with an address on a bridge. What runs is the Python
+of the tests, as an image has it; the code comes with the job. Needs root.
 """
 
 import os
