@@ -1,4 +1,4 @@
-"""Two nodes that share nothing but a bucket: `python -m pytest tests/nodes -m nodes`, as root, in some twenty minutes.
+"""Two nodes that share nothing but a bucket: `python -m pytest tests/nodes -m nodes`, as root, in seven minutes.
 
 A worker that was handed a path of the driver's finds nothing there. The driver's own data, a checkpoint from outside
 and a corpus lie in the head's home directory, which no other node sees.
