@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
 from stages.model import checkpoint
 from stages.model.encoder import Encoder
 from tests.tiny_models import write_checkpoint
