@@ -1,10 +1,11 @@
 """backbone: the full multimodal LLM that teaches, from a hub, a directory, or trained here from scratch.
 
 Inputs: the ingested data, which `tiny` learns from. Steps: for `hub` and `local`, check the checkpoint and record a
-pointer with its fingerprint, no weights are copied; for `tiny`, train a tokenizer on the ingested texts, draw a real
-Qwen2-VL of a few million parameters, and train it at full depth with InfoNCE through the same loop as the student.
-With `backbone.tune` a checkpoint from outside is trained as well, at full depth and in the same loop, its vision tower
-frozen as a student's is: a teacher that knows the task. Outputs: `pointer.json` or `model/`.
+pointer with its fingerprint, and copy the weights where the store is a bucket, which may be all that the nodes share;
+for `tiny`, train a tokenizer on the ingested texts, draw a real Qwen2-VL of a few million parameters, and train it at
+full depth with InfoNCE through the same loop as the student. With `backbone.tune` a checkpoint from outside is trained
+as well, at full depth and in the same loop, its vision tower frozen as a student's is: a teacher that knows the task.
+Outputs: `pointer.json`, `model/`, or both.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from stages.contract.context import Artifact, Context, StageError
+from stages.contract.context import Artifact, Attempt, Context, StageError, Where
 from stages.contract.params import Section
 from stages.learn.settings import FineTuning, Training
 
@@ -76,7 +77,8 @@ def unused_modules(params: Params) -> tuple[str, ...]:
     """What a backbone from outside does not come to: its key must not change with the code of a training."""
     if params.source == "tiny":
         return ()
-    training = ("stages.distributed.training", "stages.export.checkpoint", "stages.learn.objective")
+    ours = ("distributed.tasks", "distributed.training", "export.checkpoint", "learn.objective")
+    training = tuple(f"stages.{name}" for name in ours)
     return ("stages.model.tiny", *(() if params.tune.steps else training))
 
 
@@ -88,7 +90,7 @@ def run(context: Context) -> dict[str, Any]:
     pointer, known = _point(params)
     if params.tune.steps:
         return {**known, "trained": True, **_tune(context, pointer)}
-    context.output.write_json("pointer.json", pointer)
+    _keep(context.output, pointer)
     return {**known, "trained": False}
 
 
@@ -112,6 +114,15 @@ def _point(params: Params) -> tuple[dict[str, Any], dict[str, Any]]:
     return pointer, {**known, "layers": config.text_config.num_hidden_layers}
 
 
+def _keep(output: Attempt, pointer: dict[str, Any]) -> None:
+    """Writes the pointer; in a bucket the checkpoint beside it, as it is to be read."""
+    from stages.model.checkpoint import pointed
+
+    output.write_json("pointer.json", pointer)
+    if output.filesystem.type_name != "local":
+        output.upload(pointed(pointer), "model")
+
+
 def _tune(context: Context, pointer: dict[str, Any]) -> dict[str, float]:
     """Trains the whole backbone that the pointer names; its last measures."""
     from stages.model.checkpoint import pointed
@@ -133,18 +144,28 @@ def _train_tiny(context: Context) -> dict[str, Any]:
 def _train(context: Context, source: Path, settings: Training, seed: int) -> dict[str, float]:
     """Trains a model at full depth with InfoNCE and writes it as `model/`; its last measures."""
     from stages.distributed.console import quiet_libraries
+    from stages.distributed.tasks import where_models_run
     from stages.distributed.training import TrainingJob, run_training
-    from stages.export.checkpoint import export_student
     from stages.learn.objective import Objective
 
     quiet_libraries()
     objective = Objective(loss="infonce", temperature=settings.temperature, symmetric=settings.symmetric)
-    job = TrainingJob.of(context, model=source, layers=None, objective=objective, settings=settings, seed=seed)
-    weights, measures = run_training(context, job)
-    model = context.output.work / "model"
-    export_student(weights, source, model, prompts={})
-    context.output.upload(model, "model")
+    model = context.output.send(source)
+    job = TrainingJob.of(context, model=model, layers=None, objective=objective, settings=settings, seed=seed)
+    trained, measures = run_training(context, job)
+    where_models_run(context, _export, trained, model)
     return measures
+
+
+def _export(context: Context, trained: Any, source: Where) -> None:
+    """Writes what a training left as `model/`."""
+    from stages.distributed.tasks import fetch_trained, scratch
+    from stages.distributed.training import WEIGHTS
+    from stages.export.checkpoint import export_student
+
+    with scratch(context.output) as directory:
+        export_student(fetch_trained(trained, directory) / WEIGHTS, source(), directory / "model", prompts={})
+        context.output.upload(directory / "model", "model")
 
 
 def _draw(context: Context, target: Path) -> None:

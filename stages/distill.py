@@ -57,18 +57,18 @@ def run(context: Context) -> dict[str, Any]:
     from stages.model import checkpoint
     from stages.model.depth import choose_layers
 
-    params, source = context.params.distill, checkpoint.directory(context.inputs["backbone"])
+    params, backbone = context.params.distill, context.inputs["backbone"]
     features, data = context.inputs["features"], context.inputs.get("distill.data", context.inputs["ingest"])
-    depth, layers = choose_layers(source, context.params.student, features)
+    depth, layers = choose_layers(checkpoint.settings(backbone), context.params.student, features)
     which = f"layers {', '.join(map(str, layers))}" if isinstance(layers, tuple) else layers
     print(f"distill: keeping {which} of {depth} layers", file=sys.stderr, flush=True)
     teacher: Any = features
     if params.teacher == "live":
         read = features.read_json("features.json")
-        teacher = LiveTeacher(source, read["layer"], read.get("mean"))
+        teacher = LiveTeacher(checkpoint.place(backbone), read["layer"], read.get("mean"))
     asked = {"teacher": teacher, "ingest": data}
     asked["subset"] = (params.draws, context.params.seed)
-    measures = student_stage(context, params, source, layers, objective(params), **asked)
+    measures = student_stage(context, params, backbone, layers, objective(params), **asked)
     return {"teacher_layers": depth, **measures}
 
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from stages.contract.context import Context
+from stages.contract.context import Artifact, Context
 from stages.contract.params import Section
 from stages.evaluation import mbeir
 from stages.search.card import holds_teacher
@@ -78,15 +78,16 @@ def run(context: Context) -> dict[str, float | dict]:
         if name not in {one.name for one in sets}:
             say(f"evaluate: warning: {name} is not measured, all of its {count:,} queries were rejected")
     models = find_models(context)
-    indexes, costs = embed(context, card, sets, models)
+    described = {name: checkpoint.settings(artifact) for name, artifact in models.items()}
+    indexes, costs = embed(context, card, sets, read_layers(described))
     ranker = Ranker(context, sets, Pools(card["union"], card["pools"], card["rows"]))
     asked = {name: name for name in indexes}
     if ASYMMETRIC in indexes:
         asked[ASYMMETRIC] = asymmetric_queries(context, card)
     tallies = {name: ranker.tallies(name, index, queries=asked[name]) for name, index in indexes.items()}
     metrics = summarise(ranker, tallies, costs, checkpoint.trained(context.inputs["backbone"]))
-    metrics[STUDENT] |= ranker.dimensions(models[STUDENT], indexes[STUDENT])
-    if kept := kept_layers(models[STUDENT]):
+    metrics[STUDENT] |= ranker.dimensions(described[STUDENT], indexes[STUDENT])
+    if kept := kept_layers(described[STUDENT]):
         metrics[STUDENT]["kept_layers"] = kept
     if ASYMMETRIC in metrics:
         metrics[ASYMMETRIC] |= {"layer": taught(context.inputs["features"]).layer, "searched": holds_teacher(card)}
@@ -97,18 +98,14 @@ def run(context: Context) -> dict[str, float | dict]:
     return metrics
 
 
-def find_models(context: Context) -> dict[str, Path]:
-    """The directories of the student and, where it is measured, of its teacher."""
-    from stages.model import checkpoint
-
-    models = {STUDENT: context.inputs["train"].local("model")}
-    if context.params.evaluate.teacher:
-        models[TEACHER] = checkpoint.directory(context.inputs["backbone"])
-    return models
+def find_models(context: Context) -> dict[str, Artifact]:
+    """The artifacts of the student and, where it is measured, of its teacher."""
+    teacher = {TEACHER: context.inputs["backbone"]} if context.params.evaluate.teacher else {}
+    return {STUDENT: context.inputs["train"], **teacher}
 
 
 def read_layers(models: Mapping[str, Path]) -> "dict[str, ReadOut]":
-    """The teacher's layers that are read: its last, and the student's depth where that is another.
+    """The teacher's layers that are read, by what `models` says: its last, and the student's depth where that differs.
 
     A student of other layers than the first is no state of the teacher: its cut is not measured.
     """
@@ -129,16 +126,17 @@ def read_layers(models: Mapping[str, Path]) -> "dict[str, ReadOut]":
 
 
 def embed(
-    context: Context, card: Mapping[str, Any], sets: "Sequence[EvaluationSet]", models: Mapping[str, Path]
+    context: Context, card: Mapping[str, Any], sets: "Sequence[EvaluationSet]", layers: "Mapping[str, ReadOut]"
 ) -> "tuple[dict[str, ExactIndex], dict[str, dict[str, Any]]]":
     """All that models do, in one pool: query vectors to this artifact, the teacher's candidates to theirs, costs."""
     from stages.distributed.actors import carry_out
     from stages.distributed.queries import query_work, write_asked
     from stages.distributed.teacher import taught
     from stages.distributed.teacher_pools import PoolVectors
+    from stages.model import checkpoint
     from stages.search.exact import ExactIndex
 
-    layers = read_layers(models)
+    models = {name: checkpoint.place(artifact) for name, artifact in find_models(context).items()}
     pools = dict(layers)
     if layers and not holds_teacher(card) and (read := taught(context.inputs["features"])):
         pools[ASYMMETRIC] = read

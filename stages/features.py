@@ -98,9 +98,9 @@ def run(context: Context) -> dict[str, Any]:
     from stages.evaluation.depth import best_layer
     from stages.model import checkpoint
 
-    params, models = context.params.features, {TEACHER: checkpoint.directory(context.inputs["backbone"])}
+    params, backbone = context.params.features, context.inputs["backbone"]
+    models, (depth, dim) = {TEACHER: checkpoint.place(backbone)}, _shape(checkpoint.settings(backbone))
     chosen, centred = params.layer, params.centre is True
-    depth, dim = _shape(models[TEACHER])
     sample = _sample(context)
     reading, early = _sample_work(context, sample, depth), []
     if chosen == "auto":  # known before the distillation set is read by it, at the price of starting the pool twice
@@ -224,7 +224,7 @@ def _reader(
 
     if layer is not None:
         return partial(read_states, layers=(layer,), rows=lesson.data)
-    return outside.reader(context.params.features.teacher, needed, lesson.data)
+    return outside.reader(context.output, context.params.features.teacher, needed, lesson.data)
 
 
 def _shards(context: Context, lesson: Lesson) -> dict[str, list["Shard"]]:

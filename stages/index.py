@@ -44,8 +44,8 @@ class Params(Section):
 def unused_modules(params: Params) -> tuple[str, ...]:
     """faiss makes its index from the stored vectors when it is asked, and nothing here; the teacher may stay out."""
     teacher = tuple(f"stages.distributed.{name}" for name in ("teacher", "teacher_pools", "rotation"))
-    model = ("stages.model.checkpoint", "stages.model.identity")
-    return ("stages.search.faiss_index", *((*teacher, *model) if params.candidates == "student" else ()))
+    unread = (*teacher, "stages.model.identity") if params.candidates == "student" else ()
+    return ("stages.search.faiss_index", *unread)
 
 
 def run(context: Context) -> dict[str, float | dict]:

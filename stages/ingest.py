@@ -119,7 +119,7 @@ def run(context: Context) -> dict[str, float | dict]:
     """Ingests the source; returns counts and `rejects`. Raises StageError where too many rows are bad."""
     data = context.params.data
     root = _made(context) if data.kind == "scenes" else _root(data)
-    counts = _ingest(context, _read_records(context, root) if data.kind in RECORDS else _read_mbeir(root, data))
+    counts = _ingest(context, _read_records(context, root) if data.kind in RECORDS else _read_mbeir(context, root))
     context.output.write_json("stats.json", counts.stats())
     context.tracker.metrics(counts.numbers())
     source = str(root) if data.path else f"scenes (seed {context.params.seed})"
@@ -140,15 +140,15 @@ class Reading:
     """Files whose queries share one pool; where there are none, each row names its own."""
 
 
-def _read_mbeir(root: "Place", data: Source) -> Reading:
+def _read_mbeir(context: Context, root: "Place") -> Reading:
     from stages.data.ingest import flow
     from stages.data.sources import mbeir
 
-    mbeir.require(root, _place(data))
+    mbeir.require(root, _place(context.params.data))
     instructions = mbeir.instructions(root)
     pool_files, query_files = mbeir.candidate_files(root), mbeir.query_files(root)
     names = {row["dataset_id"]: row["dataset"] for row in instructions}
-    candidates, queries = flow.read(root, pool_files, query_files, names)
+    candidates, queries = flow.read(root, pool_files, query_files, names, context.output)
     pools = sorted({file.pool for file in pool_files})
     return Reading(root, candidates, queries, pools, lambda _: instructions, query_files)
 
@@ -171,8 +171,10 @@ def _read_records(context: Context, path: "Place") -> Reading:
         found = records.lay_out(path, files, work, data.columns.names(), setting=_columns(data))
         shape = unlabelled.as_pair
     numbered = flow.number_chunks(found.root, found.sources)
-    queries = flow.read_chunks(numbered, partial(pairs.read_queries, found, shape=shape))
-    candidates = flow.read_chunks(numbered, partial(pairs.read_candidates, found, shape=shape))
+    candidates, queries = (
+        flow.read_chunks(found.root, numbered, partial(read, found, shape=shape), context.output)
+        for read in (pairs.read_candidates, pairs.read_queries)
+    )
     queries = flow.merge_queries(queries) if data.kind == "pairs" else queries
     flow.warn_of_files(found, (candidates, queries))
     pools = flow.distinct(candidates, "pool")
@@ -204,7 +206,7 @@ def _ingest(context: Context, source: Reading) -> "Counts":
 
     known = flow.survey_candidates(numbers, images, pools, mbeir.implied_unions(pools))
     valid_candidates = flow.validate_candidates(candidates, known, images)
-    own = flow.own_pools(root, source.query_files, known)
+    own = flow.own_pools(root, source.query_files, known, output)
     valid_queries = flow.validate_queries(queries, numbers, known, images, own)
     rejects = flow.rejects(valid_candidates, valid_queries, images)
     counts = flow.count(valid_candidates, valid_queries, images, known)
@@ -223,10 +225,14 @@ def _ingest(context: Context, source: Reading) -> "Counts":
 
 def _made(context: Context) -> Path:
     """Draws the scenes as an M-BEIR directory; from there on they are read like any other."""
+    from functools import partial
+
     from stages.data.ingest import flow
     from stages.data.scenes import dataset
 
-    return dataset.make(context.output.work / "scenes", context.params.data.scenes, context.params.seed, flow.each)
+    place = context.output.work / "scenes"
+    each = partial(flow.each, options=flow.beside([place], context.output))
+    return dataset.make(place, context.params.data.scenes, context.params.seed, each)
 
 
 def check(params: Source) -> None:

@@ -76,12 +76,11 @@ def run(context: Context) -> dict[str, Any]:
 
     params = context.params.train
     distilled = context.inputs["distill"]
-    model = distilled.local("model")
-    mined = mine_negatives(context, model) if params.mine.per_query and params.steps else None
+    mined = mine_negatives(context, distilled) if params.mine.per_query and params.steps else None
     negatives = params.mine.per_query if params.hard_negatives == -1 else params.hard_negatives
     asked = {"mined": mined, "hard_negatives": negatives, "rotation": read_rotation(distilled)}
     asked |= teaching(context.inputs.get("features"))
-    return student_stage(context, params, model, None, objective(params), **asked)
+    return student_stage(context, params, distilled, None, objective(params), **asked)
 
 
 def teaching(features: Artifact | None) -> dict[str, Any]:

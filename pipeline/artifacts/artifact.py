@@ -3,16 +3,19 @@
 import json
 import os
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipeline.artifacts.copies import translate_cache_errors
-from pipeline.artifacts.manifests import MANIFEST, ListedFile
+from pipeline.artifacts.local import LocalObjects, checksum
+from pipeline.artifacts.manifests import MANIFEST, ListedFile, read_manifest
 from pipeline.artifacts.objects import THREADS, Objects
-from stages.contract.context import StageError
+from stages.contract.context import StageError, Where
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -181,11 +184,39 @@ class Attempt:
 
     def upload(self, source: Path, name: str) -> None:
         """Copies a local file or directory to `name` in the artifact, each file whole or not at all."""
-        source = Path(source)
-        for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
-            if path.is_file():
-                below = path.relative_to(source).as_posix() if source.is_dir() else ""
-                self.objects.upload(path, f"{self._directory}/{name}/{below}".rstrip("/"))
+        for path, place in named_files(Path(source), name):
+            self.objects.upload(path, f"{self._directory}/{place}")
+
+    def send(self, source: Path) -> Where:
+        """A local directory or file for workers on any node; see `stages.contract.context.Attempt`."""
+        if isinstance(self.objects, LocalObjects):
+            return partial(Path, source)
+        return self._copied_from(source) or self._sent(source)
+
+    def _copied_from(self, source: Path) -> Where | None:
+        """What an artifact of the bucket holds and `source` is this machine's copy of; None where it is no such."""
+        root = self.objects.work("").resolve()
+        parts = source.resolve().relative_to(root).parts if source.resolve().is_relative_to(root) else ()
+        if len(parts) < 4:
+            return None
+        (stage, key, attempt), name = parts[:3], "/".join(parts[3:])
+        manifest = read_manifest(self.objects, stage, key)
+        if manifest is None or manifest["attempt"] != attempt:
+            return None
+        return partial(Artifact(stage, key, self.objects.uri, manifest, self.objects).local, name)
+
+    def _sent(self, source: Path) -> Where:
+        """A copy in the work directory, which an attempt that went before may have made."""
+        directory, name, listed = f"{self.stage}/{self.key}/_work/{self._lineage}", f"sent/{source.name}", []
+        for path, below in named_files(source, name):
+            entry: ListedFile = {"path": below, "size": path.stat().st_size, "sha256": checksum(path)}
+            place = f"{directory}/{below}"
+            there = self.objects.size(place) == entry["size"]
+            if not there or self.objects.checksum(place, trust=True) != entry["sha256"]:
+                self.objects.upload(path, place)
+            listed.append(entry)
+        manifest = {"attempt": f"_work/{self._lineage}", "files": listed}
+        return partial(Artifact(self.stage, self.key, self.objects.uri, manifest, self.objects).local, name)
 
     def adopt(self, prefix: str) -> list[str]:
         """Takes over the files below `prefix/` that killed attempts with the same inputs had finished; their names."""
@@ -209,3 +240,10 @@ class Attempt:
     @property
     def _directory(self) -> str:
         return f"{self.stage}/{self.key}/{self.name}"
+
+
+def named_files(source: Path, name: str) -> Iterator[tuple[Path, str]]:
+    """Each file of a directory, or the file, and what it is called where `name` stands for `source`."""
+    for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
+        if path.is_file():
+            yield path, f"{name}/{path.relative_to(source).as_posix()}" if source.is_dir() else name

@@ -27,6 +27,7 @@ from boto3.exceptions import Boto3Error
 from botocore.client import BaseClient
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.response import StreamingBody
+from filelock import FileLock
 
 from pipeline.artifacts.copies import ensure_dir, translate_cache_errors
 from pipeline.artifacts.local import Summed, checksum
@@ -137,13 +138,16 @@ class S3Objects:
             self._client.copy(self._at(source), **self._at(target))
 
     def local(self, path: str, size: int, sha256: str) -> Path:
-        """The cached copy, fetched where it isn't there; its content is that of `sha256` or it does not appear."""
+        """The cached copy, fetched where it isn't there; its content is that of `sha256` or it does not appear.
+
+        Of the processes of a node that ask for it at once, one fetches it.
+        """
         target = cache_root() / "files" / sha256[:2] / sha256
-        with translate_cache_errors():
-            if target.is_file() and target.stat().st_size == size:
-                os.utime(target)  # copies that nobody has asked for in a long time are given up
+        if is_there(target, size):
+            return target
+        with translate_cache_errors(), FileLock(ensure_dir(target.parent) / f".{sha256}.lock"):
+            if is_there(target, size):
                 return target
-            ensure_dir(target.parent)
             for _ in range(BODIES):
                 unfinished = target.with_name(f".{uuid.uuid4().hex}")
                 try:
@@ -294,6 +298,15 @@ def open_s3(uri: str, endpoint: str = "") -> S3Objects:
     found = client(endpoint, "").meta
     resolved = "" if not endpoint and STANDARD.fullmatch(found.endpoint_url) else found.endpoint_url
     return S3Objects(bucket, prefix.strip("/"), resolved, found.region_name or "us-east-1")
+
+
+def is_there(copy: Path, size: int) -> bool:
+    """Whether a file is in the cache; copies that nobody has asked for in a long time are given up."""
+    with translate_cache_errors():
+        if not copy.is_file() or copy.stat().st_size != size:
+            return False
+        os.utime(copy)
+    return True
 
 
 def digest(body: StreamingBody) -> str:

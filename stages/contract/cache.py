@@ -1,7 +1,7 @@
 """Where copies of data are kept that can be made again: files of a bucket, tables for random access, views of models.
 
-One place for all of them, so that nodes which share a file system can share the copies: a stage hands paths in here to
-its workers, which may run on other nodes.
+One place for all of them on each node. Its paths mean nothing to other nodes: what workers are to find is handed to
+them as `stages.contract.context.Where`.
 """
 
 import os

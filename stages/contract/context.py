@@ -4,7 +4,7 @@ Only the interfaces that stages use are named here; `pipeline/` provides the obj
 sections that it declares and no others, so that nothing can change a result without changing the artifact's key.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,10 @@ from typing import Any, BinaryIO, Protocol
 from stages.contract.params import Cluster
 
 IN_NO_KEY = True  # interfaces and kinds of errors: nothing is computed here
+
+Where = Callable[[], Path]
+"""Where a directory or file lies on the node that asks; what is not there yet is fetched. Picklable, so that the
+driver hands it to workers, which see none of its own paths where the store is a bucket."""
 
 
 class StageError(Exception):
@@ -94,6 +98,12 @@ class Attempt(Protocol):
 
     def upload(self, source: Path, name: str) -> None:
         """Copies a local file or directory to `name` in the artifact, each file whole or not at all."""
+
+    def send(self, source: Path) -> Where:
+        """A directory or file of this machine, for workers on any node, until the artifact is committed.
+
+        In a directory that all nodes share a store lies, and so does `source`; a bucket gets a copy of it.
+        """
 
     def adopt(self, prefix: str) -> list[str]:
         """Takes over the files below `prefix/` that killed attempts of the same key and inputs had finished.

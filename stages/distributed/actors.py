@@ -10,10 +10,9 @@ import pickle
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.contract.context import Artifact, Context
+from stages.contract.context import Artifact, Context, Where
 from stages.contract.params import Cluster
 from stages.distributed.embedding import pool_of, pool_size
 from stages.model.loading import load_encoder
@@ -33,12 +32,12 @@ class Models:
 
     Args:
         rows: the artifact that texts and pictures are read from.
-        directories: name → model directory, readable on every node.
+        places: name → model directory, for whichever node asks.
         cluster: how a process uses its machine.
     """
 
-    def __init__(self, rows: Artifact, directories: Mapping[str, Path], cluster: Cluster) -> None:
-        self.rows, self.directories, self.cluster = rows, directories, cluster
+    def __init__(self, rows: Artifact, places: Mapping[str, Where], cluster: Cluster) -> None:
+        self.rows, self.places, self.cluster = rows, places, cluster
         self.batch_size = cluster.batch_size
         self._encoders: dict[str, Encoder] = {}
         self._readers: dict[tuple[Side, str], RowReader] = {}
@@ -46,7 +45,7 @@ class Models:
     def encoder(self, name: str) -> "Encoder":
         """The encoder of that name."""
         if name not in self._encoders:
-            self._encoders[name] = load_encoder(self.directories[name], self.cluster)
+            self._encoders[name] = load_encoder(self.places[name](), self.cluster)
         return self._encoders[name]
 
     def reader(self, side: Side, rows: Artifact | None = None) -> RowReader:
@@ -63,7 +62,7 @@ Work = Callable[[Models], Any]
 
 def carry_out(
     context: Context,
-    models: Mapping[str, Path],
+    models: Mapping[str, Where],
     work: Sequence[Work],
     *,
     alone: Sequence[Work] = (),
@@ -73,7 +72,7 @@ def carry_out(
     """The results of `work`, then of `alone`, in their order.
 
     Args:
-        models: name → directory of the models that work asks for.
+        models: name → model directory, for whichever node asks, of the models that work asks for.
         alone: timings, which one actor does while no other works.
         rows: what texts and pictures are read from; the ingest artifact where none is given.
         label: what progress lines call the work.

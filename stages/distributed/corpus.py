@@ -94,7 +94,8 @@ def read(context: Context) -> "tuple[ray.data.Dataset, pa.Table]":
     path, work = place(params), output.work / "records"
     files = records.find(path, "index.corpus", pictures=True)
     laid = records.lay_out(path, files, work, params.columns.names(), setting=COLUMNS)
-    rows = flow.read_chunks(flow.number_chunks(laid.root, laid.sources), partial(corpus_rows.read_rows, laid))
+    chunks = flow.number_chunks(laid.root, laid.sources)
+    rows = flow.read_chunks(laid.root, chunks, partial(corpus_rows.read_rows, laid), output)
     flow.warn_of_files(laid, (rows,))
     none = ray.data.from_arrow(corpus_rows.NO_QUERIES)
     numbers = flow.take_numbers(rows, none, [corpus_rows.POOL])
@@ -190,7 +191,7 @@ def embed(context: Context, counts: dict[str, Any], model: Path) -> dict[str, An
         partial(embed_table, model=STUDENT, side="candidate"),
         keep=whole,
     )
-    carry_out(context, {STUDENT: model}, work, rows=own, label="index")
+    carry_out(context, {STUDENT: context.output.send(model)}, work, rows=own, label="index")
     return written(context.output, EMBEDDINGS, counts["rows"])
 
 

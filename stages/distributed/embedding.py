@@ -4,10 +4,9 @@ features, index and evaluate all embed through here, so a vector never depends o
 `build_processor` with vLLM was the alternative; it gives pooled outputs on GPUs only, and this runs anywhere.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.contract.context import Artifact, Context, StageError
+from stages.contract.context import Artifact, Context, StageError, Where
 from stages.contract.params import Cluster
 from stages.model.loading import load_encoder
 from stages.model.reader import RowReader, Side
@@ -22,12 +21,12 @@ if TYPE_CHECKING:
 WINDOW = 4  # model batches that an actor gets at once, so that it seldom waits for the next table
 
 
-def embed_rows(context: Context, dataset: "ray.data.Dataset", *, model: Path, side: Side) -> "ray.data.Dataset":
+def embed_rows(context: Context, dataset: "ray.data.Dataset", *, model: Where, side: Side) -> "ray.data.Dataset":
     """Adds the column `vector` (fixed_size_list<float16>, unit length) to every row; other columns pass through.
 
     Args:
         dataset: rows with `text` and `image_id`; queries also `dataset_id`, `modality` and `target_modality`.
-        model: directory of the model, readable on every node.
+        model: its directory, for whichever node asks.
         side: queries get the first instruction of their task before the text, candidates get none.
     """
     return map_with_models(context, dataset, Embedder, model=model, side=side)
@@ -75,26 +74,25 @@ def pool_size(cluster: Cluster) -> tuple[int, dict[str, float]]:
 class Embedder:
     """The actor: one model load, then a table in and the same table with vectors out."""
 
-    def __init__(self, ingest: Artifact, model: Path, side: Side, cluster: Cluster) -> None:
+    def __init__(self, ingest: Artifact, model: Where, side: Side, cluster: Cluster) -> None:
         self.reader = RowReader(ingest, side)
-        self.encoder = load_encoder(model, cluster)
-        self.model = model
+        self.encoder = load_encoder(model(), cluster)
         self.batch_size = cluster.batch_size
 
     def __call__(self, table: "pa.Table") -> "pa.Table":
         vectors_ND = self.encoder.encode(self.reader.rows(table), self.batch_size)
-        return table.append_column("vector", vector_column(vectors_ND, str(self.model)))
+        return table.append_column("vector", vector_column(vectors_ND, "the student"))
 
 
 def embed_table(models: "Models", table: "pa.Table", *, model: str, side: Side) -> "pa.Table":
     """The table with the column `vector` (fixed_size_list<float16>, unit length), by one of an actor's models."""
     rows = models.reader(side).rows(table)
     vectors_ND = models.encoder(model).encode(rows, models.batch_size)
-    return table.append_column("vector", vector_column(vectors_ND, str(models.directories[model])))
+    return table.append_column("vector", vector_column(vectors_ND, f"the {model}"))
 
 
 def vector_column(vectors_ND: "np.ndarray", model: str) -> "pa.Array":
-    """The rows of a float matrix [N, D] as fixed_size_list<float16>[D].
+    """The rows of a float matrix [N, D] as fixed_size_list<float16>[D]; `model` names whose they are.
 
     Raises:
         StageError: a value is not finite. Such a vector would rank nowhere without a word.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from stages.contract.context import Artifact, Attempt
+    from stages.contract.context import Artifact, Attempt, Where
     from stages.distributed.actors import Models
 
 SETTING = "features.teacher"
@@ -131,10 +131,12 @@ def _rows_of(missing: "np.ndarray", side: str, data: "Artifact") -> tuple[int, s
     return int(seen.sum()), example
 
 
-def reader(teacher: str, needed: "dict[str, np.ndarray]", data: "Artifact") -> "Callable[..., pa.Table]":
+def reader(
+    output: "Attempt", teacher: str, needed: "dict[str, np.ndarray]", data: "Artifact"
+) -> "Callable[..., pa.Table]":
     """`read_outside` of this teacher, once it is known to have all that is needed; see `check_ids`."""
     check_ids(teacher, needed, data)
-    return partial(read_outside, teacher=str(place(teacher)))
+    return partial(read_outside, teacher=output.send(place(teacher)))
 
 
 def written_width(output: "Attempt", prefix: str) -> int:
@@ -147,11 +149,11 @@ def written_width(output: "Attempt", prefix: str) -> int:
     return pq.read_schema(first, filesystem=output.filesystem).field("vector").type.list_size
 
 
-def read_outside(models: "Models", table: "pa.Table", *, side: str, teacher: str) -> "pa.Table":
-    """The table with `vector`: what the teacher at the path `teacher` gives for each row, as fp16."""
+def read_outside(models: "Models", table: "pa.Table", *, side: str, teacher: "Where") -> "pa.Table":
+    """The table with `vector`: what the teacher at the place `teacher` gives for each row, as fp16."""
     from stages.distributed.teacher import states_column
 
-    path, ids = Path(teacher), table["qid" if side == "query" else "did"].to_pylist()
+    path, ids = teacher(), table["qid" if side == "query" else "did"].to_pylist()
     if is_model(path):
         vectors_NT = _read_texts(models, table, ids, side, path)
     else:

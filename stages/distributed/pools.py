@@ -8,6 +8,7 @@ from stages.contract.context import Attempt, Context, StageError
 from stages.distributed.actors import STUDENT, Work, carry_out
 from stages.distributed.embedding import embed_table
 from stages.distributed.shards import Target, cut, files, shard_work
+from stages.model import checkpoint
 from stages.search.filters import keep_pools
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ CANDIDATE_COLUMNS = ["did", "dataset_id", "modality", "text", "image_id", "pools
 def embed_pools(context: Context, summary: dict[str, Any]) -> dict[str, Any]:
     """Embeds the candidates of the summary's pools into `embeddings/`, shard by shard; see `written`."""
     work = student_work(context, EMBEDDINGS, summary["pools"])
-    carry_out(context, {STUDENT: context.inputs["train"].local("model")}, work, label="index")
+    carry_out(context, {STUDENT: checkpoint.place(context.inputs["train"])}, work, label="index")
     return written(context.output, EMBEDDINGS, summary["rows"])
 
 

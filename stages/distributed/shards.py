@@ -184,8 +184,12 @@ def count_rows(output: Attempt, prefix: str, expected: int) -> int:
 
 def files(output: Attempt, prefix: str) -> list[str]:
     """Paths of the Parquet files that this attempt has below `prefix/`, sorted."""
+    return parquet_below(output.filesystem, f"{output.base}/{prefix}")
+
+
+def parquet_below(filesystem: Any, directory: str) -> list[str]:
+    """Paths of the Parquet files below a directory, sorted."""
     from pyarrow.fs import FileSelector
 
-    below = FileSelector(f"{output.base}/{prefix}", recursive=True, allow_not_found=True)
-    found = output.filesystem.get_file_info(below)
+    found = filesystem.get_file_info(FileSelector(directory, recursive=True, allow_not_found=True))
     return sorted(item.path for item in found if item.path.endswith(".parquet"))

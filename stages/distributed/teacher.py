@@ -73,7 +73,7 @@ def embed_layers(models: Models, table: "pa.Table", *, side: str, read: Sequence
         states_ND = states_NKD[:, layers.index(one.layer)]
         states_ND = states_ND - np.array(one.mean, np.float32) if one.mean else states_ND
         units_ND = states_ND / np.maximum(np.linalg.norm(states_ND, axis=-1, keepdims=True), 1e-12)
-        table = table.append_column(one.column, vector_column(units_ND, str(models.directories[TEACHER])))
+        table = table.append_column(one.column, vector_column(units_ND, f"the {TEACHER}"))
     return table
 
 

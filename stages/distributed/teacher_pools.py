@@ -86,7 +86,7 @@ def copy_pools(context: Context, summary: Mapping[str, Any], read: ReadOut) -> d
     """
     with ExitStack() as stack:
         vectors = PoolVectors.open(context, stack, summary, [read])
-        carry_out(context, {TEACHER: checkpoint.directory(context.inputs["backbone"])}, vectors.work, label="index")
+        carry_out(context, {TEACHER: checkpoint.place(context.inputs["backbone"])}, vectors.work, label="index")
         stored = vectors.artifacts(summary["rows"])[read]
     rotation = read_rotation(context.inputs["train"])
     turn_files(stored.files(EMBEDDINGS), stored.filesystem, context.output, EMBEDDINGS, rotation)

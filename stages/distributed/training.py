@@ -6,6 +6,7 @@ loads where it began; the last one also holds the weights in the Hugging Face la
 they reach the driver from any node.
 """
 
+import os
 import signal
 import sys
 import tempfile
@@ -13,11 +14,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.contract.context import Artifact, Context, StageError
+from stages.contract.context import Artifact, Context, StageError, Where
 from stages.contract.params import Cluster
 from stages.distributed.console import progress_line, quiet_libraries, root_cause
 from stages.distributed.rotation import ROTATION
@@ -25,6 +25,7 @@ from stages.learn.settings import Alignment, FineTuning, Training
 
 if TYPE_CHECKING:
     import numpy as np
+    from ray.train import Checkpoint
 
     from stages.learn.loop import Teacher
     from stages.learn.objective import Objective
@@ -44,7 +45,7 @@ CPU_ONLY = {
 class LiveTeacher:
     """The backbone up to the layer that teaches, run in every step; `mean`, where there is one, is taken off."""
 
-    model: Path
+    model: Where
     layer: int
     mean: Sequence[float] | None = None
 
@@ -54,7 +55,7 @@ class TrainingJob:
     """What a training process needs to know; picklable.
 
     Attributes:
-        model: a model directory that the process can read.
+        model: the model directory, for whichever node asks.
         layers: decoder layers to keep: the first so many, or those of these numbers; None for all.
         objective: what is minimised.
         settings: the stage's section; a `FineTuning` leaves the vision tower as it is, and may train adapters alone.
@@ -72,7 +73,7 @@ class TrainingJob:
         subset: (most, seed) of `stages.data.order.drawn`, where not all samples are to come up.
     """
 
-    model: Path
+    model: Where
     layers: "Layers"
     objective: "Objective"
     settings: Training
@@ -100,8 +101,8 @@ class TrainingJob:
         return not (self.teacher is None or isinstance(self.teacher, LiveTeacher))
 
 
-def run_training(context: Context, job: TrainingJob) -> tuple[Path, dict[str, float]]:
-    """Trains with Ray Train; returns a local directory with the trained weights, and the last measures.
+def run_training(context: Context, job: TrainingJob) -> tuple["Checkpoint", dict[str, float]]:
+    """Trains with Ray Train; returns its last checkpoint, see `tasks.fetch_trained`, and the last measures.
 
     Raises:
         StageError: the training failed more often than `cluster.max_failures` allows.
@@ -136,9 +137,7 @@ def run_training(context: Context, job: TrainingJob) -> tuple[Path, dict[str, fl
         raise StageError(f"training failed: {root_cause(error)}") from error
     if result.error is not None:
         raise StageError(f"training failed: {root_cause(result.error)}")
-    directory = context.output.work / "trained"
-    result.checkpoint.to_directory(str(directory))
-    return directory / WEIGHTS, dict(result.metrics or {})
+    return result.checkpoint, dict(result.metrics or {})
 
 
 @contextmanager
@@ -159,43 +158,71 @@ def interrupts_kept() -> Iterator[None]:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """The training process of one rank."""
-    import ray.train
+    """The training process of one rank.
+
+    What takes long and differs between nodes (models that are fetched, tables that are built, a checkpoint to go on
+    from) comes before the ranks' first collective: in one, NCCL waits 30 minutes for the slowest and then gives up. At
+    the barrier, which is Ray's, they wait for as long as it takes.
+    """
+    import ray.train.collective
     import torch
 
     quiet_libraries()
     from stages.learn import loop
-    from stages.learn.collectives import rank
 
     job: TrainingJob = config["job"]
     torch.manual_seed(job.seed)
     device = choose_device(job.cluster)
-    encoder, sampler = load_student(job, device), open_sampler(job)
-    teacher, rotation = turn(job, encoder, sampler, open_teacher(job, device))
-    progress = Progress(job, encoder, rotation)
-    fit = partial(
-        loop.fit, encoder, sampler, job.objective, job.settings, job.cluster,
-        teacher=teacher, on_log=progress.log, on_checkpoint=progress.save,
-    )  # fmt: skip
-    resume = ray.train.get_checkpoint()
-    if resume is None:
-        fit()
+    encoder, sampler, teacher = load_student(job, device), open_sampler(job), open_teacher(job, device)
+    with resumed(job) as checkpoint:
+        ray.train.collective.barrier()
+        teacher, rotation = turn(job, encoder, sampler, teacher)
+        progress = Progress(job, encoder, rotation)
+        loop.fit(
+            encoder, sampler, job.objective, job.settings, job.cluster,
+            teacher=teacher, resume=checkpoint, on_log=progress.log, on_checkpoint=progress.save,
+        )  # fmt: skip
+
+
+@contextmanager
+def resumed(job: TrainingJob) -> Iterator[Path | None]:
+    """The last checkpoint of this training as a directory of this node; None where it is to begin."""
+    import ray.train
+
+    from stages.learn.collectives import rank
+
+    found = ray.train.get_checkpoint()
+    if found is None:
+        yield None
         return
-    with resume.as_directory() as directory:
-        if rank() == 0:
-            sys.stderr.write(f"{job.label}: goes on from {Path(resume.path).name}\n")
-        fit(resume=Path(directory))
+    if rank() == 0:
+        sys.stderr.write(f"{job.label}: goes on from {Path(found.path).name}\n")
+    with found.as_directory() as directory:
+        yield Path(directory)
 
 
 def choose_device(cluster: Cluster) -> str:
-    """The process's GPU, where each process of the node has one; else the CPU, with its share of the cores."""
-    import ray.train
+    """The GPU that Ray gave the process, where it is to have one; else the CPU, with its share of the cores.
+
+    What is visible does not count: a process may see GPUs that it was not given, or of a node's four its own alone.
+
+    Raises:
+        StageError: there is no GPU that torch can use.
+    """
+    import ray.train.torch
     import torch
 
-    if torch.cuda.is_available() and ray.train.get_context().get_local_world_size() <= torch.cuda.device_count():
-        return f"cuda:{torch.cuda.current_device()}"
-    torch.set_num_threads(cluster.threads_each(cluster.workers))
-    return "cpu"
+    if not cluster.gpus_per_worker:
+        torch.set_num_threads(cluster.threads_each(cluster.workers))
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise StageError(
+            f"cluster.gpus_per_worker={cluster.gpus_per_worker:g}, and torch {torch.__version__} can use no GPU here;"
+            " install a torch and a driver that fit it, or set cluster.gpus_per_worker=0"
+        )
+    device = ray.train.torch.get_device()
+    os.environ["LOCAL_RANK"] = str(device.index)  # by which DeepSpeed chooses
+    return str(device)
 
 
 def load_student(job: TrainingJob, device: str) -> "Encoder":
@@ -203,7 +230,7 @@ def load_student(job: TrainingJob, device: str) -> "Encoder":
     from stages.model.encoder import Encoder
     from stages.model.lora import add_adapters
 
-    encoder = Encoder.load(job.model, job.layers, job.cluster.chosen_precision(), device).train()
+    encoder = Encoder.load(job.model(), job.layers, job.cluster.chosen_precision(), device).train()
     if isinstance(job.settings, FineTuning):
         encoder.freeze_vision()
         if job.settings.lora.rank:
@@ -237,7 +264,7 @@ def open_teacher(job: TrainingJob, device: str) -> "Teacher | None":
     if job.teacher is None or not job.objective.feature_weight:
         return None
     if isinstance(job.teacher, LiveTeacher):
-        encoder = Encoder.load(job.teacher.model, job.teacher.layer, job.cluster.chosen_precision(), device)
+        encoder = Encoder.load(job.teacher.model(), job.teacher.layer, job.cluster.chosen_precision(), device)
         teacher, mean = loop.live_teacher(encoder, job.settings.chunk), job.teacher.mean
     else:
         teacher = loop.cached_teacher(*(FeatureTable(job.teacher, side, job.states) for side in SIDES))

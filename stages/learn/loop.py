@@ -130,8 +130,8 @@ def pace(engine: "DeepSpeedEngine", pairs_per_second: float) -> dict[str, float]
     measures = {"pairs_per_second": pairs_per_second}
     if norm is not None and not any(group.get("use_muon") for group in engine.optimizer.param_groups):
         measures["gradient_norm"] = float(norm)
-    if torch.cuda.is_available():
-        measures["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    if engine.device.type == "cuda":
+        measures["gpu_memory_gib"] = torch.cuda.max_memory_allocated(engine.device) / 2**30
     measures["memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return measures
 

@@ -1,22 +1,28 @@
-"""The directory of a backbone: what was trained here, or a view of a checkpoint from outside.
+"""The directory of a model: what was trained here, or a view of a checkpoint from outside.
 
 It drags nothing in, so that a stage that reads the backbone depends on nothing that trains one.
 """
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.contract.cache import cache_root
 
 if TYPE_CHECKING:
-    from stages.contract.context import Artifact
+    from stages.contract.context import Artifact, Where
+
+PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.jinja")
+"""The files of a checkpoint that are read."""
 
 
 def directory(artifact: "Artifact") -> Path:
-    """A local model directory of the backbone: the one trained here, or a view of the checkpoint it points to."""
-    return artifact.local("model") if trained(artifact) else pointed(artifact.read_json("pointer.json"))
+    """A directory of this node with the model of an artifact: its own, or a view of the checkpoint it points to."""
+    if _model_files(artifact):
+        return artifact.local("model")
+    return pointed(artifact.read_json("pointer.json"))
 
 
 def trained(artifact: "Artifact") -> bool:
@@ -26,11 +32,31 @@ def trained(artifact: "Artifact") -> bool:
     return made.get("trained", made.get("source", "tiny") == "tiny")
 
 
+def place(artifact: "Artifact") -> "Where":
+    """The same for whichever node asks."""
+    return partial(directory, artifact)
+
+
+def settings(artifact: "Artifact") -> Path:
+    """A directory of this machine with all that the model's directory holds but its weights, which may be many."""
+    names = _model_files(artifact)
+    if not names:
+        return directory(artifact)
+    for name in names:
+        if not name.endswith(".safetensors"):
+            artifact.local(name)
+    return artifact.local("model/config.json").parent
+
+
+def _model_files(artifact: "Artifact") -> list[str]:
+    return [entry["path"] for entry in artifact.manifest["files"] if entry["path"].startswith("model/")]
+
+
 def pointed(pointer: dict[str, Any]) -> Path:
     """A view of the checkpoint that a pointer names.
 
     The view holds links to the checkpoint's files beside the pipeline's own limits, so that a checkpoint is never
-    copied and never changed. Workers are handed its path: nodes of a cluster share the cache and the checkpoint.
+    copied and never changed.
     """
     source = snapshot(pointer["source"], pointer["model"], pointer["revision"])
     name = hashlib.sha256(f"{source}\n{json.dumps(pointer, sort_keys=True)}".encode()).hexdigest()[:16]
@@ -43,8 +69,7 @@ def snapshot(source: str, model: str, revision: str) -> Path:
         return Path(model).expanduser().resolve()
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
-    return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+    return Path(snapshot_download(model, revision=revision, allow_patterns=list(PATTERNS)))
 
 
 def _view(source: Path, view: Path, pointer: dict[str, Any]) -> Path:
@@ -52,8 +77,8 @@ def _view(source: Path, view: Path, pointer: dict[str, Any]) -> Path:
 
     view.mkdir(parents=True, exist_ok=True)
     own = ("preprocessor_config.json", "puma.json")
-    with FileLock(view / ".lock"):
-        for path in source.iterdir():
+    with FileLock(view.with_name(f"{view.name}.lock")):
+        for path in (path for pattern in PATTERNS for path in source.glob(pattern)):
             link = view / path.name
             if path.is_file() and path.name not in own and not link.exists():
                 link.symlink_to(path.resolve())

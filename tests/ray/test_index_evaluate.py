@@ -48,9 +48,8 @@ def mine_with(store: Store, artifacts: dict[str, Artifact]) -> Artifact:
     context = Context(
         params, Cluster(threads=1, batch_size=4), artifacts, attempt, Witness(), share_in(store, artifacts)
     )
-    model = artifacts["train"].local("model")
-    first = mine_negatives(context, model)
-    assert mine_negatives(context, model) == first  # file names are drawn, so nothing was rewritten
+    first = mine_negatives(context, artifacts["train"])
+    assert mine_negatives(context, artifacts["train"]) == first  # file names are drawn, so nothing was rewritten
     return store.commit(attempt, {"metrics": {}})
 
 

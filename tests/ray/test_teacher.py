@@ -148,7 +148,7 @@ def test_a_killed_training_goes_on_with_the_rotation_that_it_began_with(home, in
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:  # the student has moved by two steps, and is not exported
-        patch.setattr(student, "export_stage", kill)
+        patch.setattr(student, "where_models_run", kill)
         with pytest.raises(KeyboardInterrupt):
             trained("killed", 2)
     assert len(list((home / "killed").rglob("checkpoint_*/weights"))) == 1

@@ -13,6 +13,7 @@ from pyarrow.fs import LocalFileSystem
 from pipeline.artifacts.store import open_store
 from stages.data.keys import NOTHING, hash_ids
 from stages.data.schemas import NEGATIVES
+from stages.data.tables import MappedTable
 from stages.learn.loop import cached_teacher, centred, live_teacher
 from stages.learn.sampling import PairSampler
 from stages.learn.settings import Sampling
@@ -61,6 +62,12 @@ def test_hard_negatives_fill_their_places_and_leave_the_others_empty(tmp_path, m
     assert len(pairs.candidate_hash) == len(pairs.content_hash) == len(pairs.modality) == 8 * 3
     assert (pairs.candidate_hash != NOTHING).sum() == 8 + count
     assert (pairs.candidate_hash[8 + count :] == NOTHING).all()
+
+
+def test_a_step_opens_no_table_for_which_other_ranks_would_wait(tmp_path, monkeypatch):
+    sampler = sampler_of(tmp_path, monkeypatch)
+    monkeypatch.setattr(MappedTable, "open", lambda *_, **__: pytest.fail("a table was opened in a step"))
+    assert len(sampler.pairs(0).query_ids) == 8
 
 
 def test_hard_negatives_are_drawn_by_step_and_query_alone(tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 """The encoder, for each family: neighbours don't matter, pruning is exact, positions are stock, loaders agree."""
 
+import gc
 import json
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -185,6 +187,23 @@ def test_a_parity_report_names_every_loader_and_refuses_other_weights(tmp_path):
     save_backbone(student.backbone.config, student.backbone.state_dict(), tmp_path / "other")
     with pytest.raises(StageError, match="cosine"):
         check_parity(tmp_path / "other", source, tmp_path / "model", stock=False)
+
+
+def test_a_parity_check_holds_one_model_at_a_time(tmp_path, monkeypatch):
+    source = write_checkpoint(tmp_path / "source", "qwen2_vl", layers=2)
+    export_student(source, source, tmp_path / "model", {})
+    held, load = [], transformers.PreTrainedModel.from_pretrained.__func__
+
+    def loads(kind, *arguments, **options):
+        gc.collect()
+        assert not [model for model in held if model() is not None]
+        model = load(kind, *arguments, **options)
+        held.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(loads))
+    check_parity(source, source, tmp_path / "model", stock=False)
+    assert len(held) == 3
 
 
 def test_long_texts_are_cut_and_images_never(tmp_path):

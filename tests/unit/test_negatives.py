@@ -1,8 +1,12 @@
 """Mined negatives against a reference that looks at one query and one candidate at a time."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 import pytest
+from pyarrow.fs import LocalFileSystem
 
 from stages.data.keys import content_id, hash_ids
 from stages.data.schemas import NEGATIVES
@@ -141,14 +145,14 @@ def test_hashes_match_once_for_every_query_and_row():
 
 def test_a_part_of_a_killed_attempt_is_thrown_away_and_a_whole_one_kept(tmp_path):
     def killed(path):
-        (path / "half.parquet").touch()
+        Path(path, "half.parquet").touch()
         raise KeyboardInterrupt
 
+    output = SimpleNamespace(filesystem=LocalFileSystem(), work_uri=str(tmp_path))
     with pytest.raises(KeyboardInterrupt):
-        mine._once(tmp_path / "rows", killed)
-    mine._once(tmp_path / "rows", lambda path: (path / "whole.parquet").touch())
-    mine._once(tmp_path / "rows", killed)
-    assert mine._files(tmp_path / "rows") == [str(tmp_path / "rows" / "whole.parquet")]
+        mine._once(output, "rows", killed)
+    for write in (lambda path: Path(path, "whole.parquet").touch(), killed):
+        assert mine._once(output, "rows", write) == [str(tmp_path / "mining" / "rows" / "whole.parquet")]
 
 
 def test_what_is_only_there_to_be_searched_is_not_trained_on():

@@ -36,7 +36,7 @@ def asked(side: str, texts: list[str], image: str | None = None) -> pa.Table:
 
 
 def read(teacher: Path, side: str, texts: list[str], image: str | None = None) -> np.ndarray:
-    column = outside.read_outside(MODELS, asked(side, texts, image), side=side, teacher=str(teacher))["vector"]
+    column = outside.read_outside(MODELS, asked(side, texts, image), side=side, teacher=lambda: teacher)["vector"]
     return np.array(column.to_pylist(), np.float32).reshape(len(texts), column.type.list_size)
 
 

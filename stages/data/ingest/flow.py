@@ -7,8 +7,9 @@ references and counts. Rows keep the order of the source, so that the same sourc
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from stages.contract.context import Attempt
+from stages.contract.context import Attempt, StageError
 from stages.data.images import ImageLimits
 from stages.data.ingest import merge, pictures, survey, validate
 from stages.data.ingest.outcome import CANDIDATE_COLUMNS, QUERY_COLUMNS, Counts
@@ -64,16 +65,36 @@ def say(line: str) -> None:
     print(f"ingest: {line}", file=sys.stderr, flush=True)
 
 
-def each(function: Callable[[Any], Any], items: list[Any]) -> Iterator[Any]:
-    """`map` by Ray tasks: results in the order of the items."""
-    remote = ray.remote(function)
+def beside(places: Iterable[Place], output: Attempt) -> dict[str, Any]:
+    """Ray's options of tasks that read at `places`: those on a disk are read on the driver's node, as it sees them.
+
+    Nodes that share a store in a directory are taken to share others too; a bucket may be all that they share.
+
+    Raises:
+        StageError: the driver's node has no CPU for tasks.
+    """
+    on_disk = next((place for place in places if isinstance(place, Path)), None)
+    if on_disk is None or output.filesystem.type_name == "local":
+        return {}
+    here = ray.get_runtime_context().get_node_id()
+    if not any(node["NodeID"] == here and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes()):
+        raise StageError(
+            f"{on_disk} lies on the driver's node, which gives Ray no CPU to read it by; copy it to a bucket, or start"
+            " that node with CPUs (ray start --num-cpus)"
+        )
+    return {"label_selector": {"ray.io/node-id": here}}
+
+
+def each(function: Callable[[Any], Any], items: list[Any], options: dict[str, Any]) -> Iterator[Any]:
+    """`map` by Ray tasks with these options: results in the order of the items."""
+    remote = ray.remote(function).options(**options)
     waiting = [remote.remote(item) for item in items]
     while waiting:
         yield ray.get(waiting.pop(0))
 
 
 def read(
-    root: Place, candidates: list[SourceFile], queries: list[SourceFile], datasets: dict[int, str]
+    root: Place, candidates: list[SourceFile], queries: list[SourceFile], datasets: dict[int, str], output: Attempt
 ) -> tuple[ray.data.Dataset, ray.data.Dataset]:
     """(candidate rows, query rows) as read, in `RAW_CANDIDATES` and `RAW_QUERIES`; positions are unique over both."""
     numbered = number_chunks(root, [*candidates, *queries])
@@ -82,7 +103,7 @@ def read(
     def reader(number: int, chunk: FileChunk) -> pa.Table:
         return mbeir_rows.read_chunk(root, number, chunk, datasets)
 
-    return read_chunks(numbered[:split], reader), read_chunks(numbered[split:], reader)
+    return tuple(read_chunks(root, some, reader, output) for some in (numbered[:split], numbered[split:]))
 
 
 def number_chunks(root: Place, sources: Sequence[SourceFile]) -> list[tuple[int, FileChunk]]:
@@ -93,7 +114,7 @@ def number_chunks(root: Place, sources: Sequence[SourceFile]) -> list[tuple[int,
 
 
 def read_chunks(
-    numbered: list[tuple[int, FileChunk]], reader: Callable[[int, FileChunk], pa.Table]
+    root: Place, numbered: list[tuple[int, FileChunk]], reader: Callable[[int, FileChunk], pa.Table], output: Attempt
 ) -> ray.data.Dataset:
     """The rows of all chunks, in their order, each read by a task of its own."""
 
@@ -103,7 +124,8 @@ def read_chunks(
 
     places = ray.data.range(len(numbered), override_num_blocks=max(1, len(numbered)))
     places.context.execution_options.preserve_order = True  # of this dataset and of all that is made from it
-    return _map(places, read_places).materialize()
+    options = beside({chunk.source.below(root) for _, chunk in numbered}, output)
+    return _map(places, read_places, **options).materialize()
 
 
 def distinct(rows: ray.data.Dataset, column: str) -> list[str]:
@@ -207,7 +229,7 @@ def write_images(
 
     paths = [_map(dataset, new_paths) for dataset in rows]
     paths = (paths[0].union(*paths[1:]) if paths[1:] else paths[0]).repartition(target_num_rows_per_block=batch)
-    _map(paths, check).materialize()
+    _map(paths, check, **beside([root], output)).materialize()
     if not output.filesystem.get_file_info(pyarrow.fs.FileSelector(f"{output.base}/images", allow_not_found=True)):
         write_table(output, "images", IMAGES.empty_table())
     verdicts, count, rejects = ray.get(ledger.conclude.remote())
@@ -250,7 +272,7 @@ def validate_queries(
     return _map(rows, validated).materialize()
 
 
-def own_pools(root: Place, sources: list[SourceFile], known: ray.ObjectRef) -> dict[str, str]:
+def own_pools(root: Place, sources: list[SourceFile], known: ray.ObjectRef, output: Attempt) -> dict[str, str]:
     """The local pool of each val and test query file: the first of its `pools` that holds positives of its start.
 
     A data set may publish local pools for test alone; then its val queries are asked of the union pool of val.
@@ -261,7 +283,7 @@ def own_pools(root: Place, sources: list[SourceFile], known: ray.ObjectRef) -> d
         return {source.path: validate.own_pool(_start(root, source), source, candidates) for source in asked}
 
     asked = [source for source in sources if source.pools]
-    return ray.get(choose.remote(known))
+    return ray.get(choose.options(**beside([root], output)).remote(known))
 
 
 def keep(validated: ray.data.Dataset, schema: pa.Schema) -> ray.data.Dataset:
@@ -307,9 +329,9 @@ def _tally(validated: ray.data.Dataset, columns: list[str]) -> list[dict[str, An
     return validate.merge_tallies([row for table in tables for row in table.to_pylist()], columns)
 
 
-def _map(rows: ray.data.Dataset, function: Callable[..., Any], *arguments: Any) -> ray.data.Dataset:
-    """`function(table, *arguments)` over whole blocks as Arrow tables."""
-    return rows.map_batches(function, batch_size=None, batch_format="pyarrow", fn_args=arguments)
+def _map(rows: ray.data.Dataset, function: Callable[..., Any], *arguments: Any, **options: Any) -> ray.data.Dataset:
+    """`function(table, *arguments)` over whole blocks as Arrow tables, by tasks with these options of Ray's."""
+    return rows.map_batches(function, batch_size=None, batch_format="pyarrow", fn_args=arguments, **options)
 
 
 def _concatenated(tables: tuple[pa.Table, ...], schema: pa.Schema) -> pa.Table:

@@ -1,0 +1,225 @@
+"""Nodes of a Ray cluster on this machine that share nothing but a bucket.
+
+Each has a mount namespace of its own, in which the home, temporary and shared-memory directories are empty and this
+repository is hidden, a name of its own, and a network namespace with an address on a bridge. What runs is the Python
+of the tests, as an image has it; the code comes with the job. Needs root.
+"""
+
+import os
+import secrets
+import shlex
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.artifacts import s3
+from pipeline.artifacts.store import Store, open_store
+from tests.support import ROOT
+
+NETWORK = f"10.{20 + os.getpid() % 200}.7"
+NAME = f"puma{os.getpid() % 10_000}"  # of an interface, which takes 15 letters
+TOKEN = secrets.token_hex(16)
+HOME = "/home"  # not the tests' own, below which their Python may lie
+START_SECONDS = 180
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+@dataclass
+class Nodes:
+    """The running cluster.
+
+    Attributes:
+        bucket: the address of the S3 server.
+        logs: a directory of the nodes' own words.
+        processes: of the nodes, the head first.
+    """
+
+    bucket: str
+    logs: Path
+    processes: list[subprocess.Popen] = field(default_factory=list)
+
+    @property
+    def store(self) -> Store:
+        """What all nodes share."""
+        return open_store("s3://bucket/store", self.bucket)
+
+    def submit(self, *command: str, seconds: int = 1500) -> str:
+        """What a job says: `python pipeline/run.py …` on the head, in a copy of this repository's directory."""
+        address = ["--address", f"http://{address_of(0)}:8265", "--working-dir", str(ROOT)]
+        submitted = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", *address, "--", *command]
+        environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+        done = subprocess.run(submitted, env=environment, capture_output=True, text=True, timeout=seconds)
+        assert done.returncode == 0, f"{done.stdout[-8000:]}\n{done.stderr[-4000:]}"
+        return done.stdout
+
+    def run(self, *arguments: str) -> str:
+        """A run of the pipeline with its store in the bucket."""
+        place = ["store=s3://bucket/store", f"store_endpoint={self.bucket}", "tracking_uri=http://127.0.0.1:9"]
+        return self.submit("python", "pipeline/run.py", *arguments, *place)
+
+    def inside(self, node: int, command: str) -> str:
+        """What a shell on a node answers."""
+        inside = ["nsenter", "--mount", "--net", "--target", str(self.processes[node].pid), "sh", "-c", command]
+        return subprocess.run(inside, capture_output=True, text=True, check=True).stdout
+
+
+def address_of(node: int) -> str:
+    """The node's own; the bridge, where the bucket listens, has the one before the head's."""
+    return f"{NETWORK}.{node + 2}"
+
+
+@contextmanager
+def nodes(count: int, directory: Path, given: Mapping[str, Path], cpus: int = 3) -> Iterator[Nodes]:
+    """A cluster of `count` nodes.
+
+    Args:
+        directory: for logs, hidden from the nodes.
+        given: what the head's home directory holds, by name, and no other node's.
+        cpus: that each node gives Ray.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(bridge())
+        cluster = Nodes(stack.enter_context(bucket_at(f"{NETWORK}.1", directory)), directory)
+        for node in range(count):
+            stack.enter_context(network(node))
+            script = "\n".join([*hidden_places(node, given if node == 0 else {}), ray_start(node, cpus)])
+            cluster.processes.append(stack.enter_context(started(node, script, cluster)))
+            if node == 0:
+                wait_for_head(cluster.processes[0], directory)
+        yield cluster
+
+
+def hidden_places(node: int, given: Mapping[str, Path]) -> list[str]:
+    """The lines of a shell that leave a node nothing of this machine's but its system and its Python."""
+    lines = ["set -e", f"mount -t tmpfs tmpfs {HOME}", f"hostname node{node}"]
+    lines += [f"printf '127.0.0.1 localhost\\n{address_of(node)} node{node}\\n' > {HOME}/.hosts"]
+    lines += [f"mount --bind {HOME}/.hosts /etc/hosts"]
+    lines += [f"cp -r {shlex.quote(str(path))} {HOME}/{name}" for name, path in given.items()]
+    rooms = [place / room for place in {ROOT, Path(sys.prefix).parent} for room in ("pipeline", "stages", "tests")]
+    rooms += [Path.home() / name for name in (".cache", ".ray")]
+    lines += [f"mount -t tmpfs tmpfs {room}" for room in rooms if room.is_dir()]
+    return [*lines, *(f"mount -t tmpfs -o size=4g tmpfs {place}" for place in ("/var/tmp", "/dev/shm", "/tmp"))]
+
+
+def ray_start(node: int, cpus: int) -> str:
+    """The command of a node's Ray, which the shell becomes."""
+    where = f"--head --port 6379 --dashboard-host {address_of(0)}" if not node else f"--address {address_of(0)}:6379"
+    size = f"--num-cpus {cpus} --object-store-memory {200 * 2**20}"
+    ray = f"python -m ray.scripts.scripts start {where} --node-ip-address {address_of(node)} {size} --block"
+    return f"cd {HOME}; exec {ray}"
+
+
+@contextmanager
+def started(node: int, script: str, cluster: Nodes) -> Iterator[subprocess.Popen]:
+    """A node, until the block ends; its processes end with the first one of its process namespace."""
+    environment = {name: value for name, value in os.environ.items() if name in ("LANG", "OMP_NUM_THREADS")}
+    environment |= CREDENTIALS | {
+        "HOME": HOME,
+        "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+        "AWS_ENDPOINT_URL": cluster.bucket,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": TOKEN,
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    spaces = [
+        "ip",
+        "netns",
+        "exec",
+        f"{NAME}n{node}",
+        "unshare",
+        "--mount",
+        "--uts",
+        "--pid",
+        "--fork",
+        "--kill-child",
+    ]
+    with (cluster.logs / f"node{node}.log").open("w") as log:
+        process = subprocess.Popen(
+            [*spaces, "--mount-proc", "sh", "-c", script], env=environment, stdout=log, stderr=log
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def wait_for_head(process: subprocess.Popen, directory: Path) -> None:
+    """Until jobs can be submitted."""
+    request = urllib.request.Request(
+        f"http://{address_of(0)}:8265/api/version", headers={"Authorization": f"Bearer {TOKEN}"}
+    )
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(request, timeout=5)
+            return
+        except OSError:
+            time.sleep(1)
+    raise AssertionError((directory / "node0.log").read_text()[-4000:])
+
+
+@contextmanager
+def bucket_at(host: str, directory: Path) -> Iterator[str]:
+    """An S3 server in a process of its own with an empty `bucket`; its address."""
+    port, address = "9000", f"http://{host}:9000"
+    with (directory / "bucket.log").open("w") as log:
+        command = [sys.executable, "-m", "moto.server", "-H", host, "-p", port]
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while time.monotonic() < deadline:
+                try:
+                    urllib.request.urlopen(address, timeout=5)
+                    break
+                except OSError:
+                    time.sleep(0.5)
+            s3.client(address, "us-east-1").create_bucket(Bucket="bucket")
+            yield address
+        finally:
+            server.kill()
+            server.wait()
+
+
+@contextmanager
+def bridge() -> Iterator[None]:
+    """The wire that the nodes and the bucket hang on."""
+    ip(f"link add {NAME} type bridge")
+    try:
+        ip(f"address add {NETWORK}.1/24 dev {NAME}")
+        ip(f"link set {NAME} up")
+        yield
+    finally:
+        ip(f"link delete {NAME}")
+
+
+@contextmanager
+def network(node: int) -> Iterator[None]:
+    """A network namespace with an address on the bridge."""
+    space, outside, inside = f"{NAME}n{node}", f"{NAME}o{node}", f"{NAME}i{node}"
+    ip(f"netns add {space}")
+    try:
+        ip(f"link add {outside} type veth peer name {inside}")
+        ip(f"link set {outside} master {NAME} up")
+        ip(f"link set {inside} netns {space}")
+        ip(f"-n {space} address add {address_of(node)}/24 dev {inside}")
+        ip(f"-n {space} link set {inside} up")
+        ip(f"-n {space} link set lo up")
+        yield
+    finally:
+        ip(f"netns delete {space}")
+
+
+def ip(arguments: str) -> None:
+    """`ip` of iproute2."""
+    subprocess.run(["ip", *arguments.split()], check=True, capture_output=True)
