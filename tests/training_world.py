@@ -144,7 +144,7 @@ def trained(world: Path, job: dict) -> dict:
     table = {f"9:{index}": state for index, state in enumerate(states)}
     teacher = loop.cached_teacher(table, table) if weight else None
     asked = SimpleNamespace(settings=settings, rotation=None, label="made")
-    teacher, rotation = turn(asked, encoder, sampler, teacher)
+    teacher, rotation = turn(asked, encoder, sampler, teacher, None)
     try:
         engine = loop.fit(
             encoder,

@@ -176,7 +176,7 @@ def train_worker(config: dict[str, Any]) -> None:
     encoder, sampler, teacher = load_student(job, device), open_sampler(job), open_teacher(job, device)
     with resumed(job) as checkpoint:
         ray.train.collective.barrier()
-        teacher, rotation = turn(job, encoder, sampler, teacher)
+        teacher, rotation = turn(job, encoder, sampler, teacher, checkpoint)
         progress = Progress(job, encoder, rotation)
         loop.fit(
             encoder, sampler, job.objective, job.settings, job.cluster,
@@ -273,22 +273,31 @@ def open_teacher(job: TrainingJob, device: str) -> "Teacher | None":
 
 
 def turn(
-    job: TrainingJob, encoder: "Encoder", sampler: "PairSampler", teacher: "Teacher | None"
+    job: TrainingJob,
+    encoder: "Encoder",
+    sampler: "PairSampler",
+    teacher: "Teacher | None",
+    checkpoint: Path | None,
 ) -> "tuple[Teacher | None, np.ndarray | None]":
-    """The teacher, turned where the job asks for it, and the rotation.
+    """The teacher, turned, and the rotation: the checkpoint's, the job's, or one found now where the settings ask.
 
-    A resumed training comes here before it loads its checkpoint, so that it finds the rotation that it began with.
+    A student keeps the directions that it was given, whatever the settings of a later training say.
     """
+    import numpy as np
     import torch
 
     from stages.learn.collectives import rank
     from stages.learn.loop import live_teacher
     from stages.learn.turning import find_rotation, turned
 
-    if teacher is None or not (isinstance(job.settings, Alignment) and job.settings.turns):
+    if teacher is None:
+        return None, None
+    kept = checkpoint and checkpoint / ROTATION
+    known = np.load(kept) if kept and kept.exists() else job.rotation
+    if known is not None:
+        return turned(teacher, torch.from_numpy(known)), known
+    if not (isinstance(job.settings, Alignment) and job.settings.turns):
         return teacher, None
-    if job.rotation is not None:
-        return turned(teacher, torch.from_numpy(job.rotation)), job.rotation
     student = live_teacher(encoder, job.settings.chunk)
     found = find_rotation(teacher, student, sampler.pairs, 2 * job.settings.batch_size)
     encoder.train()
@@ -317,7 +326,7 @@ class Progress:
             sys.stderr.flush()
 
     def save(self, step: int, engine: Any) -> None:
-        """Saves a checkpoint, the last one with the weights, and the rotation where there is one."""
+        """Saves a checkpoint with the rotation, where there is one, and the last one with the weights."""
         import numpy as np
         import ray.train
 
@@ -326,12 +335,12 @@ class Progress:
 
         directory = tempfile.mkdtemp(prefix="puma-checkpoint-")  # Ray deletes it when it has arrived
         save_state(engine, Path(directory), step)
+        if self.rotation is not None and rank() == 0:
+            np.save(Path(directory) / ROTATION, self.rotation)
         if step == self.job.settings.steps:
             weights = full_weights(engine)
             if rank() == 0:
                 save_weights(self.encoder, weights, self.job.settings, Path(directory) / WEIGHTS)
-                if self.rotation is not None:
-                    np.save(Path(directory) / ROTATION, self.rotation)
         ray.train.report(
             dict(self.latest),
             checkpoint=ray.train.Checkpoint.from_directory(directory),

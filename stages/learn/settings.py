@@ -90,7 +90,7 @@ class Alignment(Section):
     turn: bool = Field(
         True,
         description="of mse and cosine: first turn the teacher's states towards the student's, by the one rotation "
-        "that brings them nearest; what lies beside what stays",
+        "that brings them nearest; what lies beside what stays, and a later training goes on with it",
     )
 
     @property
