@@ -36,7 +36,7 @@ SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadf
 
 test: install  ## the whole test suite
 	$(SIDE_BY_SIDE) -m 'not (ray or nodes)'
-	$(RUN) -m pytest -m 'ray and not nodes'
+	$(RUN) -m pytest -m 'ray and not (nodes or kills)'
 
 test-fast: install  ## what needs no cluster, bucket or browser and is quick
 	$(SIDE_BY_SIDE) -m 'not (slow or ray or s3 or browser or nodes)'

@@ -22,7 +22,7 @@ from tests.e2e.test_pipeline import STAGES
 from tests.s3.servers import moto_server
 from tests.tiny_models import write_checkpoint
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.kills, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).resolve().parents[2]
 AWS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 ALL = os.environ.get("PUMA_KILLS") == "all"

@@ -102,7 +102,7 @@ def test_every_bad_row_is_rejected_with_its_line_and_reason(messy):
         ("candidate", "7:13", f"{POOL0}:4", "truncated image"),
         ("candidate", "7:14", f"{POOL0}:5", "missing image"),
         ("candidate", "7:15", f"{POOL0}:6", "path outside root"),
-        ("candidate", "7:16", f"{POOL0}:7", "path outside root"),
+        ("candidate", "7:16", f"{POOL0}:7", "link outside root"),
         ("candidate", "7:17", f"{POOL0}:8", "huge image"),
         ("candidate", "7:18", f"{POOL0}:9", "unknown format"),
         ("candidate", None, f"{POOL0}:10", "broken JSON"),
@@ -121,7 +121,7 @@ def test_every_bad_row_is_rejected_with_its_line_and_reason(messy):
         ("image", None, f"{images}/torn.png", "truncated image"),
         ("image", None, f"{images}/gone.png", "missing image"),
         ("image", None, "../secret.png", "path outside root"),
-        ("image", None, f"{images}/link.png", "path outside root"),
+        ("image", None, f"{images}/link.png", "link outside root"),
         ("image", None, f"{images}/huge.png", "huge image"),
         ("image", None, f"{images}/page.png", "unknown format"),
         ("image", None, "/etc/hostname", "path outside root"),
@@ -204,7 +204,7 @@ def test_too_many_rejects_stop_the_stage_and_stay_readable(tmp_path):
         ingested(tmp_path, make_messy(tmp_path / "data"), max_reject_share=0.3)
     message = str(caught.value)
     assert "\n" not in message and "data.max_reject_share=0.3" in message
-    assert f"path outside root 3 ({POOL0}:6)" in message
+    assert f"path outside root 2 ({POOL0}:6)" in message
     path = Path(message.partition("rows and reasons in ")[2].partition(";")[0])
     assert {"kind": "query", "id": "7:103"}.items() <= next(
         row for row in json.loads(path.read_text()) if row["source"] == f"{TRAIN}:4"
