@@ -31,15 +31,14 @@ constraints:  ## constraints.txt anew, from what is published today
 demo: install  ## a trained student, an index and a report from made pictures, in minutes
 	$(RUN) pipeline/run.py --recipe demo
 
-# Two files side by side, each with one thread: most of a test's time goes to imports. Clusters fill both cores alone.
-SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile
+# Two files side by side, each with one thread: most of a test's time goes to imports, and to clusters that start.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile
 
 test: install  ## the whole test suite
-	$(SIDE_BY_SIDE) -m 'not (ray or nodes)'
-	$(RUN) -m pytest -m 'ray and not (nodes or kills)'
+	$(PYTEST)
 
 test-fast: install  ## what needs no cluster, bucket or browser and is quick
-	$(SIDE_BY_SIDE) -m 'not (slow or ray or s3 or browser or nodes)'
+	$(PYTEST) -m 'not (slow or ray or s3 or browser or nodes)'
 
 lint: install  ## style, format, which room imports which, and types
 	$(RUN) -m ruff check .

@@ -1,4 +1,4 @@
-"""One cluster for the files that need one: a start takes seconds. `test_cluster` makes its own, before any of them."""
+"""One cluster for the files that need one: a start takes seconds. `tests/cluster` makes its own."""
 
 import logging
 from collections.abc import Iterator

@@ -204,7 +204,7 @@ def test_too_many_rejects_stop_the_stage_and_stay_readable(tmp_path):
         ingested(tmp_path, make_messy(tmp_path / "data"), max_reject_share=0.3)
     message = str(caught.value)
     assert "\n" not in message and "data.max_reject_share=0.3" in message
-    assert f"path outside root 2 ({POOL0}:6)" in message
+    assert f"broken JSON 2 ({POOL0}:10)" in message
     path = Path(message.partition("rows and reasons in ")[2].partition(";")[0])
     assert {"kind": "query", "id": "7:103"}.items() <= next(
         row for row in json.loads(path.read_text()) if row["source"] == f"{TRAIN}:4"

@@ -1,4 +1,7 @@
-"""The cluster that a run starts for itself, and the one line that is left of an error in it."""
+"""The cluster that a run starts for itself, and the one line that is left of an error in it.
+
+Apart from `tests/ray`, whose files share a cluster: a process has one at a time.
+"""
 
 import os
 import signal
