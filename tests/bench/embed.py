@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.wording import markdown_table
+
 SIZES = {"small": {"hidden": 128, "heads": 4, "layers": 2, "vision_hidden": 128, "vision_layers": 2},
          "large": {"hidden": 768, "heads": 12, "layers": 12, "vision_hidden": 384, "vision_layers": 6}}  # fmt: skip
 """A student like that of `make demo`, and one of some 100 million parameters; random weights, which cost the same."""
@@ -39,20 +41,27 @@ def embed(directory: Path) -> dict[str, Any]:
             table.append({"student": name, "rows": kind, "cosine": cosine, **found})
             line = "{student}, {rows}: {ratio[median]:.2f} times ({ratio[min]:.2f} to {ratio[max]:.2f})"
             print(line.format(**table[-1]), file=sys.stderr, flush=True)
+    return {"ratio": spread(table), "section": section(table)}
+
+
+def spread(table: list[dict[str, Any]]) -> dict[str, float]:
+    """The least, median and largest of the cases' ratios."""
     ratios = sorted(entry["ratio"]["median"] for entry in table)
-    return {"ratio": {"min": ratios[0], "median": median(ratios), "max": ratios[-1]}, "section": section(table)}
+    return {"min": ratios[0], "median": median(ratios), "max": ratios[-1]}
+
+
+def speeds(case: dict[str, Any]) -> list[str]:
+    """Both speeds, their ratio, and the ratio's range over the rounds, as cells."""
+    ours, rival, ratio = (case[name] for name in ("ours", "rival", "ratio"))
+    rates = [f"{side['rows per second']:,.0f}" for side in (ours, rival)]
+    return [*rates, f"{ratio['median']:.2f}", f"{ratio['min']:.2f} to {ratio['max']:.2f}"]
 
 
 def section(table: list[dict[str, Any]]) -> str:
     """The measurements as Markdown."""
-    head = "| student | rows | rows/s | sentence-transformers | ratio | in the rounds | least cosine |"
-    lines = [
-        f"| {one['student']} | {one['rows']} | {one['ours']['rows per second']:,.0f}"
-        f" | {one['rival']['rows per second']:,.0f} | {one['ratio']['median']:.2f}"
-        f" | {one['ratio']['min']:.2f} to {one['ratio']['max']:.2f} | {one['cosine']:.6f} |"
-        for one in table
-    ]
-    return "\n".join((head, "| --- | --- | ---: | ---: | ---: | ---: | ---: |", *lines))
+    head = ["student", "rows", "rows/s", "sentence-transformers", "ratio", "in the rounds", "least cosine"]
+    lines = [[one["student"], one["rows"], *speeds(one), f"{one['cosine']:.6f}"] for one in table]
+    return markdown_table([head, *lines])
 
 
 def write_student(directory: Path, name: str) -> Path:

@@ -12,8 +12,10 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
+
+from pipeline.wording import markdown_table
+from tests.bench.embed import speeds, spread, write_student
 
 BATCH, CHUNK = 64, 16
 RATE = 1e-6
@@ -22,7 +24,6 @@ RATE = 1e-6
 
 def train(directory: Path) -> dict[str, Any]:
     """Pairs per second of a step of 64 against sentence-transformers' losses, whole and cached."""
-    from tests.bench.embed import write_student
     from tests.bench.gradcache import ALLOCATOR
     from tests.support import in_ranks
 
@@ -32,21 +33,14 @@ def train(directory: Path) -> dict[str, Any]:
         in_ranks(1, "tests.bench.train", case | {"measure": measure}, environment)
         found[measure] = json.loads(Path(case["result"]).read_text())
     table = [timed | taken for timed, taken in zip(found["time"], found["memory"], strict=True)]
-    ratios = sorted(entry["ratio"]["median"] for entry in table)
-    return {"ratio": {"min": ratios[0], "median": median(ratios), "max": ratios[-1]}, "section": section(table)}
+    return {"ratio": spread(table), "section": section(table)}
 
 
 def section(table: list[dict[str, Any]]) -> str:
     """The measurements as Markdown."""
-    head = "| pairs | loss | pairs/s | sentence-transformers | ratio | in the rounds | MiB of a step | there |"
-    lines = [
-        f"| {one['pairs']} | {one['loss']} | {one['ours']['rows per second']:,.0f}"
-        f" | {one['rival']['rows per second']:,.0f} | {one['ratio']['median']:.2f}"
-        f" | {one['ratio']['min']:.2f} to {one['ratio']['max']:.2f}"
-        f" | {one['MiB'][0]:,.0f} | {one['MiB'][1]:,.0f} |"
-        for one in table
-    ]
-    return "\n".join((head, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |", *lines))
+    head = ["pairs", "loss", "pairs/s", "sentence-transformers", "ratio", "in the rounds", "MiB of a step", "there"]
+    lines = [[one["pairs"], one["loss"], *speeds(one), *(f"{size:,.0f}" for size in one["MiB"])] for one in table]
+    return markdown_table([head, *lines])
 
 
 def measure(student: Path, what: str) -> list[dict[str, Any]]:
