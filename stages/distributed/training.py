@@ -67,7 +67,7 @@ class TrainingJob:
         teacher: the features artifact, from which states are looked up, or what is run in every step; None without.
         mined: the table of mined hard negatives (`stages.mining.mine.Mined`), where there is one.
         hard_negatives: hard negatives of a query in each of its steps.
-        states: which of the teacher's states are this training's, see `stages.features`.
+        states: which of the teacher's states are this training's, see `stages.distributed.lessons`.
         rotation: float32 [T, D] that turns the teacher's states towards the student's (`stages.learn.turning`); None
             where one is to be found before the first step, if the settings ask for it.
         subset: (most, seed) of `stages.data.order.drawn`, where not all samples are to come up.

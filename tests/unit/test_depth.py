@@ -11,13 +11,13 @@ from pyarrow.fs import LocalFileSystem
 
 from stages.contract.context import StageError
 from stages.distill import Student
+from stages.distributed.lessons import sum_states
 from stages.distributed.teacher import ReadOut
 from stages.evaluate import read_layers
 from stages.evaluation.cost import Depth, measure_depths
 from stages.evaluation.depth import best_layer, curve_of, mean_of_sides
 from stages.evaluation.depth_view import curve_table, plot_curve
 from stages.evaluation.page import depth_of
-from stages.features import sum_states
 from stages.model.depth import choose_layers, shallowest
 from stages.model.encoder import Encoder
 from stages.model.prune import first_layers

@@ -73,6 +73,7 @@ CODE = {
     "stages/distributed/tasks.py": TRAINED,
     "stages/distributed/student.py": {"distill", "train"},
     "stages/distributed/embedding.py": {"features", "index", "evaluate"},
+    "stages/distributed/lessons.py": {"features"},
     "stages/distributed/shards.py": {"features", "index", "evaluate"},
     "stages/distributed/actors.py": {"features", "index", "evaluate"},
     "stages/distributed/pools.py": {"index", "evaluate"},

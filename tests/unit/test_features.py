@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stages import features
 from stages.data.keys import hash_ids
 from stages.distill import Params
+from stages.distributed import lessons
 from stages.learn.sampling import PairSampler
 from tests.support import begin, rows
 from tests.training_world import PAIRS, write_ingest
@@ -22,7 +22,7 @@ def ingest(tmp_path, monkeypatch):
 
 def drawn(tmp_path: Path, ingest, distill: Params, seed: int = 0) -> np.ndarray:
     """The hashes of the queries that are read for a distillation."""
-    return features._drawn_queries(features.Lesson("features", ingest, distill.draws, distill.smallest_task), seed)
+    return lessons.drawn_queries(lessons.Lesson("features", ingest, distill.draws, distill.smallest_task), seed)
 
 
 @pytest.mark.parametrize("more", [{}, {"smallest_task": PAIRS}, {"sub_batch": 2, "smallest_task": 9}])
@@ -34,7 +34,7 @@ def test_the_queries_are_those_of_all_trainings_with_these_steps(tmp_path, inges
     pairs = [sampler.pairs(step) for sampler in samplers for step in range(distill.steps)]
     asked = {qid for one in pairs for qid in one.query_ids}
     assert found.dtype == np.uint64 and set(found) == set(hash_ids(asked)) and len(asked) < PAIRS
-    positives = features._positive_hashes(ingest, found)
+    positives = lessons.positive_hashes(ingest, found)
     known = {row["qid"]: row["positives"] for row in rows(ingest, "queries")}
     assert positives.tolist() == sorted(set(hash_ids(did for qid in asked for did in known[qid])))
     assert {did for one in pairs for did in one.candidate_ids} <= {did for qid in asked for did in known[qid]}
@@ -43,12 +43,12 @@ def test_the_queries_are_those_of_all_trainings_with_these_steps(tmp_path, inges
 def test_all_queries_are_read_for_as_many_draws_and_none_for_none(tmp_path, ingest):
     assert len(drawn(tmp_path, ingest, Params(steps=6, batch_size=4))) == PAIRS
     assert len(drawn(tmp_path, ingest, Params(steps=0))) == 0
-    assert len(features._positive_hashes(ingest, np.empty(0, np.uint64))) == 0
+    assert len(lessons.positive_hashes(ingest, np.empty(0, np.uint64))) == 0
 
 
 def test_a_query_of_another_split_is_not_read_for_its_name(tmp_path, ingest):
     context = begin(tmp_path / "features", "features", {"ingest": ingest})
-    path = features._write_hashes(context, "queries", np.sort(hash_ids(["9:1", "9:2"])))
+    path = lessons._write_hashes(context, "queries", np.sort(hash_ids(["9:1", "9:2"])))
     table = pa.table({"qid": ["9:1", "9:1", "9:2", "9:3"], "split": ["train", "val", "train", "train"]})
-    kept = features._among_train(table, path, context.output.filesystem)
+    kept = lessons._among_train(table, path, context.output.filesystem)
     assert kept.to_pylist() == [{"qid": "9:1", "split": "train"}, {"qid": "9:2", "split": "train"}]
