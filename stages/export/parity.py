@@ -128,7 +128,7 @@ def stock_vectors(directory: Path, collator: Collator, rows: list[Row]) -> np.nd
         vision = {}
         if pixels is not None:
             vision = {
-                "pixel_values": torch.from_numpy(pixels),
+                "pixel_values": collator.cut.frames(collator.cut.values(torch.from_numpy(pixels))),
                 "image_grid_thw": torch.from_numpy(grid)[None],
                 "mm_token_type_ids": (ids == collator.image_token).int(),
             }

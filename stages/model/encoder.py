@@ -2,12 +2,13 @@
 
 Shapes: B rows, D values of a vector, N rows of a whole call, K layers read.
 
-It calls the stock forward of the checkpoint's own class, so what is trained is what every other loader computes.
+It calls the stock forward of the checkpoint's own class, so what is trained is what every other loader computes; what
+that repeats or throws away is spared in `vision` and `last_layer`.
 """
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from transformers import AutoTokenizer, PreTrainedModel, Qwen2VLImageProcessorPi
 from stages.contract.params import cores
 from stages.model import compat
 from stages.model.inputs import Batch, Chunk, Collator, prefetch
+from stages.model.last_layer import shorten_last
 from stages.model.prompt import RETRIEVAL_TOKEN
 from stages.model.prune import Layers, load_backbone
 from stages.model.rows import Row
+from stages.model.vision import geometry, quicken
 
 SETTINGS = "puma.json"
 Inputs = tuple[torch.Tensor, ...]
@@ -38,9 +41,15 @@ class VisionOutput:
     """
 
     pooler_output: tuple[torch.Tensor, ...]
-    """For each image the states that stand for its tokens."""
+    """For each row with an image the states that stand for its tokens."""
     deepstack_features: list[tuple[torch.Tensor, ...]] | None
     """Qwen3-VL adds these after its first decoder layers."""
+
+    def before(self, layers: int) -> "VisionOutput":
+        """Without what would be added after so many layers and later."""
+        if self.deepstack_features is None:
+            return self
+        return replace(self, deepstack_features=self.deepstack_features[: layers - 1])
 
 
 class Encoder(nn.Module):
@@ -55,6 +64,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.backbone: Any = backbone  # torch declares its parts as tensors or modules
         self.collator = collator
+        shorten_last(self.backbone.language_model)
+        quicken(self.backbone.visual)
 
     @classmethod
     def load(cls, directory: Path, layers: Layers = None, precision: str = "fp32", device: str = "cpu") -> "Encoder":
@@ -121,11 +132,21 @@ class Encoder(nn.Module):
 
     def encode_images(self, chunk: Chunk) -> VisionOutput | None:
         """Runs the vision tower on a chunk's images, without graph where it is frozen; None for a chunk of text."""
-        if chunk.pixels_PC is None:
+        if chunk.pixels_PC is None or chunk.grid_I3 is None or chunk.image_J is None:
             return None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.vision_is_frozen):
-            output = self.backbone.get_image_features(chunk.pixels_PC, chunk.grid_I3, return_dict=True)
-        return VisionOutput(output.pooler_output, getattr(output, "deepstack_features", None))
+            output = self.backbone.get_image_features(
+                self.collator.cut.values(chunk.pixels_PC),
+                chunk.grid_I3,
+                return_dict=True,
+                **geometry(self.backbone.visual, chunk.grid_I3),
+            )
+        seen_J = chunk.image_J.tolist()
+        deepstack = getattr(output, "deepstack_features", None)
+        return VisionOutput(
+            tuple(output.pooler_output[image] for image in seen_J),
+            deepstack and [tuple(features[image] for image in seen_J) for features in deepstack],
+        )
 
     def states(self, batch: Batch, vision: Sequence[VisionOutput | None] | None = None) -> torch.Tensor:
         """Hidden states at `[RET]` after the final norm, [B, D], not normalised: what distillation compares.
@@ -144,8 +165,9 @@ class Encoder(nn.Module):
         output = self.backbone(
             input_ids=chunk.input_ids_RL,
             position_ids=chunk.position_ids_3RL,
-            mm_encoder_outputs={"image": vision} if vision else None,
+            mm_encoder_outputs={"image": vision.before(len(self.backbone.language_model.layers))} if vision else None,
             use_cache=False,
+            read_out=chunk.last_R,
         )
         return _read_out(output.last_hidden_state, chunk)
 
@@ -204,7 +226,9 @@ class Encoder(nn.Module):
 
 
 def _read_out(states_RLD: torch.Tensor, chunk: Chunk) -> torch.Tensor:
-    """The states [R, D] at `[RET]`, each row's last token."""
+    """The states [R, D] at `[RET]`, each row's last token, which the last layer gives alone."""
+    if states_RLD.shape[1] == 1:
+        return states_RLD[:, 0]
     return states_RLD[torch.arange(len(chunk.last_R), device=states_RLD.device), chunk.last_R]
 
 

@@ -1,12 +1,13 @@
 """Rows to tensors: what a ragged batch of texts and images becomes before the model sees it.
 
-Shapes: B rows of a batch, R rows of a chunk, L tokens of its longest row, P vision patches of its images, C values of
-a patch, I images.
+Shapes: B rows of a batch, R rows of a chunk, L tokens of its longest row, J of its rows with an image, I different
+images of theirs, P vision patches of these, C values of a patch.
 
 A batch is cut into chunks of rows of similar length, and each chunk is padded on the right to its own longest row:
 texts of ten tokens do not pay for texts of a hundred. No attention mask is needed: attention is causal, so what stands
 after a row's last token cannot reach it. Positions are computed here for each row alone (stock 2-D M-RoPE), hence a
-row's vector does not depend on its neighbours. Images are decoded here.
+row's vector does not depend on its neighbours. Images are decoded here; one that several rows have is decoded and
+looked at once.
 
 Chunks are also the passes of GradCache, which bounds their rows (`limit`). Where ranks must run the same modules in
 every pass, chunks without a picture get a blank one in a row of no meaning (`needs_images`); see
@@ -46,7 +47,10 @@ class Chunk:
     position_ids_3RL: torch.Tensor
     last_R: torch.Tensor
     pixels_PC: torch.Tensor | None
+    """Levels, uint8, of the different images, those of few patches first."""
     grid_I3: torch.Tensor | None
+    image_J: torch.Tensor | None
+    """For each row with an image the number of its image."""
 
     def __len__(self) -> int:
         """Its rows."""
@@ -87,8 +91,10 @@ class Batch:
         return Batch(tuple(chunk.to(device) for chunk in self.chunks), self.place_B.to(device))
 
 
-Sequenced = tuple[list[int], tuple[np.ndarray, np.ndarray] | None]
-"""A row's tokens, and its image's patches [P, C] and grid [3]."""
+Seen = tuple[np.ndarray, np.ndarray]
+"""An image's patches uint8 [P, C] and grid [3]."""
+Sequenced = tuple[list[int], Seen | None]
+"""A row's tokens and its image; rows of one image have the same object."""
 
 
 class Collator:
@@ -148,7 +154,9 @@ class Collator:
 
     def _sequences(self, rows: Sequence[Row]) -> list[Sequenced]:
         """For each row its tokens, and its image's patches and grid."""
-        images = self._map(lambda row: None if row.image is None else self.patches(row), rows)
+        different = {(row.image, row.box): row for row in rows if row.image is not None}
+        seen = dict(zip(different, self._map(self.patches, different.values()), strict=True))
+        images = [seen.get((row.image, row.box)) for row in rows]
         return [
             (self.expand(tokens, image[1] if image else None), image)
             for tokens, image in zip(self._tokens(rows), images, strict=True)
@@ -168,16 +176,22 @@ class Collator:
             input_ids_RL[index, : len(tokens)] = tokens
             position_ids_3RL[:, index, : len(tokens)] = self._positions(tokens, image[1] if image else None)
         images = [image for _, image in rows if image]
+        different = sorted({id(image): image for image in images}.values(), key=lambda image: len(image[0]))
+        number = {id(image): index for index, image in enumerate(different)}
         return Chunk(
             input_ids_RL=torch.from_numpy(input_ids_RL),
             position_ids_3RL=torch.from_numpy(position_ids_3RL),
             last_R=torch.tensor([len(tokens) - 1 for tokens, _ in rows]),
-            pixels_PC=torch.from_numpy(np.concatenate([patches for patches, _ in images])) if images else None,
-            grid_I3=torch.from_numpy(np.stack([grid for _, grid in images])) if images else None,
+            pixels_PC=torch.from_numpy(np.concatenate([patches for patches, _ in different])) if images else None,
+            grid_I3=torch.from_numpy(np.stack([grid for _, grid in different])) if images else None,
+            image_J=torch.tensor([number[id(image)] for image in images]) if images else None,
         )
 
-    def patches(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
-        """Vision patches float32 [P, C] and the (t, h, w) grid [3] of a row's image, as the row says it is seen."""
+    def patches(self, row: Row) -> Seen:
+        """Vision patches, levels uint8 [P, C], and the (t, h, w) grid [3] of a row's image, as the row says it is seen.
+
+        `cut.values` makes of levels what a model reads.
+        """
         image = Image.open(io.BytesIO(row.image or b"")).convert("RGB")
         if row.box is not None:
             image = image.crop(pixels(row.box, image.size))

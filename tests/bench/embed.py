@@ -107,32 +107,31 @@ def load(student: Path) -> tuple[Callable[[list[Any]], np.ndarray], Callable[[li
 
 
 def inputs(count: int) -> dict[str, list[Any]]:
-    """Rows by kind: `count` of each, fewer of the largest pictures."""
+    """Rows by kind: `count` of each, fewer of the largest pictures. No two have the same picture."""
     from stages.model.rows import Row
 
     texts = [f"a small red thing number {number} on a wooden table" for number in range(count)]
     long = [" ".join([text] * 12) for text in texts]
-    photos = {side: photo(*side) for side in ((128, 128), (640, 480), (4000, 3000))}
-    small, medium, large = ([Row(None, image)] for image in photos.values())
-    both = [Row(text, photos[128, 128]) for text in texts]
+    small = [Row(None, photo(128, 128, seed)) for seed in range(count)]
+    both = [Row(text, photo(128, 128, seed)) for seed, text in enumerate(texts, start=count)]
     return {
         "short texts": [Row(text) for text in texts],
         "long texts": [Row(text) for text in long],
-        "pictures, 128 × 128": small * count,
-        "pictures, 640 × 480": medium * (count // 2),
-        "pictures, 12 megapixels": large * 4,
+        "pictures, 128 × 128": small,
+        "pictures, 640 × 480": [Row(None, photo(640, 480, seed)) for seed in range(count // 2)],
+        "pictures, 12 megapixels": [Row(None, photo(4000, 3000, seed)) for seed in range(4)],
         "text and picture": both,
         "all of these but the largest, in turn": [
-            row for four in zip(map(Row, texts), map(Row, long), small * count, both, strict=False) for row in four
+            row for four in zip(map(Row, texts), map(Row, long), small, both, strict=False) for row in four
         ][:count],
     }
 
 
-def photo(width: int, height: int) -> bytes:
+def photo(width: int, height: int, seed: int) -> bytes:
     """A JPEG of soft noise, which compresses about as a photograph does."""
     from PIL import Image
 
-    rough = np.random.default_rng(0).integers(0, 256, (height // 16 + 2, width // 16 + 2, 3), dtype=np.uint8)
+    rough = np.random.default_rng(seed).integers(0, 256, (height // 16 + 2, width // 16 + 2, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
     return file.getvalue()

@@ -127,7 +127,8 @@ def main(case: dict[str, Any]) -> None:
     step(encoder.collator(rows_of(4), chunk))
     rows = encoder.collator(rows_of(batch, case["longest"]), chunk)
     merged = encoder.collator.image_processor.merge_size**2
-    image_tokens = sum(int(part.grid_I3.prod(1).sum()) // merged for part in rows.chunks if part.grid_I3 is not None)
+    seen = [part.grid_I3.prod(1)[part.image_J] for part in rows.chunks if part.grid_I3 is not None]
+    image_tokens = sum(int(patches_J.sum()) // merged for patches_J in seen)
     before, start = _reset_peak(), time.perf_counter()
     loss = step(rows)
     seconds = time.perf_counter() - start

@@ -74,7 +74,7 @@ def inputs() -> dict[str, tuple[list[Any], list[Any]]]:
     from tests.bench.embed import photo
 
     texts = [f"a small red thing number {number} on a wooden table" for number in range(BATCH)]
-    photos = [photo(120 + number % 16, 120 + number // 16) for number in range(BATCH)]
+    photos = [photo(120 + number % 16, 120 + number // 16, number) for number in range(BATCH)]
     queries = [Row(f"Find it.\n{text}") for text in texts]
     return {
         "text → text": (queries, [Row(f"{text}, seen from above and in the shade") for text in texts]),

@@ -97,13 +97,14 @@ def test_pruned_output_is_the_normed_hidden_state(checkpoint, encoder):
             full = encoder.backbone(
                 input_ids=chunk.input_ids_RL,
                 position_ids=chunk.position_ids_3RL,
-                pixel_values=chunk.pixels_PC,
+                pixel_values=None if chunk.pixels_PC is None else encoder.collator.cut.values(chunk.pixels_PC),
                 image_grid_thw=chunk.grid_I3,
                 use_cache=False,
                 output_hidden_states=True,
             )
             expected_D = encoder.backbone.language_model.norm(full.hidden_states[3])[0, -1]
-            assert torch.equal(pruned.states(batch)[0], expected_D)
+            # A student's third layer is its last, and sums one token's products in another order than all tokens'.
+            assert (pruned.states(batch)[0] - expected_D).abs().max() < 5e-6
             assert torch.equal(encoder.states_by_layer(batch)[2, 0], expected_D)
 
 

@@ -1,7 +1,8 @@
-"""Patches of pictures: the image processor's own where nothing is resized, and within a level of it elsewhere."""
+"""Patches of pictures: the image processor's but for rounding where nothing is resized, else within a level of it."""
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
 
@@ -28,18 +29,21 @@ def processor(request) -> Qwen2VLImageProcessorPil:
 def test_patches_are_the_processors_within_a_level(processor, size):
     picture = noise(size)
     expected = processor(images=[picture], return_tensors="np")
-    patches, grid = PatchCutter(processor)(picture)
-    assert np.array_equal(grid, expected["image_grid_thw"][0]) and patches.dtype == np.float32
+    levels, grid = (cut := PatchCutter(processor))(picture)
+    assert np.array_equal(grid, expected["image_grid_thw"][0]) and levels.dtype == np.uint8
+    patches = cut.frames(cut.values(torch.from_numpy(levels))).numpy()
     level = 1 / 255 / min(processor.image_std)
     assert np.abs(patches - expected["pixel_values"]).max() < 2.1 * level
     assert np.abs(patches - expected["pixel_values"]).mean() < 0.2 * level
 
 
-def test_what_needs_no_resizing_is_the_processors_to_the_bit(processor):
+def test_what_needs_no_resizing_is_the_processors_but_for_rounding(processor):
     side = processor.patch_size * processor.merge_size
     picture = noise((2 * side, 3 * side))
     expected = processor(images=[picture], return_tensors="np")["pixel_values"]
-    assert np.array_equal(PatchCutter(processor)(picture)[0], expected)
+    cut = PatchCutter(processor)
+    patches = cut.frames(cut.values(torch.from_numpy(cut(picture)[0])))
+    assert patches.dtype == torch.float32 and np.abs(patches.numpy() - expected).max() < 1e-6
 
 
 def test_a_strip_is_refused_as_by_the_processor(processor):
