@@ -134,6 +134,7 @@ class Encoder(nn.Module):
         """Runs the vision tower on a chunk's images, without graph where it is frozen; None for a chunk of text."""
         if chunk.pixels_PC is None or chunk.grid_I3 is None or chunk.image_J is None:
             return None
+        seen_J = chunk.image_J.tolist()  # before the tower: a GPU's host would wait for it here
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.vision_is_frozen):
             output = self.backbone.get_image_features(
                 self.collator.cut.values(chunk.pixels_PC),
@@ -141,7 +142,6 @@ class Encoder(nn.Module):
                 return_dict=True,
                 **geometry(self.backbone.visual, chunk.grid_I3),
             )
-        seen_J = chunk.image_J.tolist()
         deepstack = getattr(output, "deepstack_features", None)
         return VisionOutput(
             tuple(output.pooler_output[image] for image in seen_J),

@@ -168,13 +168,14 @@ class Collator:
         return self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
 
     def _chunk(self, rows: list[Sequenced]) -> Chunk:
-        """Pads with token 0 at position 0; causal attention keeps the padding out of every row."""
+        """Pads with token 0; causal attention keeps the padding out of every row."""
         length = max(len(tokens) for tokens, _ in rows)
         input_ids_RL = np.zeros((len(rows), length), np.int64)
-        position_ids_3RL = np.zeros((3, len(rows), length), np.int64)
+        position_ids_3RL = np.tile(np.arange(length), (3, len(rows), 1))
         for index, (tokens, image) in enumerate(rows):
             input_ids_RL[index, : len(tokens)] = tokens
-            position_ids_3RL[:, index, : len(tokens)] = self._positions(tokens, image[1] if image else None)
+            if image:
+                position_ids_3RL[:, index, : len(tokens)] = self._positions(tokens, image[1])
         images = [image for _, image in rows if image]
         different = sorted({id(image): image for image in images}.values(), key=lambda image: len(image[0]))
         number = {id(image): index for index, image in enumerate(different)}
@@ -188,9 +189,9 @@ class Collator:
         )
 
     def patches(self, row: Row) -> Seen:
-        """Vision patches, levels uint8 [P, C], and the (t, h, w) grid [3] of a row's image, as the row says it is seen.
+        """Vision patches [P, C] and the (t, h, w) grid [3] of a row's image, as the row says it is seen.
 
-        `cut.values` makes of levels what a model reads.
+        Patches are levels, uint8; `cut.values` makes of them what a model reads.
         """
         image = Image.open(io.BytesIO(row.image or b"")).convert("RGB")
         if row.box is not None:
@@ -214,10 +215,8 @@ class Collator:
         patches = self.image_processor.get_number_of_image_patches(height, width, {})
         return len(tokens) - 1 + patches // self.image_processor.merge_size**2
 
-    def _positions(self, tokens: list[int], grid: np.ndarray | None) -> np.ndarray:
+    def _positions(self, tokens: list[int], grid: np.ndarray) -> np.ndarray:
         """M-RoPE positions [3, len(tokens)]: text counts on, an image spans its (t, h, w) grid at one start."""
-        if grid is None:
-            return np.tile(np.arange(len(tokens)), (3, 1))
         merge = self.image_processor.merge_size
         frames, height, width = int(grid[0]), int(grid[1]) // merge, int(grid[2]) // merge
         start = tokens.index(self.image_token)

@@ -24,7 +24,8 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 
 ATTENTION = "puma_flash_free"
 """The library hands pictures over together, with their lengths, where the name of the implementation has "flash"."""
-Order = tuple[torch.Tensor | None, torch.Tensor | None]
+Order = torch.Tensor | None
+"""Numbers of patches; None where they stand so already."""
 SIZES = 512
 """Sizes of pictures whose positions are kept."""
 
@@ -93,8 +94,8 @@ def _stacked(x_HNE: torch.Tensor, run: tuple[int, int]) -> torch.Tensor:
 
 @lru_cache(8)
 @torch.inference_mode(False)  # what is kept may serve a training too
-def _runs(lengths: tuple[int, ...], device: torch.device) -> tuple[list[tuple[int, int]], *Order]:
-    """Stretches of one length, as (how many, length); the order that brings them together, if any, and the way back."""
+def _runs(lengths: tuple[int, ...], device: torch.device) -> tuple[list[tuple[int, int]], Order, Order]:
+    """Stretches of one length, as (how many, length), the order that brings them together, and the way back."""
     ordered = sorted(lengths)
     runs = [(len(list(same)), length) for length, same in groupby(ordered)]
     if list(lengths) == ordered:
