@@ -30,7 +30,7 @@ SETTINGS = "puma.json"
 Inputs = tuple[torch.Tensor, ...]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 READERS = 8
-"""Threads that decode images for a GPU, which a single one would keep waiting; a model on the CPU has one."""
+"""Threads that decode images at most. A GPU would wait for a single one, and torch's threads on a CPU wait for any."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def _read_out(states_RLD: torch.Tensor, chunk: Chunk) -> torch.Tensor:
 
 def readers_for(device: str) -> int:
     """Threads that decode images beside a model on `device`."""
-    return 1 if device == "cpu" else min(READERS, cores())
+    return min(READERS, torch.get_num_threads() if device == "cpu" else cores())
 
 
 def load_collator(directory: Path, vocabulary: int, readers: int = 1) -> Collator:

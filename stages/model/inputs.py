@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -91,6 +92,8 @@ class Batch:
         return Batch(tuple(chunk.to(device) for chunk in self.chunks), self.place_B.to(device))
 
 
+Picture = tuple[bytes | None, Box | None]
+"""An encoded image, and the part of it that is seen."""
 Seen = tuple[np.ndarray, np.ndarray]
 """An image's patches uint8 [P, C] and grid [3]."""
 Sequenced = tuple[list[int], Seen | None]
@@ -120,6 +123,7 @@ class Collator:
         self.max_text_characters = max_text_characters
         vocabulary = tokenizer.get_vocab()
         self.image_token, self.retrieval_token = vocabulary[IMAGE_PAD], vocabulary[RETRIEVAL_TOKEN]
+        self.readers = readers
         self._map = map if readers == 1 else ThreadPoolExecutor(readers, "images").map
 
     def __call__(self, rows: Sequence[Row], limit: int = 0, needs_images: bool = False) -> Batch:
@@ -154,13 +158,18 @@ class Collator:
 
     def _sequences(self, rows: Sequence[Row]) -> list[Sequenced]:
         """For each row its tokens, and its image's patches and grid."""
-        different = {(row.image, row.box): row for row in rows if row.image is not None}
-        seen = dict(zip(different, self._map(self.patches, different.values()), strict=True))
+        seen = self._look({(row.image, row.box): row for row in rows if row.image is not None})
         images = [seen.get((row.image, row.box)) for row in rows]
         return [
             (self.expand(tokens, image[1] if image else None), image)
             for tokens, image in zip(self._tokens(rows), images, strict=True)
         ]
+
+    def _look(self, rows: dict[Picture, Row]) -> dict[Picture, Seen]:
+        """Patches and grids; each reader takes a share, since handing one over costs as much as a small picture."""
+        shares = [list(rows.items())[first :: self.readers] for first in range(min(self.readers, len(rows)))]
+        each = self._map if len(shares) > 1 else map
+        return dict(chain.from_iterable(each(lambda share: [(key, self.patches(row)) for key, row in share], shares)))
 
     def _tokens(self, rows: Sequence[Row]) -> list[list[int]]:
         """The tokens of each row's prompt, in which an image is one token."""

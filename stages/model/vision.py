@@ -6,9 +6,10 @@ of attention, H heads of E values each, W windows.
 Three things are exchanged, through what the library offers for it; weights, their names and the states stay.
 
     - patches are embedded by a matrix product: a convolution whose stride is its kernel is one, and torch's costs
-      several times as much. Of a still picture's equal frames one is read, by the sum of the weights.
+      several times as much. Of a still picture's equal frames one is read, by the sum of the weights. (The library's
+      own `fusion_config` does the first of this, and gives the weights other names.)
     - attention runs on all pictures, or windows, of one size at once; without flash attention the library calls it
-      for each.
+      for each. Sizes are not padded to one another: a call costs less than the attention that padding adds.
     - positions and windows are made once for each size, not in a loop over pictures.
 """
 
