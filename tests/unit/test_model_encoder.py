@@ -22,7 +22,7 @@ from stages.model.rows import Row
 from tests.tiny_models import picture, ragged_rows, write_checkpoint
 
 ROUNDING = 5e-6
-"""The last layer sums the products of the token that is read in another order than a layer those of all tokens."""
+"""One token a row has its products summed in another order than all tokens, and by where weights lie in memory."""
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
@@ -125,7 +125,7 @@ def test_any_list_of_layers_is_the_backbone_with_the_others_passed_by(checkpoint
     with torch.inference_mode():
         expected_BD, states_BD = whole.states(batch), student.states(batch)
         assert (states_BD - expected_BD).abs().max() < ROUNDING
-        assert torch.equal(Encoder.load(tmp_path / "model").states(batch), states_BD)
+        assert (Encoder.load(tmp_path / "model").states(batch) - states_BD).abs().max() < ROUNDING
         assert (Encoder.load(source, len(keep)).states(batch) - expected_BD).abs().max() > 1e3 * ROUNDING
     assert kept_layers(tmp_path / "model") == list(keep) and kept_layers(source) == []
 
@@ -144,7 +144,7 @@ def test_the_export_is_read_by_automodel_with_the_same_vectors(checkpoint, tmp_p
     export_student(tmp_path / "weights", checkpoint, tmp_path / "model", {"query": "Find it.\n"})
     rows = ragged_rows()
     expected = student.encode(rows)
-    assert np.array_equal(Encoder.load(tmp_path / "model").encode(rows), expected)
+    assert np.abs(Encoder.load(tmp_path / "model").encode(rows) - expected).max() < ROUNDING
     stock = stock_vectors(tmp_path / "model", student.collator, rows)
     assert (stock * expected).sum(axis=1).min() > 0.99999
     config = json.loads((tmp_path / "model" / "config.json").read_text())
