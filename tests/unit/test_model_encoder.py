@@ -13,7 +13,7 @@ import transformers
 from stages.contract.context import StageError
 from stages.export.checkpoint import export_student, save_backbone
 from stages.export.parity import check_parity, stock_vectors
-from stages.model.encoder import Encoder, load_collator
+from stages.model.encoder import READERS, Encoder, load_collator, readers_for
 from stages.model.families import FAMILIES
 from stages.model.inputs import Batch, bucket_by_length, prefetch
 from stages.model.prompt import SPECIAL_TOKENS, clean, render
@@ -50,6 +50,12 @@ def test_batches_and_threads_that_read_images_change_no_vector(checkpoint, encod
     collator = load_collator(checkpoint, encoder.backbone.config.text_config.vocab_size, readers=4)
     assert np.array_equal(Encoder(encoder.backbone, collator).encode(rows, batch_size=3), expected)
     assert np.abs(encoder.encode(rows) - expected).max() < 2e-6
+
+
+def test_beside_a_model_on_a_cpu_as_many_threads_decode_as_torch_has(monkeypatch):
+    for threads, readers in ((1, 1), (3, 3), (99, READERS)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert readers_for("cpu") == readers
 
 
 def test_the_next_item_is_prepared_while_one_is_used():
