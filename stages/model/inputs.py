@@ -202,7 +202,9 @@ class Collator:
 
         Patches are levels, uint8; `cut.values` makes of them what a model reads.
         """
-        image = Image.open(io.BytesIO(row.image or b"")).convert("RGB")
+        image: Image.Image = Image.open(io.BytesIO(row.image or b""))
+        if image.mode != "RGB":  # else it would be copied
+            image = image.convert("RGB")
         if row.box is not None:
             image = image.crop(pixels(row.box, image.size))
         return self.cut(image)
