@@ -19,12 +19,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.qwen2_vl.modeling_qwen2_vl import rotate_half
 
 
-def shorten_last(language_model: nn.Module) -> None:
+def shorten_last(language_model: Any) -> None:
     """Lets the layers of a language model take `read_out`, the place [R] in each row that is read after the last."""
-    layers: Any = language_model.layers
-    for layer in layers:
+    for layer in language_model.layers:
         if not isinstance(layer, ReadOutLayer):
-            layer.__class__ = _reading(type(layer))
+            layer.__class__ = _reading(layer.__class__)
 
 
 @cache
@@ -57,7 +56,7 @@ class ReadOutLayer(nn.Module):
         cos_RLE, sin_RLE = position_embeddings
         query_RH1E = _heads(attention, "q", states_RLD[row_R, last_R, None])
         key_RHLE, value_RHLE = (_heads(attention, name, states_RLD) for name in "kv")
-        output_R1HE, _ = sdpa_attention_forward(
+        output_R1HE = sdpa_attention_forward(
             attention,
             _turned(query_RH1E, cos_RLE[row_R, last_R, None], sin_RLE[row_R, last_R, None]),
             _turned(key_RHLE, cos_RLE, sin_RLE),
@@ -65,7 +64,7 @@ class ReadOutLayer(nn.Module):
             _seen(attention_mask, last_R, row_R, states_RLD.shape[1]),
             dropout=attention.attention_dropout if self.training else 0.0,
             scaling=attention.scaling,
-        )
+        )[0]
         return attention.o_proj(output_R1HE.flatten(2))
 
 

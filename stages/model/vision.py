@@ -31,14 +31,14 @@ SIZES = 512
 """Sizes of pictures whose positions are kept."""
 
 
-def quicken(visual: nn.Module) -> None:
+def quicken(visual: Any) -> None:
     """Exchanges the parts of a stock vision tower; done twice it stays the same."""
-    tower: Any = visual
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)
-    tower.config._attn_implementation = ATTENTION
-    if not isinstance(tower.patch_embed, PatchEmbedding):
-        tower.patch_embed.__class__ = _embedding(type(tower.patch_embed))
-        tower.patch_embed.proj.__class__ = PatchProjection
+    visual.config._attn_implementation = ATTENTION
+    embedding = visual.patch_embed
+    if not isinstance(embedding, PatchEmbedding):
+        embedding.__class__ = _embedding(embedding.__class__)
+        embedding.proj.__class__ = PatchProjection
 
 
 @cache
@@ -78,19 +78,16 @@ def attend(_module: nn.Module, query_1HNE: torch.Tensor, key_1HNE: torch.Tensor,
     runs, order_N, back_N = _runs(tuple(cu_seq_lens_q.diff().tolist()), query_1HNE.device)
     parts = [x[0] if order_N is None else x[0, :, order_N] for x in (query_1HNE, key_1HNE, value_1HNE)]
     patches = [count * length for count, length in runs]
-    outputs = [
-        functional.scaled_dot_product_attention(*(_stacked(x_HNE, run) for x_HNE in stretches), scale=scaling)
-        .transpose(1, 2)
-        .flatten(0, 1)
-        for run, *stretches in zip(runs, *(x_HNE.split(patches, dim=1) for x_HNE in parts), strict=True)
-    ]
-    output_NHE = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    stretches = zip(runs, *(x_HNE.split(patches, dim=1) for x_HNE in parts), strict=True)
+    output_NHE = torch.cat([_attend_alike(run, *three, scaling=scaling) for run, *three in stretches])
     return (output_NHE if back_N is None else output_NHE[back_N])[None], None
 
 
-def _stacked(x_HNE: torch.Tensor, run: tuple[int, int]) -> torch.Tensor:
-    """Equal stretches side by side: [count, H, length, E]."""
-    return x_HNE.unflatten(1, run).transpose(0, 1)
+def _attend_alike(run: tuple[int, int], *given: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Attention [N, H, E] of queries, keys and values within equal stretches, which stand side by side for it."""
+    query, key, value = (x_HNE.unflatten(1, run).transpose(0, 1) for x_HNE in given)
+    output = functional.scaled_dot_product_attention(query, key, value, scale=scaling)
+    return output.transpose(1, 2).flatten(0, 1)
 
 
 @lru_cache(8)
@@ -106,10 +103,9 @@ def _runs(lengths: tuple[int, ...], device: torch.device) -> tuple[list[tuple[in
     return runs, order_N.to(device), order_N.argsort().to(device)
 
 
-def geometry(visual: nn.Module, grid_I3: torch.Tensor) -> dict[str, torch.Tensor]:
+def geometry(visual: Any, grid_I3: torch.Tensor) -> dict[str, torch.Tensor]:
     """What the tower's forward would compute from the (t, h, w) grids, under the names by which it takes it."""
-    tower: Any = visual
-    config, grids = tower.config, [tuple(grid) for grid in grid_I3.tolist()]
+    config, grids = visual.config, [tuple(grid) for grid in grid_I3.tolist()]
     lengths_I = torch.tensor([height * width for frames, height, width in grids for _ in range(frames)])
     positions = [_positions(grid, config.spatial_merge_size) for grid in grids]
     made = {"image_position_ids": torch.cat(positions).to(grid_I3.device), "image_cu_seqlens": _ends(lengths_I)}
