@@ -71,11 +71,13 @@ def test_texts_of_messages_are_joined_as_the_chat_template_joins_them():
     from jinja2 import Template
 
     from pipeline.web.inputs import EmbedBody
-    from stages.model.prompt import chat_template, render
+    from stages.model.prompt import READ_OUTS
 
     turns = [{"role": "system", "content": "Find it."}, *user([SHOWN, TEXT]), {"role": "assistant", "content": ""}]
-    ((text, picture),) = EmbedBody.model_validate_json(json.dumps({"messages": turns}), strict=True).inputs()
-    assert render(text, picture is not None, 200) == Template(chat_template(200)).render(messages=turns)
+    ((text, picture, told),) = EmbedBody.model_validate_json(json.dumps({"messages": turns}), strict=True).inputs()
+    for read_out in READ_OUTS.values():
+        expected = Template(read_out.chat_template(200)).render(messages=turns)
+        assert read_out.render(text, picture is not None, 200, told) == expected
 
 
 @pytest.mark.parametrize(
