@@ -83,17 +83,24 @@ class ReadOut:
 
         The instruction is what system messages say. Where it counts as text, a text may as well begin with it.
         """
-        cleaned = "".join(f".replace('{token}', ' ')" for token in SPECIAL_TOKENS) + ".strip()"
-        cut, system = {"text": f"(found.told + found.text){cleaned}[:{most}]"}, _quoted(self.system)
-        if self.instructed:
-            cut = {"told": f"found.told{cleaned}[:{most}]", "text": f"found.text{cleaned}[:{most} - found.told|length]"}
-            system = f"(found.told or {system})"
+        said = _quoted(self.system)
+        system = f"(found.told or {said})" if self.instructed else said
         opening = f"{_quoted(_SYSTEM)} ~ {system} ~ {_quoted(_END + _USER)}" if self.system else _quoted(_USER)
         before, _, after = self.request.partition("{}")
         request = f" ~ {_quoted(before)} ~ ({_KINDS}) ~ {_quoted(after)}" if self.request else ""
         closing = _quoted(f"{_END}{_ASSISTANT}{self.token}")
-        cuts = "".join(f"{{%- set found.{name} = {value} -%}}\n" for name, value in cut.items())
-        return f"{_READ}{cuts}{{{{- {opening} -}}}}\n{_PICTURES}{{{{- found.text{request} ~ {closing} -}}}}\n"
+        head, tail = f"{{{{- {opening} -}}}}\n", f"{{{{- found.text{request} ~ {closing} -}}}}\n"
+        return f"{_READ}{self._cut(most)}{head}{_PICTURES}{tail}"
+
+    def _cut(self, most: int) -> str:
+        """Jinja that cleans and cuts what was found, as `render` does it."""
+        clean = "".join(f".replace('{token}', ' ')" for token in SPECIAL_TOKENS) + ".strip()"
+        if not self.instructed:
+            return f"{{%- set found.text = (found.told + found.text){clean}[:{most}] -%}}\n"
+        return (
+            f"{{%- set found.told = found.told{clean}[:{most}] -%}}\n"
+            f"{{%- set found.text = found.text{clean}[:{most} - found.told|length] -%}}\n"
+        )
 
     def refusal(self, model_type: str) -> str:
         """Why a backbone of this type can't have it, in words; empty where it can."""

@@ -65,10 +65,7 @@ def embed(directory: Path, queries: bool, layers: int | None = None) -> tuple[li
     encoder = Encoder.load(directory, layers)
     ids = [row["qid" if queries else "did"] for row in rows]
     return ids, encoder.encode(
-        [
-            Row(row["text"], pictures.get(row["image_id"]), instruction=one)
-            for one, row in zip(told, rows, strict=True)
-        ]
+        [Row(row["text"], pictures.get(row["image_id"]), instruction=one) for one, row in zip(told, rows, strict=True)]
     )
 
 

@@ -1,4 +1,4 @@
-"""Read-outs: one prompt for the pipeline and for every loader, and a public embedder that is read as its own code does.
+"""Read-outs: one prompt for the pipeline and for every loader, and a public embedder read as its own code reads it.
 
 The embedder here is a Qwen3-VL of random weights with what is particular to Qwen3-VL-Embedding: its chat template's
 layout, no token of ours, and a tokenizer that puts <|endoftext|> behind every text.
@@ -60,7 +60,7 @@ def test_the_setting_offers_every_read_out_and_the_prompts_are_these():
 
 def test_without_an_instruction_an_embedder_says_its_own():
     assert read_out("gme").render("Red.", False, MOST).startswith(f"{QWEN}<|im_start|>user\nRed.<|im_end|>")
-    assert read_out(EMBEDDER).render(None, True, MOST).startswith("<|im_start|>system\nRepresent the user's input.<|im_")
+    assert read_out(EMBEDDER).render(None, True, MOST).startswith("<|im_start|>system\nRepresent the user's input.<")
 
 
 @pytest.mark.parametrize("name", READ_OUTS)
@@ -134,7 +134,9 @@ def student(embedder, tmp_path_factory) -> Path:
     limits = {"min_pixels": 32 * 32, "max_pixels": 96 * 96, "max_text_characters": MOST}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PUMA_CACHE", str(directory))
-        source = checkpoint.pointed({"source": "local", "model": str(embedder), "revision": "", **limits, SETTING: EMBEDDER})
+        source = checkpoint.pointed(
+            {"source": "local", "model": str(embedder), "revision": "", **limits, SETTING: EMBEDDER}
+        )
     (directory / "source").symlink_to(source)
     cut = Encoder.load(source, layers=3).backbone
     save_backbone(cut.config, cut.state_dict(), directory / "weights")
@@ -197,7 +199,11 @@ def test_the_tokenizers_loader_reads_every_other_read_out(name, tmp_path):
 @pytest.mark.parametrize(
     ("source", "name", "told"),
     [
-        ("local", "gme", r"readout=gme is the prompt of qwen2_vl models, and this is a qwen3_vl; choose one of puma, "),
+        (
+            "local",
+            "gme",
+            r"readout=gme is the prompt of qwen2_vl models, and this is a qwen3_vl; choose one of ",
+        ),
         ("tiny", EMBEDDER, r"prompt of qwen3_vl models, and this is a qwen2_vl; choose one of .*, eol, gme$"),
         ("local", "mean", r"readout"),
     ],
