@@ -102,14 +102,18 @@ class ReadOut:
             f"{{%- set found.text = found.text{clean}[:{most} - found.told|length] -%}}\n"
         )
 
+    def fits(self, model_type: str) -> bool:
+        """Whether a backbone of this type can have it."""
+        return not self.families or model_type in self.families
+
     def refusal(self, model_type: str) -> str:
         """Why a backbone of this type can't have it, in words; empty where it can."""
-        if not self.families or model_type in self.families:
+        if self.fits(model_type):
             return ""
-        others = [one.name for one in READ_OUTS.values() if not one.refusal(model_type)]
+        others = ", ".join(one.name for one in READ_OUTS.values() if one.fits(model_type))
         return (
             f"{SETTING}={self.name} is the prompt of {' and '.join(self.families)} models, and this is a {model_type};"
-            f" choose one of {', '.join(others)}"
+            f" choose one of {others}"
         )
 
     def lacking(self, vocabulary: Collection[str]) -> list[str]:

@@ -93,7 +93,7 @@ def test_a_text_and_its_instruction_are_cut_together_and_bring_no_control_token(
     prompt = read_out(name)
     own = prompt.render("a", False, MOST).replace("a<|im_end|>", "<|im_end|>")
     read = prompt.render("<|image_pad|>" + "b" * 99, False, 40, "<|im_start|>" + "c" * 30)
-    assert (read.count("c" * 30), read.count("b" * 10)) == (1, 1) and "b" * 11 not in read
+    assert "c" * 30 in read and "b" * 9 in read and "b" * 11 not in read
     assert [read.count(token) for token in (PICTURE, "<|im_start|>")] == [0, own.count("<|im_start|>")]
 
 
