@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedModel, Qwen2VLImageProcessorPi
 from stages.contract.params import cores
 from stages.model import compat
 from stages.model.inputs import Batch, Chunk, Collator, prefetch
-from stages.model.prompt import DEFAULT, RETRIEVAL_TOKEN, SETTING, read_out
+from stages.model.prompt import DEFAULT, RETRIEVAL_TOKEN, SETTING, ReadOut, read_out
 from stages.model.prune import Layers, load_backbone
 from stages.model.rows import Row
 
@@ -228,18 +228,23 @@ def load_collator(directory: Path, vocabulary: int, readers: int = 1) -> Collato
     if "max_text_characters" not in settings:
         raise ValueError(f"{directory} was exported before texts were cut by characters; export it anew")
     prompt = read_out(settings.get(SETTING, DEFAULT))
+    tokenizer = _load_tokenizer(directory, prompt, vocabulary)
+    image_processor = Qwen2VLImageProcessorPil.from_pretrained(directory, local_files_only=True)
+    return Collator(tokenizer, image_processor, prompt, settings["max_text_characters"], readers)
+
+
+def _load_tokenizer(directory: Path, prompt: ReadOut, vocabulary: int) -> Any:
+    """See `load_collator`."""
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     if tokenizer("")["input_ids"]:
-        tokenizer.backend_tokenizer.post_processor = None
+        tokenizer.add_bos_token = tokenizer.add_eos_token = False  # sets its post-processor anew
     lacking = prompt.lacking(tokenizer.get_vocab())
     if RETRIEVAL_TOKEN in lacking:
-        tokenizer.add_special_tokens(
-            {"additional_special_tokens": [RETRIEVAL_TOKEN]}, replace_extra_special_tokens=False
-        )
         lacking.remove(RETRIEVAL_TOKEN)
+        new = {"additional_special_tokens": [RETRIEVAL_TOKEN]}
+        tokenizer.add_special_tokens(new, replace_extra_special_tokens=False)
     if lacking:
         raise ValueError(f"{directory}: its tokenizer has no {lacking[0]}, which {SETTING}={prompt.name} needs")
     if prompt.token and tokenizer.get_vocab()[prompt.token] >= vocabulary:
         raise ValueError(f"{directory}: the embedding table has {vocabulary} rows and none is free for {prompt.token}")
-    image_processor = Qwen2VLImageProcessorPil.from_pretrained(directory, local_files_only=True)
-    return Collator(tokenizer, image_processor, prompt, settings["max_text_characters"], readers)
+    return tokenizer
