@@ -8,7 +8,6 @@ as well, at full depth and in the same loop, its vision tower frozen as a studen
 Outputs: `pointer.json`, `model/`, or both.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from pydantic import Field
 from stages.contract.context import Artifact, Attempt, Context, StageError, Where
 from stages.contract.params import Section
 from stages.learn.settings import FineTuning, Training
+from stages.model.checkpoint import kept_read_out
 from stages.model.prompt import DEFAULT, READ_OUTS, SETTING
 
 VERSION = 1
@@ -133,8 +133,7 @@ def readout_refusal(readout: str, model_type: str, source: Path | None = None) -
     """
     if why := READ_OUTS[readout].refusal(model_type):
         return why
-    own = source / "puma.json" if source else None
-    kept = json.loads(own.read_text(encoding="utf-8")).get(SETTING, DEFAULT) if own and own.is_file() else DEFAULT
+    kept = kept_read_out(source) if source else DEFAULT
     if kept not in (DEFAULT, readout):
         return f"{SETTING}={readout} is not how {source} was trained; set backbone.{SETTING}={kept}"
     return ""

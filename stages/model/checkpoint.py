@@ -49,6 +49,14 @@ def settings(artifact: "Artifact") -> Path:
     return artifact.local("model/config.json").parent
 
 
+def kept_read_out(source: Path) -> str:
+    """The read-out that a checkpoint of ours names; the default for any other."""
+    try:
+        return str(json.loads((source / "puma.json").read_text(encoding="utf-8")).get(SETTING, DEFAULT))
+    except (OSError, ValueError, AttributeError):
+        return DEFAULT
+
+
 def _model_files(artifact: "Artifact") -> list[str]:
     return [entry["path"] for entry in artifact.manifest["files"] if entry["path"].startswith("model/")]
 
