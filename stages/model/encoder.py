@@ -237,11 +237,12 @@ def _load_tokenizer(directory: Path, prompt: ReadOut, vocabulary: int) -> Any:
     """See `load_collator`."""
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     if tokenizer("")["input_ids"]:
-        tokenizer.add_bos_token = tokenizer.add_eos_token = False  # sets its post-processor anew
+        for setting in ("add_bos_token", "add_eos_token"):
+            setattr(tokenizer, setting, False)  # sets its post-processor anew
     lacking = prompt.lacking(tokenizer.get_vocab())
     if RETRIEVAL_TOKEN in lacking:
         lacking.remove(RETRIEVAL_TOKEN)
-        new = {"additional_special_tokens": [RETRIEVAL_TOKEN]}
+        new: dict[str, Any] = {"additional_special_tokens": [RETRIEVAL_TOKEN]}
         tokenizer.add_special_tokens(new, replace_extra_special_tokens=False)
     if lacking:
         raise ValueError(f"{directory}: its tokenizer has no {lacking[0]}, which {SETTING}={prompt.name} needs")
