@@ -17,6 +17,8 @@ from pydantic import Field
 from stages.contract.context import Artifact, Attempt, Context, StageError, Where
 from stages.contract.params import Section
 from stages.learn.settings import FineTuning, Training
+from stages.model.checkpoint import kept_read_out
+from stages.model.prompt import DEFAULT, READ_OUTS, SETTING
 
 VERSION = 1
 HEAD = 32  # values of a decoder's attention head
@@ -57,6 +59,11 @@ class Params(Section):
     max_pixels: int = Field(300 * 28 * 28, ge=1, description="the model sees larger pictures reduced to this")
     max_text_characters: int = Field(
         1800, ge=32, description="of an instruction and its text together; no loader of a student reads on"
+    )
+    readout: Literal["puma", "puma_published", "eol", "qwen3_vl_embedding", "gme"] = Field(
+        "puma",
+        description="the prompt, and the token that a vector is read at; the last two are those of public embedders,"
+        " and a student keeps what its backbone has",
     )
     tiny: Tiny = Tiny()
     tune: Tune = Tune()
@@ -107,11 +114,34 @@ def _point(params: Params) -> tuple[dict[str, Any], dict[str, Any]]:
         raise StageError(f"backbone {params.model}: {reason}; set backbone.model to a Qwen-VL checkpoint") from error
     if not list(source.glob("*.safetensors")):
         raise StageError(f"backbone {params.model}: no *.safetensors in {source}; other weight formats are not read")
-    limits = {name: getattr(params, name) for name in ("min_pixels", "max_pixels", "max_text_characters")}
+    if why := readout_refusal(params.readout, config.model_type, source):
+        raise StageError(f"backbone.{why}")
     model = str(source) if params.source == "local" else params.model
-    pointer = {"source": params.source, "model": model, "revision": params.revision, **limits}
+    pointer = {"source": params.source, "model": model, "revision": params.revision, **_reading(params)}
     known = {"source": params.source, "model_type": config.model_type}
     return pointer, {**known, "layers": config.text_config.num_hidden_layers}
+
+
+def readout_refusal(readout: str, model_type: str, source: Path | None = None) -> str:
+    """Why a checkpoint can't be read so, in words; empty where it can.
+
+    Args:
+        readout: the setting.
+        model_type: of the checkpoint.
+        source: its directory, where there is one yet. One of our own with another read-out than the default is not
+            read by the default for want of a setting.
+    """
+    if why := READ_OUTS[readout].refusal(model_type):
+        return why
+    kept = kept_read_out(source) if source else DEFAULT
+    if kept not in (DEFAULT, readout):
+        return f"{SETTING}={readout} is not how {source} was trained; set backbone.{SETTING}={kept}"
+    return ""
+
+
+def _reading(params: Params) -> dict[str, Any]:
+    """How a checkpoint is read: the limits, and the read-out."""
+    return {name: getattr(params, name) for name in ("min_pixels", "max_pixels", "max_text_characters", SETTING)}
 
 
 def _keep(output: Attempt, pointer: dict[str, Any]) -> None:
@@ -173,12 +203,11 @@ def _draw(context: Context, target: Path) -> None:
     from stages.model.tiny import tiny_config, train_tokenizer, write_tiny
 
     params, tiny = context.params.backbone, context.params.backbone.tiny
-    tokenizer = train_tokenizer(_texts(context.inputs["ingest"]), tiny.vocabulary)
+    tokenizer = train_tokenizer(_texts(context.inputs["ingest"]), tiny.vocabulary, params.readout)
     sizes = {name: getattr(tiny, name) for name in ("layers", "hidden", "vision_layers", "vision_hidden", "patch")}
     config = tiny_config(tokenizer, heads=tiny.hidden // HEAD, **sizes)
-    limits = {name: getattr(params, name) for name in ("min_pixels", "max_pixels", "max_text_characters")}
     target.mkdir(parents=True, exist_ok=True)
-    write_tiny(target, tokenizer, config, **limits, seed=context.params.seed)
+    write_tiny(target, tokenizer, config, **_reading(params), seed=context.params.seed)
 
 
 def _texts(ingest: Artifact) -> Iterator[str]:

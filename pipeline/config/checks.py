@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.recipes import Settings
+from stages.backbone import readout_refusal
 from stages.contract.context import InputError
 from stages.contract.params import Section
 from stages.learn.schedules import tau_hard_at
@@ -167,11 +168,19 @@ def check_layers(config: "Config", settings: Settings) -> None:
             f"backbone.model={config.backbone.model} is of the family {family}, which can't be a backbone;"
             f" choose one of {', '.join(FAMILIES)}"
         )
+    check_readout(config.backbone, family)
     check_depth(config, family, depth, lambda path: f" in {settings.origin(path)}")
     if kept != "auto" and "student.max_loss" in settings.origins:
         origin = settings.origin("student.max_loss")
         spelled = list(kept) if isinstance(kept, tuple) else kept
         raise InputError(f"student.max_loss does nothing in {origin} with student.layers={spelled}; set it to auto")
+
+
+def check_readout(backbone: Any, family: str) -> None:
+    """A public embedder's prompt belongs to its family, and a student of ours is read as it was trained."""
+    source = Path(backbone.model).expanduser() if backbone.source == "local" else None
+    if family and (why := readout_refusal(backbone.readout, family, source)):
+        raise InputError(f"backbone.{why}")
 
 
 def check_made(config: Any, stage: str, manifest: Mapping[str, Any]) -> None:

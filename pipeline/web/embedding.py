@@ -72,10 +72,10 @@ class Embedding:
 
     async def row(self, place: int) -> Row:
         """What the model reads for an input. Raises InputError and HTTPException, which name it among several."""
-        text, sent = self.asked[place]
+        text, sent, told = self.asked[place]
         with placed(f"input {place}: " if len(self.asked) > 1 else ""):
             picture = None if sent is None else read_picture(sent, self.limits)
-            return await self.engine.row(text, picture, self.body.is_query, self.body.want)
+            return await self.engine.row(text, picture, self.body.is_query, self.body.want, told)
 
 
 @contextmanager

@@ -165,10 +165,19 @@ class Engine:
                 " input_type=query, or model=teacher for candidates"
             )
 
-    async def row(self, text: str | None, image: bytes | None, is_query: bool, want: str | None) -> Row:
-        """What a model reads for one input of /embed. Raises InputError."""
+    async def row(
+        self, text: str | None, image: bytes | None, is_query: bool, want: str | None, told: str | None = None
+    ) -> Row:
+        """What a model reads for one input of /embed. Raises InputError.
+
+        What a system message has `told` is the instruction where the model's prompt has a place for one; else it is
+        the beginning of the text.
+        """
+        if told and not self.student.encoder.collator.read_out.instructed:
+            text, told = told + (text or ""), None
         query = await self.ask(text, image, want)
-        return row_of(query if is_query else replace(query, instruction=None))
+        row = row_of(query if is_query else replace(query, instruction=None))
+        return replace(row, instruction=told) if told else row
 
     async def tokens(self, rows: Sequence[Row]) -> int:
         """Tokens that the model reads for these rows."""

@@ -6,7 +6,7 @@ about every other one as well. Pictures stay as they were sent until their batch
 
 import base64
 import binascii
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AliasChoices, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -36,8 +36,15 @@ Side = Literal[
     "retrieval.passage",
     "image",
 ]
-Asked = tuple[str | None, str | None]
-"""An input's text, and its picture as it was sent."""
+
+
+class Asked(NamedTuple):
+    """An input as it was sent."""
+
+    text: str | None
+    picture: str | None
+    told: str | None = None
+    """What system messages say."""
 
 
 class ImageURL(Closed):
@@ -183,7 +190,7 @@ class EmbedBody(Closed):
 def read_one(item: Any, place: str = "") -> Asked:
     """Text and picture of one input. Raises HTTPException."""
     if isinstance(item, str):
-        return item, None
+        return Asked(item, None)
     if isinstance(item, Pair):
         texts, pictures = [item.text or ""], [item.image] if item.image else []
     else:
@@ -193,21 +200,22 @@ def read_one(item: Any, place: str = "") -> Asked:
         raise HTTPException(400, f"{place}an input holds at most one text part and one image part")
     if not texts and not pictures:
         raise HTTPException(400, f"{place}an input needs a text, an image or both")
-    return next(iter(texts), None), next(iter(pictures), None)
+    return Asked(next(iter(texts), None), next(iter(pictures), None))
 
 
 def read_messages(messages: list[Message]) -> Asked:
-    """Text and picture of a conversation, joined as the student's chat template joins them. Raises HTTPException."""
+    """Texts and picture of a conversation, joined as the student's chat template joins them. Raises HTTPException."""
     turns = [([one.content], []) if isinstance(one.content, str) else split_parts(one.content) for one in messages]
-    text = "".join(text for texts, _ in turns for text in texts)
+    said = [("".join(texts), one.role == "system") for one, (texts, _) in zip(messages, turns, strict=True)]
+    told, text = ("".join(words for words, by_system in said if by_system == system) for system in (True, False))
     pictures = [picture for _, found in turns for picture in found]
-    if len(text) > MAX_TEXT:
+    if len(told + text) > MAX_TEXT:
         raise HTTPException(400, f"messages: the texts together have more than {MAX_TEXT:,} characters; send fewer")
     if len(pictures) > 1:
         raise HTTPException(400, "messages: an input holds at most one image; send each in a request of its own")
-    if not text and not pictures:
+    if not (told or text or pictures):
         raise HTTPException(400, "messages: an input needs a text, an image or both")
-    return text or None, next(iter(pictures), None)
+    return Asked(text or None, next(iter(pictures), None), told or None)
 
 
 def split_parts(parts: list[TextPart | ImagePart]) -> tuple[list[str], list[str]]:

@@ -57,9 +57,9 @@ class Instructions:
         return next((prompts[0] for key, prompts in self.prompts.items() if key[1:] == pair), None)
 
 
-def with_instruction(instruction: str | None, text: str | None) -> str | None:
-    """The query's text after its instruction, on a new line; either may be missing. None where both are."""
-    return "\n".join(part for part in (instruction, text) if part) or None
+def before_text(instruction: str | None) -> str | None:
+    """An instruction as it stands before a query's text: on a line of its own. None where there is none."""
+    return f"{instruction}\n" if instruction else None
 
 
 def plain_instructions(tasks: Iterable[tuple[str, str, str]]) -> list[dict[str, Any]]:

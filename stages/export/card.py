@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.model.encoder import SETTINGS
+from stages.model.prompt import DEFAULT, SETTING, read_out
 from stages.model.prune import KEPT
 
 IN_NO_KEY = True  # describes the student
@@ -31,10 +32,12 @@ model.encode_query(["a red circle"])  # the prompt "query" of config_sentence_tr
 model.encode_document(["A red circle.", {{"text": "What is it?", "image": "photo.jpg"}}])
 ```
 transformers: `AutoProcessor.apply_chat_template` on a user message of an image, a text or both, then the last token's
-hidden state of `AutoModel`, normalised. Queries start with an instruction and a new line; candidates take none.
+hidden state of `AutoModel`, normalised. Queries have a system message before it, an instruction and a new line;
+candidates have none. The chat template is that of the read-out `{readout}`{placed}.
 
 MLflow, where the run registered it: `mlflow.pyfunc.load_model("models:/NAME@champion")`, `predict` on a list of texts,
-or on rows with the columns `text` and `image` (encoded bytes); either may be missing. The weights stay where they are.
+or on rows with the columns `text`, `image` (encoded bytes) and `instruction`; each may be missing. The weights stay
+where they are.
 
 vLLM: `vllm serve DIRECTORY --runner pooling`, then `POST /v1/embeddings` with `messages`: `input` would skip the chat
 template, and with it the read-out token. The files follow vLLM's documentation; **vLLM was not run on them.**
@@ -79,6 +82,7 @@ def write_card(directory: Path, stage: str, size: Mapping[str, int], report: Map
         for name, values in report["loaders"].items()
     ] + [f"| {name} | not run: {reason} | |" for name, reason in report["not_run"].items()]
     settings = json.loads((directory / SETTINGS).read_text())
+    prompt = read_out(settings.get(SETTING, DEFAULT))
     numbers = ", ".join(map(str, settings.get(KEPT, [])))
     card = CARD.format(
         **size,
@@ -88,6 +92,8 @@ def write_card(directory: Path, stage: str, size: Mapping[str, int], report: Map
         parity="\n".join(parity),
         inputs=report["inputs"],
         max_text_characters=settings["max_text_characters"],
+        readout=prompt.name,
+        placed="" if prompt.instructed else ", in which an instruction is the beginning of the text",
         parameters_text=_text(params),
     )
     (directory / "README.md").write_text(card)

@@ -15,7 +15,6 @@ from transformers import PreTrainedConfig
 
 from stages.model.encoder import SETTINGS, load_collator
 from stages.model.families import family_of
-from stages.model.prompt import chat_template
 from stages.model.prune import KEPT
 
 # Pooling and Normalize go by their older names: vLLM knew no others before #54533 (August 2026) and fell back
@@ -54,7 +53,9 @@ def export_student(
     dims: Sequence[int] = (),
     kept: Sequence[int] = (),
 ) -> None:
-    """Builds the complete model directory: weights, tokenizer with `[RET]`, processor, chat template, settings.
+    """Builds the complete model directory: weights, tokenizer, processor, chat template, settings.
+
+    All that tells a loader how to read follows from the read-out that the settings of `source` name.
 
     Args:
         weights: a directory written by `save_backbone`.
@@ -69,7 +70,7 @@ def export_student(
     config = json.loads((directory / "config.json").read_text())
     collator = load_collator(source, config["text_config"]["vocab_size"])
     tokenizer, image_processor = collator.tokenizer, collator.image_processor
-    tokenizer.chat_template = chat_template(collator.max_text_characters)
+    tokenizer.chat_template = collator.read_out.chat_template(collator.max_text_characters)
     tokenizer.padding_side = "right"
     tokenizer.save_pretrained(directory)
     image_processor.save_pretrained(directory)
@@ -95,7 +96,7 @@ def _drop_json(path: Path, names: tuple[str, ...]) -> None:
 
 
 def _write_sentence_transformers(directory: Path, dim: int, prompts: Mapping[str, str]) -> None:
-    """The files of sentence-transformers: Transformer, last-token pooling (which is `[RET]`), normalisation."""
+    """The files of sentence-transformers: Transformer, last-token pooling, normalisation."""
     modules = [
         {"idx": index, "name": str(index), "path": path, "type": kind}
         for index, (path, kind) in enumerate(SENTENCE_TRANSFORMERS_MODULES)
@@ -111,7 +112,7 @@ def _write_sentence_transformers(directory: Path, dim: int, prompts: Mapping[str
     forward = {"method": "forward", "method_output_name": "last_hidden_state"}
     transformer = {
         "transformer_task": "feature-extraction",
-        # "message" sends every input through the chat template, which is what puts [RET] last.
+        # "message" sends every input through the chat template, which puts the token that is read out last.
         "modality_config": {"text": forward, "image": forward, "message": forward | {"format": "structured"}},
         "module_output_name": "token_embeddings",
         # Qwen2-VL does not support unpadded inputs in sentence-transformers.

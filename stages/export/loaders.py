@@ -21,6 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from stages.data.instructions import before_text
+from stages.model.rows import Row
+
 IN_NO_KEY = True  # checks the export
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,9 +40,18 @@ class Sample:
     image: bytes | None
 
     @property
-    def joined(self) -> str | None:
-        """Instruction and text as the pipeline joins them."""
-        return "\n".join(part for part in (self.instruction, self.text) if part) or None
+    def row(self) -> Row:
+        """As the pipeline reads it."""
+        return Row(self.text, self.image, instruction=before_text(self.instruction))
+
+
+def messages_of(row: Row) -> list[dict[str, Any]]:
+    """A row as loaders with a chat template read it: its instruction said by the system, the rest by the user."""
+    seen = [{"type": "image", "image": opened(row.image)}] if row.image else []
+    said = [{"type": "text", "text": row.text}] if row.text else []
+    told = [{"type": "text", "text": row.instruction}] if row.instruction else []
+    system = [{"role": "system", "content": told}] if told else []
+    return [*system, {"role": "user", "content": seen + said}]
 
 
 class NotInstalled(Exception):
@@ -119,10 +131,8 @@ def by_transformers(model: str, samples: Sequence[Sample]) -> np.ndarray:
     processor = AutoProcessor.from_pretrained(model)
     vectors = []
     for sample in samples:
-        parts = [{"type": "image", "image": opened(sample.image)}] if sample.image else []
-        parts += [{"type": "text", "text": sample.joined}] if sample.joined else []
         inputs = processor.apply_chat_template(
-            [{"role": "user", "content": parts}], tokenize=True, return_dict=True, return_tensors="pt"
+            messages_of(sample.row), tokenize=True, return_dict=True, return_tensors="pt"
         )
         with torch.inference_mode():
             state = network(**inputs).last_hidden_state[0, -1]
@@ -151,7 +161,7 @@ def by_sentence_transformers(model: str, samples: Sequence[Sample]) -> np.ndarra
         places = [place for place, sample in enumerate(samples) if sample.instruction == instruction]
         inputs = [given(samples[place]) for place in places]
         if instruction:
-            found = loaded.encode_query(inputs, prompt=f"{instruction}\n")
+            found = loaded.encode_query(inputs, prompt=before_text(instruction))
         else:
             found = loaded.encode_document(inputs)
         vectors |= dict(zip(places, found, strict=True))

@@ -13,6 +13,7 @@ from stages.export.loaders import Sample
 IN_NO_KEY = True  # a reference to the export
 
 ROOT = Path(__file__).resolve().parents[1]
+READ = ("text", "image", "instruction")
 PACKAGES = ("mlflow", "torch", "transformers", "pillow", "numpy", "safetensors")
 
 
@@ -52,4 +53,4 @@ def pyfunc_vectors(model: Path, samples: Sequence[Sample]) -> np.ndarray:
     with tempfile.TemporaryDirectory() as directory:
         save_reference(Path(directory, "model"), str(Path(model).resolve()))
         loaded = mlflow.pyfunc.load_model(str(Path(directory, "model")))
-        return loaded.predict(pd.DataFrame([{"text": one.joined, "image": one.image} for one in samples]))
+        return loaded.predict(pd.DataFrame([{name: getattr(one.row, name) for name in READ} for one in samples]))

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from transformers import AutoModel, AutoTokenizer
 
 from stages.contract.context import StageError
-from stages.export.loaders import Sample, run_stock_loaders
+from stages.export.loaders import Sample, messages_of, run_stock_loaders
 from stages.model.encoder import Encoder, load_collator
 from stages.model.inputs import Collator
 from stages.model.prune import load_backbone
@@ -81,7 +81,7 @@ def check_parity(
     backbone = load_backbone(weights)
     trained = Encoder(backbone, load_collator(source, backbone.config.text_config.vocab_size)).eval()
     inputs = samples()
-    rows = [Row(sample.joined, sample.image) for sample in inputs]
+    rows = [sample.row for sample in inputs]
     reference = trained.encode(rows)
     size = {"layers": trained.layers, "parameters": trained.parameters_count, "dim": trained.dim}
     size["decoder_parameters"] = trained.decoder_parameters_count
@@ -122,7 +122,7 @@ def stock_vectors(directory: Path, collator: Collator, rows: list[Row]) -> np.nd
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     vectors = []
     for row in rows:
-        prompt = tokenizer.apply_chat_template([_message(row)], tokenize=False)
+        prompt = tokenizer.apply_chat_template(messages_of(row), tokenize=False)
         pixels, grid = collator.patches(row) if row.image else (None, None)
         ids = torch.tensor([collator.expand(tokenizer(prompt, add_special_tokens=False)["input_ids"], grid)])
         vision = {}
@@ -135,8 +135,3 @@ def stock_vectors(directory: Path, collator: Collator, rows: list[Row]) -> np.nd
         output = model(input_ids=ids, attention_mask=torch.ones_like(ids), **vision)
         vectors.append(torch.nn.functional.normalize(output.last_hidden_state[0, -1], dim=0).numpy())
     return np.stack(vectors)
-
-
-def _message(row: Row) -> dict[str, Any]:
-    parts = [{"type": "image"}] if row.image else []
-    return {"role": "user", "content": parts + ([{"type": "text", "text": row.text}] if row.text else [])}

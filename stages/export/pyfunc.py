@@ -14,11 +14,11 @@ import pandas as pd
 
 import mlflow
 
-COLUMNS = ("text", "image")
+COLUMNS = ("text", "image", "instruction")
 
 
 class StudentModel(mlflow.pyfunc.PythonModel):
-    """`predict` on texts, or on rows of `text` and `image`, each optional: unit vectors [N, D]."""
+    """`predict` on texts, or on rows of `text`, `image` and `instruction`, each optional: unit vectors [N, D]."""
 
     def load_context(self, context: Any) -> None:
         """Opens the weights; those of an object store are fetched to a temporary directory."""
@@ -36,11 +36,12 @@ class StudentModel(mlflow.pyfunc.PythonModel):
 
     # The hint says less than is taken: by any other one MLflow checks and changes what is given before it comes here.
     def predict(self, context, model_input: pd.DataFrame, params=None) -> np.ndarray:
-        """Vectors float32 [N, D] in the order of the rows. A query's text starts with its instruction and a new line.
+        """Vectors float32 [N, D] in the order of the rows. A query's instruction ends in a new line.
 
         Args:
-            model_input: a text, a list of texts, of pictures or of `{"text", "image"}`, or a table of these columns.
-                Pictures are encoded bytes, or in a column or dictionary base64 of them, as JSON brings it.
+            model_input: a text, a list of texts, of pictures or of `{"text", "image", "instruction"}`, or a table of
+                these columns. Pictures are encoded bytes, or in a column or dictionary base64 of them, as JSON brings
+                it.
 
         Raises:
             MlflowException: a row has neither text nor image, or its image is no safe picture.
@@ -69,15 +70,16 @@ def _row(place: int, given: Any) -> Any:
 
     if not isinstance(given, dict):
         given = {"image" if isinstance(given, bytes) else "text": given}
-    text, image = (_cell(given.get(name)) for name in COLUMNS)
-    if text is not None and not isinstance(text, str):
-        _refuse(f"row {place}: a text must be words, not {type(text).__name__}")
-    if image is None and not clean(text or ""):
+    text, image, told = (_cell(given.get(name)) for name in COLUMNS)
+    for words in (text, told):
+        if words is not None and not isinstance(words, str):
+            _refuse(f"row {place}: a text must be words, not {type(words).__name__}")
+    if image is None and not clean((told or "") + (text or "")):
         _refuse(f"row {place} has neither text nor image; give one of them or both")
     if image is None:
-        return Row(text)
+        return Row(text, instruction=told)
     try:
-        return Row(text, check(_bytes(image), ImageLimits()).bytes)
+        return Row(text, check(_bytes(image), ImageLimits()).bytes, instruction=told)
     except (ImageRejected, ValueError, TypeError) as error:
         _refuse(f"row {place}: the image can't be used: {error}")
 

@@ -26,7 +26,6 @@ from stages.export.loaders import Sample, run_stock_loaders
 from stages.export.parity import MINIMUM_COSINE, samples
 from stages.model.encoder import Encoder
 from stages.model.prune import load_backbone, pruned_config
-from stages.model.rows import Row
 from stages.model.taught import Taught
 
 IN_NO_KEY = True  # an export
@@ -133,4 +132,4 @@ def check_router(directory: Path, student: Path, teacher: Encoder) -> dict[str, 
 
 
 def _least_cosine(vectors_ND: np.ndarray, encoder: Encoder, inputs: list[Sample]) -> float:
-    return float((vectors_ND * encoder.encode([Row(one.joined, one.image) for one in inputs])).sum(1).min())
+    return float((vectors_ND * encoder.encode([one.row for one in inputs])).sum(1).min())

@@ -5,14 +5,14 @@ state, so a resumed run and any number of ranks see the same samples.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from stages.contract.context import Artifact
-from stages.data.instructions import Instructions, with_instruction
+from stages.data.instructions import Instructions, before_text
 from stages.data.keys import NOTHING, hash_ids
 from stages.data.modalities import MODALITIES
 from stages.data.order import batch_at, drawn, epoch_order, in_blocks, picks, task_groups, upsampled
@@ -159,7 +159,8 @@ class PairSampler:
 
     def _query(self, query: dict, target: str, pick: int, step: int) -> Row:
         instruction = self.instructions.choose(query["dataset_id"], query["modality"], target, int(pick))
-        return self._row(query["qid"], with_instruction(instruction, query["text"]), query["image_id"], step)
+        row = self._row(query["qid"], query["text"], query["image_id"], step)
+        return replace(row, instruction=before_text(instruction))
 
     def _candidate(self, candidate: dict, step: int) -> Row:
         return self._row(candidate["did"], candidate["text"], candidate["image_id"], step)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.contract.cache import cache_root
+from stages.model.prompt import DEFAULT, SETTING
 
 if TYPE_CHECKING:
     from stages.contract.context import Artifact, Where
@@ -46,6 +47,14 @@ def settings(artifact: "Artifact") -> Path:
         if not name.endswith(".safetensors"):
             artifact.local(name)
     return artifact.local("model/config.json").parent
+
+
+def kept_read_out(source: Path) -> str:
+    """The read-out that a checkpoint of ours names; the default for any other."""
+    try:
+        return str(json.loads((source / "puma.json").read_text(encoding="utf-8")).get(SETTING, DEFAULT))
+    except (OSError, ValueError, AttributeError):
+        return DEFAULT
 
 
 def _model_files(artifact: "Artifact") -> list[str]:
@@ -90,9 +99,8 @@ def _view(source: Path, view: Path, pointer: dict[str, Any]) -> Path:
         for name in ("min_pixels", "max_pixels"):
             processor.pop(name, None)
         _write_if_changed(view / "preprocessor_config.json", processor)
-        _write_if_changed(
-            view / "puma.json", {"max_text_characters": pointer["max_text_characters"], "read_out": "[RET]"}
-        )
+        settings = {"max_text_characters": pointer["max_text_characters"], SETTING: pointer.get(SETTING, DEFAULT)}
+        _write_if_changed(view / "puma.json", settings)
     return view
 
 

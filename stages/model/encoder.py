@@ -21,7 +21,7 @@ from stages.contract.params import cores
 from stages.model import compat
 from stages.model.inputs import Batch, Chunk, Collator, prefetch
 from stages.model.last_layer import shorten_last
-from stages.model.prompt import RETRIEVAL_TOKEN
+from stages.model.prompt import DEFAULT, RETRIEVAL_TOKEN, SETTING, ReadOut, read_out
 from stages.model.prune import Layers, load_backbone
 from stages.model.rows import Row
 from stages.model.vision import geometry, quicken
@@ -53,7 +53,7 @@ class VisionOutput:
 
 
 class Encoder(nn.Module):
-    """A backbone, whole or pruned, read out at `[RET]`.
+    """A backbone, whole or pruned, read out at the last token of its prompt.
 
     Args:
         backbone: a stock Qwen-VL base model.
@@ -78,7 +78,7 @@ class Encoder(nn.Module):
             device: cpu or cuda.
 
         Raises:
-            ValueError: unknown model family, a depth out of range, or no room for `[RET]` in the vocabulary.
+            ValueError: unknown model family, a depth out of range, or a vocabulary without what the read-out needs.
         """
         directory = Path(directory)
         backbone = load_backbone(directory, layers, PRECISIONS[precision])
@@ -149,7 +149,7 @@ class Encoder(nn.Module):
         )
 
     def states(self, batch: Batch, vision: Sequence[VisionOutput | None] | None = None) -> torch.Tensor:
-        """Hidden states at `[RET]` after the final norm, [B, D], not normalised: what distillation compares.
+        """Hidden states at the last token after the final norm, [B, D], not normalised: what distillation compares.
 
         Args:
             batch: the rows.
@@ -176,7 +176,7 @@ class Encoder(nn.Module):
         return self.states(batch, vision)
 
     def states_by_layer(self, batch: Batch) -> torch.Tensor:
-        """States at `[RET]` after each decoder layer and the final norm, [K, B, D], from one forward pass.
+        """States at the last token after each decoder layer and the final norm, [K, B, D], from one forward pass.
 
         Entry k - 1 is the output of a student of k layers. Hooks keep one row of each layer's output;
         `output_hidden_states=True` would keep all of them.
@@ -226,7 +226,7 @@ class Encoder(nn.Module):
 
 
 def _read_out(states_RLD: torch.Tensor, chunk: Chunk) -> torch.Tensor:
-    """The states [R, D] at `[RET]`, each row's last token, which the last layer gives alone."""
+    """The states [R, D] at each row's last token, which the last layer gives alone."""
     if states_RLD.shape[1] == 1:
         return states_RLD[:, 0]
     return states_RLD[torch.arange(len(chunk.last_R), device=states_RLD.device), chunk.last_R]
@@ -238,23 +238,38 @@ def readers_for(device: str) -> int:
 
 
 def load_collator(directory: Path, vocabulary: int, readers: int = 1) -> Collator:
-    """The collator of a model directory; `[RET]` is added to tokenizers that lack it, on an unused embedding row.
+    """The collator of a model directory, with the read-out that its settings name.
+
+    `[RET]` is added to tokenizers that lack it, on an unused embedding row, where the read-out ends in it. What a
+    tokenizer puts before or behind every text is left out: some loaders ask for it and others don't, and the prompt
+    has all that is read.
 
     Raises:
-        ValueError: the embedding table has no unused row for `[RET]`, or the directory does not say how much of a text
-            is read.
+        ValueError: the tokenizer lacks a token of the read-out, the embedding table has no unused row for `[RET]`, or
+            the directory does not say how much of a text is read.
     """
     settings = json.loads((directory / SETTINGS).read_text())
     if "max_text_characters" not in settings:
         raise ValueError(f"{directory} was exported before texts were cut by characters; export it anew")
-    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    if RETRIEVAL_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens(
-            {"additional_special_tokens": [RETRIEVAL_TOKEN]}, replace_extra_special_tokens=False
-        )
-    if tokenizer.get_vocab()[RETRIEVAL_TOKEN] >= vocabulary:
-        raise ValueError(
-            f"{directory}: the embedding table has {vocabulary} rows and none is free for {RETRIEVAL_TOKEN}"
-        )
+    prompt = read_out(settings.get(SETTING, DEFAULT))
+    tokenizer = _load_tokenizer(directory, prompt, vocabulary)
     image_processor = Qwen2VLImageProcessorPil.from_pretrained(directory, local_files_only=True)
-    return Collator(tokenizer, image_processor, settings["max_text_characters"], readers)
+    return Collator(tokenizer, image_processor, prompt, settings["max_text_characters"], readers)
+
+
+def _load_tokenizer(directory: Path, prompt: ReadOut, vocabulary: int) -> Any:
+    """See `load_collator`."""
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    if tokenizer("")["input_ids"]:
+        for setting in ("add_bos_token", "add_eos_token"):
+            setattr(tokenizer, setting, False)  # sets its post-processor anew
+    lacking = prompt.lacking(tokenizer.get_vocab())
+    if RETRIEVAL_TOKEN in lacking:
+        lacking.remove(RETRIEVAL_TOKEN)
+        new: dict[str, Any] = {"additional_special_tokens": [RETRIEVAL_TOKEN]}
+        tokenizer.add_special_tokens(new, replace_extra_special_tokens=False)
+    if lacking:
+        raise ValueError(f"{directory}: its tokenizer has no {lacking[0]}, which {SETTING}={prompt.name} needs")
+    if prompt.token and tokenizer.get_vocab()[prompt.token] >= vocabulary:
+        raise ValueError(f"{directory}: the embedding table has {vocabulary} rows and none is free for {prompt.token}")
+    return tokenizer

@@ -51,7 +51,7 @@ SAME = (
 """Fields of a language model's configuration that Qwen2-VL's decoder has under the same name; Llama lacks windows."""
 VISION = {"depth": 4, "embed_dim": 256, "num_heads": 8, "mlp_ratio": 4, "patch_size": 14}
 """5 million parameters with the projection: what a small catalogue can train; patches of Qwen2-VL's own size."""
-LIMITS = {"min_pixels": 4 * 28 * 28, "max_pixels": 300 * 28 * 28, "max_text_characters": 1800}
+LIMITS: dict[str, Any] = {"min_pixels": 4 * 28 * 28, "max_pixels": 300 * 28 * 28, "max_text_characters": 1800}
 """The defaults of the section `backbone`, which sets a run's own."""
 UNREADABLE = (OSError, ValueError, LookupError, RuntimeError, struct.error, SafetensorError)
 """What the readers of configurations, tokenizers and weights raise over files that are damaged or of another kind."""

@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 
 from stages.model.patches import PatchCutter
-from stages.model.prompt import IMAGE_PAD, RETRIEVAL_TOKEN, render
+from stages.model.prompt import IMAGE_PAD, ReadOut
 from stages.model.rows import Box, Row
 
 if TYPE_CHECKING:
@@ -104,9 +104,10 @@ class Collator:
     """Turns rows into a `Batch`. Holds the tokenizer and the image processor, no weights.
 
     Args:
-        tokenizer: knows `[RET]` and the vision tokens.
+        tokenizer: knows the control tokens of the read-out.
         image_processor: its size limits bound the tokens of an image.
-        max_text_characters: of a text that are read.
+        read_out: the prompt that rows are read with.
+        max_text_characters: of instruction and text together that are read.
         readers: threads that decode and resize images; Pillow, numpy and torch let them work side by side.
     """
 
@@ -114,20 +115,19 @@ class Collator:
         self,
         tokenizer: "PreTrainedTokenizerBase",
         image_processor: "Qwen2VLImageProcessorPil",
+        read_out: ReadOut,
         max_text_characters: int,
         readers: int = 1,
     ):
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.cut = PatchCutter(image_processor)
-        self.max_text_characters = max_text_characters
-        vocabulary = tokenizer.get_vocab()
-        self.image_token, self.retrieval_token = vocabulary[IMAGE_PAD], vocabulary[RETRIEVAL_TOKEN]
-        self.readers = readers
+        self.read_out, self.max_text_characters, self.readers = read_out, max_text_characters, readers
+        self.image_token = tokenizer.get_vocab()[IMAGE_PAD]
         self._map = map if readers == 1 else ThreadPoolExecutor(readers, "images").map
 
     def __call__(self, rows: Sequence[Row], limit: int = 0, needs_images: bool = False) -> Batch:
-        """Collates rows; every row ends in `[RET]`, at index `last_R` of its chunk.
+        """Collates rows; every row ends in the token that is read out, at index `last_R` of its chunk.
 
         Args:
             rows: texts, images, or both.
@@ -173,7 +173,8 @@ class Collator:
 
     def _tokens(self, rows: Sequence[Row]) -> list[list[int]]:
         """The tokens of each row's prompt, in which an image is one token."""
-        prompts = [render(row.text, row.image is not None, self.max_text_characters) for row in rows]
+        most = self.max_text_characters
+        prompts = [self.read_out.render(row.text, row.image is not None, most, row.instruction) for row in rows]
         return self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
 
     def _chunk(self, rows: list[Sequenced]) -> Chunk:

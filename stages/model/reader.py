@@ -1,9 +1,9 @@
-"""Stored rows become the encoder's rows: instruction joined to the text, image bytes looked up by id."""
+"""Stored rows become the encoder's rows: a query's instruction chosen, image bytes looked up by id."""
 
 from typing import TYPE_CHECKING, Any, Literal
 
 from stages.contract.context import Artifact
-from stages.data.instructions import Instructions, with_instruction
+from stages.data.instructions import Instructions, before_text
 from stages.data.tables import MappedTable
 from stages.model.rows import Row
 
@@ -29,8 +29,8 @@ class RowReader:
 
     def read(self, row: dict[str, Any]) -> Row:
         """The encoder's row for one stored row."""
-        text, image = row["text"], row["image_id"]
+        wording, image = None, row["image_id"]
         if self.instructions is not None:
             wording = self.instructions.choose(row["dataset_id"], row["modality"], row["target_modality"], pick=0)
-            text = with_instruction(wording, text)
-        return Row(text, self.images.row(self.images.find(image))["bytes"] if image is not None else None)
+        picture = self.images.row(self.images.find(image))["bytes"] if image is not None else None
+        return Row(row["text"], picture, instruction=before_text(wording))

@@ -8,9 +8,11 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Row:
-    """One thing to embed: text, an encoded image, or both. A query's text already holds its instruction."""
+    """One thing to embed: text, an encoded image, or both, and for a query what it is asked for."""
 
     text: str | None = None
     image: bytes | None = None
     box: Box | None = None
     """The part of the image that is seen; None is the whole."""
+    instruction: str | None = None
+    """What stands before the text, and what parts them; the backbone's read-out says where it goes."""

@@ -18,13 +18,13 @@ from transformers import (
 )
 
 from stages.model.encoder import SETTINGS
-from stages.model.prompt import RETRIEVAL_TOKEN, SPECIAL_TOKENS, chat_template
+from stages.model.prompt import DEFAULT, SETTING, SPECIAL_TOKENS, read_out
 
 END, PAD = "<|im_end|>", "<|endoftext|>"
 
 
 def stock_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """The tokenizer with Puma's chat template; special tokens that it lacks are added after its last one."""
+    """The tokenizer with the read-outs' special tokens; those that it lacks are added after its last one."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END,
@@ -65,10 +65,11 @@ def mrope_sections(pairs: int) -> list[int]:
 
 
 def write_checkpoint(directory: Path, model: Qwen2VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, *,
-                     min_pixels: int, max_pixels: int, max_text_characters: int) -> None:  # fmt: skip
+                     min_pixels: int, max_pixels: int, max_text_characters: int,
+                     readout: str = DEFAULT) -> None:  # fmt: skip
     """Writes weights, tokenizer, image processor and `puma.json`, which comes last, to an existing directory."""
     model.save_pretrained(directory)
-    tokenizer.chat_template = chat_template(max_text_characters)
+    tokenizer.chat_template = read_out(readout).chat_template(max_text_characters)
     tokenizer.save_pretrained(directory)
     vision: Any = model.config.vision_config
     processor = Qwen2VLImageProcessorPil(
@@ -78,5 +79,5 @@ def write_checkpoint(directory: Path, model: Qwen2VLForConditionalGeneration, to
         size={"shortest_edge": min_pixels, "longest_edge": max_pixels},
     )
     processor.save_pretrained(directory)
-    settings = {"max_text_characters": max_text_characters, "read_out": RETRIEVAL_TOKEN}
+    settings = {"max_text_characters": max_text_characters, SETTING: readout}
     (directory / SETTINGS).write_text(json.dumps(settings))

@@ -4,20 +4,20 @@ The architecture is stock, so everything learnt on it (pruning, export, loaders)
 The tokenizer is byte-level BPE trained on the ingested texts and the read-out prompt itself.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from stages.model.prompt import SPECIAL_TOKENS, render
+from stages.model.prompt import DEFAULT, SPECIAL_TOKENS, read_out
 from stages.model.stock import mrope_sections, stock_config, stock_tokenizer, write_checkpoint
 
-PROMPTS = tuple(render(text, image, 1) for text, image in (("a", True), ("a", False), (None, True)))
+KINDS = (("a", True), ("a", False), (None, True))
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocabulary: int, readout: str = DEFAULT) -> PreTrainedTokenizerFast:
     """Byte-level BPE with at most `vocabulary` tokens, the special tokens included; any string can be encoded.
 
     It reads lower case: a model that knows only the texts of one catalogue can't know that "carrots" are "Carrots".
@@ -32,16 +32,17 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_with_prompts(texts), trainer)
+    prompts = [read_out(readout).render(text, image, 1) for text, image in KINDS]
+    tokenizer.train_from_iterator(_with_prompts(texts, prompts), trainer)
     return stock_tokenizer(tokenizer)
 
 
-def _with_prompts(texts: Iterable[str]) -> Iterable[str]:
+def _with_prompts(texts: Iterable[str], prompts: Sequence[str]) -> Iterable[str]:
     """The texts, and the prompt's own words often enough to become single tokens."""
     for index, text in enumerate(texts):
         yield text
         if index % 50 == 0:
-            yield from PROMPTS
+            yield from prompts
 
 
 def tiny_config(tokenizer: PreTrainedTokenizerFast, *, layers: int, hidden: int, heads: int, vision_layers: int,
@@ -70,14 +71,14 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, *, layers: int, hidden: int,
 
 
 def write_tiny(directory: Path, tokenizer: PreTrainedTokenizerFast, config: Qwen2VLConfig, *, min_pixels: int,
-               max_pixels: int, max_text_characters: int, seed: int) -> None:  # fmt: skip
+               max_pixels: int, max_text_characters: int, seed: int, readout: str = DEFAULT) -> None:  # fmt: skip
     """Writes an untrained checkpoint in the stock layout, its weights drawn with `seed`."""
     torch.manual_seed(seed)
     model = Qwen2VLForConditionalGeneration(config)
     keep_lengths(model.model.language_model)
     keep_lengths(model.model.visual.merger)
     limits = {"min_pixels": min_pixels, "max_pixels": max_pixels, "max_text_characters": max_text_characters}
-    write_checkpoint(directory, model, tokenizer, **limits)
+    write_checkpoint(directory, model, tokenizer, **limits, readout=readout)
 
 
 @torch.no_grad()

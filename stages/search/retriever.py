@@ -16,7 +16,7 @@ import pyarrow as pa
 from stages.contract.context import Artifact, InputError
 from stages.data.formats import READ
 from stages.data.images import Checked, ImageLimits, ImageRejected, check
-from stages.data.instructions import Instructions, with_instruction
+from stages.data.instructions import Instructions, before_text
 from stages.data.modalities import modality_of
 from stages.data.sources.fields import normalise, read_json
 from stages.data.tables import MappedTable
@@ -105,8 +105,9 @@ def check_image(data: bytes, name: str, limits: ImageLimits) -> Checked:
 
 
 def row_of(query: Query) -> Row:
-    """What the encoder reads for a query: its instruction before its text, and its picture."""
-    return Row(with_instruction(query.instruction, query.text), query.image.bytes if query.image else None)
+    """What the encoder reads for a query: its text and its picture, and its instruction."""
+    picture = query.image.bytes if query.image else None
+    return Row(query.text, picture, instruction=before_text(query.instruction))
 
 
 def metadata_of(row: dict[str, Any]) -> dict[str, Any] | None:

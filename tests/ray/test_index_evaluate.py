@@ -12,7 +12,7 @@ from stages import evaluate, index, train
 from stages.contract.context import Context
 from stages.contract.params import Cluster
 from stages.data import schemas
-from stages.data.instructions import with_instruction
+from stages.data.instructions import before_text
 from stages.evaluation.chance import chance_of_hit
 from stages.mining.mine import mine_negatives
 from stages.search.exact import ExactIndex
@@ -61,11 +61,11 @@ def embed(directory: Path, queries: bool, layers: int | None = None) -> tuple[li
     pictures = {picture(colour).image_id: picture(colour).bytes for colour in COLOURS}
     asked, held = ingest_rows()
     rows = [row for row in asked if row["split"] == "test"] if queries else held
-    texts = [with_instruction(PROMPTS[row["modality"]], row["text"]) if queries else row["text"] for row in rows]
+    told = [before_text(PROMPTS[row["modality"]]) if queries else None for row in rows]
     encoder = Encoder.load(directory, layers)
     ids = [row["qid" if queries else "did"] for row in rows]
     return ids, encoder.encode(
-        [Row(text, pictures.get(row["image_id"])) for text, row in zip(texts, rows, strict=True)]
+        [Row(row["text"], pictures.get(row["image_id"]), instruction=one) for one, row in zip(told, rows, strict=True)]
     )
 
 

@@ -3,20 +3,24 @@
 What the clients themselves make of the answers is in test_serving_page.py, where they are installed.
 """
 
+import asyncio
 import base64
 import json
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 
 from pipeline.web.batching import Gate
+from pipeline.web.engine import Engine
+from stages.model.prompt import READ_OUTS
 from stages.model.rows import Row
-from stages.search.retriever import Retriever
+from stages.search.retriever import Query, Retriever
 from tests.serve.conftest import RED, Served
 
 PACKED = base64.b64encode(RED.bytes).decode()
@@ -71,11 +75,24 @@ def test_texts_of_messages_are_joined_as_the_chat_template_joins_them():
     from jinja2 import Template
 
     from pipeline.web.inputs import EmbedBody
-    from stages.model.prompt import chat_template, render
 
     turns = [{"role": "system", "content": "Find it."}, *user([SHOWN, TEXT]), {"role": "assistant", "content": ""}]
-    ((text, picture),) = EmbedBody.model_validate_json(json.dumps({"messages": turns}), strict=True).inputs()
-    assert render(text, picture is not None, 200) == Template(chat_template(200)).render(messages=turns)
+    ((text, picture, told),) = EmbedBody.model_validate_json(json.dumps({"messages": turns}), strict=True).inputs()
+    for read_out in READ_OUTS.values():
+        expected = Template(read_out.chat_template(200)).render(messages=turns)
+        assert read_out.render(text, picture is not None, 200, told) == expected
+
+
+@pytest.mark.parametrize(
+    "name, row", [("puma", Row(f"Find it.\n{WORDS}")), ("gme", Row(WORDS, instruction="Find it.\n"))]
+)
+def test_what_the_system_says_is_the_instruction_where_a_prompt_has_a_place_for_it(name: str, row: Row):
+    async def ask(text, image, want):
+        return Query(text, image, want, "Not this one.")
+
+    collator = SimpleNamespace(read_out=READ_OUTS[name])
+    engine = SimpleNamespace(ask=ask, student=SimpleNamespace(encoder=SimpleNamespace(collator=collator)))
+    assert asyncio.run(Engine.row(engine, WORDS, None, False, None, "Find it.\n")) == row
 
 
 @pytest.mark.parametrize(

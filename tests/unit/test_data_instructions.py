@@ -1,8 +1,8 @@
-"""Instructions: chosen by data set and modalities, joined before the text."""
+"""Instructions: chosen by data set and modalities, on a line before the text."""
 
 import pytest
 
-from stages.data.instructions import Instructions, with_instruction
+from stages.data.instructions import Instructions, before_text
 
 ROWS = [
     {"dataset_id": 9, "dataset": "b", "query_modality": "text", "target_modality": "image", "prompts": ["B."]},
@@ -32,14 +32,6 @@ def test_json_brings_the_same_back():
     assert Instructions.from_json(known.to_json()).to_json() == known.to_json()
 
 
-@pytest.mark.parametrize(
-    ("instruction", "text", "joined"),
-    [
-        ("Find it.", "a dog", "Find it.\na dog"),
-        (None, "a dog", "a dog"),
-        ("Find it.", None, "Find it."),
-        ("", "", None),
-    ],
-)
-def test_either_part_may_be_missing(instruction, text, joined):
-    assert with_instruction(instruction, text) == joined
+@pytest.mark.parametrize(("instruction", "before"), [("Find it.", "Find it.\n"), (None, None), ("", None)])
+def test_an_instruction_stands_on_a_line_of_its_own(instruction, before):
+    assert before_text(instruction) == before

@@ -16,7 +16,7 @@ from stages.export.parity import check_parity, stock_vectors
 from stages.model.encoder import READERS, Encoder, load_collator, readers_for
 from stages.model.families import FAMILIES
 from stages.model.inputs import Batch, bucket_by_length, prefetch
-from stages.model.prompt import SPECIAL_TOKENS, clean, render
+from stages.model.prompt import RETRIEVAL_TOKEN, SPECIAL_TOKENS, clean
 from stages.model.prune import kept_layers, pruned_config
 from stages.model.rows import Row
 from tests.tiny_models import picture, ragged_rows, write_checkpoint
@@ -221,38 +221,13 @@ def test_long_texts_are_cut_and_images_never(tmp_path):
     assert torch.equal(short.input_ids_RL, long.input_ids_RL)
     image_tokens = (long.input_ids_RL == encoder.collator.image_token).sum()
     assert image_tokens == long.grid_I3.prod() // 4
-    assert long.input_ids_RL[0, -1] == encoder.collator.retrieval_token
+    assert long.input_ids_RL[0, -1] == encoder.collator.tokenizer.get_vocab()[RETRIEVAL_TOKEN]
 
 
 def test_user_text_cannot_bring_control_tokens():
     text = clean(" a [RET]<|image_pad|> b <|im_<|im_end|>end|> c[RET]")
     assert text == "a    b <|im_ end|> c"
     assert not [token for token in SPECIAL_TOKENS if token in text]
-    assert render("x <|image_pad|>", False, 99).count("<|image_pad|>") == 0
-
-
-def test_the_chat_template_renders_the_same_prompt(tmp_path):
-    encoder = Encoder.load(write_checkpoint(tmp_path, "qwen2_vl"))
-    tokenizer = encoder.collator.tokenizer
-    most = encoder.collator.max_text_characters
-    image = {"type": "image"}
-
-    def by_template(content):
-        return tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
-
-    assert by_template([image]) == render(None, True, most)
-    for told in ("What is it?\nNow.", "Find it.\n  ", " \tä 苹果\n", "x" * 999, "a [RET]<|im_<|im_end|>start|>" * 20):
-        text = {"type": "text", "text": told}
-        assert by_template(told) == by_template([text]) == render(told, False, most)
-        assert by_template([text, image]) == by_template([image, text]) == render(told, True, most)
-    assert (
-        by_template([{"type": "text", "text": " \n"}, image]) == render(" \n", True, most) == render(None, True, most)
-    )
-
-
-def test_a_row_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="text or an image"):
-        render(" \n", False, 99)
 
 
 def test_a_batch_moves_with_and_without_images(encoder):

@@ -13,7 +13,6 @@ from stages.export.loaders import run_stock_loaders
 from stages.export.parity import MINIMUM_COSINE, samples
 from stages.export.router import LOADER, router_config, write_router
 from stages.model.encoder import Encoder
-from stages.model.rows import Row
 from stages.model.taught import Taught
 from tests.search_world import make_world, write_index
 from tests.unit.test_model_loaders import student  # noqa: F401 (a fixture)
@@ -40,9 +39,9 @@ def test_queries_are_the_students_and_documents_the_teachers(student: Path, rout
     encoders = {True: Encoder.load(student / "model"), False: Taught(teacher, MEAN, ROTATION)}
     for asked, encoder in encoders.items():
         places = [place for place, one in enumerate(inputs) if bool(one.instruction) == asked]
-        ours = encoder.encode([Row(inputs[place].joined, inputs[place].image) for place in places])
+        ours = encoder.encode([inputs[place].row for place in places])
         assert np.abs(found[LOADER][places] - ours).max() < 3e-3
-    text = [Row(inputs[0].joined, None)]
+    text = [inputs[0].row]
     models = [*encoders.values(), teacher]
     assert all(float((one.encode(text) * other.encode(text)).sum()) < 0.999 for one, other in combinations(models, 2))
     assert min(report["query"], report["document"]) >= MINIMUM_COSINE
