@@ -17,7 +17,7 @@ import pyarrow.dataset
 from stages.evaluation import mbeir
 from stages.evaluation.measures import mean
 from stages.evaluation.rank import Pools, Tally, rank_blocks
-from stages.evaluation.sets import EvaluationSet, limited, pick
+from stages.evaluation.sets import BLOCK, EvaluationSet, limited, pick
 from stages.search.columns import vectors
 from stages.search.exact import ExactIndex
 from stages.search.leading import Leading, shorten
@@ -70,10 +70,10 @@ def read(rows: Any, dim: int, whole: int) -> Any:
     return rows if dim == whole else shorten(rows, dim)
 
 
-def shares(queries: pa.Table, count: int) -> list[pa.Table]:
-    """The queries as at most `count` tables of like sizes, for as many tasks."""
-    places = np.arange(queries.num_rows)
-    return [queries.take(pa.array(places[start::count])) for start in range(min(count, queries.num_rows))]
+def shares(queries: pa.Table, most: int) -> list[pa.Table]:
+    """The queries as tables of like sizes, for at most so many tasks: each reads the corpus for a block at least."""
+    count = min(most, -(-queries.num_rows // BLOCK))
+    return [queries.take(pa.array(range(start, queries.num_rows, count))) for start in range(count)]
 
 
 def tabulate(

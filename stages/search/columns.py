@@ -1,10 +1,12 @@
-"""The column `vector` of a table as a matrix, and back."""
+"""The columns of an index, and its column `vector` as a matrix and back."""
 
 from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
+COLUMNS = ("did", "modality", "pools", "vector")
+"""What a search reads, if a filter asks for no more."""
 Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
 
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem
 
 from stages.contract.context import Artifact
-from stages.search.columns import vectors
+from stages.search.columns import COLUMNS, vectors
 from stages.search.filters import Filter
 from stages.search.precision import AS_STORED, Precision
 from stages.search.ranking import Ranking, check_dimension
@@ -32,7 +32,6 @@ TILE = 8192
 HELD_BYTES = 2**30
 MOST_HELD = 8 * 2**30
 """Bytes of stored vectors above which they are streamed at every search, for a machine that does other things too."""
-COLUMNS = ("did", "modality", "pools", "vector")
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from stages.search.columns import Rows, vectors, with_vectors
-from stages.search.exact import COLUMNS, ExactIndex
+from stages.search.columns import COLUMNS, Rows, vectors, with_vectors
+from stages.search.exact import ExactIndex
 
 
 def trained_dimensions(model: Path) -> list[int]:
@@ -22,14 +22,9 @@ def trained_dimensions(model: Path) -> list[int]:
 
 def shorten(table: Rows, dim: int) -> Rows:
     """A table (or record batch) whose column `vector` holds the first `dim` values, at unit length, as float32."""
-    return with_vectors(table, shortened(vectors(table), dim))
-
-
-def shortened(vectors_ND: np.ndarray, dim: int) -> np.ndarray:
-    """The first `dim` values of each row, at unit length, float32."""
-    rows_ND = vectors_ND[:, :dim].astype(np.float32)
+    rows_ND = vectors(table)[:, :dim].astype(np.float32)
     rows_ND /= np.maximum(np.linalg.norm(rows_ND, axis=1, keepdims=True), 1e-12)
-    return rows_ND
+    return with_vectors(table, rows_ND)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from stages.search.columns import Rows, vectors, with_vectors
+from stages.search.columns import COLUMNS, Rows, vectors, with_vectors
 
 FLOAT16, INT8, BINARY = "float16", "int8", "binary"
 PRECISIONS = (FLOAT16, INT8, BINARY)
@@ -124,7 +124,7 @@ class Coded:
     index: Streamed
     precision: Precision
 
-    def batches(self, columns: Sequence[str] = ("did", "modality", "pools", "vector")) -> Iterator[pa.RecordBatch]:
+    def batches(self, columns: Sequence[str] = COLUMNS) -> Iterator[pa.RecordBatch]:
         """The rows in file order."""
         for batch in self.index.batches(columns):
             yield self.precision.decoded(self.precision.encoded(batch)) if "vector" in columns else batch

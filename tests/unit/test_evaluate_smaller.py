@@ -100,8 +100,11 @@ def test_every_number_is_that_of_all_vectors_at_once(world) -> None:
     assert rows[2]["lost"]["union"] > rows[4]["lost"]["union"]  # eight signs lose more than twelve bytes
 
 
-def test_shares_of_the_queries_add_up_to_the_whole(world) -> None:
-    whole, parts = table(world), table(world, shares=3)
+def test_shares_of_the_queries_add_up_to_the_whole(world, monkeypatch) -> None:
+    whole = table(world)
+    monkeypatch.setattr(smaller, "BLOCK", 8)
+    parts = table(world, shares=5)
+    assert len(smaller.shares(pa.table({"qid": range(23)}), 5)) == 3  # of eight queries at most
     assert [row["local"] for row in parts] == [pytest.approx(row["local"]) for row in whole]
     assert [row["lost"] for row in parts] == [pytest.approx(row["lost"]) for row in whole]
 
