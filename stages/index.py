@@ -2,7 +2,8 @@
 
 Inputs: ingest (candidates, pictures), train (the student). Steps: find which pools the split's queries are asked of;
 send the candidates of those pools through a pool of embedding actors, shard by shard; check that every one arrived;
-describe the index in `retriever.json`. Candidates of no pool are left out: nothing searches them.
+describe the index in `retriever.json`. Candidates of no pool are left out: nothing searches them. `index.precision`
+has vectors stored in fewer bytes.
 
 With `index.candidates=teacher` backbone (the teacher) and features (the layer that taught) are inputs too. The
 candidates' vectors are the teacher's then, read once for all its students, and only queries go through the student

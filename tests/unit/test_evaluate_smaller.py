@@ -57,11 +57,11 @@ def world(tmp_path) -> dict:
     }
 
 
-def table(world: dict, shares: int = 1) -> list[dict]:
+def table(world: dict, shares: int = 1, device: str = "cpu") -> list[dict]:
     sets, queries = smaller.choose(world["files"], LocalFileSystem(), world["sets"])
     precisions = smaller.find_precisions(world["index"], [SHORT, DIM])
     parts = [
-        smaller.rank(part, sets, world["pools"], world["index"], precisions, "cpu")
+        smaller.rank(part, sets, world["pools"], world["index"], precisions, device)
         for part in smaller.shares(queries, shares)
     ]
     return smaller.tabulate(sets, precisions, parts)
@@ -86,8 +86,9 @@ def hits(world: dict, dim: int, name: str, union: bool) -> float:
     return (np.mean(found[True]) + sum(found[False]) / (len(found[False]) + 1)) / 2
 
 
-def test_every_number_is_that_of_all_vectors_at_once(world) -> None:
-    rows = table(world)
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])  # the second by the code for GPUs
+def test_every_number_is_that_of_all_vectors_at_once(world, device) -> None:
+    rows = table(world, device=device)
     assert [(row["dim"], row["precision"], row["bytes"]) for row in rows] == [
         (8, "float16", 16), (8, "int8", 8), (8, "binary", 1), (12, "float16", 24), (12, "int8", 12), (12, "binary", 2),
     ]  # fmt: skip
