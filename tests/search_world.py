@@ -152,10 +152,12 @@ def share_in(store: Store, inputs: dict[str, Artifact]) -> SharedArtifacts:
     return SharedArtifacts(store, inputs, {}, {}, print)
 
 
-def run_stage(store: Store, inputs: dict[str, Artifact], stage: str, params: Any) -> tuple[Artifact, dict, Witness]:
+def run_stage(
+    store: Store, inputs: dict[str, Artifact], stage: str, params: Any, key: str = "f" * 16
+) -> tuple[Artifact, dict, Witness]:
     """Runs one stage by its module and commits what it wrote."""
     tracker = Witness()
-    attempt = store.begin(stage, "f" * 16)
+    attempt = store.begin(stage, key)
     context = Context(
         SimpleNamespace(**{stage: params}),
         Cluster(threads=1, batch_size=4),

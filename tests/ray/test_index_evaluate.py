@@ -188,13 +188,14 @@ def test_each_trained_dimension_has_its_quality_in_the_report(world: dict, scope
 def test_an_index_of_int8_finds_what_was_foretold_of_it(world: dict) -> None:
     artifacts = dict(world["artifacts"])
     floats = {row["did"]: row["vector"] for row in rows(artifacts["index"], "embeddings")}
-    artifacts["index"], indexed, _ = run_stage(world["store"], artifacts, "index", index.Params(precision="int8"))
+    params = index.Params(precision="int8")
+    artifacts["index"], indexed, _ = run_stage(world["store"], artifacts, "index", params, "8" * 16)
     card = artifacts["index"].read_json("retriever.json")
     precision, stored = Precision.of(card), rows(artifacts["index"], "embeddings")
     assert (card["backend"], card["dim"], indexed["rows"]) == ("exact", 32, 24)
     expected = precision.encode(np.array([floats[row["did"]] for row in stored]))
     assert [row["vector"] for row in stored] == expected.tolist()
-    _, measured, _ = run_stage(world["store"], artifacts, "evaluate", evaluate.Params(teacher=False))
+    _, measured, _ = run_stage(world["store"], artifacts, "evaluate", evaluate.Params(teacher=False), "8" * 16)
     assert measured["student"]["precision"] == "int8" and "smaller" not in measured["student"]
     told = {(row["dim"], row["precision"]): row for row in world["metrics"]["student"]["smaller"]["rows"]}[32, "int8"]
     for scope in ("local", "union"):
