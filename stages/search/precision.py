@@ -62,7 +62,7 @@ class Precision:
     def decode(self, codes_NB: np.ndarray) -> np.ndarray:
         """The values that are compared with queries, float32 [N, D]; those of signs have unit length."""
         if self.name == BINARY:
-            bits_ND = np.unpackbits(codes_NB.view(np.uint8) ^ 128, axis=1, count=self.dim)
+            bits_ND = np.unpackbits((codes_NB ^ -128).view(np.uint8), axis=1, count=self.dim)
             return (bits_ND.astype(np.float32) - 0.5) * np.float32(2 / np.sqrt(self.dim))
         values_ND = codes_NB.astype(np.float32)
         if self.ranges_2D is not None:
