@@ -4,7 +4,8 @@ Inputs: ingest (queries, qrels as positives), backbone (the teacher), features (
 curve), train (the student), index (the candidates' vectors). Steps: choose the queries; one pool of actors embeds them
 with the student, reads the teacher over queries and candidates, at its last layer and at the student's depth (which is
 what cutting alone gives), and times both models; rank by Ray tasks that each take thousands of queries over the
-corpus, on GPUs where the cluster's processes have them; write metrics, TREC runs, tables, plots and `report.html`.
+corpus, on GPUs where the cluster's processes have them; the same for the student's vectors in fewer bytes; write
+metrics, TREC runs, tables, plots and `report.html`.
 
 The student's queries are also asked of the teacher's candidates at the layer that taught; a teacher from outside has
 none. An index may hold those instead of the student's (`index.candidates=teacher`); its searches are that row then,
@@ -29,6 +30,7 @@ from pydantic import Field
 from stages.contract.context import Artifact, Context
 from stages.contract.params import Section
 from stages.evaluation import mbeir
+from stages.evaluation.mbeir import SCOPES
 from stages.search.card import holds_teacher
 
 if TYPE_CHECKING:
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
     from stages.search.leading import Leading
 
 VERSION = 1
-SCOPES = ("local", "union")
 DEPTH = 50  # ranked candidates kept for each query
 TIMED_QUERIES = 50
 CANDIDATES = "candidates/student"
@@ -87,10 +88,13 @@ def run(context: Context) -> dict[str, float | dict]:
     tallies = {name: ranker.tallies(name, index, queries=asked[name]) for name, index in indexes.items()}
     metrics = summarise(ranker, tallies, costs, checkpoint.trained(context.inputs["backbone"]))
     metrics[STUDENT] |= ranker.dimensions(described[STUDENT], indexes[STUDENT])
+    metrics[STUDENT] |= ranker.smaller(described[STUDENT], indexes[STUDENT])
     if kept := kept_layers(described[STUDENT]):
         metrics[STUDENT]["kept_layers"] = kept
     if ASYMMETRIC in metrics:
         metrics[ASYMMETRIC] |= {"layer": taught(context.inputs["features"]).layer, "searched": holds_teacher(card)}
+    if "precision" in card:
+        metrics[ASYMMETRIC if holds_teacher(card) else STUDENT]["precision"] = card["precision"]
     context.output.write_json("metrics.json", metrics)
     write_report(context, metrics)
     shown = {name: ASYMMETRIC if name == STUDENT and holds_teacher(card) else name for name in models}
@@ -185,8 +189,9 @@ def student_indexes(context: Context, card: Mapping[str, Any]) -> "dict[str, Exa
     """
     from stages.distributed.pools import written
     from stages.search.exact import ExactIndex
+    from stages.search.precision import Precision
 
-    index = ExactIndex.open(context.inputs["index"])
+    index = ExactIndex.open(context.inputs["index"], Precision.of(card))
     if not holds_teacher(card):
         return {STUDENT: index}
     own = written(context.output, CANDIDATES, card["rows"])["files"]
@@ -232,8 +237,8 @@ class Ranker:
         from stages.evaluation.rank import rank_files
         from stages.evaluation.sets import run_file
 
-        context, gpus = self.context, self.context.cluster.gpus_per_worker
-        resources = {"num_gpus": gpus} if gpus else {"num_cpus": 1}
+        context = self.context
+        resources, device, slots = self.workers()
         rank = ray.remote(**resources)(rank_files).options(num_returns="streaming")
         runs = context.output.work / "runs"
         runs.mkdir(parents=True, exist_ok=True)
@@ -241,7 +246,6 @@ class Ranker:
         files = {(name, scope): runs / run_file(f"{model}.{scope}", name) for name, scope in total}
         for path in files.values():
             path.write_text("")  # a killed attempt may have left half a run here
-        device, slots = ("cuda", ray_slots("GPU", gpus)) if gpus else ("cpu", ray_slots("CPU", 1))
         common = (context.output.filesystem, dim, self.sets, self.pools, index, DEPTH, f"puma-{model}", device)
         groups = grouped(vector_files(context.output, queries), device, slots)
         for tallies in in_order((rank.remote(group, *common) for group in groups), 2 * slots):
@@ -253,6 +257,13 @@ class Ranker:
             context.output.upload(path, f"runs/{path.name}")
         return total
 
+    def workers(self) -> tuple[dict[str, float], str, int]:
+        """What a task asks of the cluster, the device that it computes on, and how many run at once."""
+        gpus = self.context.cluster.gpus_per_worker
+        if gpus:
+            return {"num_gpus": gpus}, "cuda", ray_slots("GPU", gpus)
+        return {"num_cpus": 1}, "cpu", ray_slots("CPU", 1)
+
     def blank(self) -> "dict[tuple[str, str], Tally]":
         """A tally for each (set, scope) before any query is asked: those that were rejected are missed already."""
         from stages.evaluation.rank import Tally
@@ -261,16 +272,38 @@ class Ranker:
 
     def dimensions(self, student: Path, index: "ExactIndex") -> dict[str, list[dict[str, Any]]]:
         """What the student finds by the leading dimensions that it was trained for: means over sets, by dimension."""
-        from stages.evaluation.measures import mean
+        from stages.evaluation.smaller import means
         from stages.search.leading import Leading, trained_dimensions
 
         rows = []
         for dim in trained_dimensions(student):
             found = self.tallies(f"student-{dim}d", Leading(index, dim), queries=STUDENT, dim=dim)
-            tasks = {scope: {one.name: found[one.name, scope].means() for one in self.sets} for scope in SCOPES}
-            score = mbeir.score({scope: {"tasks": tasks[scope]} for scope in SCOPES})
-            rows.append({"dim": dim, **{scope: mean(tasks[scope].values()) for scope in SCOPES}, **score})
+            rows.append({"dim": dim, **means(self.sets, found)})
         return {"dimensions": rows} if rows else {}
+
+    def smaller(self, student: Path, index: "ExactIndex") -> dict[str, dict[str, Any]]:
+        """What the student finds by its trained dimensions in each precision, of at most so many queries.
+
+        Nothing where the index holds no float16: what that would find is not known.
+        """
+        import ray
+
+        from stages.distributed.queries import vector_files
+        from stages.evaluation import smaller
+        from stages.search.leading import trained_dimensions
+        from stages.search.precision import FLOAT16
+
+        if index.precision.name != FLOAT16:
+            return {}
+        resources, device, slots = self.workers()
+        files, filesystem = vector_files(self.context.output, STUDENT), self.context.output.filesystem
+        sets, queries = smaller.choose(files, filesystem, self.sets)
+        find, rank = (ray.remote(**resources)(work) for work in (smaller.find_precisions, smaller.rank))
+        precisions = ray.get(find.remote(index, sorted({*trained_dimensions(student), index.dim})))
+        common = (sets, self.pools, index, precisions, device)
+        parts = ray.get([rank.remote(part, *common) for part in smaller.shares(queries, slots)])
+        rows = smaller.tabulate(sets, precisions, parts)
+        return {"smaller": {"queries": queries.num_rows, "of": sum(one.asked for one in self.sets), "rows": rows}}
 
 
 def ray_slots(resource: str, each: float) -> int:

@@ -2,7 +2,8 @@
 
 Inputs: ingest (candidates, pictures), train (the student). Steps: find which pools the split's queries are asked of;
 send the candidates of those pools through a pool of embedding actors, shard by shard; check that every one arrived;
-describe the index in `retriever.json`. Candidates of no pool are left out: nothing searches them.
+describe the index in `retriever.json`. Candidates of no pool are left out: nothing searches them. `index.precision`
+has vectors stored in fewer bytes.
 
 With `index.candidates=teacher` backbone (the teacher) and features (the layer that taught) are inputs too. The
 candidates' vectors are the teacher's then, read once for all its students, and only queries go through the student
@@ -10,6 +11,7 @@ candidates' vectors are the teacher's then, read once for all its students, and 
 """
 
 import time
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import Field
@@ -38,6 +40,11 @@ class Params(Section):
         " disk or below s3://bucket/",
     )
     columns: IndexColumns = IndexColumns()
+    precision: Literal["float16", "int8", "binary"] = Field(
+        "float16",
+        description="of the stored vectors: int8 takes half the bytes of float16, binary a sixteenth; what each loses"
+        " is a table of evaluate",
+    )
     split: Literal["val", "test"] = Field("test", description="the pools of this split are embedded")
 
 
@@ -50,16 +57,17 @@ def unused_modules(params: Params) -> tuple[str, ...]:
 
 def run(context: Context) -> dict[str, float | dict]:
     """Runs the stage; see the module header."""
+    from stages.distributed.smaller import store
     from stages.search.backends import build, choose
 
     params, ingest = context.params.index, context.inputs["ingest"]
     summary = summarise_pools(ingest, params.split)
-    backend = choose(params.backend, summary["rows"])
+    backend = choose(params.backend, summary["rows"], precision=params.precision)
     start = time.monotonic()
-    written = embed(context, summary)
+    written, precision = store(context.output, params.precision, summary["rows"], partial(embed, context, summary))
     seconds = time.monotonic() - start
     made = build(context.output, backend, written["files"])
-    context.output.write_json("retriever.json", describe(context, summary, written["dim"]) | made)
+    context.output.write_json("retriever.json", describe(context, summary, written["dim"]) | precision | made)
     return {
         "rows": summary["rows"],
         "rows_per_second": summary["rows"] / seconds,
@@ -68,17 +76,17 @@ def run(context: Context) -> dict[str, float | dict]:
     }
 
 
-def embed(context: Context, summary: dict[str, Any]) -> dict[str, Any]:
-    """Writes the vectors of the pools' candidates to `embeddings/`; see `pools.written`."""
+def embed(context: Context, summary: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Writes the vectors of the pools' candidates to `prefix/`; see `pools.written`."""
     if context.params.index.candidates == "student":
         from stages.distributed.pools import embed_pools
 
-        return embed_pools(context, summary)
+        return embed_pools(context, summary, prefix)
     from stages.distributed.teacher import taught
     from stages.distributed.teacher_pools import copy_pools
 
     summary = {**summary, "split": context.params.index.split}
-    return copy_pools(context, summary, taught(context.inputs["features"]))
+    return copy_pools(context, summary, taught(context.inputs["features"]), prefix)
 
 
 def summarise_pools(ingest: Artifact, split: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from stages.contract.context import Context
 from stages.contract.params import Cluster
 from stages.data import images, schemas
 from stages.distributed.rotation import keep_rotation
+from stages.search.precision import Precision, find_ranges
 from tests.support import Recorder
 
 COLOURS = ("red", "green", "blue", "yellow", "cyan", "magenta", "black", "white", "orange", "purple", "brown", "pink")
@@ -151,10 +152,12 @@ def share_in(store: Store, inputs: dict[str, Artifact]) -> SharedArtifacts:
     return SharedArtifacts(store, inputs, {}, {}, print)
 
 
-def run_stage(store: Store, inputs: dict[str, Artifact], stage: str, params: Any) -> tuple[Artifact, dict, Witness]:
+def run_stage(
+    store: Store, inputs: dict[str, Artifact], stage: str, params: Any, key: str = "f" * 16
+) -> tuple[Artifact, dict, Witness]:
     """Runs one stage by its module and commits what it wrote."""
     tracker = Witness()
-    attempt = store.begin(stage, "f" * 16)
+    attempt = store.begin(stage, key)
     context = Context(
         SimpleNamespace(**{stage: params}),
         Cluster(threads=1, batch_size=4),
@@ -168,7 +171,11 @@ def run_stage(store: Store, inputs: dict[str, Artifact], stage: str, params: Any
 
 
 def write_index(
-    store: Store, inputs: dict[str, Artifact], key: str = "e" * 16, candidates: str = "student"
+    store: Store,
+    inputs: dict[str, Artifact],
+    key: str = "e" * 16,
+    candidates: str = "student",
+    precision: str = "float16",
 ) -> Artifact:
     """Commits an index as the stage writes it, made without Ray by the encoder of its candidates."""
     from stages.distributed.embedding import vector_column
@@ -191,8 +198,9 @@ def write_index(
     attempt = store.begin("index", key)
     table = pa.Table.from_pylist(rows).select(["did", "dataset_id", "modality", "pools"])
     table = table.append_column("vector", vector_column(vectors, "test")).cast(schemas.EMBEDDINGS(encoder.dim))
+    coding = Precision(precision, encoder.dim, find_ranges([vectors]) if precision == "int8" else None)
     Path(attempt.base, "embeddings").mkdir()
-    pq.write_table(table, f"{attempt.base}/embeddings/part-0.parquet")
+    pq.write_table(coding.encoded(table), f"{attempt.base}/embeddings/part-0.parquet")
     context = Context(
         SimpleNamespace(index=index.Params(candidates=candidates)),
         Cluster(),
@@ -202,6 +210,7 @@ def write_index(
         share_in(store, inputs),
     )
     card = describe(context, summarise_pools(inputs["ingest"], "test"), encoder.dim) | {"backend": "exact"}
+    card |= coding.describe()
     attempt.write_json("retriever.json", card)
     return store.commit(attempt, {"metrics": {}})
 

@@ -31,7 +31,7 @@ def check_needs(config: "Config", decisions: Sequence[Decision], store: Store) -
     """Raises InputError, one line with the numbers, for what the stages that are to run need and is not here."""
     running = {decision.stage for decision in decisions if decision.action == "run"}
     if "index" in running:
-        choose(config.index.backend, *candidates(config, decisions, store))
+        choose(config.index.backend, *candidates(config, decisions, store), precision=config.index.precision)
     if not inside_cluster():
         check_gpus(config, running)
         check_memory(config, running)
@@ -41,7 +41,7 @@ def check_artifact(config: "Config", decisions: Sequence[Decision], stage: str, 
     """What only an artifact tells: the depth of a backbone, and how large the index will be. Raises InputError."""
     check_made(config, stage, artifact.manifest)
     if stage == "ingest" and any(one.stage == "index" and one.action == "run" for one in decisions):
-        choose(config.index.backend, ingested(artifact, config.index.split))
+        choose(config.index.backend, ingested(artifact, config.index.split), precision=config.index.precision)
 
 
 def candidates(config: "Config", decisions: Sequence[Decision], store: Store) -> tuple[int, bool]:

@@ -22,6 +22,7 @@ from pipeline.web.inputs import Asked, EmbedBody, read_picture
 from pipeline.web.limits import RequestLimits
 from stages.contract.context import InputError
 from stages.model.rows import Row
+from stages.search.precision import quantize
 
 HUNG_UP = 499  # as nginx logs a client that did not wait; nobody reads it
 
@@ -30,19 +31,35 @@ async def embed(request: Request, body: EmbedBody, engine: Engine, limits: Reque
     """Vectors of the body's inputs, in OpenAI's shape. Raises InputError, HTTPException, Busy, TimeoutError."""
     model = await engine.ready(body.model)
     engine.check_side(model, body.is_query)
-    work = Embedding(body, body.inputs(), model, engine.leading(model, body.dimensions), engine, limits)
+    dimensions = engine.leading(model, body.dimensions)
+    coding = Coding(dimensions, body.kind, engine.ranges(model, body.kind, dimensions))
+    work = Embedding(body, body.inputs(), model, coding, engine, limits)
     vectors, tokens = await work.run(request)
     return StreamingResponse(pieces(vectors, tokens, body, limits.batch), media_type="application/json")
 
 
 @dataclass(frozen=True)
+class Coding:
+    """What a vector is answered as: its leading values, and the kind of numbers with the ranges that it needs."""
+
+    dimensions: int
+    kind: str
+    ranges_2D: np.ndarray | None
+
+    def __call__(self, vector: np.ndarray) -> np.ndarray:
+        """The numbers to answer."""
+        shorter = shortened(vector, self.dimensions)
+        return shorter if self.kind == "float" else quantize(shorter, self.kind, self.ranges_2D)
+
+
+@dataclass(frozen=True)
 class Embedding:
-    """A request under way: its inputs, and which leading values of which model's vectors they are to become."""
+    """A request under way: its inputs, and what which model's vectors are answered as."""
 
     body: EmbedBody
     asked: list[Asked]
     model: str
-    dimensions: int
+    coding: Coding
     engine: Engine
     limits: RequestLimits
 
@@ -68,7 +85,7 @@ class Embedding:
         """The vectors of some inputs, and their tokens."""
         rows = [await self.row(place) for place in places]
         vectors = await self.engine.embed(rows, self.model, self.is_bulk)
-        return [shortened(vector, self.dimensions) for vector in vectors], await self.engine.tokens(rows)
+        return [self.coding(vector) for vector in vectors], await self.engine.tokens(rows)
 
     async def row(self, place: int) -> Row:
         """What the model reads for an input. Raises InputError and HTTPException, which name it among several."""
@@ -112,6 +129,6 @@ async def pieces(vectors: list[np.ndarray], tokens: int, body: EmbedBody, batch:
 
 def encode(vector: np.ndarray, body: EmbedBody) -> list[float] | str:
     """A list of numbers, or base64 of little-endian float32, which OpenAI's own client asks for."""
-    if body.encoding_format == "base64":
+    if body.is_packed:
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
     return vector.tolist()

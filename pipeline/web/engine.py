@@ -21,6 +21,7 @@ from stages.contract.context import InputError
 from stages.data.keys import hash_ids, locate
 from stages.model.encoder import Row
 from stages.search.card import candidate_model, holds_teacher
+from stages.search.precision import Precision
 from stages.search.retriever import Query, Result, Retriever, check_image, check_query, row_of
 
 EXAMPLES = 12
@@ -156,6 +157,26 @@ class Engine:
             held = ", ".join(map(str, trained))
             raise InputError(f"dimensions: vectors are not cut to {dimensions}; the model was trained for: {held}")
         return dimensions or encoder.dim
+
+    def ranges(self, model: str, kind: str, dimensions: int) -> np.ndarray | None:
+        """What int8 and uint8 are made by: the ranges of the index; None for other kinds of numbers.
+
+        Raises InputError where the index has none for these vectors.
+        """
+        if kind not in ("int8", "uint8"):
+            return None
+        card = self.student.card
+        if (ranges_2D := Precision.of(card).ranges_2D) is None:
+            raise InputError(
+                f"embedding_type: {kind} needs the ranges that values of candidates have, which an index of"
+                " index.precision=int8 holds and this one does not; ask for float, binary or ubinary"
+            )
+        if dimensions != card["dim"] or (model == "teacher" and not holds_teacher(card)):
+            raise InputError(
+                f"embedding_type: the ranges for {kind} are those of the index, of its whole vectors; leave dimensions"
+                " and model out, or ask for float, binary or ubinary"
+            )
+        return ranges_2D
 
     def check_side(self, model: str, is_query: bool) -> None:
         """Raises InputError where vectors of candidates are asked of the model that embeds only queries here."""

@@ -8,7 +8,7 @@ import base64
 import binascii
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AliasChoices, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AliasChoices, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
@@ -133,6 +133,22 @@ Inputs = Annotated[
 Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 
 
+def only_one(value: Any) -> Any:
+    """The kind in a list of one, as Cohere's clients send it."""
+    if isinstance(value, list):
+        if len(value) != 1:
+            raise PydanticCustomError("one_kind", "ask for one kind of numbers at a time")
+        return value[0]
+    return value
+
+
+Kind = Literal["float", "base64", "int8", "uint8", "binary", "ubinary"]
+OneKind = Annotated[
+    Kind,
+    BeforeValidator(only_one, json_schema_input_type=Kind | Annotated[list[Kind], Field(min_length=1, max_length=1)]),
+]
+
+
 class EmbedBody(Closed):
     """OpenAI's embeddings request, whose inputs may also be pictures and texts with pictures."""
 
@@ -149,9 +165,14 @@ class EmbedBody(Closed):
     )
     model: Name | None = Field(None, description=MODEL)
     encoding_format: Literal["float", "base64"] | None = Field(
+        None, description="numbers, or base64 of float32, which OpenAI's client asks for"
+    )
+    embedding_type: OneKind | None = Field(
         None,
-        validation_alias=AliasChoices("encoding_format", "embedding_type"),
-        description="numbers, or base64 of float32, which OpenAI's client asks for; `embedding_type` is the same",
+        validation_alias=AliasChoices("embedding_type", "embedding_types", "output_dtype"),
+        description="float, base64 (as encoding_format), or fewer bytes as sentence-transformers makes them: binary"
+        " and ubinary hold eight signs in a number, int8 and uint8 are made by the ranges of an index of"
+        " index.precision=int8; `embedding_types`, a list of one, and `output_dtype` are the same",
     )
     dimensions: int | None = Field(
         None, ge=1, description="leading values of a vector, at unit length; those that the model was trained for"
@@ -171,7 +192,21 @@ class EmbedBody(Closed):
         """Raises where there is nothing to embed, or two of it."""
         if (self.input is None) == (self.messages is None):
             raise PydanticCustomError("given", "give either 'input' or 'messages'")
+        if self.kind != "float" and self.encoding_format == "base64":
+            raise PydanticCustomError(
+                "packed", "base64 holds float32; with this embedding_type set encoding_format=float"
+            )
         return self
+
+    @property
+    def kind(self) -> str:
+        """What numbers a vector has: float, int8, uint8, binary or ubinary."""
+        return "float" if self.embedding_type in (None, "base64") else str(self.embedding_type)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the numbers travel as base64."""
+        return "base64" in (self.encoding_format, self.embedding_type)
 
     @property
     def is_query(self) -> bool:

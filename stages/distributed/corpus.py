@@ -55,18 +55,20 @@ class Unfinished:
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; see the module header."""
     from stages.data.sources import corpus_rows
+    from stages.distributed.smaller import store
     from stages.search.backends import build, choose
 
     params, model = context.params.index, Path(context.params.student.model)
     rows, bad_pictures = read(context)
     counts = tally(context, rows, bad_pictures)
     keep(context, rows, counts["columns"])
-    backend = choose(params.backend, counts["rows"])
+    backend = choose(params.backend, counts["rows"], precision=params.precision)
     start = time.monotonic()
-    written = embed(context, counts, model)
+    into = partial(embed, context, counts, model)
+    written, precision = store(context.output, params.precision, counts["rows"], into)
     seconds = time.monotonic() - start
     made = build(context.output, backend, written["files"])
-    context.output.write_json("retriever.json", describe(context, counts, written["dim"], model) | made)
+    context.output.write_json("retriever.json", describe(context, counts, written["dim"], model) | precision | made)
     return {
         "rows": counts["rows"],
         "rows_per_second": counts["rows"] / seconds,
@@ -175,24 +177,24 @@ def keep(context: Context, validated: "ray.data.Dataset", columns: dict[str, dic
     flow.write(context.output, "candidates", rows, CANDIDATES)
 
 
-def embed(context: Context, counts: dict[str, Any], model: Path) -> dict[str, Any]:
-    """Writes vectors and typed metadata columns of the candidates to `embeddings/`; see `pools.written`."""
+def embed(context: Context, counts: dict[str, Any], model: Path, prefix: str) -> dict[str, Any]:
+    """Writes vectors and typed metadata columns of the candidates to `prefix/`; see `pools.written`."""
     from stages.data.metadata import finish
     from stages.distributed.actors import STUDENT, carry_out
     from stages.distributed.embedding import embed_table
-    from stages.distributed.pools import EMBEDDINGS, written
+    from stages.distributed.pools import written
     from stages.distributed.shards import Target, cut, shard_work
 
     own = Unfinished.of(context.output)
     work = shard_work(
-        [Target(context.output, EMBEDDINGS, partial(finish, columns=counts["columns"]))],
+        [Target(context.output, prefix, partial(finish, columns=counts["columns"]))],
         cut(own, "candidates", context.cluster.rows_per_shard),
         own,
         partial(embed_table, model=STUDENT, side="candidate"),
         keep=whole,
     )
     carry_out(context, {STUDENT: context.output.send(model)}, work, rows=own, label="index")
-    return written(context.output, EMBEDDINGS, counts["rows"])
+    return written(context.output, prefix, counts["rows"])
 
 
 def whole(table: "pa.Table") -> "pa.Table":

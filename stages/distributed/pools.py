@@ -18,11 +18,11 @@ EMBEDDINGS = "embeddings"
 CANDIDATE_COLUMNS = ["did", "dataset_id", "modality", "text", "image_id", "pools"]
 
 
-def embed_pools(context: Context, summary: dict[str, Any]) -> dict[str, Any]:
-    """Embeds the candidates of the summary's pools into `embeddings/`, shard by shard; see `written`."""
-    work = student_work(context, EMBEDDINGS, summary["pools"])
+def embed_pools(context: Context, summary: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Embeds the candidates of the summary's pools into `prefix/`, shard by shard; see `written`."""
+    work = student_work(context, prefix, summary["pools"])
     carry_out(context, {STUDENT: checkpoint.place(context.inputs["train"])}, work, label="index")
-    return written(context.output, EMBEDDINGS, summary["rows"])
+    return written(context.output, prefix, summary["rows"])
 
 
 def student_work(context: Context, prefix: str, pools: Iterable[str]) -> list[Work]:

@@ -74,8 +74,8 @@ def shelf_of(context: Context, split: str, read: ReadOut) -> AbstractContextMana
     return context.shared(TEACHER, __name__, [*inputs, "features"], {**params, "centred": True})
 
 
-def copy_pools(context: Context, summary: Mapping[str, Any], read: ReadOut) -> dict[str, Any]:
-    """The teacher's vectors of the summary's pools as this artifact's `embeddings/`; see `written`.
+def copy_pools(context: Context, summary: Mapping[str, Any], read: ReadOut, prefix: str) -> dict[str, Any]:
+    """The teacher's vectors of the summary's pools as this artifact's `prefix/`; see `written`.
 
     Copied, so that an index holds what it searches, like any other, and turned to the student's directions where the
     student learnt it so; the teacher reads only what no run has read.
@@ -89,8 +89,8 @@ def copy_pools(context: Context, summary: Mapping[str, Any], read: ReadOut) -> d
         carry_out(context, {TEACHER: checkpoint.place(context.inputs["backbone"])}, vectors.work, label="index")
         stored = vectors.artifacts(summary["rows"])[read]
     rotation = read_rotation(context.inputs["train"])
-    turn_files(stored.files(EMBEDDINGS), stored.filesystem, context.output, EMBEDDINGS, rotation)
-    return written(context.output, EMBEDDINGS, summary["rows"])
+    turn_files(stored.files(EMBEDDINGS), stored.filesystem, context.output, prefix, rotation)
+    return written(context.output, prefix, summary["rows"])
 
 
 def turn_files(

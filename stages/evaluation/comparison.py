@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from stages.evaluation import mbeir
+from stages.evaluation.mbeir import SCOPES
 
 HEADLINE = "hit@5"
 MODELS = ("cut", "student", "teacher")
 """`cut` is the teacher's first layers, as many as the student has, before any training."""
-SCOPES = ("local", "union")
+SMALLER = ("vector", "bytes", "own pools", "lost", "union pool", "lost")
+"""The head of the table of smaller vectors."""
 
 
 def measured(metrics: Mapping[str, Any]) -> list[str]:
@@ -42,8 +44,8 @@ def quality(metrics: Mapping[str, Any], model: str, scope: str, name: str) -> fl
 
 
 def score(one: Mapping[str, Any], scope: str) -> float:
-    """The headline of one model's metrics, of chance's or of some dimensions': M-BEIR's average, else the mean."""
-    return one["mbeir"][scope] if "mbeir" in one else one[scope][HEADLINE]
+    """The headline of one model's metrics, or of chance's: M-BEIR's average, else the mean."""
+    return mbeir.headline(one, scope)
 
 
 def score_name(metrics: Mapping[str, Any]) -> str:
@@ -135,8 +137,32 @@ def is_searched(metrics: Mapping[str, Any]) -> bool:
     return bool(metrics.get("asymmetric", {}).get("searched"))
 
 
-def dimension_rows(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The headline by leading dimensions, for a student that was trained to be read by fewer of them."""
-    student = metrics["student"]
-    entries = [*student["dimensions"], student] if "dimensions" in student else []
-    return [(f"{one['dim']:,}", *(f"{score(one, scope):.3f}" for scope in SCOPES)) for one in entries]
+def stored_line(metrics: Mapping[str, Any]) -> str:
+    """One line about an index of a smaller precision; empty where it holds float16."""
+    name = metrics.get("asymmetric" if is_searched(metrics) else "student", {}).get("precision", "")
+    line = f"the index holds {name}, and this is what it finds: index.precision=float16 shows what is lost"
+    return line if name else ""
+
+
+def smaller_rows(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """SMALLER of each length and precision of the student's vectors, the most bytes first."""
+    rows = metrics["student"].get("smaller", {"rows": []})["rows"]
+    ordered = sorted(rows, key=lambda row: (-row["bytes"], -row["dim"]))
+    return [(*_size(row), *(cell for scope in SCOPES for cell in _quality(row, scope))) for row in ordered]
+
+
+def _size(row: Mapping[str, Any]) -> tuple[str, str]:
+    return f"{row['dim']:,} × {row['precision']}", f"{row['bytes']:,}"
+
+
+def _quality(row: Mapping[str, Any], scope: str) -> tuple[str, str]:
+    return f"{score(row, scope):.3f}", f"{row['lost'][scope]:.3f}"
+
+
+def smaller_line(metrics: Mapping[str, Any]) -> str:
+    """One line about the table of smaller vectors; empty where there is none."""
+    if "smaller" not in metrics["student"]:
+        return ""
+    asked, every = (metrics["student"]["smaller"][name] for name in ("queries", "of"))
+    some = f"{asked:,} of {every:,} queries, evenly spaced" if asked < every else f"All {asked:,} queries"
+    return f"{some}. Candidates alone are stored in fewer bytes; what is lost is told against the first row."

@@ -27,6 +27,8 @@ SETS = (
     "infoseek_task8",
 )
 """All sets in the order of the paper's tables."""
+SCOPES = ("local", "union")
+"""Where a set is searched: in its own pool, and in all pools as one."""
 FASHION = ("fashion200k_task0", "fashion200k_task3", "fashioniq_task7")
 
 
@@ -41,10 +43,15 @@ def score(model: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     Args:
         model: {scope: {"tasks": {set: {measure: value}}}}, as metrics.json has it of each model and of chance.
     """
-    found = {scope: [name for name in SETS if name in model[scope]["tasks"]] for scope in ("local", "union")}
+    found = {scope: [name for name in SETS if name in model[scope]["tasks"]] for scope in SCOPES}
     averages = {
         scope: sum(model[scope]["tasks"][name][measure_of(name)] for name in names) / len(names)
         for scope, names in found.items()
         if names
     }
     return {"mbeir": averages} if averages else {}
+
+
+def headline(one: Mapping[str, Any], scope: str) -> float:
+    """What a model, chance or some vectors come to: M-BEIR's average where there is one, else the mean hit@5."""
+    return one["mbeir"][scope] if "mbeir" in one else one[scope]["hit@5"]

@@ -19,8 +19,8 @@ from stages.contract.context import Artifact, Context
 from stages.data.ingest.wording import rejects_line
 from stages.evaluation.comparison import (
     SCOPES,
+    SMALLER,
     asymmetric_values,
-    dimension_rows,
     is_mbeir,
     is_searched,
     kept,
@@ -33,6 +33,9 @@ from stages.evaluation.comparison import (
     score,
     score_meaning,
     score_name,
+    smaller_line,
+    smaller_rows,
+    stored_line,
     timed,
     untrained,
 )
@@ -91,7 +94,8 @@ def render(
         metrics=metrics,
         scopes={scope: list(set_lines(metrics, scope)) for scope in SCOPES},
         measures=list(measure_rows(metrics)),
-        dimensions=dimension_rows(metrics),
+        smaller=(SMALLER, smaller_line(metrics), smaller_rows(metrics)),
+        stored=stored_line(metrics),
         asymmetric=asymmetric_values(metrics),
         searched=is_searched(metrics),
         costs=list(model_rows(metrics)),

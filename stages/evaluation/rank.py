@@ -20,9 +20,11 @@ from stages.evaluation.chance import chance_of_hit
 from stages.evaluation.measures import HITS, cutoff, measure_queries, trec_lines
 from stages.evaluation.sets import EvaluationSet, set_name
 from stages.search import leading
-from stages.search.exact import ExactIndex, asked_of, search_all, vectors
+from stages.search.columns import vectors
+from stages.search.exact import ExactIndex, asked_of, search_all
 from stages.search.filters import Filter
 from stages.search.leading import Leading
+from stages.search.precision import Coded
 
 QUERIES = {"cpu": 8192, "cuda": 32768}
 """Queries of a task, by device; memory as in `stages.search.exact` and `stages.search.device`."""
@@ -97,16 +99,16 @@ def rank_blocks(
     blocks: Sequence[pa.Table],
     sets: Sequence[EvaluationSet],
     pools: Pools,
-    index: ExactIndex | Leading,
+    index: ExactIndex | Leading | Coded,
     depth: int,
-    tag: str,
+    tag: str | None,
     device: str = "cpu",
 ) -> Iterator[dict[tuple[str, str], Tally]]:
     """Ranks blocks of queries with vectors (schema of queries, plus `vector`), all of them in one pass.
 
     Args:
         depth: ranked candidates kept for each query.
-        tag: what the run is called in its lines.
+        tag: what the run is called in its lines; None writes none.
         device: cpu or cuda.
 
     Yields:
@@ -130,7 +132,8 @@ def rank_blocks(
         for name, queries in part:
             for (scope, chosen), ranking in zip(scopes[name].items(), next(found), strict=True):
                 tally = _measure(queries, ranking.dids, reachable.counts(queries, chosen), pools.size(chosen))
-                tally.trec = _trec(queries["qid"].to_pylist(), ranking.dids, ranking.scores, tag)
+                if tag is not None:
+                    tally.trec = _trec(queries["qid"].to_pylist(), ranking.dids, ranking.scores, tag)
                 tallies[name, scope] = tally
         yield tallies
 

@@ -12,6 +12,7 @@ from stages.contract.context import Context
 from stages.evaluation.comparison import (
     HEADLINE,
     SCOPES,
+    SMALLER,
     asymmetric_values,
     is_mbeir,
     is_searched,
@@ -24,6 +25,8 @@ from stages.evaluation.comparison import (
     score,
     score_meaning,
     score_name,
+    smaller_rows,
+    stored_line,
     timed,
     untrained,
 )
@@ -44,6 +47,8 @@ def write_report(context: Context, metrics: Mapping[str, Any]) -> None:
         "tables/local.md": markdown_table(set_columns(metrics), set_rows(metrics, "local")),
         "tables/union.md": markdown_table(set_columns(metrics), set_rows(metrics, "union")),
     }
+    if rows := smaller_rows(metrics):
+        texts["tables/smaller.md"] = markdown_table(SMALLER, rows)
     for name, text in texts.items():
         context.output.write_bytes(name, text.encode())
         context.tracker.text(name.removeprefix("tables/"), text)
@@ -115,6 +120,7 @@ def caption_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
         yield ASYMMETRIC
     if is_searched(metrics):
         yield "this is what searches of this run give"
+    yield from filter(None, [stored_line(metrics)])
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

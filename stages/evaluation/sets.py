@@ -5,7 +5,7 @@ the stored order, so teacher, student and a later run ask the same ones.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,10 +88,11 @@ def find_sets(ingest: Artifact, split: str, limit: int) -> list[EvaluationSet]:
     if not found:
         raise StageError(f"no query of split {split} was ingested; give the source a {split} split")
     lost = rejected_queries(ingest, split)
-    return [_limited(one, limit, lost.get(one.name, 0)) for _, one in sorted(found.items())]
+    return [limited(one, limit, lost.get(one.name, 0)) for _, one in sorted(found.items())]
 
 
-def _limited(one: EvaluationSet, limit: int, lost: int) -> EvaluationSet:
+def limited(one: EvaluationSet, limit: int, lost: int) -> EvaluationSet:
+    """The set with at most `limit` of its queries asked (0: all), and as large a part of its `lost` ones missed."""
     asked = min(limit or one.stored, one.stored)
     return replace(one, asked=asked, missed=round(lost * asked / one.stored))
 
@@ -105,10 +106,22 @@ def rejected_queries(ingest: Artifact, split: str) -> dict[str, int]:
 
 def query_blocks(ingest: Artifact, split: str, sets: Sequence[EvaluationSet]) -> Iterator[pa.Table]:
     """The asked queries, evenly spaced within their set, as tables of BLOCK rows with the columns ASKED."""
+    held: list[pa.RecordBatch] = []
+    for batch in pick(_batches(ingest, split, list(ASKED)), sets):
+        held.append(batch)
+        while sum(part.num_rows for part in held) >= BLOCK:
+            table = pa.Table.from_batches(held).combine_chunks()
+            yield table.slice(0, BLOCK)
+            held = table.slice(BLOCK).to_batches()
+    if any(part.num_rows for part in held):
+        yield pa.Table.from_batches(held).combine_chunks()
+
+
+def pick(batches: Iterable[pa.RecordBatch], sets: Sequence[EvaluationSet]) -> Iterator[pa.RecordBatch]:
+    """The asked queries among the stored ones, evenly spaced within their set."""
     chosen = {one.name: one for one in sets}
     seen = dict.fromkeys(chosen, 0)
-    held: list[pa.RecordBatch] = []
-    for batch in _batches(ingest, split, list(ASKED)):
+    for batch in batches:
         names = map(set_name, batch["dataset"].to_pylist(), batch["task_id"].to_pylist())
         picks = []
         for row, name in enumerate(names):
@@ -116,13 +129,7 @@ def query_blocks(ingest: Artifact, split: str, sets: Sequence[EvaluationSet]) ->
                 if is_asked(seen[name], chosen[name].stored, chosen[name].asked):
                     picks.append(row)
                 seen[name] += 1
-        held.append(batch.take(pa.array(picks, pa.int64())))
-        while sum(part.num_rows for part in held) >= BLOCK:
-            table = pa.Table.from_batches(held).combine_chunks()
-            yield table.slice(0, BLOCK)
-            held = table.slice(BLOCK).to_batches()
-    if any(part.num_rows for part in held):
-        yield pa.Table.from_batches(held).combine_chunks()
+        yield batch.take(pa.array(picks, pa.int64()))
 
 
 def is_asked(position: int, stored: int, asked: int) -> bool:

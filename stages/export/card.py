@@ -42,6 +42,15 @@ where they are.
 vLLM: `vllm serve DIRECTORY --runner pooling`, then `POST /v1/embeddings` with `messages`: `input` would skip the chat
 template, and with it the read-out token. The files follow vLLM's documentation; **vLLM was not run on them.**
 
+Smaller candidates by sentence-transformers: the signs, eight in a byte, or a byte for each value, by ranges that are
+best taken of all candidates. Queries stay as they are. The run's report tells what is lost, by bytes of a candidate:
+```python
+from sentence_transformers.util import quantize_embeddings
+signs = model.encode_document(["A red circle.", "A blue square."], precision="binary")
+candidates = model.encode_document(["A red circle.", "A blue square."])
+bytes_of_values = quantize_embeddings(candidates, "int8", calibration_embeddings=candidates)
+```
+
 Of an instruction and its text together {max_text_characters} characters are read, by every loader of this directory.
 
 ## Numbers of this run (stage `{stage}`)

@@ -26,8 +26,8 @@ from pyarrow.fs import FileSystem
 from stages.data.keys import content_id, hash_ids
 from stages.data.modalities import MODALITIES
 from stages.data.schemas import NEGATIVES
+from stages.search.columns import vectors
 from stages.search.device import NOTHING, Best, Ids, Tile, keys, prepared
-from stages.search.exact import vectors
 
 BLOCK = 1024  # queries that are compared with a tile together
 COLUMNS = ("did", "modality", "did_hash", "content_hash", "vector")

@@ -18,6 +18,7 @@ from stages.contract.context import Artifact, Attempt, InputError
 from stages.search.choice import MODULES, choose
 from stages.search.exact import ExactIndex
 from stages.search.filters import Filter
+from stages.search.precision import Precision
 from stages.search.ranking import Ranking
 
 FORMAT = 1
@@ -68,14 +69,15 @@ def open_index(index: Artifact, card: dict[str, Any], backend: str = "") -> Inde
     wanted = backend or card["backend"]
     if wanted not in ("exact", *MODULES):
         raise InputError(f"there is no index backend '{wanted}'; choose one of: exact {' '.join(MODULES)}")
-    choose(wanted, card["rows"])
-    exact = ExactIndex.open(index)
+    precision = Precision.of(card)
+    choose(wanted, card["rows"], precision=precision.name)
+    exact = ExactIndex.open(index, precision)
     if wanted == "exact":
         return exact.ready()
     if wanted == "faiss":
         from stages.search.faiss_index import FaissIndex
 
-        return FaissIndex.of(exact.batches(exact.columns()), card["rows"])
+        return FaissIndex.of(exact.batches(exact.columns()), card["rows"], precision)
     if card["backend"] != "lance":
         raise InputError(f"the index {index.uri} has no lance table; make it with index.backend=lance")
     from stages.search.lance_index import LanceIndex

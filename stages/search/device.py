@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 import torch
 
 from stages.search import exact
+from stages.search.columns import vectors
 from stages.search.exact import Asked
 from stages.search.filters import Filter
 from stages.search.ranking import Ranking
@@ -72,7 +73,7 @@ def prepared(batches: Iterable[pa.RecordBatch], ids: Ids, device: str) -> Iterat
     """The corpus in tiles of one shape; see `exact.float32_rows`."""
     first = 0
     for table in exact.tiles(batches):
-        stored_ND = exact.vectors(table)
+        stored_ND = vectors(table)
         vectors_ND = torch.zeros(exact.TILE, stored_ND.shape[1], device=device)
         vectors_ND[: len(stored_ND)] = torch.tensor(stored_ND, device=device)
         place_N = torch.from_numpy(ids.places[first : first + len(stored_ND)]).to(device)

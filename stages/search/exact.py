@@ -23,14 +23,15 @@ import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem
 
 from stages.contract.context import Artifact
+from stages.search.columns import COLUMNS, vectors
 from stages.search.filters import Filter
+from stages.search.precision import AS_STORED, Precision
 from stages.search.ranking import Ranking, check_dimension
 
 TILE = 8192
 HELD_BYTES = 2**30
 MOST_HELD = 8 * 2**30
 """Bytes of stored vectors above which they are streamed at every search, for a machine that does other things too."""
-COLUMNS = ("did", "modality", "pools", "vector")
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,20 @@ class ExactIndex:
 
     files: tuple[str, ...]
     filesystem: FileSystem
+    precision: Precision = AS_STORED
 
     @classmethod
-    def open(cls, artifact: Artifact, prefix: str = "embeddings") -> "ExactIndex":
-        """The index over the listed files of a committed artifact."""
-        return cls(tuple(artifact.files(prefix)), artifact.filesystem)
+    def open(cls, artifact: Artifact, precision: Precision = AS_STORED) -> "ExactIndex":
+        """The index over the listed files of a committed artifact, whose vectors are stored in a precision."""
+        return cls(tuple(artifact.files("embeddings")), artifact.filesystem, precision)
 
     def batches(self, columns: Sequence[str] = COLUMNS) -> Iterator[pa.RecordBatch]:
-        """The stored rows in file order."""
+        """The stored rows in file order, with vectors of numbers whatever they are stored as."""
         stored = pyarrow.dataset.dataset(list(self.files), filesystem=self.filesystem, format="parquet")
         # Little read-ahead: the matrix product is the slow part, and the default would hold gigabytes of wide rows.
-        yield from stored.to_batches(columns=list(columns), batch_size=TILE, batch_readahead=2, fragment_readahead=1)
+        found = stored.to_batches(columns=list(columns), batch_size=TILE, batch_readahead=2, fragment_readahead=1)
+        for batch in found:
+            yield self.precision.decoded(batch) if "vector" in columns else batch
 
     def search(self, queries_QD: np.ndarray, k: int, *filters: Filter) -> list[Ranking]:
         """The k best candidates of each query, once for each filter (one pass over the corpus serves them all).
@@ -74,8 +78,8 @@ class ExactIndex:
 
     @property
     def dim(self) -> int:
-        """Length of a stored vector."""
-        return self.schema().field("vector").type.list_size
+        """Length of a vector."""
+        return self.precision.dim or self.schema().field("vector").type.list_size
 
     def schema(self, columns: Sequence[str] = ()) -> pa.Schema:
         """The schema of the stored rows, of all columns or some."""
@@ -100,21 +104,26 @@ class ExactIndex:
 class HeldIndex:
     """The same search over vectors that stay in memory, for one query after another: nothing is read or sorted again.
 
-    Vectors are held as float32 up to HELD_BYTES, and above as the float16 that is stored, converted at each search.
+    Vectors are held as float32 up to HELD_BYTES, and above as they are stored, converted at each search.
     """
 
     def __init__(self, stored: ExactIndex) -> None:
-        self.dim = stored.dim
+        self.dim, self.precision = stored.dim, stored.precision
         self.held: list[tuple[pa.Table, np.ndarray]] = []
         room = HELD_BYTES
         for tile, rows_ND in prepared(stored.batches(stored.columns())):
             room -= rows_ND.nbytes
-            self.held.append((tile, rows_ND if room >= 0 else rows_ND.astype(np.float16)))
+            self.held.append((tile, rows_ND if room >= 0 else self.precision.encode(rows_ND)))
 
     def search(self, queries_QD: np.ndarray, k: int, *filters: Filter) -> list[Ranking]:
         """See `ExactIndex.search`."""
         check_dimension(queries_QD, self.dim)
-        return search_tiles(self.held, [asked_of(queries_QD, filters or (Filter(),))], k)[0]
+        return search_tiles(self.tiles(), [asked_of(queries_QD, filters or (Filter(),))], k)[0]
+
+    def tiles(self) -> Iterator[tuple[pa.Table, np.ndarray]]:
+        """What `prepared` gives."""
+        for tile, rows_ND in self.held:
+            yield tile, rows_ND if rows_ND.dtype == np.float32 else self.precision.decode(rows_ND)
 
 
 def search_batches(
@@ -147,7 +156,6 @@ def search_tiles(held: Iterable[tuple[pa.Table, np.ndarray]], asked: Sequence[As
     """`search_all` over what `prepared` gives. A block's scores do not depend on the blocks beside it."""
     best = [[TopK(len(one.vectors_QD), k) for _ in one.filters] for one in asked]
     for tile, rows_ND in held:
-        rows_ND = rows_ND.astype(np.float32, copy=False)
         passing = {chosen: chosen.rows(tile) for one in asked for chosen in one.filters}
         dids = {chosen: tile["did"].take(pa.array(rows)) for chosen, rows in passing.items()}
         for one, found in zip(asked, best, strict=True):
@@ -173,12 +181,6 @@ def tiles(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
             count -= TILE
     if count:
         yield pa.Table.from_batches(held)
-
-
-def vectors(table: pa.Table, column: str = "vector") -> np.ndarray:
-    """A fixed_size_list column as a matrix of its stored type, [N, D]."""
-    array = table[column].combine_chunks()
-    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size)
 
 
 def _float32_rows(tile: pa.Table, pad: bool) -> np.ndarray:

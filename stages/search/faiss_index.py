@@ -1,8 +1,8 @@
 """The faiss backend: an in-memory replica of an index for many queries a second.
 
-IVF over float16 vectors: scores are those of the stored vectors, only which lists are read is approximate. It is made
-from the stored vectors whenever it is opened, so it can't be out of date, and takes two bytes a number beside the
-columns that filters look at.
+IVF over float16 or int8 vectors: scores are those of the stored vectors, only which lists are read is approximate. It
+is made from the stored vectors whenever it is opened, so it can't be out of date, and takes the bytes of these beside
+the columns that filters look at.
 """
 
 # faiss declares its C++ side and not the Python over it.
@@ -16,15 +16,16 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from stages.search.exact import vectors
+from stages.search.columns import vectors
 from stages.search.filters import Filter
+from stages.search.precision import AS_STORED, Precision
 from stages.search.ranking import Ranking, best_first, check_dimension
 
 FLAT = 10_000  # rows below which lists would only lose
 TRAINED_PER_LIST = 64  # vectors that k-means sees for each list
 PROBED = 48  # lists that are read, of some hundreds
 SEED = 0
-FP16, PRODUCT = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+PRODUCT = faiss.METRIC_INNER_PRODUCT
 
 
 class FaissIndex:
@@ -34,21 +35,20 @@ class FaissIndex:
         self.index, self.columns = index, columns
 
     @classmethod
-    def of(cls, batches: Iterable[pa.RecordBatch], rows: int) -> "FaissIndex":
-        """From batches with `did`, `vector` and any other columns, `rows` rows in all. Vectors are held as float16."""
+    def of(cls, batches: Iterable[pa.RecordBatch], rows: int, precision: Precision = AS_STORED) -> "FaissIndex":
+        """From batches with `did`, `vector` and any other columns, `rows` rows in all, held in a precision.
+
+        Args:
+            batches: vectors of numbers.
+            precision: float16 or int8.
+        """
         held, kept = [], []
         for batch in batches:
-            held.append(vectors(pa.Table.from_batches([batch])).astype(np.float16))
+            held.append(precision.encode(vectors(batch)))
             kept.append(batch.drop_columns(["vector"]))
-        dim = held[0].shape[1]
-        index: Any  # faiss declares neither what an index learns from nor how it is asked
-        if rows < FLAT:
-            index = faiss.IndexScalarQuantizer(dim, FP16, PRODUCT)
-        else:
-            index = _lists(dim, rows)
-            index.train(_sample(held, rows, index.nlist * TRAINED_PER_LIST))
+        index = _trained(held, rows, precision)
         for part in held:
-            index.add(part.astype(np.float32))
+            index.add(precision.decode(part))
         return cls(index, pa.Table.from_batches(kept).combine_chunks())
 
     @property
@@ -86,17 +86,39 @@ class FaissIndex:
         return Ranking(dids, scores)
 
 
-def _lists(dim: int, rows: int) -> Any:
+def _trained(held: list[np.ndarray], rows: int, precision: Precision) -> Any:
+    """An index that knows its lists and codes, and holds nothing yet."""
+    dim, ranges_2D = held[0].shape[1], precision.ranges_2D
+    kind = faiss.ScalarQuantizer.QT_fp16 if ranges_2D is None else faiss.ScalarQuantizer.QT_8bit
+    index: Any  # faiss declares neither what an index learns from nor how it is asked
+    if rows < FLAT:
+        index = faiss.IndexScalarQuantizer(dim, kind, PRODUCT)
+    else:
+        index = _lists(dim, rows, kind)
+        index.train(precision.decode(_sample(held, rows, index.nlist * TRAINED_PER_LIST)))
+    if ranges_2D is not None:
+        _set_ranges(index, ranges_2D)
+    return index
+
+
+def _set_ranges(index: Any, ranges_2D: np.ndarray) -> None:
+    """Has faiss code by the stored ranges: its codes are then the stored ones, and stand for the same values."""
+    learnt = np.concatenate([ranges_2D[0], ranges_2D[1] - ranges_2D[0]]).astype(np.float32)
+    faiss.copy_array_to_vector(learnt, index.sq.trained)
+    index.is_trained = True
+
+
+def _lists(dim: int, rows: int, kind: int) -> Any:
     lists = round(2 * math.sqrt(rows))
     coarse = faiss.IndexFlatIP(dim)
-    index = faiss.IndexIVFScalarQuantizer(coarse, dim, lists, FP16, PRODUCT, False)
+    index = faiss.IndexIVFScalarQuantizer(coarse, dim, lists, kind, PRODUCT, False)
     index.own_fields = True
     coarse.this.disown()
     return index
 
 
 def _sample(held: list[np.ndarray], rows: int, wanted: int) -> np.ndarray:
-    """About `wanted` vectors drawn from all parts, float32."""
+    """About `wanted` vectors drawn from all parts, as they are held."""
     random = np.random.default_rng(SEED)
     share = min(1.0, wanted / rows)
-    return np.concatenate([part[random.random(len(part)) < share] for part in held]).astype(np.float32)
+    return np.concatenate([part[random.random(len(part)) < share] for part in held])

@@ -13,7 +13,8 @@ from typing import Any
 import lance
 import numpy as np
 
-from stages.search.exact import ExactIndex, vectors
+from stages.search.columns import vectors
+from stages.search.exact import ExactIndex
 from stages.search.filters import Filter
 from stages.search.ranking import Ranking, best_first, check_dimension
 

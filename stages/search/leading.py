@@ -7,14 +7,12 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from stages.search.exact import COLUMNS, ExactIndex
-
-Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
+from stages.search.columns import COLUMNS, Rows, vectors, with_vectors
+from stages.search.exact import ExactIndex
 
 
 def trained_dimensions(model: Path) -> list[int]:
@@ -24,14 +22,9 @@ def trained_dimensions(model: Path) -> list[int]:
 
 def shorten(table: Rows, dim: int) -> Rows:
     """A table (or record batch) whose column `vector` holds the first `dim` values, at unit length, as float32."""
-    place = table.schema.get_field_index("vector")
-    column = table.column(place)
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    rows_ND = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)[:, :dim].astype(np.float32)
+    rows_ND = vectors(table)[:, :dim].astype(np.float32)
     rows_ND /= np.maximum(np.linalg.norm(rows_ND, axis=1, keepdims=True), 1e-12)
-    values = pa.FixedSizeListArray.from_arrays(pa.array(rows_ND.reshape(-1)), dim)
-    columns = [values if at == place else table.column(at) for at in range(table.num_columns)]
-    return type(table).from_arrays(columns, names=table.schema.names)
+    return with_vectors(table, rows_ND)
 
 
 @dataclass(frozen=True)

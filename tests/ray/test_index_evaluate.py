@@ -16,6 +16,7 @@ from stages.data.instructions import before_text
 from stages.evaluation.chance import chance_of_hit
 from stages.mining.mine import mine_negatives
 from stages.search.exact import ExactIndex
+from stages.search.precision import Precision
 from tests.search_world import COLOURS, TRAINED, Witness, ingest_rows, make_world, picture, run_stage, share_in
 from tests.support import rows
 
@@ -172,8 +173,33 @@ def test_each_trained_dimension_has_its_quality_in_the_report(world: dict, scope
         run = read_run(world, "student-16d", scope, task)
         hits.append(np.mean([any(did in positives[qid] for did, _ in found[:5]) for qid, found in run.items()]))
     assert shorter["dim"] == 16 and shorter[scope]["hit@5"] == pytest.approx(np.mean(hits))
+    smaller = world["metrics"]["student"]["smaller"]
+    assert (smaller["queries"], smaller["of"]) == (24, 24)
+    found = {(row["dim"], row["precision"]): row for row in smaller["rows"]}
+    assert list(found) == [(dim, name) for dim in (16, 32) for name in ("float16", "int8", "binary")]
+    assert found[16, "float16"][scope] == pytest.approx(shorter[scope])
+    whole = {name: value for name, value in world["metrics"]["student"][scope].items() if name != "tasks"}
+    assert found[32, "float16"][scope] == pytest.approx(whole)
     report = world["artifacts"]["evaluate"].local("report.html").read_text()
-    assert f"<td>16</td><td>{shorter['local']['hit@5']:.3f}</td><td>{shorter['union']['hit@5']:.3f}</td>" in report
+    assert f"<td>16 × float16</td><td>32</td><td>{shorter['local']['hit@5']:.3f}</td>" in report
+    assert "| 32 × binary | 4 |" in world["artifacts"]["evaluate"].local("tables/smaller.md").read_text()
+
+
+def test_an_index_of_int8_finds_what_was_foretold_of_it(world: dict) -> None:
+    artifacts = dict(world["artifacts"])
+    floats = {row["did"]: row["vector"] for row in rows(artifacts["index"], "embeddings")}
+    params = index.Params(precision="int8")
+    artifacts["index"], indexed, _ = run_stage(world["store"], artifacts, "index", params, "8" * 16)
+    card = artifacts["index"].read_json("retriever.json")
+    precision, stored = Precision.of(card), rows(artifacts["index"], "embeddings")
+    assert (card["backend"], card["dim"], indexed["rows"]) == ("exact", 32, 24)
+    expected = precision.encode(np.array([floats[row["did"]] for row in stored]))
+    assert [row["vector"] for row in stored] == expected.tolist()
+    _, measured, _ = run_stage(world["store"], artifacts, "evaluate", evaluate.Params(teacher=False), "8" * 16)
+    assert measured["student"]["precision"] == "int8" and "smaller" not in measured["student"]
+    told = {(row["dim"], row["precision"]): row for row in world["metrics"]["student"]["smaller"]["rows"]}[32, "int8"]
+    for scope in ("local", "union"):
+        assert measured["student"][scope]["hit@5"] == pytest.approx(told[scope]["hit@5"])
 
 
 def test_means_weigh_each_set_the_same(world: dict) -> None:

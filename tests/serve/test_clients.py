@@ -18,10 +18,14 @@ import pytest
 
 from pipeline.web.batching import Gate
 from pipeline.web.engine import Engine
+from pipeline.web.served import ServedIndex
+from stages.contract.context import InputError
 from stages.model.prompt import READ_OUTS
 from stages.model.rows import Row
+from stages.search.precision import quantize
 from stages.search.retriever import Query, Retriever
-from tests.serve.conftest import RED, Served
+from tests.search_world import write_index
+from tests.serve.conftest import RED, Served, serving
 
 PACKED = base64.b64encode(RED.bytes).decode()
 WRAPPED = base64.encodebytes(RED.bytes).decode()  # a new line after each 76 characters, as `base64 FILE` prints it
@@ -235,3 +239,57 @@ def test_each_clients_word_for_a_query_adds_the_instruction(server: Served, aske
 def test_each_clients_word_for_a_document_adds_nothing(server: Served, asked: dict):
     plain = server.engine.student.embed_many([Row("Red.")])
     np.testing.assert_allclose(vectors(server.post("embed", json={"input": "red", **asked})), plain, atol=1e-4)
+
+
+def numbers(answer) -> list[list[int]]:
+    """What an answer holds that are no floats."""
+    assert answer.status_code == 200, answer.text
+    return [one["embedding"] for one in answer.json()["data"]]
+
+
+@pytest.mark.parametrize("asked", ["embedding_type", "output_dtype", "embedding_types"])
+@pytest.mark.parametrize("kind", ["binary", "ubinary"])
+def test_each_clients_word_for_signs_gives_eight_in_a_number(server: Served, asked: str, kind: str):
+    body = {"input": ["red", "blue"], asked: [kind] if asked == "embedding_types" else kind}
+    whole = vectors(server.post("embed", json={"input": ["red", "blue"]}))
+    assert numbers(server.post("embed", json=body)) == quantize(whole, kind).tolist()
+    found = numbers(server.post("v1/embeddings", json={**body, "dimensions": 16, "encoding_format": "float"}))
+    assert found == quantize(whole[:, :16], kind).tolist() and len(found[0]) == 2
+
+
+def test_jinas_base64_is_openais(server: Served):
+    bodies = [{"input": "red", name: "base64"} for name in ("embedding_type", "encoding_format")]
+    assert len({server.post("embed", json=body).text for body in bodies}) == 1
+
+
+@pytest.mark.parametrize(
+    "asked, told",
+    [
+        ({"embedding_type": "int8"}, "int8 needs the ranges that values of candidates have"),
+        ({"embedding_type": "int4"}, "embedding_type: Input should be 'float', 'base64', 'int8'"),
+        ({"embedding_types": ["float", "binary"]}, "ask for one kind of numbers at a time"),
+        ({"embedding_type": "binary", "encoding_format": "base64"}, "base64 holds float32"),
+    ],
+)
+def test_a_kind_of_numbers_that_is_not_there_is_refused_in_words(server: Served, asked: dict, told: str):
+    answer = server.post("embed", json={"input": "red", **asked})
+    assert answer.status_code == 400 and told in answer.json()["error"]["message"], answer.text
+
+
+def test_an_index_of_int8_is_searched_and_gives_int8_by_its_ranges(world):
+    artifacts = dict(world.artifacts)
+    artifacts["index"] = write_index(world.store, artifacts, "9" * 16, precision="int8")
+    keys = {name: one.key for name, one in artifacts.items()}
+    ranges = np.array(artifacts["index"].read_json("retriever.json")["ranges"], np.float32)
+    with serving(ServedIndex(world.store, keys, True)) as served:
+        (whole,) = vectors(served.post("embed", json={"input": "red"}))
+        for kind in ("int8", "uint8"):
+            found = numbers(served.post("embed", json={"input": "red", "embedding_type": kind}))
+            assert found == [quantize(whole, kind, ranges).tolist()]
+        answer = served.post("embed", json={"input": "red", "embedding_type": "int8", "dimensions": 16})
+        assert answer.status_code == 400 and "those of the index, of its whole vectors" in answer.text
+        with pytest.raises(InputError, match="of its whole vectors; leave dimensions and model out"):
+            served.engine.ranges("teacher", "int8", 32)
+        found = served.post(json={"text": "red", "k": 3}).json()["results"]
+        expected = served.engine.student.index.search(served.engine.student.embed_many([Row("Red.")]), 30)[0]
+        assert len(found) == 3 and {one["id"] for one in found} <= set(expected.dids[0])

@@ -42,7 +42,7 @@ def photo() -> bytes:
 
 
 def test_the_page_has_a_request_for_each_client_and_kind():
-    assert [len(blocks(language)) for language in ("python", "sh", "json")] == [3, 3, 5]
+    assert [len(blocks(language)) for language in ("python", "sh", "json")] == [3, 3, 6]
     assert all(name in CLIENTS for name in ("OpenAI", "LangChain", "LlamaIndex", "vLLM", "Jina", "Cohere"))
 
 

@@ -17,7 +17,7 @@ from stages.evaluation.page import render
 from stages.evaluation.sets import find_sets
 from tests.search_world import COLOURS, ingest_rows, write_ingest
 from tests.unit.test_evaluate_mbeir import shown as mbeir_metrics
-from tests.unit.test_evaluate_report import NAMES, metrics
+from tests.unit.test_evaluate_report import NAMES, metrics, smaller
 
 EVIL = '<script>alert("x")</script><img src="http://elsewhere/p.png">'
 CURVE = {
@@ -69,13 +69,22 @@ def test_every_set_and_the_headline_are_there():
         assert f"<td>{name.rpartition('_task')[0]} image+text→image+text</td>" in shown
     assert shown.count("0.450") >= len(NAMES) + 2 and "keeps 90%" in " ".join(shown.split())
     assert "not run: it is not installed" in shown and "looked for (2 more)" in shown
-    assert "<td>ndcg@10</td>" in shown and "leading dimensions" not in shown
+    assert "<td>ndcg@10</td>" in shown and "by bytes of a candidate" not in shown
 
 
-def test_leading_dimensions_have_a_table_where_they_were_trained():
-    trained = metrics(NAMES)
-    trained["student"]["dimensions"] = [{"dim": 64, "local": {"hit@5": 0.4}, "union": {"hit@5": 0.2}}]
-    assert "<tr><td>64</td><td>0.400</td><td>0.200</td></tr>" in page(metrics=trained)
+def test_smaller_vectors_have_a_table_beside_their_bytes():
+    measured = metrics(NAMES)
+    measured["student"]["smaller"] = smaller(queries=96)
+    shown = page(metrics=measured)
+    cells = ("64 × float16", "128", "0.400", "0.050", "0.200", "0.025")
+    assert f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" in shown
+    assert "Mean hit@5 by bytes of a candidate" in shown and "96 of 800 queries" in shown
+
+
+def test_the_page_says_that_the_index_holds_smaller_vectors():
+    measured = metrics(NAMES)
+    measured["student"]["precision"] = "binary"
+    assert "The index holds binary, and this is what it finds" in page(metrics=measured)
 
 
 def test_of_an_untrained_teacher_the_page_shows_no_share():

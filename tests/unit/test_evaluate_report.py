@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from stages.evaluation.comparison import dimension_rows, labels, measure_rows
+from stages.evaluation.comparison import SMALLER, labels, measure_rows, smaller_line, smaller_rows, stored_line
 from stages.evaluation.measures import MEASURES
 from stages.evaluation.plots import draw_cost, draw_quality
 from stages.evaluation.report import WIDTH, markdown_table, set_columns, set_rows, terminal_table
@@ -85,11 +85,40 @@ def test_a_task_may_hold_what_parts_cells() -> None:
     assert markdown_table(("set", "hit"), [("a | b", "1")]).splitlines()[-1] == r"| a \| b | 1 |"
 
 
-def test_leading_dimensions_have_rows_where_they_were_trained() -> None:
+def smaller(queries: int = 800) -> dict:
+    """Rows of smaller vectors in the shape of metrics.json."""
+
+    def row(dim: int, precision: str, nbytes: int, local: float, union: float) -> dict:
+        lost = {"local": 0.45 - local, "union": 0.225 - union}
+        size = {"dim": dim, "precision": precision, "bytes": nbytes}
+        return {**size, "local": {"hit@5": local}, "union": {"hit@5": union}, "lost": lost}
+
+    rows = [row(64, "float16", 128, 0.4, 0.2), row(64, "binary", 8, 0.1, 0.05)]
+    return {"queries": queries, "of": 800, "rows": [*rows, row(1536, "float16", 3072, 0.45, 0.225)]}
+
+
+def test_smaller_vectors_have_rows_by_their_bytes() -> None:
     shown = metrics(NAMES)
-    assert dimension_rows(shown) == []
-    shown["student"]["dimensions"] = [{"dim": 64, "local": {"hit@5": 0.4}, "union": {"hit@5": 0.2}}]
-    assert dimension_rows(shown) == [("64", "0.400", "0.200"), ("1,536", "0.450", "0.225")]
+    assert smaller_rows(shown) == [] and smaller_line(shown) == ""
+    shown["student"]["smaller"] = smaller()
+    assert smaller_rows(shown) == [
+        ("1,536 × float16", "3,072", "0.450", "0.000", "0.225", "0.000"),
+        ("64 × float16", "128", "0.400", "0.050", "0.200", "0.025"),
+        ("64 × binary", "8", "0.100", "0.350", "0.050", "0.175"),
+    ]
+    assert markdown_table(SMALLER, smaller_rows(shown)).splitlines()[-1].startswith("| 64 × binary | 8 | 0.100")
+    assert smaller_line(shown).startswith("All 800 queries.")
+    shown["student"]["smaller"] = smaller(queries=96)
+    assert smaller_line(shown).startswith("96 of 800 queries, evenly spaced.")
+
+
+@pytest.mark.parametrize("model", ["student", "asymmetric"])
+def test_the_table_says_that_the_index_holds_smaller_vectors(model: str) -> None:
+    shown = metrics(NAMES)
+    assert stored_line(shown) == ""
+    shown["asymmetric"]["searched"] = model == "asymmetric"
+    shown[model]["precision"] = "int8"
+    assert "the index holds int8, and this is what it finds" in terminal_table(shown)
 
 
 def test_every_measure_has_a_row_with_all_models_and_pools() -> None:

@@ -2,21 +2,26 @@
 
 import base64
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from stages import backbone
 from stages.contract.context import StageError
+from stages.export.card import write_card
 from stages.export.checkpoint import export_student, save_backbone
-from stages.export.loaders import LOADERS
+from stages.export.loaders import LOADERS, ROOT
 from stages.export.mlflow_model import pyfunc_vectors, save_reference
 from stages.export.parity import MINIMUM_COSINE, check_parity, compare, samples
 from stages.model.encoder import Encoder
 from stages.model.rows import Row
+from stages.search.precision import find_ranges, quantize
 from tests.tiny_models import picture, write_checkpoint
 
 
@@ -43,6 +48,26 @@ def test_every_installed_loader_gives_the_students_vectors(student):
     # Above a megapixel a picture is scaled down twice, by what checks it and then for the model.
     assert apart.pop("MLflow pyfunc") < 3e-3
     assert max(apart.values()) < 1e-6
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_card_give_smaller_vectors_as_an_index_stores_them(student, tmp_path):
+    report = {"loaders": {}, "not_run": {}, "inputs": 0}
+    write_card(student / "model", "train", {"layers": 2, "dim": 64, "parameters": 1}, report, {}, SimpleNamespace())
+    lines = "\n".join(re.findall(r"^```python\n(.*?)^```", (student / "model" / "README.md").read_text(), re.M | re.S))
+    (student / "model" / "README.md").unlink()
+    lines = lines.replace("path/to/this/directory", str(student / "model"))
+    lines = lines.replace(', {"text": "What is it?", "image": "photo.jpg"}', "")  # no decoder of files is built here
+    seen = "from stages.export.loaders import see_torchvision\nsee_torchvision()\n"
+    kept = f"\nimport numpy\nnumpy.savez({str(tmp_path / 'found.npz')!r}, a=candidates, b=signs, c=bytes_of_values)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([sys.executable, "-c", seen + lines + kept], cwd=tmp_path, env=environment, check=True)
+    with np.load(tmp_path / "found.npz") as found:
+        candidates, signs, values = (found[name] for name in "abc")
+    assert np.array_equal(signs, quantize(candidates, "binary")) and signs.shape == (2, 8)
+    assert np.array_equal(values, quantize(candidates, "int8", find_ranges([candidates])))
+    own = Encoder.load(student / "model").encode([Row("A red circle."), Row("A blue square.")])
+    assert np.abs(candidates - own).max() < 1e-4
 
 
 def test_the_inputs_are_queries_and_candidates_of_all_kinds_and_some_are_longer_than_what_is_read():
