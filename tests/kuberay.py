@@ -1,7 +1,7 @@
 """What KubeRay's RayJob accepts: fields and types of `ray.io/v1`, KubeRay 1.6 and 1.7, without those left out here.
 
-Closed: a field that is misspelt, or that stands a level too high, is refused, where the cluster's own server would drop
-it without a word. Pod templates are Kubernetes' own, in the strict schemas of kubernetes-validate.
+Closed: a field that is misspelt, or that stands a level too high, is refused, where a cluster would drop it without a
+word. Pod templates are Kubernetes' own, in the strict schemas of kubernetes-validate.
 """
 
 from typing import Annotated, Any, Literal

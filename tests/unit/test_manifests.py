@@ -1,4 +1,4 @@
-"""The files of `cluster/`: each is what its reader accepts, their versions agree, and a bucket is all that is shared."""
+"""The files of `cluster/`: their readers accept them, their versions agree, and a bucket is all that is shared."""
 
 import copy
 import json
@@ -26,7 +26,9 @@ ROOT = Path(__file__).resolve().parents[2]
 MACHINES = ROOT / "cluster" / "ray-cluster.yaml"
 JOBS = sorted(ROOT.glob("cluster/rayjob*.yaml"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-IMAGE = re.search(r"^FROM rayproject/ray:([\d.]+)-py(\d)(\d+)-", (ROOT / "cluster/Dockerfile").read_text(), re.MULTILINE)
+IMAGE = re.search(
+    r"^FROM rayproject/ray:([\d.]+)-py(\d)(\d+)-", (ROOT / "cluster/Dockerfile").read_text(), re.MULTILINE
+)
 PLAIN_OBJECTS = 10**10
 """Bytes of an object store from which on Ray refuses a /dev/shm that is smaller than the store."""
 
@@ -58,7 +60,8 @@ def test_kubernetes_and_kuberay_accept_the_manifest(path):
 
 
 @pytest.mark.parametrize(
-    "steps", [["spec", "retries"], ["spec", "rayClusterSpec", "replicas"], ["spec", "rayClusterSpec", "headGroupSpec", "x"]]
+    "steps",
+    [["spec", "retries"], ["spec", "rayClusterSpec", "replicas"], ["spec", "rayClusterSpec", "headGroupSpec", "x"]],
 )
 def test_a_field_that_kuberay_has_not_is_refused(steps):
     manifest = read(JOBS[0])
@@ -135,7 +138,9 @@ def test_the_pods_are_those_that_the_command_asks_for(path):
 
 
 def test_the_machines_command_is_a_command():
-    head = " ".join(line.lstrip("# ").rstrip("\\ ") for line in MACHINES.read_text().split("\n# Without")[0].splitlines())
+    head = " ".join(
+        line.lstrip("# ").rstrip("\\ ") for line in MACHINES.read_text().split("\n# Without")[0].splitlines()
+    )
     config = configuration(head)
     gpus = read(MACHINES)["available_node_types"]["gpu"]
     assert config.store.startswith("s3://") and config.cluster.workers <= gpus["max_workers"]
