@@ -102,10 +102,11 @@ class Corpus(ExitStack):
             did = lent[place // EVERY] if borrowed else self._new(one.dataset, one.number)
             pool.dids.append(did)
             pool.owners.append(owner)
-            self._write_candidate(f"local/mbeir_{local}", owner, did)
+            self._write_candidate(
+                owner, did, f"local/mbeir_{local}", *([] if borrowed else ["global/mbeir_union_test"])
+            )
             if not borrowed:
                 self._picture_of(one, did)
-                self._write_candidate("global/mbeir_union_test", one, did)
         if one.dataset == LENDER:
             self.lent[one.target] = one, pool.dids
         self.counts["candidates"] += len(pool.dids)
@@ -136,27 +137,28 @@ class Corpus(ExitStack):
         dids = [self._new(one.dataset, one.number) for _ in range(count)]
         for did in dids:
             self._picture_of(one, did)
-            self._write_candidate(f"global/mbeir_union_{split}", one, did)
+            self._write_candidate(one, did, f"global/mbeir_union_{split}")
         return Pool(dids, [one] * count)
 
     def _write_union(self, one: PublishedSet, did: str) -> None:
         """A test candidate that val asks for, once in the union of val."""
         if did not in self.asked:
             self.asked.add(did)
-            self._write_candidate("global/mbeir_union_val", one, did)
+            self._write_candidate(one, did, "global/mbeir_union_val")
 
-    def _write_candidate(self, pool: str, one: PublishedSet, did: str) -> None:
+    def _write_candidate(self, one: PublishedSet, did: str, *pools: str) -> None:
+        words = PASSAGE if one.dataset in PASSAGES else CAPTION
         fields = {
             "did": did,
-            "txt": sentence(f"c{did}", PASSAGE if one.dataset in PASSAGES else CAPTION)
-            if "text" in one.target
-            else None,
+            "txt": sentence(f"c{did}", words) if "text" in one.target else None,
             "img_path": path_of(one, f"c{did}") if "image" in one.target else None,
             "modality": one.target,
             "src_content": None,
         }
-        self._write(f"cand_pool/{pool}_cand_pool.jsonl", json.dumps(fields) + "\n")
-        self.counts["lines"] += 1
+        line = json.dumps(fields) + "\n"
+        for pool in pools:
+            self._write(f"cand_pool/{pool}_cand_pool.jsonl", line)
+            self.counts["lines"] += 1
 
     def _query(self, one: PublishedSet, qid: str, positives: list[str], pool: Pool, place: int) -> dict[str, Any]:
         """A query's row; every second task lists objects with a did."""

@@ -164,8 +164,9 @@ def section(size: int, found: dict[str, Any]) -> str:
         table.append([name + resumed, f"{one['rows']:,}", f"{one['seconds']:,.1f}", rate, changed, *memory, *written])
     said = (
         f"{found['head']} {made['lines']:,} lines: {made['candidates']:,} test candidates, queries of train, val"
-        f" and test {made['train']:,}, {made['val']:,} and {made['test']:,}; {made['pictures']:,} pictures. Written in"
-        f" {made['seconds']:,.0f} s, unpacked in {found['unpacked']['seconds']:,.0f} s; with all stages {total:,.0f} s."
+        f" and test {made['train']:,}, {made['val']:,} and {made['test']:,}; {made['pictures']:,} pictures. Written"
+        f" in {made['seconds']:,.0f} s, unpacked in {found['unpacked']['seconds']:,.0f} s;"
+        f" with all stages {total:,.0f} s."
     )
     return f"{fill(said, 119, break_long_words=False)}\n\n{markdown_table(table)}"
 

@@ -3,8 +3,8 @@
 #   tests/gpu/run.sh pack   where packages can be had: build/gpu/site.tar.xz, some 60 MB, for a machine that reaches none
 #   tests/gpu/run.sh        on the machine, in a copy of this repository; what it measured goes to $OUT (build/gpu/out)
 #   tests/gpu/run.sh dry    all of it on a machine without a GPU, where the tests are skipped and nothing is measured
-# The machine has python3 with a torch for its GPU and the usual scientific packages. What else Puma needs comes out of
-# the pack; without one it is installed beside them, in build/gpu/venv.
+# The machine has python3 with a torch for its GPU and the usual scientific packages. What else Puma needs is that of a
+# .venv, if there is one, or comes out of the pack, or is installed beside them, in build/gpu/venv.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -42,14 +42,14 @@ pack() {
 }
 
 prepare() {
-  if [ -f "$HOME_HERE/site.tar.xz" ]; then
+  if [ -x .venv/bin/python ]; then
+    python=.venv/bin/python
+    export PYTHONPATH=$PWD
+  elif [ -f "$HOME_HERE/site.tar.xz" ]; then
     mkdir -p "$HOME_HERE/site"
     tar --extract --xz --directory "$HOME_HERE/site" --file "$HOME_HERE/site.tar.xz" || return 1
     python=python3
     export PYTHONPATH=$PWD:$HOME_HERE/site
-  elif [ -x .venv/bin/python ]; then
-    python=.venv/bin/python
-    export PYTHONPATH=$PWD
   else
     python3 -m venv --system-site-packages "$HOME_HERE/venv" || return 1
     python=$HOME_HERE/venv/bin/python
@@ -64,7 +64,8 @@ measure() {
   {
     date -u
     nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader || echo "no GPU"
-    "$python" -c 'import ray, torch, transformers; print("torch", torch.__version__, "transformers", transformers.__version__, "ray", ray.__version__)'
+    "$python" -c 'from importlib.metadata import version
+for name in ("torch", "transformers", "deepspeed", "ray"): print(name, version(name))'
   } 2>&1 | tee "$OUT/machine.txt"
   timeout "$TEST_SECONDS" "$python" -m pytest tests/gpu -p no:cacheprovider --durations=0 --junitxml="$OUT/tests.xml" \
     2>&1 | tee "$OUT/tests.txt"
