@@ -241,7 +241,7 @@ def index(config: Config, shape: Shape) -> Line:
     work = f"{CANDIDATES / 1e6:.2f} M rows through {layers} layers, {size_in_words(vectors)} of vectors; lance"
     how = "counted FLOP; lance measured at 200,000 × 512 and carried over by rows and width"
     pictures = CANDIDATES * mean_row.pictures
-    return Line("index", work, how, flop, pictures, head_cpu=built, moved=2 * vectors)
+    return Line("index", work, how, flop, pictures, head_cpu=built, moved=vectors, each=2 * vectors)
 
 
 def evaluate(config: Config, shape: Shape) -> list[Line]:

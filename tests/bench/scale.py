@@ -46,7 +46,9 @@ def main(arguments: Sequence[str]) -> int:
     """Measures the sizes that were asked for and writes their sections."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench scale", description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=sizes, default=sizes("10k,100k,1m"), help="candidates: 500, 10k, 1m, …")
-    parser.add_argument("--work", type=Path, default=ROOT / ".puma" / "scale", help="kept between calls")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / ".puma" / "scale", help="kept between calls; a new one measures anew"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="Markdown; one section for each size")
     options = parser.parse_args(arguments)
     found = {size: measure(options.work.resolve() / str(size), size) for size in options.sizes}
@@ -106,29 +108,34 @@ STEPS = {"made": make, "unpacked": unpack_pictures}
 
 def run_stage(work: Path, stage: str, found: dict[str, Any]) -> dict[str, Any]:
     """Runs the pipeline as far as a stage, which is the only one left to run, and watches it."""
-    places = [f"data.path={work / 'data'}", f"store={work / 'store'}", f"tracking_uri=sqlite:///{work / 'mlflow.db'}"]
-    command = [sys.executable, str(ROOT / "pipeline" / "run.py"), *SETTINGS, *places, "--until", stage, "--json"]
     resumed = any(path.is_dir() for path in (work / "store" / stage).glob("*/*"))
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as spill:  # short, for sockets
         environment = os.environ | {"RAY_TMPDIR": spill, "PUMA_CACHE": str(work / "cache")}
-        process = subprocess.Popen(command, cwd=work, env=environment, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command(work, stage), cwd=work, env=environment, stdout=subprocess.PIPE, text=True)
         with Watch(process.pid, Path(spill)) as watch:
             answer, _ = process.communicate()
     if process.returncode:
         raise SystemExit(f"{stage} failed; the same command goes on from there")
-    done = json.loads(answer)["stages"][stage]
-    return {"seconds": done["seconds"], "resumed": resumed, **watch.peaks, **facts(stage, Path(done["uri"]), found)}
+    artifact = Path(json.loads(answer)["stages"][stage]["uri"])
+    return {"resumed": resumed, **watch.peaks, **facts(stage, artifact, found)}
+
+
+def command(work: Path, stage: str) -> list[str]:
+    """What runs as far as a stage, with all that it keeps in `work`."""
+    places = [f"data.path={work / 'data'}", f"store={work / 'store'}", f"tracking_uri=sqlite:///{work / 'mlflow.db'}"]
+    return [sys.executable, str(ROOT / "pipeline" / "run.py"), *SETTINGS, *places, "--until", stage, "--json"]
 
 
 def facts(stage: str, artifact: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """Rows that a stage worked on, its files and bytes, and how its pace changed."""
+    """Seconds of a stage, the rows that it worked on, its files and bytes, and how its pace changed."""
     manifest = json.loads((artifact / "manifest.json").read_text())
     tables = sorted((artifact / manifest["attempt"] / WRITTEN.get(stage, "none")).rglob("*.parquet"))
     written = [(path.stat().st_mtime, pq.read_metadata(path).num_rows) for path in tables]
     rows = sum(count for _, count in written)
     rows = {"ingest": found["made"]["lines"], "evaluate": found["made"]["test"]}.get(stage, rows)
     sizes_of_files = [entry["size"] for entry in manifest["files"]]
-    return {"rows": rows, "files": len(sizes_of_files), "bytes": sum(sizes_of_files), "pace": pace(sorted(written))}
+    kept = {"files": len(sizes_of_files), "bytes": sum(sizes_of_files)}
+    return {"seconds": manifest["seconds"], "rows": rows, **kept, "pace": pace(sorted(written))}
 
 
 def pace(written: Sequence[tuple[float, int]]) -> float | None:

@@ -80,7 +80,7 @@ def own_memory(process: psutil.Process) -> int:
 def is_worker(process: psutil.Process) -> bool:
     """Whether it is one of Ray's."""
     try:
-        return bool(process.cmdline()) and process.cmdline()[0].startswith(WORKER)
+        return "".join(process.cmdline()[:1]).startswith(WORKER)
     except psutil.Error:
         return False
 

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 
 HOME_HERE=$PWD/build/gpu
 OUT=${OUT:-$HOME_HERE/out}
-TEST_SECONDS=300 BENCH_SECONDS=130
+TEST_SECONDS=${TEST_SECONDS:-300} BENCH_SECONDS=${BENCH_SECONDS:-130}
 FOR=${FOR_PYTHON:-3.12} # the machine's Python
 # Puma's dependencies and theirs, less what comes with torch and pandas; deepspeed has no wheel and is copied.
 PACKAGES=(
@@ -37,6 +37,7 @@ pack() {
     --python-version "$FOR" "${tags[@]}" --constraint constraints.txt --target "$site" "${PACKAGES[@]}" || return 1
   cp -r .venv/lib/python3*/site-packages/deepspeed .venv/lib/python3*/site-packages/deepspeed-*.dist-info "$site"
   (cd "$site" && rm -rf "${UNUSED[@]}" && find . -name __pycache__ -prune -exec rm -rf {} +)
+  find "$site/botocore/data" -mindepth 1 -maxdepth 1 -type d ! -name 's3' ! -name 's[st]*' -exec rm -rf {} +
   tar --create --directory "$site" . | xz -6 --threads=0 > "$HOME_HERE/site.tar.xz"
   du -h "$HOME_HERE/site.tar.xz"
 }

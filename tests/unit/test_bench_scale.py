@@ -111,3 +111,40 @@ def test_the_peak_of_a_process_is_seen_after_it_gave_the_memory_back(tmp_path, m
         process.wait()
     assert 60e6 < seen.peaks["driver"] < 120e6
     assert seen.peaks["workers"] == seen.peaks["spilled"] == 0
+
+
+STAGE = """
+import json, sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+work, stage = Path(sys.argv[1]), sys.argv[2]
+print(stage, file=(work / "ran").open("a"))
+artifact = work / "store" / stage / "key"
+for number in range(9):
+    for folder in ("images", "features", "embeddings"):
+        path = artifact / "attempt" / folder / f"{number}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"x": [0] * 5}), path)
+files = [{"path": "x", "size": 7}]
+(artifact / "manifest.json").write_text(json.dumps({"attempt": "attempt", "seconds": 3.0, "files": files}))
+print(json.dumps({"stages": {stage: {"uri": str(artifact)}}}))
+"""
+
+
+def test_a_size_is_measured_stage_by_stage_and_never_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(scale, "command", lambda work, stage: [sys.executable, "-c", STAGE, str(work), stage])
+    monkeypatch.setattr(scale, "NAMES", ("ingest", "features"))
+    work = tmp_path / "80"
+    found = scale.measure(work, 80)
+    assert (work / "ran").read_text().split() == ["ingest", "features"]
+    assert found["ingest"]["rows"] == found["made"]["lines"] and found["features"]["rows"] == 45
+    assert found["features"]["seconds"] == 3.0 and (found["features"]["files"], found["features"]["bytes"]) == (1, 7)
+    assert not found["features"]["resumed"] and found["features"]["pace"]
+    del found["features"]
+    (work / "measured.json").write_text(json.dumps(found))
+    assert scale.measure(work, 80)["features"]["resumed"]
+    assert (work / "ran").read_text().split() == ["ingest", "features", "features"]
+    assert scale.measure(work, 80)["features"]["rows"] == 45

@@ -18,7 +18,7 @@ def test_it_can_be_read_by_the_shell_and_says_how_it_is_called():
 
 
 def test_its_parts_end_in_time():
-    limits = [int(seconds) for seconds in re.findall(r"\w+_SECONDS=(\d+)", TEXT)]
+    limits = [int(seconds) for seconds in re.findall(r"_SECONDS:-(\d+)", TEXT)]
     assert len(limits) == 2 and sum(limits) <= LEASE - 30
 
 
