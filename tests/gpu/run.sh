@@ -15,18 +15,17 @@ FOR=${FOR_PYTHON:-3.12} # the machine's Python
 # Puma's dependencies and theirs, less what comes with torch and pandas; deepspeed has no wheel and is copied.
 PACKAGES=(
   aiohttp-cors alembic annotated-types blinker boto3 botocore cachetools cffi colorful cryptography databricks-sdk
-  distlib docker fastapi flask flask-cors gitdb gitpython google-api-core google-auth googleapis-common-protos graphene
-  graphql-core graphql-relay gunicorn hjson httpcore2 httpx2 huggingface-hub importlib-metadata ir-measures itsdangerous
-  jmespath
-  jsonschema jsonschema-specifications mako mlflow mlflow-skinny mlflow-tracing opencensus opencensus-context
-  opentelemetry-api opentelemetry-exporter-prometheus opentelemetry-proto opentelemetry-sdk
-  opentelemetry-semantic-conventions peft platformdirs prettytable proto-plus py-spy pyasn1 pyasn1-modules pycparser
-  pydantic pydantic-core python-discovery python-dotenv pytrec-eval-terrier ray referencing rpds-py ruamel.yaml
-  s3transfer sentence-transformers smart-open smmap sqlalchemy sqlparse starlette tensorboardx transformers truststore
-  typing-inspection uvicorn virtualenv wcwidth
+  docker fastapi flask flask-cors gitdb gitpython google-api-core google-auth googleapis-common-protos graphene
+  graphql-core graphql-relay gunicorn hjson httpcore2 httpx2 huggingface-hub importlib-metadata ir-measures
+  itsdangerous jmespath jsonschema jsonschema-specifications mako mlflow mlflow-skinny mlflow-tracing opencensus
+  opencensus-context opentelemetry-api opentelemetry-exporter-prometheus opentelemetry-proto opentelemetry-sdk
+  opentelemetry-semantic-conventions peft prettytable proto-plus pyasn1 pyasn1-modules pycparser pydantic
+  pydantic-core python-dotenv pytrec-eval-terrier ray referencing rpds-py ruamel.yaml s3transfer sentence-transformers
+  smart-open smmap sqlalchemy sqlparse starlette tensorboardx transformers truststore typing-inspection uvicorn
+  wcwidth
 )
 # What a run does not come to, and what is half of the size.
-UNUSED=(ray/jars ray/rllib ray/dashboard/client/build/static/js mlflow/server/js mlflow/server/js_cp ray/llm)
+UNUSED=(bin mlflow/server/js ray/core/libjemalloc.so ray/dashboard/client ray/jars ray/llm ray/rllib)
 
 pack() {
   local site=$HOME_HERE/site tags=()
