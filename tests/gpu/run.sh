@@ -25,7 +25,7 @@ PACKAGES=(
   wcwidth
 )
 # What a run does not come to, and what is half of the size.
-UNUSED=(bin mlflow/server/js ray/core/libjemalloc.so ray/dashboard/client ray/jars ray/llm ray/rllib)
+UNUSED=(bin mlflow/server/js ray/dashboard/client ray/jars ray/llm ray/rllib)
 
 pack() {
   local site=$HOME_HERE/site tags=()
