@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All that only a GPU can show, in under eight minutes: the tests of this directory, then `python -m tests.bench gpu`.
-#   tests/gpu/run.sh pack   where packages can be had: build/gpu/site.tar.xz, some 60 MB, for a machine that reaches none
+#   tests/gpu/run.sh pack   where packages can be had: build/gpu/site.tar.xz, 55 MB, for a machine that reaches none
 #   tests/gpu/run.sh        on the machine, in a copy of this repository; what it measured goes to $OUT (build/gpu/out)
 #   tests/gpu/run.sh dry    all of it on a machine without a GPU, where the tests are skipped and nothing is measured
 # The machine has python3 with a torch for its GPU and the usual scientific packages. What else Puma needs is that of a
