@@ -29,7 +29,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.response import StreamingBody
 from filelock import FileLock
 
-from pipeline.artifacts.copies import ensure_dir, translate_cache_errors
+from pipeline.artifacts.copies import ensure_dir, make_room, translate_cache_errors
 from pipeline.artifacts.local import Summed, checksum
 from pipeline.artifacts.objects import PIECE, QUICK_SECONDS, THREADS, Entry, Found
 from pipeline.artifacts.s3_clients import arrow_filesystem, client, server_time
@@ -148,6 +148,7 @@ class S3Objects:
         with translate_cache_errors(), FileLock(ensure_dir(target.parent) / f".{sha256}.lock"):
             if is_there(target, size):
                 return target
+            make_room(size)
             for _ in range(BODIES):
                 unfinished = target.with_name(f".{uuid.uuid4().hex}")
                 try:

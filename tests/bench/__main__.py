@@ -2,6 +2,7 @@
 
 Each benchmark alternates ours and the rival for several rounds, so that a busy machine slows both; the ratio above 1
 means that ours is better. Nothing here is a test: no time is asserted anywhere. `all` is all that need no GPU.
+`scale` and `bill` compare nothing; they have options of their own: `python -m tests.bench scale --help`.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from statistics import median
 from typing import Any
 
 from pipeline.ablation.document import describe_machine, write_section
+from tests.bench import bill, scale
 from tests.bench.embed import embed
 from tests.bench.gpu import gpu
 from tests.bench.gradcache import gradcache
@@ -104,6 +106,7 @@ BENCHMARKS = {
     "index": index,
     "gpu": gpu,
 }
+DOCUMENTS = {"scale": scale.main, "bill": bill.main}
 
 
 def head(name: str) -> str:
@@ -114,6 +117,8 @@ def head(name: str) -> str:
 
 def main() -> int:
     """Runs the named benchmarks; with --json one object on stdout."""
+    if sys.argv[1:2] in ([name] for name in DOCUMENTS):
+        return DOCUMENTS[sys.argv[1]](sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=[*BENCHMARKS, "all"])
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")

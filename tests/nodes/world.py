@@ -24,6 +24,7 @@ from tests.support import ROOT
 NETWORK = f"10.{20 + os.getpid() % 200}.7"
 NAME = f"puma{os.getpid() % 10_000}"  # of an interface, which takes 15 letters
 TOKEN = secrets.token_hex(16)
+AUTHENTICATION = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
 HOME = "/home"  # not the tests' own, below which their Python may lie
 START_SECONDS = 180
 CREDENTIALS = {
@@ -55,10 +56,9 @@ class Nodes:
 
     def submit(self, *command: str, seconds: int = 1500) -> str:
         """What a job says: `python pipeline/run.py …` on the head, in a copy of this repository's directory."""
-        address = ["--address", f"http://{address_of(0)}:8265", "--working-dir", str(ROOT)]
-        submitted = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", *address, "--", *command]
-        environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
-        done = subprocess.run(submitted, env=environment, capture_output=True, text=True, timeout=seconds)
+        submitted = [sys.executable, "-m", "ray.scripts.scripts", *job(*command)]
+        environment = {**os.environ, **AUTHENTICATION}
+        done = subprocess.run(submitted, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds)
         assert done.returncode == 0, f"{done.stdout[-8000:]}\n{done.stderr[-4000:]}"
         return done.stdout
 
@@ -71,6 +71,11 @@ class Nodes:
         """What a shell on a node answers."""
         inside = ["nsenter", "--mount", "--net", "--target", str(self.processes[node].pid), "sh", "-c", command]
         return subprocess.run(inside, capture_output=True, text=True, check=True).stdout
+
+
+def job(*command: str) -> list[str]:
+    """The words that `ray` submits a command with, in this repository's directory."""
+    return ["job", "submit", "--address", f"http://{address_of(0)}:8265", "--working-dir", ".", "--", *command]
 
 
 def address_of(node: int) -> str:
@@ -127,8 +132,7 @@ def started(node: int, script: str, cluster: Nodes) -> Iterator[subprocess.Popen
         "HOME": HOME,
         "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
         "AWS_ENDPOINT_URL": cluster.bucket,
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": TOKEN,
+        **AUTHENTICATION,
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     spaces = [

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import pickle
 import threading
 import time
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.artifacts import leases
+from pipeline.artifacts import copies, leases
 from pipeline.artifacts.leases import LeaseLost
 from pipeline.artifacts.manifests import MANIFEST, encode
 from pipeline.artifacts.store import Store
@@ -295,6 +296,17 @@ def test_files_are_cached_once_by_their_checksum(bucket, tmp_path, monkeypatch):
     assert first.local("queries/part.txt") == places[0]
     places[0].write_bytes(b"cut")
     assert Path(first.local("queries") / "part.txt").read_bytes() == b"hello"
+
+
+def test_a_copy_for_which_the_disk_has_no_room_takes_the_place_of_an_old_one(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("PUMA_CACHE", str(tmp_path / "cache"))
+    old, new = write(bucket, "old", key="k1"), write(bucket, "new", key="k2")
+    place = old.local("queries/part.txt")
+    os.utime(place, (0, 0))
+    monkeypatch.setattr(copies, "FREE_SHARE", 1)
+    assert new.local("queries/part.txt").read_bytes() == b"new"
+    assert not place.exists()
+    assert old.local("queries/part.txt").read_bytes() == b"old"
 
 
 def test_what_is_only_compared_with_is_fetched_once(bucket, tmp_path, monkeypatch):

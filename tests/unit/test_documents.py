@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.nodes import world
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
@@ -27,3 +29,22 @@ def test_the_readme_lists_every_room():
     tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Layout")[2]
     rooms = {path.parent.name for top in ("pipeline", "stages") for path in (ROOT / top).glob("*/__init__.py")}
     assert {room for room in rooms if f"\n  {room}/" not in tree} == set()
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/cluster.md"])
+def test_the_four_lines_for_a_cluster_are_what_the_test_of_nodes_runs(document):
+    """`tests/nodes` adds where a node is on its one machine, and how large."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    block = next(part for part in text.split("```") if "ray start --address HEAD" in part)
+    lines = [
+        line.partition("#")[0].split() for line in block.replace("HEAD", world.address_of(0)).strip().splitlines()
+    ]
+    assert [word.partition("=")[0] for word in lines[0][1:]] == list(world.AUTHENTICATION)
+    for node in (0, 1):
+        (ours,) = [line for line in lines[1:3] if ("--head" in line) == (node == 0)]
+        assert ours[:2] == ["ray", "start"] and set(ours[2:]) <= set(world.ray_start(node, cpus=3).split())
+    program = lines[3].index("--") + 1
+    assert lines[3][:program] == ["ray", *world.job()]
+    assert [word.partition("=")[0] for word in lines[3][program:]] == [
+        *("python", "pipeline/run.py", "--recipe", "demo", "store", "tracking_uri"),
+    ]
