@@ -64,8 +64,9 @@ def servers() -> list[Case]:
         "S3 slow": kinds.bucket("slow"),
         "S3 truncates": kinds.bucket("truncate", 3, "GET"),
     }
-    pairs = [(stage, what) for stage in ("features", "train") for what in often]
-    pairs += [("ingest", "S3 answers 503"), ("index", "S3 truncates"), ("evaluate", "S3 answers 500")]
+    pairs = [("train", what) for what in often]
+    pairs += [("features", "S3 answers 500"), ("features", "S3 truncates"), ("ingest", "S3 answers 503")]
+    pairs += [("index", "S3 slow"), ("evaluate", "S3 truncates")]
     away = {"at the start": (True, False), "from the middle on": (False, True), "throughout": (True, True)}
     return [
         *(Case(stage, what, often[what], (DONE,), "bucket") for stage, what in pairs),

@@ -38,7 +38,8 @@ class Outcome:
     def row(self) -> list[str]:
         """As the table shows it."""
         stage, _, what = self.name.partition(": ")
-        words = [one_line(text, WIDTH).replace("|", "/") for text in (self.said, self.again)]
+        found = "found it done" if self.code == DONE else ""
+        words = [one_line(text, WIDTH).replace("|", "/") for text in (self.said, self.again or found)]
         return [stage, what, ENDED[self.code], *words, str(self.repeated), f"{self.seconds:.0f}"]
 
 

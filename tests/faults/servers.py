@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.tracking.events import EXPERIMENT
 from tests.faults.world import World
 from tests.s3.servers import Proxy, free_port, moto_server, wait_for
 

@@ -33,8 +33,9 @@ SETTINGS = (
 TRAININGS = ("backbone", "distill", "train")
 NOWHERE = "http://127.0.0.1:9"
 SNAPSHOT = "checkpoint_manager_snapshot.json"
-TRACKING = "what it would track is kept"
-GOES_ON = re.compile(r"goes on from |shards of \S+ were there|pictures were checked before|events of earlier runs")
+TOLD = re.compile(
+    r"goes on from |shards of \S+ were there|pictures were checked before|what it would track is kept|events of earlier"
+)
 
 Look = Callable[[subprocess.Popen], None]
 """Called with the running command every few milliseconds."""
@@ -100,10 +101,10 @@ class World:
         return (self.home / name).read_text()
 
     def line(self, name: str) -> str:
-        """The one line that says what went wrong, or from where the command went on."""
-        lines = [line for line in self.said(name).splitlines() if TRACKING not in line]
+        """The one line that says what went wrong, or from where the command went on; empty where it said neither."""
+        lines = [line for line in self.said(name).splitlines() if NOWHERE not in line]
         errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        return next(iter([*errors, *filter(GOES_ON.search, lines)]), "")
+        return next(iter([*errors, *filter(TOLD.search, lines)]), "")
 
     def is_under_way(self) -> bool:
         """Whether the stage has something that a killed run must not lose: a checkpoint, or a whole file of rows."""

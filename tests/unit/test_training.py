@@ -147,8 +147,9 @@ def test_a_training_that_diverges_is_not_begun_again(monkeypatch):
     def diverge(*_: object, **__: object) -> None:
         raise loop.Diverged("step 7 of 12: the loss is not finite")
 
-    for name in ("load_student", "open_sampler", "open_teacher", "Progress"):
+    for name in ("load_student", "open_sampler", "open_teacher"):
         monkeypatch.setattr(training, name, lambda *_: None)
+    monkeypatch.setattr(training, "Progress", lambda *_: SimpleNamespace(log=None, save=None))
     monkeypatch.setattr(training, "choose_device", lambda cluster: "cpu")
     monkeypatch.setattr(training, "turn", lambda *_: (None, None))
     monkeypatch.setattr(training, "resumed", lambda job: nullcontext())
