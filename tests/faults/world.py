@@ -22,7 +22,9 @@ from tests.e2e.test_pipeline import STAGES
 from tests.s3.servers import upload
 from tests.support import ROOT
 
-STEPS, EVERY = 12, 4
+STEPS, EVERY = 24, 8
+QUICK = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
+"""Ray Train notes a checkpoint down when it next looks, every two seconds: a whole training here is no longer."""
 TIMEOUT = 400
 SETTINGS = (
     "data.scenes.train=24", "data.scenes.val=8", "data.scenes.test=8", "cluster.rows_per_shard=32",
@@ -78,7 +80,7 @@ class World:
             return subprocess.Popen(
                 [*command, *place, *self.settings],
                 cwd=self.home,
-                env=clean | self.variables,
+                env=clean | QUICK | self.variables,
                 stdout=answer,
                 stderr=out,
             )
