@@ -48,7 +48,12 @@ def processes() -> list[Case]:
         *(Case(stage, "driver killed", kinds.driver(), (KILLED,)) for stage in STAGES),
         Case("train", "driver ended by SIGTERM", kinds.driver(signal.SIGTERM), (INTERRUPTED,), says="interrupted"),
         Case("ingest", "task killed", kinds.process(kinds.TASK), (DONE,)),
-        Case("ingest", "actor killed that knows which pictures are done", kinds.process(kinds.LEDGER, at_once=True), EITHER),
+        Case(
+            "ingest",
+            "actor killed that knows which pictures are done",
+            kinds.process(kinds.LEDGER, at_once=True),
+            EITHER,
+        ),
         *(Case(stage, "actor killed that holds the model", kinds.process(kinds.ACTOR), EITHER) for stage in pools),
         *(Case(stage, "training process killed", kinds.process(kinds.WORKER), (DONE,)) for stage in TRAININGS),
         Case("train", "controller of the training killed", kinds.process(kinds.CONTROLLER), EITHER),
