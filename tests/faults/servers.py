@@ -53,10 +53,11 @@ class Mlflow:
         from mlflow.tracking import MlflowClient
 
         client = MlflowClient(self.address)
-        experiment = client.get_experiment_by_name("puma")
-        found = client.search_runs(
-            [experiment.experiment_id], f"tags.stage = '{stage}'", order_by=["attributes.start_time"]
-        )
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            return []
+        of_stage, order = f"tags.stage = '{stage}'", ["attributes.start_time"]
+        found = client.search_runs([experiment.experiment_id], of_stage, order_by=order)
         return [sorted(point.step for point in client.get_metric_history(run.info.run_id, "loss")) for run in found]
 
 

@@ -36,7 +36,7 @@ TRAININGS = ("backbone", "distill", "train")
 NOWHERE = "http://127.0.0.1:9"
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 TOLD = re.compile(
-    r"goes on from |shards of \S+ were there|pictures were checked before|what it would track is kept|events of earlier"
+    r"goes on from |shards of \S+ were there|pictures were checked before|what it would track is kept|events of "
 )
 
 Look = Callable[[subprocess.Popen], None]

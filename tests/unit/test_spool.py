@@ -1,4 +1,4 @@
-"""What could not be sent to MLflow, in files of several processes: nothing of it is lost, in whatever order they end."""
+"""What could not be sent to MLflow, in files of several processes: nothing is lost, in whatever order they end."""
 
 import json
 import os
