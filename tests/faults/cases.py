@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tests.e2e.test_pipeline import STAGES
 from tests.faults import kinds
-from tests.faults.world import TRAININGS, Fault
+from tests.faults.world import EVERY, STEPS, TRAININGS, Fault
 
 KILLED, DONE, FAILED, INTERRUPTED = -signal.SIGKILL, 0, 1, 130
 
@@ -22,6 +22,7 @@ class Case:
         needs: a fixture: `bucket`, `nodes` or `mlflow`; empty for Ray and a store of the case's own.
         says: what the error must name, where the command ends with one.
         again: exit code of the same command afterwards.
+        repeats: the most steps of a training that a restart makes once more.
     """
 
     stage: str
@@ -31,6 +32,7 @@ class Case:
     needs: str = ""
     says: str = ""
     again: int = DONE
+    repeats: int = EVERY - 1
 
     @property
     def name(self) -> str:
@@ -75,7 +77,8 @@ def servers() -> list[Case]:
     away = {"at the start": (True, False), "from the middle on": (False, True), "throughout": (True, True)}
     return [
         *(Case(stage, what, often[what], (DONE,), "bucket") for stage, what in pairs),
-        Case("train", "S3 away from the middle on", kinds.server_gone, (FAILED,), "bucket", "train"),
+        # While nobody can store a checkpoint a training goes on until the tries are over.
+        Case("train", "S3 away from the middle on", kinds.server_gone, (FAILED,), "bucket", "train", repeats=STEPS),
         *(
             Case("train", f"MLflow away {when}", kinds.mlflow_away(*how), (DONE,), "mlflow")
             for when, how in away.items()
@@ -91,7 +94,8 @@ def disks_and_numbers() -> list[Case]:
             Case(stage, "disk of the store full", kinds.full_store, (FAILED,), says=full)
             for stage in ("ingest", "features", "evaluate")
         ),
-        Case("train", "disk of one worker full", kinds.full_worker, (FAILED,), says=full),
+        # The checkpoint that found no room is the whole interval.
+        Case("train", "disk of one worker full", kinds.full_worker, (FAILED,), says=full, repeats=EVERY),
         Case("train", "disk of the cache full", kinds.full_cache, (FAILED,), "bucket", full),
         *(Case(stage, "loss is NaN", kinds.too_fast, (FAILED,), says=stopped, again=FAILED) for stage in TRAININGS),
     ]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.faults.servers import passes
 from tests.faults.world import TRAININGS, Fault, Look, World
 from tests.s3.servers import Request
 
@@ -130,10 +131,6 @@ def bucket(action: str, every: int = 4, method: str = "") -> Fault:
         assert len(met) >= every, "no request met the fault"
 
     return fault
-
-
-def passes(request: Request) -> None:
-    """The rule of a proxy that does nothing."""
 
 
 @contextmanager

@@ -24,7 +24,7 @@ class Outcome:
         code: exit code of the command that met the fault.
         said: its one line, where it had one.
         again: that of the same command afterwards.
-        repeated: steps of the training that were made more than once.
+        repeated: steps of the training that the worst restart made once more.
         seconds: of both commands.
     """
 
@@ -65,17 +65,18 @@ def table(names: Iterable[str]) -> str:
 
 def document() -> str:
     """docs/faults.md."""
-    every = [case.name for case in CASES]
-    minutes = sum(outcome.seconds for name, outcome in known().items() if name in every) / 60
+    found = {case.name: known()[case.name] for case in CASES if case.name in known()}
+    minutes = sum(outcome.seconds for outcome in found.values()) / 60
     return f"""# Faults
 
 `python -m pytest -m faults`, as root, breaks something while a command computes a stage, and gives the same command
-again; the {len(every)} rows below took {minutes:.0f} minutes. Each ended with the artifact of a run that nothing
+again; the {len(found)} rows below took {minutes:.0f} minutes. Each ended with the artifact of a run that nothing
 happened to: the same rows and rankings, weights and numbers within 1e-6 in fp32, each stage there once, and no work
-directory left. Trainings have {STEPS} steps and a checkpoint every {EVERY}; a row repeats fewer steps than lie between
-two. A loss that is NaN stops a training, which keeps the last checkpoint: the same settings stop at the same step.
+directory left. Trainings have {STEPS} steps and a checkpoint every {EVERY}. A restart repeats fewer steps than lie
+between two, unless the checkpoint itself could not be stored. A loss that is NaN stops a training, which keeps the
+last checkpoint; the same settings stop at the same step.
 
 `python -m tests.faults > docs/faults.md` writes this page from what the tests left in `build/faults.json`.
 
-{table(every)}
+{table(found)}
 """

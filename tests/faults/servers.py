@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.tracking.events import EXPERIMENT
 from tests.faults.world import World
-from tests.s3.servers import Proxy, free_port, moto_server, wait_for
+from tests.s3.servers import Proxy, Request, free_port, moto_server, wait_for
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "test",
@@ -24,6 +24,10 @@ AUTHENTICATION = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(
 HEAD_CPUS, NODE_CPUS = 1, 3
 
 
+def passes(request: Request) -> None:
+    """The rule of a proxy that does nothing."""
+
+
 class Bucket:
     """A bucket, and a proxy before it by which runs reach it."""
 
@@ -32,6 +36,7 @@ class Bucket:
 
     def attach(self, world: World) -> None:
         """Lets the world's command use it."""
+        self.proxy.rule = passes
         world.settings.append(f"store_endpoint={self.proxy.address}")
         world.variables |= CREDENTIALS
 
@@ -44,6 +49,7 @@ class Mlflow:
 
     def attach(self, world: World) -> None:
         """Has the world's command track here; what can't be sent waits in a cache of its own."""
+        self.proxy.rule = passes
         others = [one for one in world.settings if not one.startswith("tracking_uri=")]
         world.settings[:] = [*others, f"tracking_uri={self.proxy.address}"]
         world.variables |= {"XDG_CACHE_HOME": str(world.home / "unsent")}

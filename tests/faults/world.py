@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +126,10 @@ class World:
         return newest
 
     def repeated(self, *names: str) -> int:
-        """How many steps of the stage's training were made more than once."""
-        steps = [step for name in names for step in re.findall(rf"\b{self.stage} (\d+)/{STEPS} ", self.said(name))]
-        return len(steps) - len(set(steps))
+        """How many steps of the stage's training were made once more, after the restart that lost most."""
+        found = [re.findall(rf"\b{self.stage} (\d+)/{STEPS} ", self.said(name)) for name in names]
+        steps = [int(step) for said in found for step in said]
+        return max((before + 1 - step for before, step in pairwise(steps)), default=0)
 
     def statuses(self) -> list[str]:
         """How the runs ended, by their records, oldest first."""
