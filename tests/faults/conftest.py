@@ -38,7 +38,7 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Mlflow]
 @pytest.fixture(scope="session")
 def nodes() -> Iterator[servers.Nodes]:
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in servers.AUTHENTICATION.items():
+        for name, value in servers.OPEN.items():
             patch.setenv(name, value)
         with servers.ray_nodes() as started:
             yield started

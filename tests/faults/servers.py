@@ -1,7 +1,6 @@
 """What several cases share, each started when the first case asks for it: Ray nodes, a bucket, an MLflow server."""
 
 import logging
-import secrets
 import subprocess
 import sys
 import time
@@ -20,7 +19,9 @@ CREDENTIALS = {
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
-AUTHENTICATION = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+HERE = "127.0.0.1"
+OPEN = {"RAY_AUTH_MODE": "disabled"}
+"""Ray keeps what it read of the environment when it was imported, where no token was asked for; nodes listen here."""
 HEAD_CPUS, NODE_CPUS = 1, 3
 
 
@@ -78,7 +79,7 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         head = {"num_cpus": HEAD_CPUS, "include_dashboard": True, "dashboard_port": free_port()}
-        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.cluster = Cluster(initialize_head=True, head_node_args={"node_ip_address": HERE, **head})
         self.workers: list[Any] = []
 
     def attach(self, world: World) -> None:
@@ -88,11 +89,11 @@ class Nodes:
         if not self.workers:
             self.add()
         world.settings += [f"cluster.cpus_per_worker={HEAD_CPUS + 1}", "cluster.actors=2"]
-        world.variables |= {"RAY_ADDRESS": self.cluster.address, **AUTHENTICATION}
+        world.variables |= {"RAY_ADDRESS": self.cluster.address, **OPEN}
 
     def add(self) -> None:
         """A node joins."""
-        self.workers.append(self.cluster.add_node(num_cpus=NODE_CPUS))
+        self.workers.append(self.cluster.add_node(num_cpus=NODE_CPUS, node_ip_address=HERE))
 
     def lose(self) -> None:
         """The node that is there longest dies with all that runs on it."""
@@ -127,12 +128,12 @@ def mlflow_server(home: Path) -> Iterator[Mlflow]:
     """An MLflow server in a process of its own."""
     port = free_port()
     place = ["--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "files")]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HERE, "--port", str(port), "--workers", "1"]
     with (home / "server.log").open("w") as log:
         process = subprocess.Popen([*command, *place], stdout=log, stderr=log)
         try:
-            wait_for(f"http://127.0.0.1:{port}/health", process)
-            server = Mlflow(f"http://127.0.0.1:{port}")
+            wait_for(f"http://{HERE}:{port}/health", process)
+            server = Mlflow(f"http://{HERE}:{port}")
             yield server
             server.proxy.close()
         finally:
