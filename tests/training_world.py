@@ -114,7 +114,7 @@ def trained(world: Path, job: dict) -> dict:
         turn=job.get("turn", False),
         steps=job.get("steps", 6),
         batch_size=8,
-        learning_rate=3e-3,
+        learning_rate=job.get("learning_rate", 3e-3),
         warmup=0.1,
         clip=0.0 if muon else 1.0,
         muon_rate=muon,
@@ -129,6 +129,9 @@ def trained(world: Path, job: dict) -> dict:
         torch.distributed.all_reduce(loss)
         log.losses.append(loss.item() / world_size())
         log.features.append(measures.get("feature cosine"))
+        if (step, rank()) == tuple(job.get("spoil", ())):
+            weight = next(one for one in encoder.parameters() if one.requires_grad)
+            getattr(weight, "ds_tensor", weight).data.fill_(torch.inf)
 
     class Stop(Exception):
         """Ends a training after a checkpoint, as a kill would."""
@@ -164,6 +167,8 @@ def trained(world: Path, job: dict) -> dict:
         )
     except Stop:
         return {"losses": log.losses}
+    except loop.Diverged as error:
+        return {"losses": log.losses, "stopped": str(error)}
     weights = {**full_weights(engine), **encoder.vision_weights()}
     change = {name: (tensor - before[name]).abs().max().item() for name, tensor in weights.items()}
     return {

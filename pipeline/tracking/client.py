@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.tracking.events import ensure_experiment
-from pipeline.tracking.link import OFFLINE, Link
+from pipeline.tracking.link import Link
+from pipeline.tracking.spool import OFFLINE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from pipeline.tracking.events import EXPERIMENT, apply_event, sqlite_file
-from pipeline.tracking.spool import Spool, renamed
+from pipeline.tracking.spool import OFFLINE, Spool, renamed
 from pipeline.wording import one_line
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 CONNECT_SECONDS = 2
-OFFLINE = "offline-"  # how the ids of runs begin that no server knows yet
 UNREACHABLE = "can't be reached, what it would track is kept for the next run"
 REFUSED = "refuses something to track, which is lost, and of the next ones nothing is said"
 

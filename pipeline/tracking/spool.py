@@ -2,7 +2,8 @@
 
 Each process appends to a file of its own, so nobody waits for anybody. A file is sent once its writer has ended: line
 by line, with the place reached written down after each, so that a delivery that breaks off goes on where it was. Runs
-that were made without a server have names of their own until then; `ids.json` holds MLflow's names for them.
+that were made without a server have names of their own until then; `ids.json` holds MLflow's names for them. What a
+training process told of such a run waits until the run has been sent, which its driver's file does.
 The files are this machine's alone, for a writer is known by its process, and so not below PUMA_CACHE, which nodes may
 share.
 MLflow's own asynchronous logging was the alternative: its queue is in memory, and it can't make a run.
@@ -22,6 +23,7 @@ from filelock import FileLock, Timeout
 from pipeline.artifacts.processes import is_running, process_start
 
 KEEP_DAYS = 60
+OFFLINE = "offline-"  # how the ids of runs begin that no server knows yet
 Event = dict[str, Any]
 
 
@@ -54,7 +56,7 @@ class Spool:
         `apply` sends one event. One that it can't send although the server `answers` is dropped: the server will never
         take it.
         """
-        files = sorted(self.directory.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+        files = sorted(self.directory.glob("*.jsonl"), key=begun)
         files = [path for path in files if not alive(path.stem)]
         if not files:
             return 0
@@ -69,17 +71,19 @@ class Spool:
         sent, arrived, ids = read_json(place, 0), 0, self.ids()
         lines = path.read_text(encoding="utf-8").splitlines()
         for number, line in enumerate(lines[sent:], start=sent + 1):
+            event = parsed(line)
+            if waits(event, ids):
+                return arrived
+            made = event.get("run", "")  # a run that is refused keeps its own name, by which the rest is refused too
             try:
-                event = renamed(json.loads(line), ids)
-                created = apply(event)
+                made = apply(renamed(event, ids))
+                arrived += 1
             except Exception:  # whatever MLflow or the network may raise
                 if not answers():
                     return arrived
-            else:
-                arrived += 1
-                if event["verb"] == "create":
-                    ids[event["run"]] = created
-                    write_json(self.directory / "ids.json", ids)
+            if event.get("verb") == "create":
+                ids[event["run"]] = made
+                write_json(self.directory / "ids.json", ids)
             write_json(place, number)
         path.unlink()
         place.unlink(missing_ok=True)
@@ -97,6 +101,26 @@ def alive(writer: str) -> bool:
     """Whether the process that a file is named after still runs."""
     process, _, start = writer.partition("-")
     return is_running(int(process), start)
+
+
+def parsed(line: str) -> Event:
+    """An event; empty where its writer was killed in the middle of the line."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return {}
+
+
+def begun(path: Path) -> int:
+    """When the first event of a file happened: a run is made before its processes tell anything."""
+    with path.open(encoding="utf-8") as file:
+        return parsed(file.readline()).get("at", 0)
+
+
+def waits(event: Event, ids: Mapping[str, str]) -> bool:
+    """Whether an event tells numbers of a run that has not been sent yet."""
+    run = event.get("run", "")
+    return event.get("verb") == "metrics" and run.startswith(OFFLINE) and run not in ids
 
 
 def renamed(event: Event, ids: Mapping[str, str]) -> Event:

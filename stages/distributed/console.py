@@ -1,10 +1,19 @@
 """What a training says on the terminal, and what it keeps libraries from saying."""
 
 import logging
+import shutil
+import socket
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from stages.contract.context import StageError
+
 IN_NO_KEY = True  # words only
+FULL = 2**20  # bytes that a full disk may have left
+OURS = f"{StageError.__module__}.{StageError.__qualname__}: "
 
 
 def root_cause(error: BaseException) -> str:
@@ -12,7 +21,27 @@ def root_cause(error: BaseException) -> str:
     failures = getattr(error, "worker_failures", None) or {}
     cause = next(iter(failures.values()), error)
     lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(cause).__name__
+    return lines[-1].strip().removeprefix(OURS) if lines else type(cause).__name__
+
+
+@contextmanager
+def room_in(directory: Path, what: str) -> Iterator[None]:
+    """Says of a disk that got full while the block wrote to `directory` that it is full; a half is taken away.
+
+    torch tells only at which byte of its file it stood, in a RuntimeError.
+
+    Raises:
+        StageError: the disk is full.
+    """
+    try:
+        yield
+    except Exception as error:  # whatever the library that writes raises
+        free = shutil.disk_usage(directory).free
+        shutil.rmtree(directory, ignore_errors=True)
+        if free >= FULL:
+            raise
+        place = f"{directory.parent} on {socket.gethostname()}"
+        raise StageError(f"no space is left in {place} for {what}; free some, then run again") from error
 
 
 def progress_line(label: str, step: int, settings: Any, measures: dict[str, float]) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.contract.context import Artifact, Context, StageError, Where
 from stages.contract.params import Cluster
-from stages.distributed.console import progress_line, quiet_libraries, root_cause
+from stages.distributed.console import progress_line, quiet_libraries, room_in, root_cause
 from stages.distributed.rotation import ROTATION
 from stages.learn.settings import Alignment, FineTuning, Training
 
@@ -105,7 +105,8 @@ def run_training(context: Context, job: TrainingJob) -> tuple["Checkpoint", dict
     """Trains with Ray Train; returns its last checkpoint, see `tasks.fetch_trained`, and the last measures.
 
     Raises:
-        StageError: the training failed more often than `cluster.max_failures` allows.
+        StageError: the training failed more often than `cluster.max_failures` allows, or its numbers are not finite
+            any more, which it would come to again.
     """
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -137,7 +138,11 @@ def run_training(context: Context, job: TrainingJob) -> tuple["Checkpoint", dict
         raise StageError(f"training failed: {root_cause(error)}") from error
     if result.error is not None:
         raise StageError(f"training failed: {root_cause(result.error)}")
-    return result.checkpoint, dict(result.metrics or {})
+    measures = dict(result.metrics or {})
+    if result.return_value:
+        kept = f"the checkpoint of step {measures['step']} is kept" if measures else "there is no checkpoint yet"
+        raise StageError(f"{result.return_value}; {kept}")
+    return result.checkpoint, measures
 
 
 @contextmanager
@@ -157,8 +162,8 @@ def interrupts_kept() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """The training process of one rank.
+def train_worker(config: dict[str, Any]) -> str | None:
+    """The training process of one rank; what it stopped for where that would only happen again.
 
     What takes long and differs between nodes (models that are fetched, tables that are built, a checkpoint to go on
     from) comes before the ranks' first collective: in one, NCCL waits 30 minutes for the slowest and then gives up. At
@@ -178,10 +183,14 @@ def train_worker(config: dict[str, Any]) -> None:
         ray.train.collective.barrier()
         teacher, rotation = turn(job, encoder, sampler, teacher, checkpoint)
         progress = Progress(job, encoder, rotation)
-        loop.fit(
-            encoder, sampler, job.objective, job.settings, job.cluster,
-            teacher=teacher, resume=checkpoint, on_log=progress.log, on_checkpoint=progress.save,
-        )  # fmt: skip
+        try:
+            loop.fit(
+                encoder, sampler, job.objective, job.settings, job.cluster,
+                teacher=teacher, resume=checkpoint, on_log=progress.log, on_checkpoint=progress.save,
+            )  # fmt: skip
+        except loop.Diverged as error:  # raised, Ray Train would start it again
+            return f"{error}; lower learning_rate, which is {job.settings.learning_rate:g}"
+    return None
 
 
 @contextmanager
@@ -333,14 +342,15 @@ class Progress:
         from stages.learn.collectives import rank
         from stages.learn.engine import full_weights, save_state
 
-        directory = tempfile.mkdtemp(prefix="puma-checkpoint-")  # Ray deletes it when it has arrived
-        save_state(engine, Path(directory), step)
-        if self.rotation is not None and rank() == 0:
-            np.save(Path(directory) / ROTATION, self.rotation)
-        if step == self.job.settings.steps:
-            weights = full_weights(engine)
-            if rank() == 0:
-                save_weights(self.encoder, weights, self.job.settings, Path(directory) / WEIGHTS)
+        directory = Path(tempfile.mkdtemp(prefix="puma-checkpoint-"))  # Ray deletes it when it has arrived
+        with room_in(directory, f"the checkpoint of step {step}"):
+            save_state(engine, directory, step)
+            if self.rotation is not None and rank() == 0:
+                np.save(directory / ROTATION, self.rotation)
+            if step == self.job.settings.steps:
+                weights = full_weights(engine)
+                if rank() == 0:
+                    save_weights(self.encoder, weights, self.job.settings, directory / WEIGHTS)
         ray.train.report(
             dict(self.latest),
             checkpoint=ray.train.Checkpoint.from_directory(directory),

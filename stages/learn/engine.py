@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from stages.contract.params import Cluster
+from stages.learn.collectives import total
 from stages.learn.schedules import learning_rate_factor
 from stages.learn.settings import Optimisation, Training
 from stages.model import compat
@@ -100,6 +101,14 @@ def full_weights(engine: "DeepSpeedEngine") -> Mapping[str, torch.Tensor]:
     if engine.zero_optimization_stage() == 3:
         return compat.whole_weights(engine)
     return engine.module.state_dict()
+
+
+def weights_are_finite(engine: "DeepSpeedEngine") -> bool:
+    """Whether each trained weight of each rank is a finite number; all ranks must call it."""
+    trained = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
+    held = [getattr(parameter, "ds_tensor", parameter) for parameter in trained]  # ZeRO-3 leaves a rank its share
+    wrong = torch.stack([~part.detach().isfinite().all() for part in held]).sum()
+    return not total(wrong).item()
 
 
 def save_state(engine: "DeepSpeedEngine", directory: Path, step: int, tag: str | None = None) -> None:

@@ -6,6 +6,7 @@ It knows neither Ray nor MLflow: what happens at log and checkpoint steps is han
 collated while the current one computes.
 """
 
+import math
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +18,8 @@ import numpy as np
 import torch
 
 from stages.contract.params import Cluster
-from stages.learn.collectives import rank, world_size
-from stages.learn.engine import load_state, start_engine
+from stages.learn.collectives import rank, total, world_size
+from stages.learn.engine import load_state, start_engine, weights_are_finite
 from stages.learn.gradcache import Loss, backward, needs_images
 from stages.learn.objective import Objective, Step, learner, losses
 from stages.learn.sampling import Pairs, PairSampler
@@ -31,6 +32,13 @@ if TYPE_CHECKING:
 
 Teacher = Callable[[Pairs], torch.Tensor]
 """The teacher's states of a step's queries and their positives, [2B, D]: looked up or computed."""
+
+
+class Diverged(Exception):
+    """A training whose numbers are not finite any more; the message names the step and what is not. Every rank has it.
+
+    Nothing that is not finite was saved: the last checkpoint is from before.
+    """
 
 
 def fit(
@@ -57,6 +65,9 @@ def fit(
         resume: a directory written by `save_state`; training goes on at the step that it names.
         on_log: receives the step and its measures, on every rank.
         on_checkpoint: receives the step and the engine, on every rank; also after the last step.
+
+    Raises:
+        Diverged: the loss, or a weight that was to be saved, is not finite.
     """
     module, temperature = learner(encoder, objective)
     engine = start_engine(module, settings, cluster, world_size())
@@ -72,7 +83,10 @@ def fit(
         loss_of = partial(
             losses, step=current, objective=objective, progress=step / settings.steps, temperature=temperature
         )
-        measures = train_step(engine, encoder, current.rows, loss_of, cached=cached)
+        try:
+            measures = train_step(engine, encoder, current.rows, loss_of, cached=cached)
+        except Diverged as error:
+            raise Diverged(f"step {step + 1} of {settings.steps}: {error}") from error
         seen += settings.batch_size
         tokens += world_size() * sum(chunk.tokens for chunk in current.rows.chunks)
         done = step + 1
@@ -81,6 +95,8 @@ def fit(
             clock, seen, tokens = time.perf_counter(), 0, 0
             on_log(done, measures)
         if done % cluster.checkpoint_every == 0 or done == settings.steps:
+            if not weights_are_finite(engine):
+                raise Diverged(f"step {done} of {settings.steps}: weights are not finite")
             on_checkpoint(done, engine)
     return engine
 
@@ -108,8 +124,13 @@ def train_step(
 
     Negatives are all ranks' candidates, with gradient. Each rank's loss is the mean over its own queries, and
     DeepSpeed averages gradients over ranks, so the update is that of the mean over the global batch.
+
+    Raises:
+        Diverged: the loss of a rank is not finite; no rank has made the step.
     """
     loss, parts = backward(engine, encoder, rows, loss_of, cached=cached)
+    if not math.isfinite(total(torch.tensor(loss, device=engine.device)).item()):
+        raise Diverged("the loss is not finite")
     rates = learning_rates(engine.optimizer)
     engine.step()
     return {"loss": loss, **rates, **parts}

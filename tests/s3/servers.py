@@ -95,6 +95,19 @@ class Request:
         return any(name.lower() in ("if-none-match", "if-match") for name in self.headers)
 
 
+def read_body(handler: BaseHTTPRequestHandler) -> bytes:
+    """The body of a request, whole; Arrow sends what it writes in chunks of a length that it does not tell before."""
+    if handler.headers.get("Transfer-Encoding", "") != "chunked":
+        return handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+    parts = []
+    while size := int(handler.rfile.readline().partition(b";")[0], 16):
+        parts.append(handler.rfile.read(size))
+        handler.rfile.readline()
+    while handler.rfile.readline().strip():
+        """Trailers."""
+    return b"".join(parts)
+
+
 class Proxy:
     """Passes requests on to an S3 server, except for those that its rule has something else in mind for.
 
@@ -134,11 +147,11 @@ class Proxy:
         self.server.server_close()
 
     def serve(self, handler: BaseHTTPRequestHandler) -> None:
-        body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+        body = read_body(handler)
         request = Request(handler.command, handler.path, dict(handler.headers.items()))
         action = self.rule(request) or ""
         self.log.append((request.method, request.path, action))
-        headers = dict(request.headers)
+        headers = {name: value for name, value in request.headers.items() if name.lower() != "transfer-encoding"}
         if action == "ignore":
             headers = {
                 name: value for name, value in headers.items() if name.lower() not in ("if-none-match", "if-match")

@@ -8,6 +8,8 @@ import sys
 import uuid
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import store as command
@@ -90,6 +92,17 @@ def test_a_download_that_breaks_off_is_made_again(behind, proxy, fault):
     artifact = write(behind, f"content of {fault} " * 1000)
     proxy.once(fault, lambda request: request.method == "GET" and request.path.endswith("part.txt"))
     assert (artifact.local("queries") / "part.txt").read_text() == f"content of {fault} " * 1000
+
+
+@pytest.mark.parametrize("fault", ["truncate", "500", "503", "reset"])
+def test_rows_are_written_and_read_by_arrow_in_spite_of_a_fault(behind, proxy, fault):
+    rows, attempt = pa.table({"number": range(1000)}), behind.begin("ingest", "k1")
+    proxy.once(fault, lambda request: request.method == "PUT" and "/rows/" in request.path)
+    pq.write_table(rows, f"{attempt.base}/rows/0.parquet", filesystem=attempt.filesystem)
+    artifact = behind.commit(attempt, FACTS)
+    proxy.once(fault, lambda request: request.method == "GET" and "/rows/" in request.path)
+    assert pq.read_table(artifact.files("rows")[0], filesystem=artifact.filesystem) == rows
+    assert [method for method, _, action in proxy.log if action] == ["PUT", "GET"]
 
 
 def test_a_download_of_another_content_is_refused_and_not_cached(behind):

@@ -40,6 +40,7 @@ def one_rank(world) -> dict:
     killed, noisy = {"save": str(world / "killed"), "save_at": 3}, {"save": str(world / "noisy"), "save_at": 2}
     stopped = {"save": str(world / "stopped"), "save_at": 3}
     chunks = {"chunk": 3, "dropout": 0.2, "zero_stage": 2, "steps": 4}
+    good, spoilt = {"save": str(world / "good"), "save_at": 1}, {"save": str(world / "spoilt"), "save_at": 2}
     turned, cut = {"feature_weight": 1.0, "turn": True, "steps": 4}, {"save": str(world / "cut"), "save_at": 2}
     return run(world, 1, {
         "through": {},
@@ -54,13 +55,16 @@ def one_rank(world) -> dict:
         "muon": MUON,
         "interrupted with muon": {**MUON, **stopped, "stop": True},
         "resumed with muon": {**MUON, "resume": stopped["save"]},
+        "too fast": {**good, "learning_rate": 1e30},
+        "spoilt": {**spoilt, "spoil": (2, 0)},
     })  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def two_ranks(world) -> dict:
     muon = {f"muon, zero {stage}": {**MUON, "zero_stage": stage, "chunk": 3 * (stage % 2)} for stage in range(4)}
-    return run(world, 2, {"zero 1": {}, "zero 2, chunks": {"zero_stage": 2, "chunk": 3}, **muon})
+    spoilt = {"one rank spoilt": {"spoil": (2, 1)}, "zero 3, one rank spoilt": {"spoil": (6, 1), "zero_stage": 3}}
+    return run(world, 2, {"zero 1": {}, "zero 2, chunks": {"zero_stage": 2, "chunk": 3}, **muon, **spoilt})
 
 
 def apart(one: dict, other: dict) -> float:
@@ -114,3 +118,21 @@ def test_a_turned_teacher_begins_nearer_and_a_resumed_run_turns_it_alike(one_ran
     assert np.abs(np.array(resumed["rotation"]) - np.array(through["rotation"])).max() < 1e-6
     assert resumed["losses"] == pytest.approx(through["losses"][2:], rel=1e-6)
     assert apart(resumed, through) < 1e-6
+
+
+def test_a_training_whose_loss_is_not_finite_stops_and_leaves_the_checkpoint_before(one_rank, world):
+    assert one_rank["too fast"]["stopped"] == "step 2 of 6: the loss is not finite"
+    assert (world / "good").exists() and len(one_rank["too fast"]["losses"]) == 1
+
+
+def test_weights_that_are_not_finite_are_not_saved(one_rank, world):
+    assert one_rank["spoilt"]["stopped"] == "step 2 of 6: weights are not finite"
+    assert not (world / "spoilt").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("", "step 3 of 6: the loss is not finite"), ("zero 3, ", "step 6 of 6: weights are not finite")],
+)
+def test_all_ranks_stop_where_one_has_the_wrong_numbers(two_ranks, name, words):
+    assert two_ranks[f"{name}one rank spoilt"]["stopped"] == words

@@ -1,7 +1,9 @@
 """A training process: the line that a person sees for each log step, its device, and what comes before what."""
 
 import os
-from contextlib import contextmanager
+import shutil
+import traceback
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 from stages.contract.context import StageError
 from stages.contract.params import Cluster
 from stages.distributed import training
-from stages.distributed.console import progress_line
+from stages.distributed.console import progress_line, room_in, root_cause
 from stages.learn import loop
 from stages.learn.settings import Training
 
@@ -97,3 +99,62 @@ def test_nothing_slow_comes_after_the_ranks_have_met(monkeypatch, tmp_path, resu
     slow = {"load_student", "open_sampler", "open_teacher"} | ({"checkpoint"} if resumes else set())
     assert slow <= set(told[:barrier])
     assert told[barrier + 1 :] == ["turn", f"fit from {tmp_path if resumes else None}"]
+
+
+@pytest.mark.parametrize(("free", "words"), [(0, "no space is left in .* on .* for the checkpoint of step 8; free"),
+                                             (2**30, "^unexpected pos 576$")])  # fmt: skip
+def test_a_checkpoint_that_finds_no_room_says_so_and_leaves_no_half(monkeypatch, tmp_path, free, words):
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
+    directory = tmp_path / "checkpoint"
+    directory.mkdir()
+    with (
+        pytest.raises(StageError if not free else RuntimeError, match=words),
+        room_in(directory, "the checkpoint of step 8"),
+    ):
+        (directory / "half").write_text("half")
+        raise RuntimeError("unexpected pos 576")
+    assert not directory.exists()
+
+
+def test_what_a_rank_says_of_its_end_comes_without_the_name_of_its_class():
+    try:
+        raise StageError("no space is left; free some")
+    except StageError:
+        told = SimpleNamespace(worker_failures={0: traceback.format_exc()})
+    assert root_cause(told) == "no space is left; free some"
+
+
+class Result(SimpleNamespace):
+    """What Ray Train gives back."""
+
+    error, checkpoint = None, "checkpoint"
+
+
+@pytest.mark.parametrize(("metrics", "words"), [({"step": 4}, "the checkpoint of step 4 is kept"),
+                                                (None, "there is no checkpoint yet")])  # fmt: skip
+def test_a_training_that_diverged_is_one_line_that_names_the_last_checkpoint(monkeypatch, metrics, words):
+    result = Result(metrics=metrics, return_value="step 7 of 12: the loss is not finite")
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", lambda *_, **__: SimpleNamespace(fit=lambda: result))
+    output = SimpleNamespace(stage="train", key="k", work_uri="/tmp", filesystem=None)
+    context = SimpleNamespace(cluster=Cluster(), output=output)
+    with pytest.raises(StageError, match=f"^step 7 of 12: the loss is not finite; {words}$"):
+        training.run_training(context, None)
+
+
+def test_a_training_that_diverges_is_not_begun_again(monkeypatch):
+    """Ray Train begins again what raises; what it comes to would be the same."""
+
+    def diverge(*_: object, **__: object) -> None:
+        raise loop.Diverged("step 7 of 12: the loss is not finite")
+
+    for name in ("load_student", "open_sampler", "open_teacher"):
+        monkeypatch.setattr(training, name, lambda *_: None)
+    monkeypatch.setattr(training, "Progress", lambda *_: SimpleNamespace(log=None, save=None))
+    monkeypatch.setattr(training, "choose_device", lambda cluster: "cpu")
+    monkeypatch.setattr(training, "turn", lambda *_: (None, None))
+    monkeypatch.setattr(training, "resumed", lambda job: nullcontext())
+    monkeypatch.setattr(ray.train.collective, "barrier", lambda: None)
+    monkeypatch.setattr(loop, "fit", diverge)
+    job = SimpleNamespace(seed=0, cluster=Cluster(), objective=None, settings=SimpleNamespace(learning_rate=0.5))
+    said = training.train_worker({"job": job})
+    assert said == "step 7 of 12: the loss is not finite; lower learning_rate, which is 0.5"

@@ -1,0 +1,82 @@
+"""What came of each case: kept in a file, shown at the end of the tests, and written as a document."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from pipeline.wording import markdown_table, one_line
+from tests.faults.cases import CASES, DONE, FAILED, INTERRUPTED, KILLED
+from tests.faults.world import EVERY, STEPS
+from tests.support import ROOT
+
+PLACE = ROOT / "build" / "faults.json"
+ENDED = {KILLED: "killed", DONE: "went on by itself", FAILED: "failed", INTERRUPTED: "interrupted"}
+HEAD = ["stage", "fault", "the command", "what it said", "the same command again", "steps repeated", "seconds"]
+WIDTH = 160  # letters of a line that was said
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One row of the table.
+
+    Attributes:
+        name: of the case.
+        code: exit code of the command that met the fault.
+        said: its one line, where it had one.
+        again: that of the same command afterwards.
+        repeated: steps of the training that the worst restart made once more.
+        seconds: of both commands.
+    """
+
+    name: str
+    code: int
+    said: str
+    again: str
+    repeated: int
+    seconds: float
+
+    def row(self) -> list[str]:
+        """As the table shows it."""
+        stage, _, what = self.name.partition(": ")
+        found = "found it done" if self.code == DONE else ""
+        words = [one_line(text, WIDTH).replace("|", "/") for text in (self.said, self.again or found)]
+        return [stage, what, ENDED[self.code], *words, str(self.repeated), f"{self.seconds:.0f}"]
+
+
+def known() -> dict[str, Outcome]:
+    """What is kept, by the names of cases."""
+    if not PLACE.exists():
+        return {}
+    return {row["name"]: Outcome(**row) for row in json.loads(PLACE.read_text(encoding="utf-8"))}
+
+
+def keep(outcome: Outcome) -> None:
+    """Keeps an outcome in the place of an earlier one of its case."""
+    PLACE.parent.mkdir(exist_ok=True)
+    rows = (known() | {outcome.name: outcome}).values()
+    PLACE.write_text(json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def table(names: Iterable[str]) -> str:
+    """The outcomes of those cases that have one, in the order of the table of cases."""
+    found, asked = known(), set(names)
+    return markdown_table([HEAD, *(found[case.name].row() for case in CASES if case.name in found.keys() & asked)])
+
+
+def document() -> str:
+    """docs/faults.md."""
+    found = {case.name: known()[case.name] for case in CASES if case.name in known()}
+    minutes = sum(outcome.seconds for outcome in found.values()) / 60
+    return f"""# Faults
+
+`python -m pytest -m faults`, as root, breaks something while a command computes a stage, and gives the same command
+again; the {len(found)} rows below took {minutes:.0f} minutes. Each ended with the artifact of a run that nothing
+happened to: the same rows and rankings, weights and numbers within 1e-6 in fp32, each stage there once, and no work
+directory left. Trainings have {STEPS} steps and a checkpoint every {EVERY}. A restart repeats fewer steps than lie
+between two, unless the checkpoint itself could not be stored. A loss that is NaN stops a training, which keeps the
+last checkpoint; the same settings stop at the same step.
+
+`python -m tests.faults > docs/faults.md` writes this page from what the tests left in `build/faults.json`.
+
+{table(found)}
+"""

@@ -1,0 +1,151 @@
+"""What several cases share, each started when the first case asks for it: Ray nodes, a bucket, an MLflow server."""
+
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.tracking.events import EXPERIMENT
+from tests.faults.world import World
+from tests.s3.servers import Proxy, Request, free_port, moto_server, wait_for
+
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+HERE = "127.0.0.1"
+OPEN = {"RAY_AUTH_MODE": "disabled"}
+"""Ray keeps what it read of the environment when it was imported, where no token was asked for; nodes listen here."""
+HEAD_CPUS, NODE_CPUS = 1, 3
+
+
+def passes(request: Request) -> None:
+    """The rule of a proxy that does nothing."""
+
+
+class Bucket:
+    """A bucket, and a proxy before it by which runs reach it."""
+
+    def __init__(self, address: str) -> None:
+        self.address, self.proxy = address, Proxy(address)
+
+    def attach(self, world: World) -> None:
+        """Lets the world's command use it."""
+        self.proxy.rule = passes
+        world.settings.append(f"store_endpoint={self.proxy.address}")
+        world.variables |= CREDENTIALS
+
+
+class Mlflow:
+    """A tracking server, and a proxy before it by which runs reach it."""
+
+    def __init__(self, address: str) -> None:
+        self.address, self.proxy = address, Proxy(address)
+
+    def attach(self, world: World) -> None:
+        """Has the world's command track here; what can't be sent waits in a cache of its own."""
+        self.proxy.rule = passes
+        others = [one for one in world.settings if not one.startswith("tracking_uri=")]
+        world.settings[:] = [*others, f"tracking_uri={self.proxy.address}"]
+        world.variables |= {"XDG_CACHE_HOME": str(world.home / "unsent")}
+
+    def curves(self, stage: str) -> list[list[int]]:
+        """The steps at which each run of a stage told its loss, in the order of the runs."""
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(self.address)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            return []
+        of_stage, order = f"tags.stage = '{stage}'", ["attributes.start_time"]
+        found = client.search_runs([experiment.experiment_id], of_stage, order_by=order)
+        return [sorted(point.step for point in client.get_metric_history(run.info.run_id, "loss")) for run in found]
+
+
+class Nodes:
+    """Ray nodes on this machine that come and go, beside a head where the command runs and no training fits.
+
+    A training process asks for more CPUs than the head has, so that it lands on another node; of two actors of a pool
+    at least one does.
+    """
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        head = {"num_cpus": HEAD_CPUS, "include_dashboard": True, "dashboard_port": free_port()}
+        self.cluster = Cluster(initialize_head=True, head_node_args={"node_ip_address": HERE, **head})
+        self.workers: list[Any] = []
+
+    def attach(self, world: World) -> None:
+        """Has the world's command join, with one node beside the head."""
+        while len(self.workers) > 1:
+            self.lose()
+        if not self.workers:
+            self.add()
+        world.settings += [f"cluster.cpus_per_worker={HEAD_CPUS + 1}", "cluster.actors=2"]
+        world.variables |= {"RAY_ADDRESS": self.cluster.address, **OPEN}
+
+    def add(self) -> None:
+        """A node joins."""
+        self.workers.append(self.cluster.add_node(num_cpus=NODE_CPUS, node_ip_address=HERE))
+
+    def lose(self) -> None:
+        """The node that is there longest dies with all that runs on it."""
+        self.cluster.remove_node(self.workers.pop(0), allow_graceful=False)
+
+    def warn(self, seconds: float) -> None:
+        """Tells Ray that this node will be taken away, as autoscalers do for spot nodes."""
+        from ray._raylet import GcsClient
+        from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+        reason, deadline = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"), int((time.time() + seconds) * 1000)
+        client = GcsClient(address=self.cluster.address)
+        accepted, words = client.drain_node(self.workers[0].node_id, reason, "spot", deadline)
+        assert accepted, words
+
+
+@contextmanager
+def bucket_server() -> Iterator[Bucket]:
+    """A bucket in this process."""
+    from pipeline.artifacts import s3
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
+    with moto_server() as address:
+        s3.client(address, "us-east-1").create_bucket(Bucket="bucket")
+        server = Bucket(address)
+        yield server
+        server.proxy.close()
+
+
+@contextmanager
+def mlflow_server(home: Path) -> Iterator[Mlflow]:
+    """An MLflow server in a process of its own."""
+    port = free_port()
+    place = ["--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "files")]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HERE, "--port", str(port), "--workers", "1"]
+    with (home / "server.log").open("w") as log:
+        process = subprocess.Popen([*command, *place], stdout=log, stderr=log)
+        try:
+            wait_for(f"http://{HERE}:{port}/health", process)
+            server = Mlflow(f"http://{HERE}:{port}")
+            yield server
+            server.proxy.close()
+        finally:
+            process.terminate()
+            process.wait()
+
+
+@contextmanager
+def ray_nodes() -> Iterator[Nodes]:
+    """A cluster of Ray nodes."""
+    nodes = Nodes()
+    try:
+        yield nodes
+    finally:
+        nodes.cluster.shutdown()
