@@ -2,10 +2,10 @@
 
 Shapes: R rows of a chunk, L tokens of its longest row, D values of a state, H heads of E values each.
 
-A row's vector is the state at `[RET]` after the last layer, and nothing reads that layer's states at other tokens. Of
-these it needs keys and values; queries, attention, its output, MLP and final norm are computed for one token a row.
-With keys and values shared by groups of heads that spares nine tenths of a layer and more: of a student of two layers
-nearly half. What is left out had no part in the vector, so its gradient was zero and both are as before.
+A row's vector is the state at its last token after the last layer, and nothing reads that layer's states at other
+tokens. Of these it needs keys and values; queries, attention, its output, MLP and final norm are computed for one
+token a row. With keys and values shared by groups of heads that spares nine tenths of a layer and more: of a student
+of two layers nearly half. What is left out had no part in the vector, so its gradient was zero and both are as before.
 
 The stock forward of the language model still runs: it passes what it does not know on to its layers, `read_out` too.
 """

@@ -168,7 +168,7 @@ def test_its_student_keeps_its_prompt_and_no_token_is_added(embedder, student):
     whole, cut = Encoder.load(student / "source"), Encoder.load(student / "model")
     batch = whole.collator([*ragged_rows(), Row("Red.", picture(), instruction="Find it.\n")])
     with torch.inference_mode():
-        assert torch.equal(cut.states(batch), whole.states_by_layer(batch)[2])
+        torch.testing.assert_close(cut.states(batch), whole.states_by_layer(batch)[2], rtol=0, atol=5e-6)
 
 
 @pytest.mark.slow
