@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stages.export.loaders import VLLM
 from stages.model.encoder import SETTINGS
 from stages.model.prune import KEPT
 
@@ -36,8 +37,8 @@ hidden state of `AutoModel`, normalised. Queries start with an instruction and a
 MLflow, where the run registered it: `mlflow.pyfunc.load_model("models:/NAME@champion")`, `predict` on a list of texts,
 or on rows with the columns `text` and `image` (encoded bytes); either may be missing. The weights stay where they are.
 
-vLLM: `vllm serve DIRECTORY --runner pooling`, then `POST /v1/embeddings` with `messages`: `input` would skip the chat
-template, and with it the read-out token. The files follow vLLM's documentation; **vLLM was not run on them.**
+vLLM: `vllm serve DIRECTORY --runner pooling --dtype float32`, then `POST /v1/embeddings` with `messages`: `input`
+would skip the chat template, and with it the read-out token; without the dtype it computes in half precision. {vllm}
 
 Of an instruction and its text together {max_text_characters} characters are read, by every loader of this directory.
 
@@ -59,6 +60,9 @@ and by each loader of this directory, in float32 on a CPU.
 {parameters_text}
 ```
 """
+
+READ_BY_VLLM = "Its own vectors are compared with the trained weights' below."
+NOT_READ_BY_VLLM = "**It was not run on this directory**, only on small students of the same families."
 
 
 def write_card(directory: Path, stage: str, size: Mapping[str, int], report: Mapping[str, Any],
@@ -88,6 +92,7 @@ def write_card(directory: Path, stage: str, size: Mapping[str, int], report: Map
         parity="\n".join(parity),
         inputs=report["inputs"],
         max_text_characters=settings["max_text_characters"],
+        vllm=READ_BY_VLLM if VLLM in report["loaders"] else NOT_READ_BY_VLLM,
         parameters_text=_text(params),
     )
     (directory / "README.md").write_text(card)
