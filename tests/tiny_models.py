@@ -9,29 +9,48 @@ import transformers
 from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
 
+from stages.export.checkpoint import export_student, save_backbone
+from stages.model.encoder import Encoder
 from stages.model.rows import Row
-from stages.model.tiny import tiny_config, train_tokenizer, write_tiny
+from stages.model.tiny import keep_lengths, tiny_config, train_tokenizer, write_tiny
 
 TEXTS = ["a red circle left of a blue square", "find the picture that shows two green stars", "what colour is it?"]
+MOST_CHARACTERS = 256
+"""Of a text that are read."""
 
 
-def write_checkpoint(directory: Path, family: str, layers: int = 4) -> Path:
+def depths(family: str) -> tuple[int, int]:
+    """(layers of a checkpoint of `family`, fewer of them that a student can keep)."""
+    return (8, 4) if family == "qwen3_5" else (4, 3)
+
+
+def write_checkpoint(directory: Path, family: str, layers: int = 0) -> Path:
     """Writes an untrained checkpoint of `family` (a `model_type`) and returns its directory."""
+    layers = layers or depths(family)[0]
     tokenizer = train_tokenizer(TEXTS * 20, 400)
     if family == "qwen2_vl":
         config = tiny_config(tokenizer, layers=layers, hidden=64, heads=2, vision_layers=1, vision_hidden=32, patch=14)
-        write_tiny(
-            directory, tokenizer, config, min_pixels=28 * 28, max_pixels=84 * 84, max_text_characters=256, seed=3
-        )
+        limits = {"min_pixels": 28 * 28, "max_pixels": 84 * 84, "max_text_characters": MOST_CHARACTERS}
+        write_tiny(directory, tokenizer, config, **limits, seed=3)
         return directory
-    builder = {"qwen2_5_vl": _qwen2_5, "qwen3_vl": _qwen3}[family]
+    builder = {"qwen2_5_vl": _qwen2_5, "qwen3_vl": _qwen3, "qwen3_5": _qwen3_5}[family]
     model, patch = builder(tokenizer, layers)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     limits = {"shortest_edge": (2 * patch) ** 2, "longest_edge": (6 * patch) ** 2}
     Qwen2VLImageProcessorPil(patch_size=patch, size=limits).save_pretrained(directory)
-    (directory / "puma.json").write_text(json.dumps({"max_text_characters": 256}))
+    (directory / "puma.json").write_text(json.dumps({"max_text_characters": MOST_CHARACTERS}))
     return directory
+
+
+def write_student(directory: Path, family: str) -> Encoder:
+    """A student of an untrained checkpoint, exported to `model` beside its `source` and its `weights`."""
+    kept = depths(family)[1]
+    source = write_checkpoint(directory / "source", family)
+    student = Encoder.load(source, layers=kept)
+    save_backbone(student.backbone.config, student.backbone.state_dict(), directory / "weights")
+    export_student(directory / "weights", source, directory / "model", {"query": "Find it.\n"})
+    return student
 
 
 def _ids(tokenizer) -> dict:
@@ -93,6 +112,39 @@ def _qwen3(tokenizer, layers: int):
     }
     config = transformers.Qwen3VLConfig(text_config=_text(tokenizer, layers), vision_config=vision, **_ids(tokenizer))
     return transformers.Qwen3VLForConditionalGeneration(config), 16
+
+
+def _qwen3_5(tokenizer, layers: int):
+    torch.manual_seed(3)
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "out_hidden_size": 64,
+        "num_heads": 2,
+        "intermediate_size": 48,
+        "patch_size": 16,
+        "num_position_embeddings": 64,
+    }
+    text = _text(tokenizer, layers) | {
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [3, 3, 2],
+            "partial_rotary_factor": 0.5,
+        },
+        "linear_key_head_dim": 128,  # as published; on a CPU vLLM refuses 32
+        "linear_value_head_dim": 128,
+        "linear_num_key_heads": 1,
+        "linear_num_value_heads": 2,
+    }
+    config = transformers.Qwen3_5Config(text_config=text, vision_config=vision, **_ids(tokenizer))
+    model = transformers.Qwen3_5ForConditionalGeneration(config)
+    # As it is drawn linear attention adds next to nothing and forgets at once, and what reaches it would not show.
+    keep_lengths(model.model.language_model)
+    for layer in model.model.language_model.layers:
+        if hasattr(layer, "linear_attn"):
+            torch.nn.init.constant_(layer.linear_attn.A_log, -4)
+    return model, 16
 
 
 def picture(width: int = 60, height: int = 60, colour: str = "red") -> bytes:

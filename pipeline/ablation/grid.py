@@ -117,7 +117,7 @@ def draws(config: Config, key: str) -> bool:
 def known_depths(config: Config) -> Sequence[int]:
     """The depths that the recipe's backbone can be cut to; none where they aren't known without a download."""
     family, depth = backbone_shape(config.backbone)
-    return range(FAMILIES[family].minimum_layers, depth + 1) if family in FAMILIES else ()
+    return FAMILIES[family].depths(depth) if family in FAMILIES and depth else ()
 
 
 def expand(

@@ -198,10 +198,15 @@ def check_depth(config: "Config", family: str, depth: int, where: Callable[[str]
     kept, layer = config.student.layers, config.features.layer
     if isinstance(kept, tuple) and (why := refusal(kept, depth, FAMILIES.get(family))):
         raise InputError(f"student.layers={list(kept)} can't be kept{where('student.layers')}: {why}")
-    least = FAMILIES[family].minimum_layers if family in FAMILIES else 1
+    least, group = (FAMILIES[family].least, FAMILIES[family].group) if family in FAMILIES else (1, 1)
     if isinstance(kept, int) and kept < least:
         needs = f"{family} needs at least {least}" if least > 1 else "a student keeps at least 1"
         raise InputError(f"student.layers={kept} is too few{where('student.layers')}: {needs}")
+    if isinstance(kept, int) and kept % group and kept != depth:
+        raise InputError(
+            f"student.layers={kept} splits a group{where('student.layers')}: the kinds of {family}'s layers repeat"
+            f" after {group}; set it to {kept - kept % group} or {kept - kept % group + group}"
+        )
     if depth and isinstance(kept, int) and kept > depth:
         raise InputError(
             f"student.layers={kept} is too many{where('student.layers')}: the backbone has {depth} layers"
@@ -218,7 +223,8 @@ def backbone_shape(backbone: Any) -> tuple[str, int]:
     if backbone.source == "tiny":
         return "qwen2_vl", backbone.tiny.layers
     if backbone.source == "hub":
-        return ("qwen3_vl" if "qwen3-vl" in backbone.model.lower() else ""), 0
+        name = backbone.model.lower()
+        return next((one.model_type for one in FAMILIES.values() if one.hub_name and one.hub_name in name), ""), 0
     try:
         content = json.loads((Path(backbone.model).expanduser() / "config.json").read_text(encoding="utf-8"))
         layers = content.get("text_config", {}).get("num_hidden_layers") or content.get("num_hidden_layers")

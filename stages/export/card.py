@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stages.export.loaders import VLLM
 from stages.model.encoder import SETTINGS
 from stages.model.prompt import DEFAULT, SETTING, read_out
 from stages.model.prune import KEPT
@@ -39,8 +40,8 @@ MLflow, where the run registered it: `mlflow.pyfunc.load_model("models:/NAME@cha
 or on rows with the columns `text`, `image` (encoded bytes) and `instruction`; each may be missing. The weights stay
 where they are.
 
-vLLM: `vllm serve DIRECTORY --runner pooling`, then `POST /v1/embeddings` with `messages`: `input` would skip the chat
-template, and with it the read-out token. The files follow vLLM's documentation; **vLLM was not run on them.**
+vLLM: `vllm serve DIRECTORY --runner pooling --dtype float32`, then `POST /v1/embeddings` with `messages`: `input`
+would skip the chat template, and with it the read-out token; without the dtype it computes in half precision. {vllm}
 
 Smaller candidates by sentence-transformers: the signs, eight in a byte, or a byte for each value, by ranges that are
 best taken of all candidates. Queries stay as they are. The run's report tells what is lost, by bytes of a candidate:
@@ -71,6 +72,9 @@ and by each loader of this directory, in float32 on a CPU.
 {parameters_text}
 ```
 """
+
+READ_BY_VLLM = "Its own vectors are compared with the trained weights' below."
+NOT_READ_BY_VLLM = "**It was not run on this directory**, only on small students of the same families."
 
 
 def write_card(directory: Path, stage: str, size: Mapping[str, int], report: Mapping[str, Any],
@@ -103,6 +107,7 @@ def write_card(directory: Path, stage: str, size: Mapping[str, int], report: Map
         max_text_characters=settings["max_text_characters"],
         readout=prompt.name,
         placed="" if prompt.instructed else ", in which an instruction is the beginning of the text",
+        vllm=READ_BY_VLLM if VLLM in report["loaders"] else NOT_READ_BY_VLLM,
         parameters_text=_text(params),
     )
     (directory / "README.md").write_text(card)

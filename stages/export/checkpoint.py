@@ -38,8 +38,11 @@ def save_backbone(config: PreTrainedConfig, weights: Mapping[str, torch.Tensor],
     config = type(config).from_dict(config.to_dict())
     config.tie_word_embeddings = True
     config.text_config.tie_word_embeddings = True
+    family = family_of(config.model_type)
+    if family.interleaved:
+        config.text_config.rope_parameters["mrope_interleaved"] = True
     with torch.device("meta"):
-        model = family_of(config.model_type).generation()(config)
+        model = family.generation()(config)
     model.model.load_state_dict(dict(weights), strict=True, assign=True)
     model.tie_weights()
     model.save_pretrained(directory, safe_serialization=True)

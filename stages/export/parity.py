@@ -7,7 +7,6 @@ differs stops the stage; one that could not run here is named as not run, with t
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -72,8 +71,8 @@ def check_parity(
         stock: also run the loaders that need a process of their own.
 
     Returns:
-        The report (for each loader the least cosine and the largest difference; for the others why they were not
-        run), and the model's size.
+        The report (for each loader the least cosine, the largest difference, and the cosine of each of `samples`; for
+        the others why they were not run), and the model's size.
 
     Raises:
         StageError: a loader's cosine is below `MINIMUM_COSINE`.
@@ -98,7 +97,6 @@ def check_parity(
             compare(report, name, vectors, reference)
     for name, read in (more or {}).items():
         compare(report, name, read(exported, inputs), reference)
-    report["not_run"]["vLLM"] = "it is not installed" if not find_spec("vllm") else "this report has no reading by it"
     return report, size
 
 
@@ -106,8 +104,13 @@ def compare(report: dict[str, Any], name: str, vectors: np.ndarray, reference: n
     """Adds a loader's figures to the report. Raises StageError where it reads other vectors than were trained."""
     if vectors.shape != reference.shape:
         raise StageError(f"{name} reads the export as vectors {vectors.shape}, trained were {reference.shape}")
-    cosine = float((vectors * reference).sum(1).min())
-    report["loaders"][name] = {"cosine": cosine, "max_difference": float(np.abs(vectors - reference).max())}
+    cosines_N = (vectors * reference).sum(1)
+    cosine = float(cosines_N.min())
+    report["loaders"][name] = {
+        "cosine": cosine,
+        "max_difference": float(np.abs(vectors - reference).max()),
+        "cosines": [round(float(one), 7) for one in cosines_N],
+    }
     if not cosine >= MINIMUM_COSINE:  # also where it is not a number
         raise StageError(
             f"{name} reads the export with cosine {cosine:.5f} to the trained weights, below {MINIMUM_COSINE}; "

@@ -1,5 +1,6 @@
 """Which layers a student keeps of its backbone: so many, all, those of a list, or as few as the depth curve allows."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ def choose_layers(source: Path, student: Any, features: "Artifact") -> tuple[int
         depth = config.text_config.num_hidden_layers
         if student.layers == "auto":
             curve = features.read_json("depth_curve.json")
-            return depth, shallowest(curve, student.max_loss, family_of(config.model_type).minimum_layers)
+            return depth, shallowest(curve, student.max_loss, family_of(config.model_type).depths(depth))
         layers = depth if student.layers == "full" else student.layers
         pruned_config(source, layers)
         if isinstance(layers, tuple) and layers[-1] == len(layers):
@@ -41,11 +42,11 @@ def choose_layers(source: Path, student: Any, features: "Artifact") -> tuple[int
     return depth, layers
 
 
-def shallowest(curve: dict[str, Any], max_loss: float, least: int = 1) -> int:
-    """The fewest layers, at least `least`, whose hit@5 is at least (1 - max_loss) times that of the full depth.
+def shallowest(curve: dict[str, Any], max_loss: float, depths: Sequence[int]) -> int:
+    """The fewest layers, of those in `depths`, whose hit@5 is at least (1 - max_loss) times that of the full depth.
 
     The curve tells of cut models that were not trained; training brings back a part of what they lose.
     """
     full = curve["layers"][-1]["hit@5"]
     enough = [entry["layers"] for entry in curve["layers"] if entry["hit@5"] >= (1 - max_loss) * full]
-    return min(layers for layers in enough if layers >= least)
+    return min(layers for layers in enough if layers in depths)

@@ -1,8 +1,9 @@
 """Where the Qwen-VL families differ, as data: one entry for each, looked up by the checkpoint's `model_type`.
 
-All three read `hidden_states` and images through the same stock forward; what differs is the class names and how deep
-a student must be. Qwen3-VL adds vision features after its first three decoder layers (DeepStack), so fewer layers
-would run and silently lose them.
+All of them read `hidden_states` and images through the same stock forward; what differs is the class names and which
+layers a student can keep. Qwen3-VL adds vision features after its first three decoder layers (DeepStack), so fewer
+layers would run and silently lose them. Qwen3.5's layers come in groups of four, three of linear attention and one of
+full: some loaders count on it, so a student keeps the order of their kinds.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,23 @@ class Family:
     base_class: str
     generation_class: str
     processor_class: str
-    minimum_layers: int = 1
+    must_stay: int = 0
+    """Its first so many layers, without which a student would not see."""
+    group: int = 1
+    """Layers after which their kinds repeat; a student keeps whole groups."""
+    interleaved: bool = False
+    """Whether the rotary pairs for time, height and width take turns; transformers knows it, vLLM reads it."""
+    hub_name: str = ""
+    """Part of its models' names on the hub, for what must be refused before a download."""
+
+    @property
+    def least(self) -> int:
+        """The fewest layers of a student."""
+        return max(self.must_stay, self.group)
+
+    def depths(self, depth: int) -> Sequence[int]:
+        """How many of a backbone's `depth` layers a student can keep from the first one on."""
+        return [*range(self.least, depth, self.group), depth]
 
     def base(self) -> "type[PreTrainedModel]":
         """The stock class without a language-model head."""
@@ -42,7 +59,24 @@ FAMILIES = {
     for family in (
         Family("qwen2_vl", "Qwen2VLModel", "Qwen2VLForConditionalGeneration", "Qwen2VLProcessor"),
         Family("qwen2_5_vl", "Qwen2_5_VLModel", "Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLProcessor"),
-        Family("qwen3_vl", "Qwen3VLModel", "Qwen3VLForConditionalGeneration", "Qwen3VLProcessor", minimum_layers=3),
+        Family(
+            "qwen3_vl",
+            "Qwen3VLModel",
+            "Qwen3VLForConditionalGeneration",
+            "Qwen3VLProcessor",
+            must_stay=3,
+            interleaved=True,
+            hub_name="qwen3-vl",
+        ),
+        Family(
+            "qwen3_5",
+            "Qwen3_5Model",
+            "Qwen3_5ForConditionalGeneration",
+            "Qwen3VLProcessor",
+            group=4,
+            interleaved=True,
+            hub_name="qwen3.5",
+        ),
     )
 }
 
@@ -59,10 +93,19 @@ def refusal(layers: Sequence[int], depth: int, family: Family | None) -> str:
         return "give their numbers from 1 on, each larger than the one before"
     if depth and layers[-1] > depth:
         return f"the backbone has {depth} layers"
-    least = family.minimum_layers if family else 1
-    if family and least > 1 and list(layers[:least]) != list(range(1, least + 1)):
-        return f"{family.model_type} adds what it sees to its first {least} layers, so they must stay"
+    if family and list(layers[: family.must_stay]) != list(range(1, family.must_stay + 1)):
+        return f"{family.model_type} adds what it sees to its first {family.must_stay} layers, so they must stay"
+    if family and _breaks_groups(layers, family.group):
+        return (
+            f"the kinds of {family.model_type}'s layers repeat after {family.group}, so keep whole groups of"
+            f" {family.group} in which they come in the same order"
+        )
     return ""
+
+
+def _breaks_groups(layers: Sequence[int], group: int) -> bool:
+    """Whether a layer would stand where the pattern has one of another kind, or the last group is not whole."""
+    return len(layers) % group > 0 or any((number - 1 - place) % group for place, number in enumerate(layers))
 
 
 def family_of(model_type: str) -> Family:

@@ -4,10 +4,10 @@ Shapes: B rows of a batch, R rows of a chunk, L tokens of its longest row, J of 
 images of theirs, P vision patches of these, C values of a patch.
 
 A batch is cut into chunks of rows of similar length, and each chunk is padded on the right to its own longest row:
-texts of ten tokens do not pay for texts of a hundred. No attention mask is needed: attention is causal, so what stands
-after a row's last token cannot reach it. Positions are computed here for each row alone (stock 2-D M-RoPE), hence a
-row's vector does not depend on its neighbours. Images are decoded here; one that several rows have is decoded and
-looked at once.
+texts of ten tokens do not pay for texts of a hundred. No attention mask is needed: attention is causal, and so are
+linear attention and the convolution before it, so what stands after a row's last token cannot reach it. Positions are
+computed here for each row alone (stock 2-D M-RoPE), hence a row's vector does not depend on its neighbours. Images are
+decoded here; one that several rows have is decoded and looked at once.
 
 Chunks are also the passes of GradCache, which bounds their rows (`limit`). Where ranks must run the same modules in
 every pass, chunks without a picture get a blank one in a row of no meaning (`needs_images`); see

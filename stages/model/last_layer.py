@@ -20,7 +20,13 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import rotate_half
 
 
 def shorten_last(language_model: Any) -> None:
-    """Lets the layers of a language model take `read_out`, the place [R] in each row that is read after the last."""
+    """Lets the layers of a language model take `read_out`, the place [R] in each row that is read after the last.
+
+    One with linear attention in some of its layers stays as it is: its full attention is another, and the last of its
+    layers is at most one in four.
+    """
+    if not all(hasattr(layer, "self_attn") for layer in language_model.layers):
+        return
     for layer in language_model.layers:
         if not isinstance(layer, ReadOutLayer):
             layer.__class__ = _reading(layer.__class__)

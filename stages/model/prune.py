@@ -41,10 +41,11 @@ def pruned_config(directory: Path, layers: Layers) -> PreTrainedConfig:
             raise ValueError(f"student.layers={list(layers)} can't be kept: {why}")
         _shrink(text, layers)
         return config
-    if not family.minimum_layers <= layers <= text.num_hidden_layers:
+    if layers not in family.depths(text.num_hidden_layers):
+        steps = f" in steps of {family.group}" if family.group > 1 else ""
         raise ValueError(
             f"student.layers is {layers}, but {config.model_type} with {text.num_hidden_layers} layers "
-            f"can be cut to {family.minimum_layers}..{text.num_hidden_layers}"
+            f"can be cut to {family.least}..{text.num_hidden_layers}{steps}"
         )
     _shrink(text, range(1, layers + 1))
     return config
@@ -98,6 +99,8 @@ def _drop_others(backbone: PreTrainedModel, kept: Sequence[int]) -> None:
     text: Any = backbone.language_model
     text.layers = torch.nn.ModuleList(text.layers[number - 1] for number in kept)
     for place, layer in enumerate(text.layers):
-        layer.self_attn.layer_idx = place
+        for part in layer.modules():  # whichever kind of attention it has
+            if hasattr(part, "layer_idx"):
+                part.layer_idx = place
     for config in {id(one): one for one in (backbone.config.text_config, text.config)}.values():
         _shrink(config, kept)

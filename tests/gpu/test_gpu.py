@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from stages.model.encoder import Encoder
+from stages.model.families import FAMILIES
 from stages.search import device
 from stages.search.exact import asked_of, search_all
 from stages.search.filters import Filter
@@ -19,7 +20,7 @@ from tests.unit.test_search_exact import corpus
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize(("precision", "least"), [("fp32", 1 - 1e-5), ("bf16", 0.99)])
 def test_its_vectors_are_those_of_the_cpu(tmp_path, family, precision, least):
     model, rows = write_checkpoint(tmp_path, family), ragged_rows()

@@ -223,6 +223,17 @@ def test_a_qwen3_student_keeps_at_least_three_layers(tmp_path):
     assert "qwen3_vl needs at least 3" in refusal(*hub, "student.layers=2")
 
 
+def test_a_qwen3_5_student_keeps_whole_groups_of_layers(tmp_path):
+    given = checkpoint(tmp_path / "m", model_type="qwen3_5", text_config={"num_hidden_layers": 12})
+    assert load_config("demo", [*given, "student.layers=8"]).student.layers == 8
+    assert load_config("demo", [*given, "student.layers=[1, 6, 11, 12]"]).student.layers == (1, 6, 11, 12)
+    assert "student.layers=6 splits a group" in refusal(*given, "student.layers=6")
+    assert "repeat after 4; set it to 4 or 8" in refusal(*given, "student.layers=6")
+    assert "so keep whole groups of 4" in refusal(*given, "student.layers=[1, 2, 3]")
+    hub = ["backbone.source=hub", "backbone.model=Qwen/Qwen3.5-2B", "backbone.revision=x"]
+    assert "qwen3_5 needs at least 4" in refusal(*hub, "student.layers=3")
+
+
 def test_a_local_checkpoint_of_an_unknown_family_is_refused(tmp_path):
     given = checkpoint(tmp_path / "m", model_type="llama", num_hidden_layers=8)
     assert "is of the family llama, which can't be a backbone; choose one of qwen2_vl" in refusal(*given)

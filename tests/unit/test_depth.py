@@ -20,6 +20,7 @@ from stages.evaluation.depth_view import curve_table, plot_curve
 from stages.evaluation.page import depth_of
 from stages.model.depth import choose_layers, shallowest
 from stages.model.encoder import Encoder
+from stages.model.families import FAMILIES
 from stages.model.prune import first_layers
 from tests.tiny_models import ragged_rows, write_checkpoint
 
@@ -90,10 +91,25 @@ def curve(*hits: float) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("max_loss", "least", "chosen"), [(0.0, 1, 3), (0.1, 1, 3), (0.11, 1, 2), (0.5, 1, 1), (0.5, 3, 3), (0.0, 4, 4)]
+    ("max_loss", "depths", "chosen"),
+    [
+        (0.0, (1, 2, 3, 4), 3),
+        (0.1, (1, 2, 3, 4), 3),
+        (0.11, (1, 2, 3, 4), 2),
+        (0.5, (1, 2, 3, 4), 1),
+        (0.5, (3, 4), 3),
+        (0.0, (2, 4), 4),
+    ],
 )
-def test_the_fewest_layers_that_lose_no_more_than_allowed(max_loss, least, chosen):
-    assert shallowest(curve(0.40, 0.72, 0.81, 0.80), max_loss, least) == chosen
+def test_the_fewest_layers_that_lose_no_more_than_allowed(max_loss, depths, chosen):
+    assert shallowest(curve(0.40, 0.72, 0.81, 0.80), max_loss, depths) == chosen
+
+
+def test_the_depths_of_a_student_are_whole_groups_or_all_layers():
+    assert list(FAMILIES["qwen2_vl"].depths(3)) == [1, 2, 3]
+    assert list(FAMILIES["qwen3_vl"].depths(5)) == [3, 4, 5]
+    assert list(FAMILIES["qwen3_5"].depths(10)) == [4, 8, 10]
+    assert list(FAMILIES["qwen3_vl"].depths(2)) == [2]
 
 
 def test_the_table_has_a_line_for_each_depth():

@@ -5,15 +5,18 @@ largest change of a weight. fp32 sums in another order make about 1e-6; a lost c
 """
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
 
-from stages.learn.gradcache import RandomState, Sums
+from stages.learn.gradcache import RandomState, Sums, backward
+from stages.model import inputs
 from stages.model.encoder import Encoder
+from stages.model.families import FAMILIES
 from stages.model.inputs import Batch
 from tests.support import in_ranks
-from tests.tiny_models import ragged_rows, write_checkpoint
+from tests.tiny_models import depths, ragged_rows, write_checkpoint
 
 EXACT = 1e-5
 
@@ -23,7 +26,8 @@ def compared(tmp_path_factory) -> dict[str, dict[str, float]]:
     directory = tmp_path_factory.mktemp("gradcache")
     result = directory / "result.json"
     model = write_checkpoint(directory / "model", "qwen2_vl", layers=2)
-    in_ranks(2, "tests.gradcache_world", {"model": str(model), "result": str(result)})
+    linear = write_checkpoint(directory / "linear", "qwen3_5", layers=4)
+    in_ranks(2, "tests.gradcache_world", {"model": str(model), "linear": str(linear), "result": str(result)})
     return json.loads(result.read_text())
 
 
@@ -37,6 +41,12 @@ def test_the_update_is_that_of_the_whole_batch(compared, stage):
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_parameter_of_the_loss_gets_its_gradient_once(compared, stage):
     assert compared[f"zero {stage}"]["temperature"] < EXACT
+
+
+@pytest.mark.slow
+def test_zero_3_gathers_what_linear_attention_takes_from_its_parts(compared):
+    """It reads a convolution's weights without calling it, which is what ZeRO-3 gathers for."""
+    assert compared["linear attention, zero 3"]["all"] < EXACT
 
 
 @pytest.mark.slow
@@ -96,7 +106,52 @@ def test_a_replayed_random_state_leaves_the_present_one_alone():
     assert RandomState.now("cpu", same) is same  # without dropout all chunks share one
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+class Alone:
+    """What GradCache asks of an engine, on one rank without DeepSpeed."""
+
+    def __init__(self, module):
+        self.module, self.device = module, "cpu"
+
+    def __call__(self, *given):
+        return self.module(*given)
+
+    def zero_optimization_stage(self):
+        return 0
+
+    def backward(self, loss):
+        loss.backward()
+
+    no_sync = staticmethod(nullcontext)
+
+    def allreduce_gradients(self):
+        """There are no others."""
+
+
+def gradients(encoder: Encoder, limit: int, cached: bool) -> dict[str, torch.Tensor]:
+    """Of a loss in which each row's state meets every other one's, by parameter."""
+    encoder.zero_grad()
+    mixed = torch.randn(5, 5, generator=torch.manual_seed(0))
+
+    def loss_of(states_BD):
+        unit_BD = torch.nn.functional.normalize(states_BD, dim=-1)
+        return (unit_BD @ unit_BD.T * mixed).sum(), {}
+
+    backward(Alone(encoder), encoder, encoder.collator(ragged_rows(), limit), loss_of, cached=cached)
+    return {name: one.grad.clone() for name, one in encoder.named_parameters() if one.grad is not None}
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_rows_alone_have_the_gradient_of_a_padded_batch(family, tmp_path, monkeypatch):
+    """Padding reaches neither states nor gradients, whichever kind of attention carries them on."""
+    encoder = Encoder.load(write_checkpoint(tmp_path, family, depths(family)[1]))
+    monkeypatch.setattr(inputs, "SPREAD", 99)  # one chunk, and the shortest row is mostly padding
+    whole, alone = gradients(encoder, limit=0, cached=False), gradients(encoder, limit=1, cached=True)
+    largest = max(change.abs().max() for change in whole.values())
+    assert whole.keys() == alone.keys() and len(whole) > 40
+    assert max((whole[name] - alone[name]).abs().max() for name in whole) < EXACT * largest
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_kept_vision_outputs_give_the_states_of_live_ones(family, tmp_path):
     encoder = Encoder.load(write_checkpoint(tmp_path, family))
     batch = encoder.collator(ragged_rows())

@@ -19,7 +19,7 @@ from stages.model.inputs import Batch, bucket_by_length, prefetch
 from stages.model.prompt import RETRIEVAL_TOKEN, SPECIAL_TOKENS, clean
 from stages.model.prune import kept_layers, pruned_config
 from stages.model.rows import Row
-from tests.tiny_models import picture, ragged_rows, write_checkpoint
+from tests.tiny_models import depths, picture, ragged_rows, write_checkpoint
 
 ROUNDING = 5e-6
 """One token a row has its products summed in another order than all tokens, and by where weights lie in memory."""
@@ -33,6 +33,12 @@ def checkpoint(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def encoder(checkpoint):
     return Encoder.load(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def kept(checkpoint) -> int:
+    """Layers of a student of the checkpoint."""
+    return depths(pruned_config(checkpoint, None).model_type)[1]
 
 
 def test_a_vector_does_not_depend_on_its_neighbours(encoder):
@@ -96,9 +102,9 @@ def test_positions_are_those_of_the_stock_model(encoder):
         assert torch.equal(expected, chunk.position_ids_3RL)
 
 
-def test_pruned_output_is_the_normed_hidden_state(checkpoint, encoder):
-    pruned = Encoder.load(checkpoint, layers=3)
-    assert pruned.layers == 3
+def test_pruned_output_is_the_normed_hidden_state(checkpoint, encoder, kept):
+    pruned = Encoder.load(checkpoint, layers=kept)
+    assert pruned.layers == kept
     for row in ragged_rows():
         batch = encoder.collator([row])
         (chunk,) = batch.chunks
@@ -111,15 +117,20 @@ def test_pruned_output_is_the_normed_hidden_state(checkpoint, encoder):
                 use_cache=False,
                 output_hidden_states=True,
             )
-            expected_D = encoder.backbone.language_model.norm(full.hidden_states[3])[0, -1]
+            expected_D = encoder.backbone.language_model.norm(full.hidden_states[kept])[0, -1]
             assert (pruned.states(batch)[0] - expected_D).abs().max() < ROUNDING
-            assert torch.equal(encoder.states_by_layer(batch)[2, 0], expected_D)
+            assert torch.equal(encoder.states_by_layer(batch)[kept - 1, 0], expected_D)
+
+
+LISTS = {"qwen3_vl": (1, 2, 3, 5), "qwen3_5": (1, 2, 7, 8)}
+"""Layers that a student keeps: DeepStack stays with the first three, and linear attention in front of full."""
 
 
 def test_any_list_of_layers_is_the_backbone_with_the_others_passed_by(checkpoint, encoder, tmp_path):
-    """Passed by: the full model with the third layer's input as its output. DeepStack stays with the first three."""
-    keep = (1, 2, 3, 5) if encoder.backbone.config.model_type == "qwen3_vl" else (1, 2, 4)
-    source = write_checkpoint(tmp_path / "deep", encoder.backbone.config.model_type, layers=5)
+    """Passed by: the full model with the third layer's input as its output."""
+    family = encoder.backbone.config.model_type
+    keep = LISTS.get(family, (1, 2, 4))
+    source = write_checkpoint(tmp_path / "deep", family, layers=8 if family == "qwen3_5" else 5)
     whole, student = Encoder.load(source), Encoder.load(source, keep)
     assert student.layers == len(keep) == len(student.backbone.language_model.layers)
     for number, layer in enumerate(whole.backbone.language_model.layers, start=1):
@@ -144,8 +155,8 @@ def test_states_by_layer_end_in_the_output(encoder):
         assert torch.equal(states_KBD[-1], encoder.states(batch))
 
 
-def test_the_export_is_read_by_automodel_with_the_same_vectors(checkpoint, tmp_path):
-    student = Encoder.load(checkpoint, layers=3)
+def test_the_export_is_read_by_automodel_with_the_same_vectors(checkpoint, kept, tmp_path):
+    student = Encoder.load(checkpoint, layers=kept)
     save_backbone(student.backbone.config, student.backbone.state_dict(), tmp_path / "weights")
     export_student(tmp_path / "weights", checkpoint, tmp_path / "model", {"query": "Find it.\n"})
     rows = ragged_rows()
@@ -154,12 +165,15 @@ def test_the_export_is_read_by_automodel_with_the_same_vectors(checkpoint, tmp_p
     stock = stock_vectors(tmp_path / "model", student.collator, rows)
     assert (stock * expected).sum(axis=1).min() > 0.99999
     config = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert config["text_config"]["num_hidden_layers"] == 3
-    assert config["architectures"] == [FAMILIES[config["model_type"]].generation_class]
+    assert config["text_config"]["num_hidden_layers"] == kept
+    family = FAMILIES[config["model_type"]]
+    assert config["architectures"] == [family.generation_class]
+    # Else vLLM places pictures elsewhere: cosine 0.995, without an error.
+    assert config["text_config"]["rope_parameters"].get("mrope_interleaved", False) == family.interleaved
 
 
-def test_the_export_loads_as_a_generation_model_without_missing_weights(checkpoint, tmp_path):
-    student = Encoder.load(checkpoint, layers=3)
+def test_the_export_loads_as_a_generation_model_without_missing_weights(checkpoint, kept, tmp_path):
+    student = Encoder.load(checkpoint, layers=kept)
     save_backbone(student.backbone.config, student.backbone.state_dict(), tmp_path)
     loader = getattr(transformers, FAMILIES[student.backbone.config.model_type].generation_class)
     _, report = loader.from_pretrained(tmp_path, output_loading_info=True)
@@ -168,7 +182,7 @@ def test_the_export_loads_as_a_generation_model_without_missing_weights(checkpoi
 
 def test_depths_outside_the_checkpoint_are_refused(checkpoint):
     family = pruned_config(checkpoint, None).model_type
-    for layers in (0, 5):
+    for layers in (0, 9):
         with pytest.raises(ValueError, match="can be cut to"):
             pruned_config(checkpoint, layers)
     for layers in ((0, 1), (2, 2), (2, 1), (1, 2, 3, 9), ()):
@@ -179,6 +193,12 @@ def test_depths_outside_the_checkpoint_are_refused(checkpoint):
             pruned_config(checkpoint, 2)
         with pytest.raises(ValueError, match="its first 3 layers, so they must stay"):
             pruned_config(checkpoint, (1, 2, 4))
+    if family == "qwen3_5":
+        with pytest.raises(ValueError, match=r"4\.\.8 in steps of 4"):
+            pruned_config(checkpoint, 6)
+        for layers in ((1, 2, 3), (1, 2, 4, 8), (1, 2, 3, 7)):
+            with pytest.raises(ValueError, match="repeat after 4, so keep whole groups of 4"):
+                pruned_config(checkpoint, layers)
 
 
 def test_a_parity_report_names_every_loader_and_refuses_other_weights(tmp_path):

@@ -16,7 +16,7 @@ from stages import backbone
 from stages.contract.context import StageError
 from stages.export.card import write_card
 from stages.export.checkpoint import export_student, save_backbone
-from stages.export.loaders import LOADERS, ROOT
+from stages.export.loaders import LOADERS, ROOT, VLLM, VLLM_PYTHON, run_stock_loaders
 from stages.export.mlflow_model import pyfunc_vectors, save_reference
 from stages.export.parity import MINIMUM_COSINE, check_parity, compare, samples
 from stages.model.encoder import Encoder
@@ -37,12 +37,12 @@ def student(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_every_installed_loader_gives_the_students_vectors(student):
+def test_every_installed_loader_gives_the_students_vectors(student, monkeypatch):
+    monkeypatch.delenv(VLLM_PYTHON, raising=False)  # it has a test of its own
     places = (student / "weights", student / "source", student / "model")
     report, _ = check_parity(*places, {"MLflow pyfunc": pyfunc_vectors})
-    assert report["not_run"].pop("vLLM")
-    assert report["not_run"] == {}
-    assert set(report["loaders"]) == {"puma", "transformers AutoModel", "MLflow pyfunc", *LOADERS}
+    assert set(report["not_run"]) == {VLLM}
+    assert set(report["loaders"]) == {"puma", "transformers AutoModel", "MLflow pyfunc", *LOADERS} - {VLLM}
     assert min(values["cosine"] for values in report["loaders"].values()) >= MINIMUM_COSINE
     apart = {name: values["max_difference"] for name, values in report["loaders"].items()}
     # Above a megapixel a picture is scaled down twice, by what checks it and then for the model.
@@ -77,11 +77,35 @@ def test_the_inputs_are_queries_and_candidates_of_all_kinds_and_some_are_longer_
     assert {bool(one.image) for one in long} == {True, False}
 
 
+@pytest.mark.parametrize(
+    ("python", "reason"),
+    [
+        ("", f"it is not installed here, and {VLLM_PYTHON} names no Python that has it"),
+        ("gone", "gone can't be run: "),
+    ],
+)
+def test_where_vllm_is_missing_the_report_says_how_to_give_it(student, monkeypatch, python, reason):
+    monkeypatch.setenv(VLLM_PYTHON, python)
+    vectors, not_run = run_stock_loaders(student / "model", samples()[:1], [VLLM])
+    assert vectors == {} and not_run[VLLM].startswith(reason)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_the_card_says_whether_vllm_has_read_the_student(student, seen):
+    found = {"cosine": 0.99999, "max_difference": 3e-4}
+    report = {"inputs": 1, "loaders": {VLLM: found} if seen else {}, "not_run": {} if seen else {VLLM: "no"}}
+    write_card(student / "model", "train", {"layers": 2, "parameters": 1, "dim": 64}, report, {}, SimpleNamespace())
+    card = (student / "model" / "README.md").read_text()
+    assert ("| vLLM | 0.999990 | 3.0e-04 |" in card) == ("compared with the trained weights' below" in card) == seen
+    assert ("| vLLM | not run: no | |" in card) == ("It was not run on this directory" in card) == (not seen)
+
+
 @pytest.mark.parametrize("wrong", [-1.0, np.nan])
 def test_a_loader_that_differs_is_refused_by_name(wrong):
     vectors = np.eye(3, dtype=np.float32)
     report = {"loaders": {}}
     compare(report, "same", vectors, vectors)
+    assert report["loaders"]["same"] == {"cosine": 1, "max_difference": 0, "cosines": [1, 1, 1]}
     with pytest.raises(StageError, match="other reads the export with cosine"):
         compare(report, "other", vectors * wrong, vectors)
 

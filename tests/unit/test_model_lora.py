@@ -14,14 +14,15 @@ from stages.learn.settings import FineTuning
 from stages.model.encoder import Encoder
 from stages.model.families import FAMILIES
 from stages.model.lora import add_adapters, merged
-from tests.tiny_models import ragged_rows, write_checkpoint
+from stages.model.prune import pruned_config
+from tests.tiny_models import depths, ragged_rows, write_checkpoint
 
 LORA = Lora(rank=4, alpha=8, dropout=0.1)
 
 
 def adapted(checkpoint) -> Encoder:
-    """A student of three layers whose adapters have been moved from zero, as training does."""
-    encoder = Encoder.load(checkpoint, layers=3)
+    """A student of fewer layers, with adapters that are zero."""
+    encoder = Encoder.load(checkpoint, layers=depths(pruned_config(checkpoint, None).model_type)[1])
     encoder.freeze_vision()
     torch.manual_seed(0)
     add_adapters(encoder, LORA)
@@ -39,7 +40,7 @@ def move(encoder: Encoder) -> None:
 def test_the_merged_export_equals_the_unmerged_model(family, tmp_path):
     source = write_checkpoint(tmp_path / "source", family)
     encoder, rows = adapted(source), ragged_rows()
-    untouched = Encoder.load(source, layers=3).encode(rows)
+    untouched = Encoder.load(source, layers=encoder.layers).encode(rows)
     assert np.array_equal(encoder.eval().encode(rows), untouched)  # adapters start as zero
     move(encoder)
     unmerged = encoder.encode(rows)
@@ -52,10 +53,13 @@ def test_the_merged_export_equals_the_unmerged_model(family, tmp_path):
     assert json.loads((tmp_path / "model" / "config.json").read_text())["matryoshka_dimensions"] == [16, 32]
 
 
-def test_adapters_sit_on_all_linear_layers_of_the_decoder_and_nothing_else_is_trained(tmp_path):
-    encoder = adapted(write_checkpoint(tmp_path, "qwen2_vl"))
+@pytest.mark.parametrize(("family", "linear"), [("qwen2_vl", 3 * 7), ("qwen3_5", 3 * (5 + 3) + 4 + 3)])
+def test_adapters_sit_on_all_linear_layers_of_the_decoder_and_nothing_else_is_trained(tmp_path, family, linear):
+    encoder = adapted(write_checkpoint(tmp_path, family))
     trained = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
-    assert len(trained) == 3 * 7 * 2  # layers, projections, A and B
+    assert len(trained) == linear * 2  # A and B
+    parts = encoder.backbone.language_model.layers.modules()
+    assert sum(isinstance(part, torch.nn.Linear) for part in parts) == linear * 3  # and the frozen one beside them
     assert all(".lora_" in name and ".language_model.layers." in name for name in trained)
     assert not any(parameter.requires_grad for parameter in encoder.backbone.visual.parameters())
 

@@ -31,7 +31,8 @@ ROWS = {
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
 def checkpoint(request, tmp_path_factory):
-    return write_checkpoint(tmp_path_factory.mktemp(request.param), request.param, layers=3)
+    layers = max(3, FAMILIES[request.param].group)
+    return write_checkpoint(tmp_path_factory.mktemp(request.param), request.param, layers)
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +89,15 @@ def test_the_last_layer_sees_one_token_a_row_and_the_others_all(encoder):
         tokens.append([])
         encoder.states_by_layer(type(batch).of(chunk))
     lengths = [chunk.input_ids_RL.shape[1] for chunk in batch.chunks]
-    assert tokens == [[length, length, 1] for length in lengths]
+    others = len(encoder.backbone.language_model.layers) - 1
+    is_stock = encoder.backbone.config.model_type == "qwen3_5"
+    assert tokens == [[length] * others + [length if is_stock else 1] for length in lengths]
 
 
 @pytest.mark.parametrize("layers", [2, 3])
 def test_the_last_layer_is_that_of_the_layers_in_use(checkpoint, encoder, layers):
-    if encoder.backbone.config.model_type == "qwen3_vl" and layers < 3:
+    family = FAMILIES[encoder.backbone.config.model_type]
+    if family.group > 1 or layers < family.must_stay:
         return
     batch, cut = encoder.collator(ROWS["mixed"]), load_backbone(checkpoint, layers).double().eval()
     with first_layers(encoder.backbone, layers), torch.no_grad():
