@@ -194,7 +194,8 @@ def test_an_index_of_int8_finds_what_was_foretold_of_it(world: dict) -> None:
     precision, stored = Precision.of(card), rows(artifacts["index"], "embeddings")
     assert (card["backend"], card["dim"], indexed["rows"]) == ("exact", 32, 24)
     expected = precision.encode(np.array([floats[row["did"]] for row in stored]))
-    assert [row["vector"] for row in stored] == expected.tolist()
+    codes = np.array([row["vector"] for row in stored], np.int16)
+    assert np.abs(codes - expected).max() <= 1  # a value at the edge of a step may come out on either side of it
     _, measured, _ = run_stage(world["store"], artifacts, "evaluate", evaluate.Params(teacher=False), "8" * 16)
     assert measured["student"]["precision"] == "int8" and "smaller" not in measured["student"]
     told = {(row["dim"], row["precision"]): row for row in world["metrics"]["student"]["smaller"]["rows"]}[32, "int8"]
