@@ -3,10 +3,10 @@
     python -m tests.bench.few_labels PAIRS.jsonl TEXTS.jsonl DIRECTORY [LABELS]
 
 `PAIRS.jsonl` has the layout of `data.kind=pairs`, each row with a `split`; `TEXTS.jsonl` has rows of `id` and `text`,
-whose ids begin with `d-` where they are like queries and with `w-` where they are like candidates. `LABELS` (2,000) train
-pairs stay, and all of the other splits, each split a task of its own with a pool of its own. `texts.jsonl` are the
-texts of these train pairs and others beside them, half like queries and half like candidates: what a teacher reads and
-no label is needed for.
+whose ids begin with `d-` where they are like queries and with `w-` where they are like candidates. `LABELS` (2,000)
+train pairs stay, and all of the other splits, each split a task of its own with a pool of its own. `texts.jsonl` are
+the texts of these train pairs and others beside them, half like queries and half like candidates: what a teacher reads
+and no label is needed for.
 """
 
 import json
@@ -44,7 +44,8 @@ def draw(pairs: Path, texts: Path, output: Path, labels: int) -> None:
     candidates += chance.sample([row["text"] for row in free if row["id"].startswith("w-")], more)
     for side in (queries, candidates):
         chance.shuffle(side)
-    write(output / "texts.jsonl", [{"id": f"t{place}", "text": text} for place, text in enumerate(queries + candidates)])
+    said = enumerate(queries + candidates)
+    write(output / "texts.jsonl", [{"id": f"t{place}", "text": text} for place, text in said])
 
 
 if __name__ == "__main__":

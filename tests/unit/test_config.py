@@ -30,7 +30,7 @@ def refusal(*overrides: str, recipe: str = "demo") -> str:
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
 def test_every_recipe_is_valid_once_its_places_are_given(name, tmp_path):
     given = ["data.kind=scenes"]
-    given += ["backbone.revision=abc1234"] if "puma" in name else []
+    given += ["backbone.revision=abc1234"] if "qwen2vl" in name else []
     if name == "smollm2":
         (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl", "num_hidden_layers": 30}')
         given += [f"backbone.model={tmp_path}"]
