@@ -139,11 +139,13 @@ class _Worker:
         return pa.table({"place": table["place"], "result": pa.array(results, pa.large_binary())})
 
     def _carry_out(self, place: int, work: Work) -> Any:
+        import ray
+
         if place >= self.alone:
             self._take_machine(place)
         result = work(self.models)
-        if self.progress:
-            self.progress.note.remote(place)
+        if self.progress:  # and it knows before the result is out: an actor without more to do is ended at once
+            ray.get(self.progress.note.remote(place))
         return result
 
     def _take_machine(self, place: int) -> None:

@@ -4,6 +4,7 @@ import pickle
 from types import SimpleNamespace
 
 import pyarrow as pa
+import ray
 import torch
 
 from stages.contract import params
@@ -32,3 +33,13 @@ def test_what_is_left_is_known_by_place():
     for place in (0, 2, 2):
         progress.note(place)
     assert [progress.before(place) for place in range(5)] == [0, 0, 1, 1, 2]
+
+
+def test_work_is_noted_before_its_result_is_out(monkeypatch):
+    """Ray Data ends an actor that has no more to do, and with it what it has sent but not yet handed over."""
+    waited_for = []
+    monkeypatch.setattr(ray, "get", waited_for.append)
+    progress = SimpleNamespace(note=SimpleNamespace(remote=lambda place: f"note of {place}"))
+    worker = _Worker(progress, 2, SimpleNamespace(uri=""), {}, Cluster(actors=2))
+    worker(pa.table({"place": [0, 1], "work": [pickle.dumps(threads)] * 2}))
+    assert waited_for == ["note of 0", "note of 1"]
