@@ -101,6 +101,11 @@ def carry_out(
         for table in _with_progress(batches, len(everything), label):
             for place, result in zip(table["place"].to_pylist(), table["result"].to_pylist(), strict=True):
                 found[place] = pickle.loads(result)
+    except BaseException:
+        if progress:  # Ray Data lets go of them, but they can keep their GPU for minutes
+            for actor in ray.get(progress.actors.remote()):
+                ray.kill(actor)
+        raise
     finally:
         if progress:
             ray.kill(progress)  # also ends the waiting for work that failed
@@ -108,10 +113,19 @@ def carry_out(
 
 
 class Finished:
-    """An actor that knows which work is not done yet, by its place."""
+    """An actor that knows which work is not done yet, by its place, and which actors do it."""
 
     def __init__(self, count: int) -> None:
         self.left = set(range(count))
+        self._actors: list[Any] = []
+
+    def enter(self, actor: Any) -> None:
+        """This actor of the pool is there."""
+        self._actors.append(actor)
+
+    def actors(self) -> list[Any]:
+        """The pool's actors."""
+        return self._actors
 
     def note(self, place: int) -> None:
         """The work at that place is done."""
@@ -128,6 +142,10 @@ class _Worker:
     def __init__(self, progress: Any, alone: int, *given: Any) -> None:
         self.progress, self.alone = progress, alone
         self.models = Models(*given)
+        if progress:
+            import ray
+
+            ray.get(progress.enter.remote(ray.get_runtime_context().current_actor))
 
     def __call__(self, table: Any) -> Any:
         import pyarrow as pa

@@ -39,7 +39,11 @@ def test_work_is_noted_before_its_result_is_out(monkeypatch):
     """Ray Data ends an actor that has no more to do, and with it what it has sent but not yet handed over."""
     waited_for = []
     monkeypatch.setattr(ray, "get", waited_for.append)
-    progress = SimpleNamespace(note=SimpleNamespace(remote=lambda place: f"note of {place}"))
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(current_actor="this one"))
+    progress = SimpleNamespace(
+        note=SimpleNamespace(remote=lambda place: f"note of {place}"),
+        enter=SimpleNamespace(remote=lambda actor: f"{actor} is there"),
+    )
     worker = _Worker(progress, 2, SimpleNamespace(uri=""), {}, Cluster(actors=2))
     worker(pa.table({"place": [0, 1], "work": [pickle.dumps(threads)] * 2}))
-    assert waited_for == ["note of 0", "note of 1"]
+    assert waited_for == ["this one is there", "note of 0", "note of 1"]
