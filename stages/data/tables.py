@@ -2,8 +2,9 @@
 
 Training reaches for rows in random order, from every worker process. Loading the tables into each of them multiplies
 the memory by the number of processes; Parquet alone has no random access. So the listed files are copied once per node
-into an uncompressed Arrow IPC file, beside two arrays: the sorted 64-bit hashes of the keys, and the physical row
-of each. All are memory-mapped: the page cache holds one copy, and opening takes milliseconds.
+into a few uncompressed Arrow IPC files, side by side, as one stream does not fill the way to a bucket, with two
+arrays: the sorted 64-bit hashes of the keys, and the physical row of each. All are memory-mapped: the page cache holds one
+copy, and opening takes milliseconds.
 
 Row i is the i-th by hash of its key, not the i-th in the files, so that the order of rows is the same however many
 files a parallel writer happened to write.
@@ -14,6 +15,8 @@ import json
 import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,8 @@ from stages.contract.context import Artifact, StageError
 from stages.data.keys import hash64, hash_ids
 
 ROWS_PER_BATCH = 1024
+COPIERS = 8
+"""Files that are copied at a time. Each holds a batch in memory; reading, decoding and writing leave the GIL."""
 KEEP_DAYS = 14
 """Tables that nobody opened for this long are deleted when another is built; they are copies and can be made again."""
 
@@ -37,9 +42,9 @@ class MappedTable:
 
     def __init__(self, directory: Path, key: str, origin: tuple[Any, ...]):
         self.directory, self.key, self.origin = directory, key, origin
-        reader = pa.ipc.open_file(pa.memory_map(str(directory / "rows.arrow")))
-        self.schema = reader.schema
-        self.batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        readers = [pa.ipc.open_file(pa.memory_map(str(path))) for path in sorted(directory.glob("rows-*.arrow"))]
+        self.schema = readers[0].schema
+        self.batches = [reader.get_batch(number) for reader in readers for number in range(reader.num_record_batches)]
         self.starts = np.cumsum([0, *(batch.num_rows for batch in self.batches)])
         self.hashes = np.load(directory / "hashes.npy", mmap_mode="r")
         self.places = np.load(directory / "places.npy", mmap_mode="r")
@@ -118,7 +123,7 @@ def _value(scalar: pa.Scalar) -> Any:
 def _identity(artifact: Artifact, prefix: str, key: str, where: dict[str, Any] | None) -> str:
     """A name that changes with anything that changes the table, the attempt that wrote the files included."""
     files = artifact.files(prefix)
-    parts = [artifact.stage, artifact.key, artifact.manifest.get("attempt"), files, key, where]
+    parts = [artifact.stage, artifact.key, artifact.manifest.get("attempt"), files, key, where, COPIERS]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
     return f"{artifact.stage}-{prefix}-{digest[:16]}"
 
@@ -131,23 +136,28 @@ def _build(artifact: Artifact, prefix: str, key: str, where: dict[str, Any] | No
     building = directory.with_name(f"{directory.name}.building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
-    hashes = _copy(files, artifact.filesystem, key, where, building / "rows.arrow")
+    schema = pq.read_schema(files[0], filesystem=artifact.filesystem).remove_metadata()
+    shares = [files[number::COPIERS] for number in range(min(COPIERS, len(files)))]
+    copy = partial(_copy, schema=schema, filesystem=artifact.filesystem, key=key, where=where or {})
+    with ThreadPoolExecutor(COPIERS) as copiers:
+        targets = [building / f"rows-{number}.arrow" for number in range(len(shares))]
+        hashes = np.concatenate(list(copiers.map(copy, shares, targets)))
     order = np.argsort(hashes, kind="stable")
     np.save(building / "hashes.npy", hashes[order])
     np.save(building / "places.npy", order.astype(np.int64))
     building.rename(directory)
 
 
-def _copy(files: list[str], filesystem: Any, key: str, where: dict[str, Any] | None, target: Path) -> np.ndarray:
+def _copy(
+    files: list[str], target: Path, *, schema: pa.Schema, filesystem: Any, key: str, where: dict[str, Any]
+) -> np.ndarray:
     """Streams the kept rows of Parquet `files` into one Arrow file; the uint64 hashes [N] of their keys."""
     hashes = [np.empty(0, dtype=np.uint64)]
-    with pq.ParquetFile(files[0], filesystem=filesystem) as first:
-        schema = first.schema_arrow.remove_metadata()
     with pa.ipc.new_file(str(target), schema) as writer:
         for path in files:
             with pq.ParquetFile(path, filesystem=filesystem) as source:
                 for batch in source.iter_batches(batch_size=ROWS_PER_BATCH):
-                    kept = _keep(batch, where or {})
+                    kept = _keep(batch, where)
                     if kept.num_rows:
                         writer.write_batch(kept.cast(schema))
                         hashes.append(hash_ids(kept.column(key).to_pylist()))

@@ -22,6 +22,7 @@ from tests.bench import bill, scale
 from tests.bench.embed import embed
 from tests.bench.gpu import gpu
 from tests.bench.gradcache import gradcache
+from tests.bench.pictures import pictures
 from tests.bench.serve import serve
 from tests.bench.train import train
 
@@ -103,6 +104,7 @@ BENCHMARKS = {
     "padding": padding,
     "gradcache": gradcache,
     "serve": serve,
+    "pictures": pictures,
     "index": index,
     "gpu": gpu,
 }

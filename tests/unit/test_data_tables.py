@@ -63,6 +63,17 @@ def test_every_row_is_found_by_its_key_and_by_its_number(artifact, tmp_path):
     assert {table.row(index)["did"] for index in range(3000)} == {f"1:{number}" for number in range(3000)}
 
 
+def test_many_files_are_copied_side_by_side(tmp_path):
+    parts = [range(start, start + 100) for start in range(0, 2000, 100)]
+    write(tmp_path / "art" / "candidates", parts)
+    table = MappedTable.open(Files(str(tmp_path / "art")), "candidates", "did", cache=tmp_path / "cache")
+    assert len(list(table.directory.glob("*.arrow"))) == tables.COPIERS < len(parts)
+    assert [table.row(table.find(f"1:{number}"))["text"] for number in (0, 99, 1200, 1999)] == [
+        "T0.", "T99.", "T1200.", "T1999."
+    ]  # fmt: skip
+    assert {row["did"] for row in map(table.row, range(2000))} == {f"1:{number}" for number in range(2000)}
+
+
 def test_what_is_not_there_is_a_key_error(artifact, tmp_path):
     table = MappedTable.open(artifact, "candidates", "did", cache=tmp_path / "cache")
     assert "1:5" in table and "1:3000" not in table

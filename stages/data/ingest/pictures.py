@@ -107,7 +107,9 @@ def write_pictures(table: pa.Table, root: Place, limits: ImageLimits, record: An
         return 0
     pictures = check_pictures(table, root, limits, record)
     with output.open(f"images/{hash64(table['path'][0].as_py()):016x}.parquet") as file:
-        pq.write_table(pictures, file)
+        pq.write_table(
+            pictures, file, use_dictionary=False, compression="NONE"
+        )  # encoded pictures give way to neither
     return pictures.num_rows
 
 
