@@ -3,8 +3,8 @@
 Training reaches for rows in random order, from every worker process. Loading the tables into each of them multiplies
 the memory by the number of processes; Parquet alone has no random access. So the listed files are copied once per node
 into a few uncompressed Arrow IPC files, side by side, as one stream does not fill the way to a bucket, with two
-arrays: the sorted 64-bit hashes of the keys, and the physical row of each. All are memory-mapped: the page cache holds one
-copy, and opening takes milliseconds.
+arrays: the sorted 64-bit hashes of the keys, and the physical row of each. All are memory-mapped: the page cache
+holds one copy, and opening takes milliseconds.
 
 Row i is the i-th by hash of its key, not the i-th in the files, so that the order of rows is the same however many
 files a parallel writer happened to write.
