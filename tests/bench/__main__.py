@@ -19,6 +19,7 @@ from typing import Any
 
 from pipeline.ablation.document import describe_machine, write_section
 from tests.bench import bill, scale
+from tests.bench.costs import costs
 from tests.bench.embed import embed
 from tests.bench.gpu import gpu
 from tests.bench.gradcache import gradcache
@@ -105,6 +106,7 @@ BENCHMARKS = {
     "gradcache": gradcache,
     "serve": serve,
     "pictures": pictures,
+    "costs": costs,
     "index": index,
     "gpu": gpu,
 }
