@@ -1,4 +1,4 @@
-"""What a run over M-BEIR cost before these parts were mended, and costs now: measured, or counted where it is too large.
+"""What a run over M-BEIR cost before these parts were mended, and costs now: measured, or counted if it is too large.
 
 "Before" is commit 504c46f. Its ways are written here again, in the few lines that matter: a pass over the candidates
 for each 1,024 queries and each pool, and vectors in Parquet with the writer's defaults. Passes and bytes are counted
