@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 import threading
 import weakref
 
@@ -178,6 +179,17 @@ def test_the_export_loads_as_a_generation_model_without_missing_weights(checkpoi
     loader = getattr(transformers, FAMILIES[student.backbone.config.model_type].generation_class)
     _, report = loader.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused_by_their_name(checkpoint, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(checkpoint, tmp_path / "less")
+    weights = load_file(tmp_path / "less" / "model.safetensors")
+    gone = next(name for name in weights if name.endswith("layers.1.mlp.up_proj.weight"))
+    save_file({name: weights[name] for name in weights if name != gone}, tmp_path / "less" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"less lacks the weights .*layers\.1\.mlp\.up_proj\.weight; give"):
+        Encoder.load(tmp_path / "less")
 
 
 def test_depths_outside_the_checkpoint_are_refused(checkpoint):
