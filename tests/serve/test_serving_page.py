@@ -23,6 +23,7 @@ from tests.serve.conftest import Served, serving
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
 CLIENTS = TEXT.partition("## Clients")[2].partition("\n## ")[0]
+ELSEWHERE = TEXT.partition("## Without this server")[2]
 HERE = "http://127.0.0.1:8000"
 ORIGIN = "https://search.example.com"
 FOREIGN = ("openai", "langchain_openai", "llama_index")
