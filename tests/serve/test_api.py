@@ -304,6 +304,15 @@ def test_head_says_what_get_says_without_the_body(server: Served, path: str):
     assert [told.headers[name] for name in same] == [asked.headers[name] for name in same]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("POST", "v1/chat/completions", 404), ("GET", "v1/embeddings", 405)]
+)
+def test_what_is_not_answered_is_told_where_to_look(server: Served, method: str, path: str, status: int):
+    answer = requests.request(method, f"{server.url}/{path}", timeout=60)
+    told = f"{method} /{path} is not answered here; /openapi.json has what is"
+    assert (answer.status_code, told in message(answer)) == (status, True), answer.text
+
+
 def test_a_bomb_is_refused_by_its_header(server: Served):
     buffer = io.BytesIO()
     Image.new("1", (8000, 8000)).save(buffer, "PNG")
