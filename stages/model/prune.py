@@ -90,7 +90,7 @@ def load_backbone(directory: Path, layers: Layers = None, dtype: torch.dtype = t
     """
     config = pruned_config(directory, layers)
     loaded = pruned_config(directory, layers[-1]) if isinstance(layers, tuple) else config
-    model = family_of(config.model_type).base()
+    model: Any = family_of(config.model_type).base()  # its loader does not tell the types of two results
     options = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
     backbone, found = model.from_pretrained(directory, config=loaded, dtype=dtype, output_loading_info=True, **options)
     if found["missing_keys"]:
