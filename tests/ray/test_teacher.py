@@ -143,7 +143,7 @@ def test_a_teacher_is_turned_once_and_its_student_is_taught_on_in_the_same_direc
     artifact, metrics = distilled["turned"]
     turn = read_rotation(artifact)
     assert metrics["turned"] and np.abs(turn @ turn.T - np.eye(len(turn))).max() < 1e-5
-    assert metrics["feature cosine"] < distilled["cached"][1]["feature cosine"] - 0.05
+    assert metrics["feature cosine"] < distilled["cached"][1]["feature cosine"] - 0.02  # without a turn they are equal
     assert not distilled["cached"][1]["turned"] and read_rotation(distilled["cached"][0]) is None
     given = {**inputs, "distill": artifact, "features": read[True]}
     asked = {**SHORT, "feature_weight": 0.5, "check_loaders": False, "turn": False}  # it is turned already
