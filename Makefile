@@ -50,9 +50,9 @@ lint: install  ## style, format, which room imports which, and types
 bench: install  ## side-by-side measurements, as ratios
 	$(RUN) -m tests.bench all
 
-loaders: install $(VLLM)/.installed  ## docs/loaders.md: every backbone family by every loader, vLLM included
-	PUMA_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(RUN) -m tests.loaders > build/loaders.md
-	mv build/loaders.md docs/loaders.md
+loaders: install $(VLLM)/.installed  ## docs/loaders.md, every backbone by every loader, and docs/transcript.md
+	PUMA_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(RUN) -m tests.loaders docs/loaders.md
+	PUMA_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(RUN) -m tests.transcript docs/transcript.md
 
 test-vllm: install $(VLLM)/.installed  ## exported students in vLLM, which has an environment of its own
 	PUMA_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(RUN) -m pytest -m vllm

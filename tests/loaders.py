@@ -1,9 +1,12 @@
-"""`docs/loaders.md`: every backbone family by every loader on every kind of input; `make loaders` writes it.
+"""`python -m tests.loaders docs/loaders.md`: every backbone by every loader on every kind of input; `make loaders`.
 
-A small untrained student of each family goes through the parity report. What was measured can't be measured again in a
-test of milliseconds, so a test asks of the page only that it has every family, loader and kind, and that all agree.
+A small untrained student of each family, and one of a public embedder with its own prompt, goes through the parity
+report. What was measured can't be measured again in a test of milliseconds, so a test asks of the page only that it
+has every backbone, loader and kind, and that all agree.
 """
 
+import os
+import platform
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -11,27 +14,32 @@ from importlib.metadata import version
 from pathlib import Path
 from subprocess import check_output
 
+from stages.distributed.console import quiet_libraries
 from stages.export.loaders import VLLM_BF16, Sample, run_stock_loaders, vllm_python
 from stages.export.mlflow_model import pyfunc_vectors
 from stages.export.parity import MINIMUM_COSINE, check_parity, samples
 from stages.model.families import FAMILIES, Family
-from tests.tiny_models import MOST_CHARACTERS, write_student
+from tests.tiny_models import EMBEDDER, MOST_CHARACTERS, write_student
 
 KINDS = ("text", "text that is cut", "picture", "picture and text")
 COARSE = {"qwen3_5": (VLLM_BF16, 0.999)}
 """For a family that vLLM's build for the CPU does not compute in float32: how it is asked, and what it must reach."""
-COLUMNS = ("family", "loader", *KINDS)
+BACKBONES = (*FAMILIES, EMBEDDER)
+COLUMNS = ("backbone", "loader", *KINDS)
 HEAD = """# Backbone families, loaders, inputs
 
 The least cosine, over the inputs of a kind, between vectors by a loader of an exported student and by the weights that
 were exported. The inputs are those of the parity report that every student carries: plain texts, other scripts,
 control tokens, blanks, texts longer than what is read; pictures small, wide, tall and large; with an instruction and
 without. A trained student with less than {least} for any loader in float32 is not registered. `make loaders` writes
-this page. It was measured on small untrained students on a CPU, with
+this page. It was measured on small untrained students, on {machine},
+with
 
 {versions}.
 
 {kept}
+- `{embedder}`: a `qwen3_vl` that is read as Qwen3-VL-Embedding is, by its own prompt and last token; the others
+  are read by the prompt `puma`
 
 On a GPU Qwen3.5 wants the packages `flash-linear-attention` and `causal-conv1d`: without them transformers computes
 linear attention in plain torch, right and slow, and says so.
@@ -41,10 +49,11 @@ VERSION = "import importlib.metadata as m; name = m.packages_distributions()['vl
 
 
 def page() -> str:
-    """The whole page: a table with a row for each loader of each family."""
-    lines = [COLUMNS, ("---",) * 2 + ("---:",) * len(KINDS), *(row for family in FAMILIES for row in rows(family))]
+    """The whole page: a table with a row for each loader of each backbone."""
+    lines = [COLUMNS, ("---",) * 2 + ("---:",) * len(KINDS), *(row for name in BACKBONES for row in rows(name))]
     kept = "\n".join(f"- `{family.model_type}`: a student keeps {keeps(family)}" for family in FAMILIES.values())
-    head = HEAD.format(least=MINIMUM_COSINE, versions=versions(), kept=kept)
+    told = {"machine": machine(), "versions": versions(), "kept": kept, "embedder": EMBEDDER}
+    head = HEAD.format(least=MINIMUM_COSINE, **told)
     return head + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
@@ -55,23 +64,23 @@ def keeps(family: Family) -> str:
     return f"its first {family.must_stay} layers and any others" if family.must_stay else "any layers"
 
 
-def rows(family: str) -> Iterator[tuple[str, ...]]:
+def rows(backbone: str) -> Iterator[tuple[str, ...]]:
     """A student's row for each loader."""
     with tempfile.TemporaryDirectory() as name:
         place, inputs = Path(name), samples()
-        student = write_student(place, family)
+        student = write_student(place, backbone)
         more = {"MLflow pyfunc": pyfunc_vectors}
         report, _ = check_parity(place / "weights", place / "source", place / "model", more)
         cosines = {loader: found["cosines"] for loader, found in report["loaders"].items()}
-        if family in COARSE:
-            found, reason = run_stock_loaders(place / "model", inputs, [COARSE[family][0]])
+        if backbone in COARSE:
+            found, reason = run_stock_loaders(place / "model", inputs, [COARSE[backbone][0]])
             trained_ND = student.encode([one.row for one in inputs])
             cosines |= {loader: (vectors_ND * trained_ND).sum(1) for loader, vectors_ND in found.items()}
             report["not_run"] |= reason
     for loader, of_each in cosines.items():
-        yield f"`{family}`", loader, *cells(of_each, inputs)
+        yield f"`{backbone}`", loader, *cells(of_each, inputs)
     for loader, reason in report["not_run"].items():
-        yield f"`{family}`", loader, f"not run: {reason}", *[""] * (len(KINDS) - 1)
+        yield f"`{backbone}`", loader, f"not run: {reason}", *[""] * (len(KINDS) - 1)
 
 
 def cells(cosines: Sequence[float], inputs: Sequence[Sample]) -> Iterator[str]:
@@ -90,6 +99,12 @@ def kind_of(sample: Sample) -> str:
     return "text that is cut" if len(text) > MOST_CHARACTERS else "text"
 
 
+def machine() -> str:
+    """What it was computed on."""
+    system, processor, python = platform.system(), platform.machine(), platform.python_version()
+    return f"{os.cpu_count()} cores of a machine without a GPU ({processor} {system}, Python {python})"
+
+
 def versions() -> str:
     """What computed the vectors."""
     names = ("torch", "transformers", "sentence-transformers", "mlflow")
@@ -100,4 +115,5 @@ def versions() -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(page())
+    quiet_libraries()
+    Path(sys.argv[1]).write_text(page(), encoding="utf-8")  # some library says something on stdout at any time

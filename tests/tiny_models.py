@@ -4,17 +4,22 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 from transformers import Qwen2VLImageProcessorPil
 
 from stages.export.checkpoint import export_student, save_backbone
 from stages.model.encoder import Encoder
+from stages.model.prompt import RETRIEVAL_TOKEN, SETTING
 from stages.model.rows import Row
 from stages.model.tiny import keep_lengths, tiny_config, train_tokenizer, write_tiny
 
 TEXTS = ["a red circle left of a blue square", "find the picture that shows two green stars", "what colour is it?"]
+EMBEDDER = "qwen3_vl_embedding"
+"""The read-out of a public embedder, and the name of a small one here."""
 MOST_CHARACTERS = 256
 """Of a text that are read."""
 
@@ -43,11 +48,55 @@ def write_checkpoint(directory: Path, family: str, layers: int = 0) -> Path:
     return directory
 
 
+def write_embedder(directory: Path) -> Path:
+    """Writes a Qwen3-VL of random weights with what is particular to Qwen3-VL-Embedding, and returns its directory.
+
+    That is: no token of ours, no settings of ours, and a tokenizer that puts <|endoftext|> behind every text.
+    """
+    write_checkpoint(directory, "qwen3_vl")
+    rename_token(directory, RETRIEVAL_TOKEN, "[OTHER]")
+    (directory / "puma.json").unlink()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    last = ("<|endoftext|>", tokenizer.pad_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A <|endoftext|>", special_tokens=[last])
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@torch.inference_mode()
+def embedder_state(embedder: Path, text: str, told: str | None = None, weights: Path | None = None) -> np.ndarray:
+    """The state [D] at which the embedder's own code reads a text: its turns, its tokenizer, its last token.
+
+    `weights` is a model that was made of it.
+    """
+    tokenizer = transformers.AutoTokenizer.from_pretrained(embedder)
+    turns = {"system": told or "Represent the user's input.", "user": text}
+    prompt = "".join(f"<|im_start|>{role}\n{said}<|im_end|>\n" for role, said in turns.items())
+    ids = tokenizer(f"{prompt}<|im_start|>assistant\n", return_tensors="pt")["input_ids"]
+    model = transformers.AutoModel.from_pretrained(weights or embedder, dtype=torch.float32).eval()
+    return model(input_ids=ids).last_hidden_state[0, -1].numpy()
+
+
+def rename_token(directory: Path, token: str, other: str) -> None:
+    """Takes a token out of a tokenizer's vocabulary, and puts another in its place."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (directory / name).read_text()
+        (directory / name).write_text(text.replace(json.dumps(token), json.dumps(other)))
+
+
 def write_student(directory: Path, family: str) -> Encoder:
-    """A student of an untrained checkpoint, exported to `model` beside its `source` and its `weights`."""
-    kept = depths(family)[1]
-    source = write_checkpoint(directory / "source", family)
-    student = Encoder.load(source, layers=kept)
+    """A student of an untrained checkpoint, exported to `model` beside its `source` and its `weights`.
+
+    `family` is a `model_type`, or `EMBEDDER` for a student of that.
+    """
+    source = directory / "source"
+    if family == EMBEDDER:
+        settings = {"max_text_characters": MOST_CHARACTERS, SETTING: EMBEDDER}
+        (write_embedder(source) / "puma.json").write_text(json.dumps(settings))
+        family = "qwen3_vl"
+    else:
+        write_checkpoint(source, family)
+    student = Encoder.load(source, layers=depths(family)[1])
     save_backbone(student.backbone.config, student.backbone.state_dict(), directory / "weights")
     export_student(directory / "weights", source, directory / "model", {"query": "Find it.\n"})
     return student

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from http import HTTPStatus
 from importlib.resources import files
 
 from fastapi import FastAPI
@@ -72,7 +73,10 @@ def build_app(engine: Engine, access: Access, limits: RequestLimits, meters: Met
 async def answer_problem(request: Request, problem: Exception) -> Response:
     """One shape for whatever goes wrong."""
     if isinstance(problem, HTTPException):
-        return error(problem.status_code, str(problem.detail), problem.headers)
+        told = str(problem.detail)
+        if told in (HTTPStatus.NOT_FOUND.phrase, HTTPStatus.METHOD_NOT_ALLOWED.phrase):  # of the router
+            told = f"{told}: {request.method} {request.url.path[:80]} is not answered here; /openapi.json has what is"
+        return error(problem.status_code, told, problem.headers)
     if isinstance(problem, Busy):
         return busy("the model has more to do than it can; come again in a second")
     if isinstance(problem, TimeoutError):

@@ -268,12 +268,14 @@ async def read_embed(request: Request) -> EmbedBody:
 
 
 def read_picture(sent: str, limits: RequestLimits) -> bytes:
-    """The bytes of a `data:image/…;base64,…` URL or of base64 alone, whose lines may be wrapped. Raises HTTPException.
+    """The bytes of a `data:…;base64,…` URL or of base64 alone, whose lines may be wrapped. Raises HTTPException.
 
-    No other URL is opened: the server would fetch for strangers what only it can reach.
+    What kind of picture it is, its bytes tell and not the URL, which names none for a file whose ending its sender did
+    not know. No other URL is opened: the server would fetch for strangers what only it can reach.
     """
-    head, comma, data = sent.partition(",") if ":" in sent[:64] else ("data:image/;base64", ",", sent)
-    if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
+    head, comma, data = sent.partition(",") if ":" in sent[:64] else ("data:;base64", ",", sent)
+    head = head.lower()
+    if not comma or not head.startswith("data:") or not head.endswith(";base64"):
         raise HTTPException(400, "a picture must be base64 or a data:image/…;base64,… URL; other URLs are not opened")
     data = "".join(data.split())
     if len(data) * 3 // 4 > limits.image_bytes:

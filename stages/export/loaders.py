@@ -101,14 +101,8 @@ def _in_a_process(
         given.write_text(json.dumps([_packed(sample) for sample in samples]))
         files = [str(path) for path in (Path(model).resolve(), given, output)]
         command = [python, "-m", "stages.export.loaders", *files, *names]
-        # On the CPU like the trained weights it is compared with; nothing here may wait for a hub.
-        environment = os.environ | {
-            "CUDA_VISIBLE_DEVICES": "",
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
         try:
-            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+            done = subprocess.run(command, cwd=ROOT, env=offline(), capture_output=True, text=True, timeout=TIMEOUT)
         except subprocess.TimeoutExpired:
             return {}, dict.fromkeys(names, f"no answer in {TIMEOUT} s")
         except OSError as error:
@@ -119,6 +113,12 @@ def _in_a_process(
         with np.load(output) as vectors:
             found = {name: vectors[name] for name in names if name in vectors}
             return found, json.loads(str(vectors["not_run"]))
+
+
+def offline() -> dict[str, str]:
+    """The environment of a loader: on the CPU like the trained weights it is compared with, and no hub to wait for."""
+    told = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return os.environ | told
 
 
 def _packed(sample: Sample) -> dict[str, str | None]:

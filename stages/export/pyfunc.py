@@ -74,6 +74,8 @@ def _row(place: int, given: Any) -> Any:
     for words in (text, told):
         if words is not None and not isinstance(words, str):
             _refuse(f"row {place}: a text must be words, not {type(words).__name__}")
+        if words and any("\ud800" <= sign <= "\udfff" for sign in words):
+            _refuse(f"row {place}: the text holds half a character, which no UTF-8 has; send whole ones")
     if image is None and not clean((told or "") + (text or "")):
         _refuse(f"row {place} has neither text nor image; give one of them or both")
     if image is None:

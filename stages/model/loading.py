@@ -22,6 +22,7 @@ def load_encoder(model: Path, cluster: Cluster, layers: int | None = None) -> "E
     from stages.model.encoder import Encoder
 
     logging.disable_progress_bar()  # one for each actor and model load says nothing about the stage's progress
+    logging.set_verbosity_error()  # a head that is left out is a page of warnings; `load_backbone` looks for the rest
     device = "cuda" if cluster.gpus_per_worker > 0 else "cpu"
     if device == "cpu":
         torch.set_num_threads(cluster.threads_each(cluster.actors))

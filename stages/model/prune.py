@@ -82,13 +82,19 @@ def first_layers(backbone: PreTrainedModel, layers: int) -> Iterator[PreTrainedM
 
 
 def load_backbone(directory: Path, layers: Layers = None, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The stock base model of a checkpoint directory, cut to `layers`; safetensors only, no remote code."""
+    """The stock base model of a checkpoint directory, cut to `layers`; safetensors only, no remote code.
+
+    Raises:
+        ValueError: `layers` is outside what the checkpoint can give, or weights are missing, which transformers would
+            draw at random.
+    """
     config = pruned_config(directory, layers)
     loaded = pruned_config(directory, layers[-1]) if isinstance(layers, tuple) else config
-    model = family_of(config.model_type).base()
-    backbone = model.from_pretrained(
-        directory, config=loaded, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
-    )
+    model: Any = family_of(config.model_type).base()  # its loader does not tell the types of two results
+    options = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+    backbone, found = model.from_pretrained(directory, config=loaded, dtype=dtype, output_loading_info=True, **options)
+    if found["missing_keys"]:
+        raise ValueError(f"{directory} lacks the weights {min(found['missing_keys'])}; give the whole checkpoint")
     if isinstance(layers, tuple):
         _drop_others(backbone, layers)
     return backbone

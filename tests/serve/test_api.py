@@ -19,6 +19,7 @@ from tests.search_world import COLOURS, picture, write_index
 from tests.serve.conftest import RED, Served, serving
 
 URL = f"data:image/png;base64,{base64.b64encode(RED.bytes).decode()}"
+DAMAGED = RED.bytes[:60] + bytes([RED.bytes[60] ^ 0x5A]) + RED.bytes[61:]
 
 
 FORM = "multipart/form-data; boundary=b; charset="
@@ -209,6 +210,7 @@ def test_a_picture_that_only_queries_have_is_not_shown(world):
         ({"files": {"image": ("a.png", b"")}}, 400, "the file is empty"),
         ({"files": {"image": ("a.png", b"<svg/>")}}, 400, "unknown format"),
         ({"files": {"image": ("a.png", RED.bytes[:60])}}, 400, "image"),
+        ({"files": {"image": ("a.png", DAMAGED)}}, 400, "the image can't be used: "),
         ({"files": [("image", ("a", RED.bytes)), ("image", ("b", RED.bytes))]}, 400, "Too many files"),
         ({"data": [("k", "1"), ("k", "2")], "files": {"image": ("a", RED.bytes)}}, 400, "given twice"),
         ({"data": {f"f{n}": "1" for n in range(20)}, "files": {"image": ("a", RED.bytes)}}, 400, "Too many fields"),
@@ -258,6 +260,7 @@ def test_no_body_takes_long_to_look_at(body: bytes):
         ({"input": ["red", {}]}, "input 1: an input needs a text, an image or both"),
         ({"input": {"image": "http://127.0.0.1/x.png"}}, "not opened"),
         ({"input": ["red", {"image": "aGk="}]}, "input 1: the image can't be used: unknown format"),
+        ({"input": {"image": base64.b64encode(DAMAGED).decode()}}, "the image can't be used: "),
         ({"input": {"image": "x", "colour": "red"}}, "input.colour: Extra inputs"),
         ({"input": "red", "messages": [{"role": "user", "content": "red"}]}, "either 'input' or 'messages'"),
         ({}, "either 'input' or 'messages'"),
@@ -299,6 +302,15 @@ def test_head_says_what_get_says_without_the_body(server: Served, path: str):
     same = ("content-length", "content-type", "content-security-policy")
     assert (told.status_code, told.content) == (asked.status_code, b"")
     assert [told.headers[name] for name in same] == [asked.headers[name] for name in same]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("POST", "v1/chat/completions", 404), ("GET", "v1/embeddings", 405)]
+)
+def test_what_is_not_answered_is_told_where_to_look(server: Served, method: str, path: str, status: int):
+    answer = requests.request(method, f"{server.url}/{path}", timeout=60)
+    told = f"{method} /{path} is not answered here; /openapi.json has what is"
+    assert (answer.status_code, told in message(answer)) == (status, True), answer.text
 
 
 def test_a_bomb_is_refused_by_its_header(server: Served):

@@ -58,6 +58,8 @@ def user(content) -> list[dict]:
         ({"messages": [{"role": "system", "content": "Find it.\n"}, *user([TEXT])]}, Row(f"Find it.\n{WORDS}")),
         ({"input": [{"image": PACKED}]}, Row(None, RED.bytes)),
         ({"input": [{"image": URL}]}, Row(None, RED.bytes)),
+        ({"input": [{"image": f"DATA:IMAGE/PNG;BASE64,{PACKED}"}]}, Row(None, RED.bytes)),
+        ({"input": [{"image": f"data:application/octet-stream;base64,{PACKED}"}]}, Row(None, RED.bytes)),
         ({"input": {"text": WORDS}}, Row(WORDS)),
         ({"input": [{"text": WORDS, "image": PACKED}]}, Row(WORDS, RED.bytes)),
         ({"inputs": [{"content": [TEXT, SHOWN]}]}, Row(WORDS, RED.bytes)),

@@ -18,11 +18,14 @@ import pytest
 import requests
 from PIL import Image
 
+from stages.export.parity import MINIMUM_COSINE
 from stages.model.rows import Row
 from tests.serve.conftest import Served, serving
 
-TEXT = (Path(__file__).resolve().parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
+TEXT = PAGE.read_text(encoding="utf-8")
 CLIENTS = TEXT.partition("## Clients")[2].partition("\n## ")[0]
+ELSEWHERE = TEXT.partition("## Without this server")[2]
 HERE = "http://127.0.0.1:8000"
 ORIGIN = "https://search.example.com"
 FOREIGN = ("openai", "langchain_openai", "llama_index")
@@ -44,6 +47,15 @@ def photo() -> bytes:
 def test_the_page_has_a_request_for_each_client_and_kind():
     assert [len(blocks(language)) for language in ("python", "sh", "json")] == [3, 3, 6]
     assert all(name in CLIENTS for name in ("OpenAI", "LangChain", "LlamaIndex", "vLLM", "Jina", "Cohere"))
+
+
+def test_the_transcript_is_of_these_requests_and_every_vector_is_the_students_own():
+    """`make loaders` writes it; LlamaIndex is in it where it is installed."""
+    told = (PAGE.parent / "transcript.md").read_text(encoding="utf-8")
+    sent = [*blocks("python")[:2], *blocks("sh"), *blocks("python", ELSEWHERE)[1:]]
+    assert [one for one in sent if one not in told] == []
+    cosines = re.findall(r"the student's own ([\d.]+)$", told, re.MULTILINE)
+    assert len(cosines) >= len(sent) - 1 and min(map(float, cosines)) >= MINIMUM_COSINE
 
 
 @pytest.mark.parametrize("code", blocks("python"), ids=FOREIGN)

@@ -72,6 +72,12 @@ def test_what_not_every_reader_knows_is_stored_as_what_it_does(source, stored):
     assert reason(data[: len(data) // 2]) in ("truncated image", "broken image")
 
 
+def test_heic_is_read_where_its_decoder_is_installed():
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    checked = check(encoded(gradient(40, 20), "HEIF"), LIMITS)
+    assert (checked.width, checked.height, checked.format) == (40, 20, "jpeg") and sniff(checked.bytes) == "jpeg"
+
+
 def test_heic_is_named_where_its_decoder_is_not_installed(monkeypatch):
     data = b"\0\0\0\x1cftypheic\0\0\0\0mif1heic" + bytes(60)
     assert sniff(data) == "heif"

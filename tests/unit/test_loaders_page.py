@@ -1,11 +1,10 @@
-"""docs/loaders.md has every family, loader and kind of input, and every loader agrees; `make loaders` writes it."""
+"""docs/loaders.md has every backbone, loader and kind of input, and every loader agrees; `make loaders` writes it."""
 
 from pathlib import Path
 
 from stages.export.loaders import LOADERS, VLLM, Sample
 from stages.export.parity import MINIMUM_COSINE, samples
-from stages.model.families import FAMILIES
-from tests.loaders import COARSE, COLUMNS, KINDS, cells, kind_of
+from tests.loaders import BACKBONES, COARSE, COLUMNS, HEAD, KINDS, cells, kind_of
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "loaders.md"
 
@@ -15,14 +14,18 @@ def table() -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_every_loader_of_every_family_agrees_on_every_kind_of_input():
+def test_the_page_begins_with_its_own_words():
+    assert PAGE.read_text(encoding="utf-8").startswith(HEAD.partition("{")[0])
+
+
+def test_every_loader_of_every_backbone_agrees_on_every_kind_of_input():
     head, _, *rows = table()
     assert head == list(COLUMNS)
-    measured = {(family, loader): cells for family, loader, *cells in rows if not cells[0].startswith("not run: ")}
-    for family in FAMILIES:
+    measured = {(name, loader): cells for name, loader, *cells in rows if not cells[0].startswith("not run: ")}
+    for name in BACKBONES:
         for loader in ("puma", "transformers AutoModel", "MLflow pyfunc", *LOADERS):
-            loader, least = COARSE[family] if loader == VLLM and family in COARSE else (loader, MINIMUM_COSINE)
-            assert min(map(float, measured.pop((f"`{family}`", loader)))) >= least
+            loader, least = COARSE[name] if loader == VLLM and name in COARSE else (loader, MINIMUM_COSINE)
+            assert min(map(float, measured.pop((f"`{name}`", loader)))) >= least
     assert not measured
 
 

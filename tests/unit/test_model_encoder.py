@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 import threading
 import weakref
 
@@ -180,6 +181,17 @@ def test_the_export_loads_as_a_generation_model_without_missing_weights(checkpoi
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
 
 
+def test_a_checkpoint_that_lacks_weights_is_refused_by_their_name(checkpoint, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(checkpoint, tmp_path / "less")
+    weights = load_file(tmp_path / "less" / "model.safetensors")
+    gone = next(name for name in weights if name.endswith("layers.1.mlp.up_proj.weight"))
+    save_file({name: weights[name] for name in weights if name != gone}, tmp_path / "less" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"less lacks the weights .*layers\.1\.mlp\.up_proj\.weight; give"):
+        Encoder.load(tmp_path / "less")
+
+
 def test_depths_outside_the_checkpoint_are_refused(checkpoint):
     family = pruned_config(checkpoint, None).model_type
     for layers in (0, 9):
@@ -226,9 +238,9 @@ def test_a_parity_check_holds_one_model_at_a_time(tmp_path, monkeypatch):
     def loads(kind, *arguments, **options):
         gc.collect()
         assert not [model for model in held if model() is not None]
-        model = load(kind, *arguments, **options)
-        held.append(weakref.ref(model))
-        return model
+        loaded = load(kind, *arguments, **options)
+        held.append(weakref.ref(loaded[0] if isinstance(loaded, tuple) else loaded))
+        return loaded
 
     monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(loads))
     check_parity(source, source, tmp_path / "model", stock=False)

@@ -164,6 +164,7 @@ def registered(student):
 
 
 PACKED = base64.b64encode(picture()).decode()
+DAMAGED = picture()[:100] + b"\x5a\xa5" + picture()[102:]
 TEXTS = ["A red circle.", "A blue square."]
 
 
@@ -203,8 +204,10 @@ def test_an_mlflow_model_reads_texts_and_rows(student, registered, given, rows):
         (table(text=[None], image=[None]), "row 0 has neither text nor image"),
         ([7], "row 0: a text must be words, not int"),
         ([["red"]], "row 0: a text must be words, not list"),
+        (["red", "\ud83d"], "row 1: the text holds half a character"),
         ([{"text": "red", "image": b"<svg/>"}], "row 0: the image can't be used: unknown format"),
         ([{"image": "***"}], "row 0: the image can't be used: Only base64"),
+        ([{"image": DAMAGED}], "row 0: the image can't be used: (broken|truncated) image"),
     ],
 )
 def test_an_mlflow_model_refuses_what_it_cannot_read_with_the_reason(registered, given, told):

@@ -1,8 +1,4 @@
-"""Read-outs: one prompt for the pipeline and for every loader, and a public embedder read as its own code reads it.
-
-The embedder here is a Qwen3-VL of random weights with what is particular to Qwen3-VL-Embedding: its chat template's
-layout, no token of ours, and a tokenizer that puts <|endoftext|> behind every text.
-"""
+"""Read-outs: one prompt for the pipeline and for every loader, and a public embedder read as its own code reads it."""
 
 import json
 from itertools import product
@@ -12,8 +8,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from tokenizers.processors import TemplateProcessing
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoTokenizer
 
 from pipeline.config.load import load_config
 from stages import backbone
@@ -26,9 +21,16 @@ from stages.model import checkpoint
 from stages.model.encoder import Encoder, load_collator
 from stages.model.prompt import DEFAULT, READ_OUTS, RETRIEVAL_TOKEN, SETTING, read_out
 from stages.model.rows import Row
-from tests.tiny_models import picture, ragged_rows, write_checkpoint
+from tests.tiny_models import (
+    EMBEDDER,
+    embedder_state,
+    picture,
+    ragged_rows,
+    rename_token,
+    write_checkpoint,
+    write_embedder,
+)
 
-EMBEDDER = "qwen3_vl_embedding"
 PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 QWEN = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 PROMPTS = {
@@ -109,22 +111,10 @@ def test_a_row_of_nothing_is_refused(name):
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory) -> Path:
     """The directory of the embedder."""
-    directory = write_checkpoint(tmp_path_factory.mktemp("embedder"), "qwen3_vl")
-    rename(directory, RETRIEVAL_TOKEN, "[OTHER]")
-    (directory / "puma.json").unlink()
+    directory = write_embedder(tmp_path_factory.mktemp("embedder"))
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    last = ("<|endoftext|>", tokenizer.pad_token_id)
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A <|endoftext|>", special_tokens=[last])
-    tokenizer.save_pretrained(directory)
-    assert AutoTokenizer.from_pretrained(directory)("red")["input_ids"][-1] == tokenizer.pad_token_id
+    assert tokenizer("red")["input_ids"][-1] == tokenizer.pad_token_id
     return directory
-
-
-def rename(directory: Path, token: str, other: str) -> None:
-    """Takes a token out of a tokenizer's vocabulary, and puts another in its place."""
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        text = (directory / name).read_text()
-        (directory / name).write_text(text.replace(json.dumps(token), json.dumps(other)))
 
 
 @pytest.fixture(scope="module")
@@ -144,16 +134,10 @@ def student(embedder, tmp_path_factory) -> Path:
     return directory
 
 
-@torch.inference_mode()
 def test_it_is_read_as_its_own_code_reads_it(embedder, student):
-    """Its turns, its tokenizer with what that puts behind a text, its model, its last token."""
-    tokenizer, model = AutoTokenizer.from_pretrained(embedder), AutoModel.from_pretrained(embedder).eval()
     ours = Encoder.load(student / "source")
     for told, text in ((None, "A red circle."), ("Find it.", "Two green stars")):
-        turns = {"system": told or "Represent the user's input.", "user": text}
-        prompt = "".join(f"<|im_start|>{role}\n{said}<|im_end|>\n" for role, said in turns.items())
-        ids = tokenizer(f"{prompt}<|im_start|>assistant\n", return_tensors="pt")["input_ids"]
-        expected_D = model(input_ids=ids).last_hidden_state[0, -1].numpy()
+        expected_D = embedder_state(embedder, text, told)
         (found_D,) = ours.encode([Row(text, instruction=told and f"{told}\n")])
         np.testing.assert_allclose(found_D, expected_D / np.linalg.norm(expected_D), atol=1e-5)
 
@@ -228,9 +212,9 @@ def test_what_a_directory_lacks_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"readout=mean is not known; choose one of puma, "):
         load_collator(source, 9999)
     (source / "puma.json").write_text(json.dumps(settings))
-    rename(source, RETRIEVAL_TOKEN, "[OTHER]")
+    rename_token(source, RETRIEVAL_TOKEN, "[OTHER]")
     with pytest.raises(ValueError, match=r"none is free for \[RET\]"):
         load_collator(source, 0)
-    rename(source, "<|vision_end|>", "<other>")
+    rename_token(source, "<|vision_end|>", "<other>")
     with pytest.raises(ValueError, match=r"its tokenizer has no <\|vision_end\|>, which readout=puma needs"):
         load_collator(source, 9999)
