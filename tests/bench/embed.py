@@ -17,8 +17,10 @@ import numpy as np
 from pipeline.wording import markdown_table
 
 SIZES = {"small": {"hidden": 128, "heads": 4, "layers": 2, "vision_hidden": 128, "vision_layers": 2},
+         "deep": {"hidden": 192, "heads": 6, "layers": 14, "vision_hidden": 128, "vision_layers": 2},
          "large": {"hidden": 768, "heads": 12, "layers": 12, "vision_hidden": 384, "vision_layers": 6}}  # fmt: skip
-"""A student like that of `make demo`, and one of some 100 million parameters; random weights, which cost the same."""
+"""A student like that of `make demo`, a deep backbone of small width, and a student of some 100 million parameters;
+random weights, which cost the same."""
 BATCH = 32
 MINIMUM_COSINE = 0.99999
 
@@ -30,7 +32,7 @@ def embed(directory: Path) -> dict[str, Any]:
 
     see_torchvision()
     table = []
-    for name in SIZES:
+    for name in ("small", "large"):
         student = write_student(directory / name, name)
         ours, rival = load(student)
         for kind, rows in inputs(16 if name == "large" else 64).items():
@@ -64,8 +66,8 @@ def section(table: list[dict[str, Any]]) -> str:
     return markdown_table([head, *lines])
 
 
-def write_student(directory: Path, name: str) -> Path:
-    """An exported student of random weights, which reads 1,800 characters and 300 image tokens at most."""
+def write_student(directory: Path, name: str, layers: int | None = None) -> Path:
+    """A model of random weights or its first layers, exported; reads 1,800 characters and 300 image tokens at most."""
     from stages.export.checkpoint import export_student, save_backbone
     from stages.model.encoder import Encoder
     from stages.model.tiny import tiny_config, train_tokenizer, write_tiny
@@ -77,7 +79,7 @@ def write_student(directory: Path, name: str) -> Path:
     tokenizer = train_tokenizer(TEXTS * 20, 400)
     limits = {"min_pixels": 4 * 28 * 28, "max_pixels": 300 * 28 * 28, "max_text_characters": 1800}
     write_tiny(source, tokenizer, tiny_config(tokenizer, patch=14, **SIZES[name]), **limits, seed=0)
-    backbone = Encoder.load(source).backbone
+    backbone = Encoder.load(source, layers).backbone
     save_backbone(backbone.config, backbone.state_dict(), weights)
     export_student(weights, source, exported, {})
     return exported
