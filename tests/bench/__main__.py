@@ -25,6 +25,9 @@ from tests.bench.distill import distill
 from tests.bench.embed import embed
 from tests.bench.gpu import gpu
 from tests.bench.gradcache import gradcache
+from tests.bench.growth import growth
+from tests.bench.ingest import ingest
+from tests.bench.overhead import overhead
 from tests.bench.pictures import pictures
 from tests.bench.search import search
 from tests.bench.serve import serve
@@ -103,6 +106,9 @@ BENCHMARKS = {
     "distill": distill,
     "starts": starts,
     "search": search,
+    "ingest": ingest,
+    "overhead": overhead,
+    "growth": growth,
     "depth": depth,
     "padding": padding,
     "gradcache": gradcache,
