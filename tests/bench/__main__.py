@@ -118,6 +118,16 @@ BENCHMARKS = {
     "index": index,
     "gpu": gpu,
 }
+TITLES = {
+    "distill": "Distillation beside the published code",
+    "depth": "Every depth against its share",
+    "starts": "Commands that have nothing to do",
+    "search": "Search beside a plain script",
+    "ingest": "Ingest beside a loop and beside datasets",
+    "overhead": "What a run takes beyond its work",
+    "growth": "Growth",
+}
+"""Sections of documents that bring their own heading, so that it stands nowhere without its table."""
 DOCUMENTS = {"scale": scale.main, "bill": bill.main}
 
 
@@ -145,7 +155,9 @@ def main() -> int:
         summary = f"{name}: {ratio['median']:.2f} times ({ratio['min']:.2f} to {ratio['max']:.2f})"
         print(f"{summary}. {BENCHMARKS[name].__doc__}", file=sys.stderr)
         if options.output and "section" in results[name]:
-            write_section(options.output, f"bench {name}", f"{head(name)}\n\n{results[name]['section']}")
+            title = [f"## {TITLES[name]}"] if name in TITLES else []
+            parts = [*title, head(name), results[name]["section"]]
+            write_section(options.output, f"bench {name}", "\n\n".join(parts))
     if options.json:
         print(json.dumps(results[names[0]] if len(names) == 1 else results))
     return 0

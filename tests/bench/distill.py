@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from pipeline.wording import markdown_table
-from tests.bench.embed import speeds, spread, write_student
+from tests.bench.embed import SIZES, speeds, spread, write_student
 from tests.bench.train import RATE, open_stock, read_by_stock
 
 SIZE, KEPT = "deep", 6
@@ -46,7 +46,11 @@ def section(table: list[dict[str, Any]]) -> str:
     """The measurements as Markdown."""
     head = ["pairs", "epochs", "pairs/s", "published, live", "ratio", "in the rounds", "to Puma's live teacher"]
     lines = [[one["pairs"], str(one["epochs"]), *speeds(one), f"{one['live']['median']:.2f}"] for one in table]
-    return markdown_table([head, *lines])
+    told = (
+        f"{PAIRS} pairs in batches of {BATCH}; the student has {KEPT} of the teacher's {SIZES[SIZE]['layers']} layers."
+        " The teacher's one pass over the pairs counts in ours, its pass in every step in the others."
+    )
+    return f"{told}\n\n{markdown_table([head, *lines])}"
 
 
 def measure(teacher: Path, student: Path) -> list[dict[str, Any]]:

@@ -56,7 +56,8 @@ def section(table: list[dict[str, Any]]) -> str:
         flat = one["flat"]
         told = [f"{one['µs']:,.3g}", f"{flat['median']:.2f}", f"{flat['min']:.2f} to {flat['max']:.2f}"]
         lines.append([one["work"], f"{one['rows']:,}", *told, f"{one['MiB']:,.0f}"])
-    return markdown_table(lines)
+    told = f"Searches compare vectors of {DIM} values; a step's time is that of drawing, looking up and collating it."
+    return f"{told}\n\n{markdown_table(lines)}"
 
 
 def measured(case: dict[str, Any]) -> list[dict[str, Any]]:

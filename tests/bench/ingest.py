@@ -140,4 +140,5 @@ def section(table: list[dict[str, Any]]) -> str:
         rates, ratio = [f"{rate:,.0f}" for rate in one["rates"]], one["ratio"]
         spread = f"{ratio['min']:.2f} to {ratio['max']:.2f}"
         lines.append([one["kind"], one["rival"], *rates, f"{ratio['median']:.2f}", spread])
-    return markdown_table(lines)
+    told = f"{PICTURES:,} JPEG files, {ROWS:,} rows; the stage's cluster and the process of `datasets` have started."
+    return f"{told}\n\n{markdown_table(lines)}"

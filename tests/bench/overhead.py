@@ -58,4 +58,5 @@ def section(found: dict[str, list[list[float]]], bare: dict[str, dict[str, float
         more = {which: 100 * (1 / share - 1) for which, share in bare[name].items()}
         told = [f"{median(whole):.1f}", f"{median(alone):.1f}", f"{more['median']:.0f} %"]
         lines.append([name, *told, f"{more['max']:.0f} to {more['min']:.0f} %"])
-    return markdown_table(lines)
+    told = "Each stage beside its own code in one plain process; ingest's time counts on both sides of the whole."
+    return f"{told}\n\n{markdown_table(lines)}"
