@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.wording import markdown_table
 from tests.bench.embed import inputs, write_student
-from tests.bench.floor import floor, rate, shares
+from tests.bench.floor import SIDE, floor, rate, shares
 
 DEPTHS = (3, 6, 9, 12)
 KINDS = ("short texts", "long texts", "pictures, 128 × 128", "text and picture")
@@ -66,5 +66,5 @@ def section(table: list[dict[str, Any]]) -> str:
         ideal, rows = one["ideal"], f"{ROWS / one['seconds']:,.1f}"
         told = [f"{ideal['median']:.2f}", f"{ideal['min']:.2f} to {ideal['max']:.2f}"]
         lines.append([one["rows"], str(one["layers"]), rows, *told, f"{one['floor'] / one['seconds']:.2f}"])
-    rated = f"{rate() / 1e9:,.0f} GFLOP/s in a product of {1024} × {1024}, float32."
+    rated = f"{rate() / 1e9:,.0f} GFLOP/s in a product of {SIDE:,} × {SIDE:,}, float32."
     return f"{markdown_table(lines)}\n\n{rated}"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from tests.bench.bill import MERGED, Shape
+from tests.bench.bill import Shape
 
 SIDE, TRIES = 1024, 20
 GROUPS = {
@@ -38,12 +38,9 @@ def floor(encoder: Any, rows: Sequence[Any], layers: int = 0) -> float:
 
 def flop(encoder: Any, row: Any, layers: int) -> float:
     """FLOP of a row, forward."""
-    shape, tokens = shape_of(encoder), encoder.collator.count_tokens(row)
-    seen = 0.0
-    if row.image is not None:
-        without = encoder.collator.count_tokens(type(row)(row.text or ""))
-        seen = shape.see(1, MERGED * (tokens - without))
-    return shape.decode(tokens, layers - 1) + seen
+    shape, collator = shape_of(encoder), encoder.collator
+    seen = 0.0 if row.image is None else shape.see(1, len(collator.patches(row)[0]))
+    return shape.decode(collator.count_tokens(row), layers - 1) + seen
 
 
 def shape_of(encoder: Any) -> Shape:
