@@ -77,7 +77,9 @@ def ray_cluster(cpus: int = 2, gpus: int = 0) -> Iterator[None]:
         ray.shutdown()
 
 
-def in_ranks(ranks: int, module: str, case: dict[str, Any], environment: Mapping[str, str] | None = None) -> None:
+def in_ranks(
+    ranks: int, module: str, case: dict[str, Any], environment: Mapping[str, str] | None = None, seconds: float = 300
+) -> None:
     """Runs `python -m MODULE CASE_JSON` in `ranks` processes that can find each other; all must end well in time.
 
     Processes of their own, because DeepSpeed keeps one process group for a process's life.
@@ -99,7 +101,7 @@ def in_ranks(ranks: int, module: str, case: dict[str, Any], environment: Mapping
         for rank in range(ranks)
     ]
     try:
-        outputs = [process.communicate(timeout=300)[0] for process in processes]
+        outputs = [process.communicate(timeout=seconds)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -89,7 +89,8 @@ def is_marked(tree: ast.Module) -> bool:
 @lru_cache(maxsize=1024)
 def read_module(path: Path, name: str, modified: int) -> ModuleCode:
     """Reads one file. `modified` is the file's time, so that a long-lived process reads it again after a change."""
-    tree = parse(path.read_bytes(), str(path))
+    code = path.read_bytes()
+    tree = parse(code, str(path))
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     imports: set[str] = set()
     names: dict[str, str] = {}
@@ -100,7 +101,8 @@ def read_module(path: Path, name: str, modified: int) -> ModuleCode:
             imports |= imported_modules(node, package)
         elif isinstance(node, ast.ClassDef):
             classes.append(node)
-    imports |= set(named_modules(tree))
+    if b"import_module" in code:  # most files have none, and a look at every node costs as much as to parse them
+        imports |= set(named_modules(tree))
     bases = {one.name: tuple(whole_name(base, names, name) for base in one.bases) for one in classes}
     top = name.partition(".")[0]
     followed = tuple(sorted(one for one in imports if one.partition(".")[0] == top))

@@ -85,8 +85,8 @@ def warn_if_open(host: str, token: str | None, public: str) -> None:
 def bind(host: str, port: int) -> socket.socket:
     """A bound socket, before any model is loaded. Raises InputError where the address can't be had."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind)
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)  # named, or asyncio leaves Nagle's 40 ms on each connection
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
         return bound

@@ -126,16 +126,17 @@ class Collator:
         self.image_token = tokenizer.get_vocab()[IMAGE_PAD]
         self._map = map if readers == 1 else ThreadPoolExecutor(readers, "images").map
 
-    def __call__(self, rows: Sequence[Row], limit: int = 0, needs_images: bool = False) -> Batch:
+    def __call__(self, rows: Sequence[Row], limit: int = 0, needs_images: bool = False, tokens: int = 0) -> Batch:
         """Collates rows; every row ends in the token that is read out, at index `last_R` of its chunk.
 
         Args:
             rows: texts, images, or both.
             limit: rows of a chunk at most; 0 is no limit.
             needs_images: chunks without an image get the filler.
+            tokens: of a chunk at most, padding included, where it has several rows; 0 is no limit.
         """
         sequences = self._sequences(rows)
-        groups = bucket_by_length([len(tokens) for tokens, _ in sequences], limit)
+        groups = bucket_by_length([len(ids) for ids, _ in sequences], limit, tokens)
         chunks, place_B, start = [], torch.empty(len(rows), dtype=torch.long), 0
         for group in groups:
             place_B[torch.tensor(group)] = start + torch.arange(len(group))
@@ -257,14 +258,16 @@ def pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
     return left, top, max(round(right * width), left + 1), max(round(bottom * height), top + 1)
 
 
-def bucket_by_length(lengths: Sequence[int], limit: int = 0) -> list[list[int]]:
+def bucket_by_length(lengths: Sequence[int], limit: int = 0, tokens: int = 0) -> list[list[int]]:
     """Groups row numbers, shortest rows first, so that lengths within a group differ by `SPREAD` at most.
 
-    `limit` is the size of a group at most; 0 is no limit.
+    `limit` is the size of a group at most, `tokens` its size times its longest length; 0 is no limit.
     """
     groups: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if not groups or lengths[index] > SPREAD * lengths[groups[-1][0]] or len(groups[-1]) == limit:
+        length, last = lengths[index], groups[-1] if groups else []
+        full = len(last) == limit or (tokens and (len(last) + 1) * length > tokens)
+        if not last or length > SPREAD * lengths[last[0]] or full:
             groups.append([])
         groups[-1].append(index)
     return groups

@@ -10,7 +10,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,11 +20,18 @@ from typing import Any
 from pipeline.ablation.document import describe_machine, write_section
 from tests.bench import bill, scale
 from tests.bench.costs import costs
+from tests.bench.depth import depth
+from tests.bench.distill import distill
 from tests.bench.embed import embed
 from tests.bench.gpu import gpu
 from tests.bench.gradcache import gradcache
+from tests.bench.growth import growth
+from tests.bench.ingest import ingest
+from tests.bench.overhead import overhead
 from tests.bench.pictures import pictures
+from tests.bench.search import search
 from tests.bench.serve import serve
+from tests.bench.starts import starts
 from tests.bench.train import train
 
 ROUNDS = 7
@@ -32,21 +39,26 @@ ROUNDS = 7
 
 def compare(ours: Callable[[], Any], rival: Callable[[], Any], items: int) -> dict[str, Any]:
     """Items per second of both, and the least, median and largest ratio over the rounds."""
-    speeds: dict[str, list[float]] = {"ours": [], "rival": []}
-    for name, run in (("ours", ours), ("rival", rival)):
-        run()  # warm up
-        speeds[name].clear()
-    for _ in range(ROUNDS):
-        for name, run in (("ours", ours), ("rival", rival)):
+    seconds = turns({"ours": ours, "rival": rival})
+    speeds = {name: {"rows per second": items / median(times)} for name, times in seconds.items()}
+    return {"ratio": ratio(seconds["rival"], seconds["ours"]), **speeds}
+
+
+def turns(runs: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+    """Seconds of each run in each of the rounds, one after the other in every round, after one that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(1 + rounds):
+        for name, run in runs.items():
             start = time.perf_counter()
             run()
-            speeds[name].append(items / (time.perf_counter() - start))
-    ratios = sorted(a / b for a, b in zip(speeds["ours"], speeds["rival"], strict=True))
-    return {
-        "ratio": {"min": ratios[0], "median": median(ratios), "max": ratios[-1]},
-        "ours": {"rows per second": median(speeds["ours"])},
-        "rival": {"rows per second": median(speeds["rival"])},
-    }
+            seconds[name].append(time.perf_counter() - start)
+    return {name: times[1:] for name, times in seconds.items()}
+
+
+def ratio(more: Sequence[float], less: Sequence[float]) -> dict[str, float]:
+    """The least, median and largest of what one took by what the other took in the same round."""
+    ratios = sorted(one / other for one, other in zip(more, less, strict=True))
+    return {"min": ratios[0], "median": median(ratios), "max": ratios[-1]}
 
 
 def mixed_rows(count: int = 96) -> list[Any]:
@@ -62,16 +74,6 @@ def mixed_rows(count: int = 96) -> list[Any]:
         Row("What colour is it?", image),
     )
     return [kinds[index % len(kinds)] for index in range(count)]
-
-
-def depth(directory: Path) -> dict[str, Any]:
-    """Embedding with half the layers against the full depth of the same backbone."""
-    from stages.model.encoder import Encoder
-    from tests.tiny_models import write_checkpoint
-
-    source = write_checkpoint(directory, "qwen2_vl", layers=8)
-    half, full, rows = Encoder.load(source, layers=4), Encoder.load(source), mixed_rows()
-    return compare(lambda: half.encode(rows), lambda: full.encode(rows), len(rows))
 
 
 def padding(directory: Path) -> dict[str, Any]:
@@ -101,6 +103,12 @@ def index(directory: Path) -> dict[str, Any]:
 BENCHMARKS = {
     "embed": embed,
     "train": train,
+    "distill": distill,
+    "starts": starts,
+    "search": search,
+    "ingest": ingest,
+    "overhead": overhead,
+    "growth": growth,
     "depth": depth,
     "padding": padding,
     "gradcache": gradcache,
@@ -110,6 +118,16 @@ BENCHMARKS = {
     "index": index,
     "gpu": gpu,
 }
+TITLES = {
+    "distill": "Distillation beside the published code",
+    "depth": "Every depth against its share",
+    "starts": "Commands that have nothing to do",
+    "search": "Search beside a plain script",
+    "ingest": "Ingest beside a loop and beside datasets",
+    "overhead": "What a run takes beyond its work",
+    "growth": "Growth",
+}
+"""Sections of documents that bring their own heading, so that it stands nowhere without its table."""
 DOCUMENTS = {"scale": scale.main, "bill": bill.main}
 
 
@@ -137,7 +155,9 @@ def main() -> int:
         summary = f"{name}: {ratio['median']:.2f} times ({ratio['min']:.2f} to {ratio['max']:.2f})"
         print(f"{summary}. {BENCHMARKS[name].__doc__}", file=sys.stderr)
         if options.output and "section" in results[name]:
-            write_section(options.output, f"bench {name}", f"{head(name)}\n\n{results[name]['section']}")
+            title = [f"## {TITLES[name]}"] if name in TITLES else []
+            parts = [*title, head(name), results[name]["section"]]
+            write_section(options.output, f"bench {name}", "\n\n".join(parts))
     if options.json:
         print(json.dumps(results[names[0]] if len(names) == 1 else results))
     return 0

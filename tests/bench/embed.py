@@ -15,12 +15,17 @@ from typing import Any
 import numpy as np
 
 from pipeline.wording import markdown_table
+from tests.bench.floor import floor, shares
 
 SIZES = {"small": {"hidden": 128, "heads": 4, "layers": 2, "vision_hidden": 128, "vision_layers": 2},
+         "deep": {"hidden": 192, "heads": 6, "layers": 14, "vision_hidden": 128, "vision_layers": 2},
          "large": {"hidden": 768, "heads": 12, "layers": 12, "vision_hidden": 384, "vision_layers": 6}}  # fmt: skip
-"""A student like that of `make demo`, and one of some 100 million parameters; random weights, which cost the same."""
+"""A student like that of `make demo`, a deep backbone of small width, and a student of some 100 million parameters;
+random weights, which cost the same."""
 BATCH = 32
 MINIMUM_COSINE = 0.99999
+PROFILED = ("short texts", "pictures, 128 × 128", "pictures, 640 × 480")
+FLOOR = "rows a second if nothing but the counted products of matrices took time, at this machine's rate of them."
 
 
 def embed(directory: Path) -> dict[str, Any]:
@@ -29,19 +34,22 @@ def embed(directory: Path) -> dict[str, Any]:
     from tests.bench.__main__ import compare
 
     see_torchvision()
-    table = []
-    for name in SIZES:
+    table, profiles = [], []
+    for name in ("small", "large"):
         student = write_student(directory / name, name)
-        ours, rival = load(student)
+        encoder, ours, rival = load(student)
         for kind, rows in inputs(16 if name == "large" else 64).items():
             cosine = float((ours(rows) * rival(rows)).sum(1).min())
             if cosine < MINIMUM_COSINE:
                 raise SystemExit(f"embed: {name}, {kind}: least cosine {cosine:.6f} to sentence-transformers")
             found = compare(partial(ours, rows), partial(rival, rows), len(rows))
-            table.append({"student": name, "rows": kind, "cosine": cosine, **found})
+            least = floor(encoder, rows) / len(rows)
+            table.append({"student": name, "rows": kind, "cosine": cosine, "floor": 1 / least, **found})
             line = "{student}, {rows}: {ratio[median]:.2f} times ({ratio[min]:.2f} to {ratio[max]:.2f})"
             print(line.format(**table[-1]), file=sys.stderr, flush=True)
-    return {"ratio": spread(table), "section": section(table)}
+        profiles += [f"- {name}, {kind}: {shares(encoder, inputs(16)[kind])}" for kind in PROFILED]
+    told = [section(table), "", f"Floor: {FLOOR} Where the time of ours goes:", "", *profiles]
+    return {"ratio": spread(table), "section": "\n".join(told)}
 
 
 def spread(table: list[dict[str, Any]]) -> dict[str, float]:
@@ -59,13 +67,15 @@ def speeds(case: dict[str, Any]) -> list[str]:
 
 def section(table: list[dict[str, Any]]) -> str:
     """The measurements as Markdown."""
-    head = ["student", "rows", "rows/s", "sentence-transformers", "ratio", "in the rounds", "least cosine"]
-    lines = [[one["student"], one["rows"], *speeds(one), f"{one['cosine']:.6f}"] for one in table]
+    head = ["student", "rows", "rows/s", "sentence-transformers", "ratio", "in the rounds", "least cosine", "floor"]
+    lines = [
+        [one["student"], one["rows"], *speeds(one), f"{one['cosine']:.6f}", f"{one['floor']:,.0f}"] for one in table
+    ]
     return markdown_table([head, *lines])
 
 
-def write_student(directory: Path, name: str) -> Path:
-    """An exported student of random weights, which reads 1,800 characters and 300 image tokens at most."""
+def write_student(directory: Path, name: str, layers: int | None = None) -> Path:
+    """A model of random weights or its first layers, exported; reads 1,800 characters and 300 image tokens at most."""
     from stages.export.checkpoint import export_student, save_backbone
     from stages.model.encoder import Encoder
     from stages.model.tiny import tiny_config, train_tokenizer, write_tiny
@@ -77,14 +87,17 @@ def write_student(directory: Path, name: str) -> Path:
     tokenizer = train_tokenizer(TEXTS * 20, 400)
     limits = {"min_pixels": 4 * 28 * 28, "max_pixels": 300 * 28 * 28, "max_text_characters": 1800}
     write_tiny(source, tokenizer, tiny_config(tokenizer, patch=14, **SIZES[name]), **limits, seed=0)
-    backbone = Encoder.load(source).backbone
+    backbone = Encoder.load(source, layers).backbone
     save_backbone(backbone.config, backbone.state_dict(), weights)
     export_student(weights, source, exported, {})
     return exported
 
 
-def load(student: Path) -> tuple[Callable[[list[Any]], np.ndarray], Callable[[list[Any]], np.ndarray]]:
-    """Rows to unit vectors by Puma and by sentence-transformers, on the CPU with the same threads."""
+Embedder = Callable[[list[Any]], np.ndarray]
+
+
+def load(student: Path) -> tuple[Any, Embedder, Embedder]:
+    """Puma's encoder; rows to unit vectors by it and by sentence-transformers, on the CPU with the same threads."""
     import torch
     from PIL import Image
     from sentence_transformers import SentenceTransformer
@@ -103,7 +116,7 @@ def load(student: Path) -> tuple[Callable[[list[Any]], np.ndarray], Callable[[li
     def by_stock(rows: list[Any]) -> np.ndarray:
         return stock.encode([given(row) for row in rows], batch_size=BATCH, show_progress_bar=False)
 
-    return lambda rows: encoder.encode(rows, batch_size=BATCH), by_stock
+    return encoder, lambda rows: encoder.encode(rows, batch_size=BATCH), by_stock
 
 
 def inputs(count: int) -> dict[str, list[Any]]:

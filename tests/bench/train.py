@@ -9,7 +9,7 @@ resident memory in a step above what was resident before it, with an allocator t
 import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,13 +68,13 @@ def peak(step: Callable[[], float]) -> float:
     return (_memory("VmHWM") - before) / MIB
 
 
-def inputs() -> dict[str, tuple[list[Any], list[Any]]]:
+def inputs(count: int = BATCH) -> dict[str, tuple[list[Any], list[Any]]]:
     """Queries and candidates by kind; no two candidates are equal, so that none is masked as a false negative."""
     from stages.model.rows import Row
     from tests.bench.embed import photo
 
-    texts = [f"a small red thing number {number} on a wooden table" for number in range(BATCH)]
-    photos = [photo(120 + number % 16, 120 + number // 16, number) for number in range(BATCH)]
+    texts = [f"a small red thing number {number} on a wooden table" for number in range(count)]
+    photos = [photo(120 + number % 16, 120 + number // 16, number) for number in range(count)]
     queries = [Row(f"Find it.\n{text}") for text in texts]
     return {
         "text → text": (queries, [Row(f"{text}, seen from above and in the shade") for text in texts]),
@@ -117,24 +117,14 @@ def our_step(student: Path, queries: list[Any], candidates: list[Any], chunk: in
 def their_step(student: Path, queries: list[Any], candidates: list[Any], chunk: int) -> Callable[[], float]:
     """A step as SentenceTransformerTrainer makes it: its collator's calls, its loss, clipping, AdamW."""
     import torch
-    from PIL import Image
-    from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer import losses
 
-    model = SentenceTransformer(str(student), device="cpu", model_kwargs={"dtype": torch.float32}).train()
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(".visual." not in name)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=RATE, betas=(0.9, 0.98), eps=1e-7, weight_decay=0)
+    model, trained, optimizer = open_stock(student)
     cached = partial(losses.CachedMultipleNegativesRankingLoss, mini_batch_size=chunk)
     loss_of = (cached if chunk else losses.MultipleNegativesRankingLoss)(model, scale=20.0)
 
-    def given(row: Any) -> Any:
-        return Image.open(io.BytesIO(row.image)) if row.image else row.text
-
     def step() -> float:
-        features = [model.preprocess([given(row) for row in side]) for side in (queries, candidates)]
-        loss = loss_of(features, torch.zeros(BATCH))
+        loss = loss_of([read_by_stock(model, side) for side in (queries, candidates)], torch.zeros(BATCH))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -144,7 +134,27 @@ def their_step(student: Path, queries: list[Any], candidates: list[Any], chunk: 
     return step
 
 
-if __name__ == "__main__":
+def open_stock(student: Path) -> tuple[Any, list[Any], Any]:
+    """A model directory as SentenceTransformer has it, the tower frozen; its other weights, and their optimizer."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(student), device="cpu", model_kwargs={"dtype": torch.float32}).train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".visual." not in name)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return model, trained, torch.optim.AdamW(trained, lr=RATE, betas=(0.9, 0.98), eps=1e-7, weight_decay=0)
+
+
+def read_by_stock(model: Any, rows: Sequence[Any]) -> dict[str, Any]:
+    """Rows as the inputs of a SentenceTransformer."""
+    from PIL import Image
+
+    return model.preprocess([Image.open(io.BytesIO(row.image)) if row.image else row.text for row in rows])
+
+
+def alone(measure: Callable[[dict[str, Any]], Any]) -> None:
+    """The process of a rank of one: measures the case of the command line, and writes what comes of it."""
     import os
 
     import torch
@@ -156,6 +166,10 @@ if __name__ == "__main__":
     see_torchvision()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(cores())
-    given = json.loads(sys.argv[1])
+    case = json.loads(sys.argv[1])
     with joined_ranks():
-        Path(given["result"]).write_text(json.dumps(measure(Path(given["student"]), given["measure"])))
+        Path(case["result"]).write_text(json.dumps(measure(case)))
+
+
+if __name__ == "__main__":
+    alone(lambda case: measure(Path(case["student"]), case["measure"]))

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.serve import main, parse
+from pipeline.web.server import bind
 from tests.serve.conftest import serving
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,6 +80,11 @@ def test_a_port_in_use_is_reported(world, capsys):
         port = taken.getsockname()[1]
         assert main(["--port", str(port), f"store={world.store.root}"]) == 2
     assert f"can't bind to 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_an_answer_does_not_wait_for_the_packet_before_it():
+    with bind("127.0.0.1", 0) as bound:
+        assert bound.proto == socket.IPPROTO_TCP  # only then asyncio switches Nagle's algorithm off
 
 
 def test_ray_serve_refuses_what_it_cannot_queue(world, monkeypatch):

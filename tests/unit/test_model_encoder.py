@@ -270,3 +270,15 @@ def test_a_batch_moves_with_and_without_images(encoder):
 def test_rows_of_similar_length_share_a_chunk():
     groups = bucket_by_length([40, 10, 100, 11, 12, 41])
     assert groups == [[1, 3, 4], [0, 5], [2]]
+
+
+def test_a_chunk_has_at_most_so_many_tokens_and_at_least_a_row() -> None:
+    assert bucket_by_length([10, 10, 11, 90, 10], tokens=33) == [[0, 1, 4], [2], [3]]
+
+
+def test_vectors_do_not_depend_on_how_many_tokens_a_pass_has(encoder, monkeypatch) -> None:
+    rows = [Row("a green star " * length) for length in (3, 4, 4, 4, 5, 9)]
+    whole = encoder.encode(rows)
+    monkeypatch.setattr("stages.model.encoder.CPU_TOKENS", 30)
+    assert len(next(encoder.batches(rows, 64))[1].chunks) > 3
+    assert np.allclose(whole, encoder.encode(rows), atol=1e-6)

@@ -1,0 +1,40 @@
+"""What a command costs that has nothing to do: `run.py` where every stage is cached, and `--plan`.
+
+In turns with a process that only opens MLflow's database, which a cached run has to do and nothing here can quicken.
+Seconds are those of the clock, interpreter included.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pipeline.wording import markdown_table
+from tests.bench.made import ROOT, call, made
+
+ROUNDS = 5
+OPENED = "from mlflow.tracking import MlflowClient; MlflowClient({uri!r}).get_experiment_by_name('puma')"
+
+
+def starts(directory: Path) -> dict[str, Any]:
+    """Seconds of a run whose stages are all cached, against those of opening MLflow alone."""
+    from tests.bench.__main__ import ratio, turns
+
+    run = [sys.executable, str(ROOT / "pipeline" / "run.py"), *made()]
+    uri = made()[-1].removeprefix("tracking_uri=")
+    commands = {
+        "`run.py`, all cached": run,
+        "`run.py --plan`": [*run, "--plan"],
+        "MLflow's database opened, no more": [sys.executable, "-c", OPENED.format(uri=uri)],
+    }
+    found = turns({name: partial(call, command) for name, command in commands.items()}, ROUNDS)
+    cached, _, opened = found.values()
+    told = {name: {"seconds": median(times)} for name, times in found.items()}
+    return {"ratio": ratio(opened, cached), **told, "section": section(found)}
+
+
+def section(found: dict[str, list[float]]) -> str:
+    """The measurements as Markdown."""
+    lines = [[name, f"{median(times):.2f}", f"{min(times):.2f} to {max(times):.2f}"] for name, times in found.items()]
+    return markdown_table([["command", "s", "in the rounds"], *lines])
