@@ -5,9 +5,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from pipeline.tracking.events import EXPERIMENT
 from tests.faults.world import World
@@ -98,8 +100,13 @@ class Nodes:
         self.workers.append(self.cluster.add_node(num_cpus=NODE_CPUS, node_ip_address=NODES))
 
     def lose(self) -> None:
-        """The node that is there longest dies with all that runs on it."""
-        self.cluster.remove_node(self.workers.pop(0), allow_graceful=False)
+        """The node that is there longest dies, at once with all that runs on it."""
+        node = self.workers.pop(0)
+        for raylet in node.all_processes["raylet"]:
+            for process in psutil.Process(raylet.process.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+        self.cluster.remove_node(node, allow_graceful=False)
 
     def warn(self, seconds: float) -> None:
         """Tells Ray that this node will be taken away, as autoscalers do for spot nodes."""
