@@ -13,6 +13,8 @@ from pipeline.wording import one_line
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PLAIN = ("StageError", "InputError")  # whose message is meant for the user as it is
+GONE = ("ActorDiedError", "ActorUnavailableError", "NodeDiedError", "OwnerDiedError", "WorkerCrashedError")
+"""What Ray raises for a process or a node that is no more; its words are about Ray's own parts."""
 
 
 def explain(error: BaseException) -> str:
@@ -24,6 +26,10 @@ def explain(error: BaseException) -> str:
     root = chain[-1]
     if full := next(filter(None, map(full_disk, chain[::-1])), ""):
         return one_line(full)
+    if type(root).__name__ in GONE:
+        return (
+            f"a process or node of the run is gone ({type(root).__name__}); Ray's logs say why, often lack of memory"
+        )
     if type(root).__name__ == "UserCodeException":
         return root_cause_of(str(chain[-2] if len(chain) > 1 else root))
     lines = [line.strip() for line in str(root).splitlines() if line.strip()]

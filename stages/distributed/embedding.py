@@ -51,11 +51,15 @@ def map_with_models(
 
 
 def pool_of(cluster: Cluster) -> dict[str, Any]:
-    """The arguments of `map_batches` that ask for the pool of actors."""
+    """The arguments of `map_batches` that ask for the pool of actors.
+
+    An actor is sent one thing at a time. Of several that the first actor to come up was sent Ray may start any one: a
+    timing then waited in it for work that stood behind it, for ever.
+    """
     from ray.data import ActorPoolStrategy
 
     actors, resources = pool_size(cluster)
-    return {"compute": ActorPoolStrategy(size=actors), **resources}
+    return {"compute": ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1), **resources}
 
 
 def pool_size(cluster: Cluster) -> tuple[int, dict[str, float]]:

@@ -1,6 +1,7 @@
 """What came of each case: kept in a file, shown at the end of the tests, and written as a document."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
@@ -13,6 +14,8 @@ PLACE = ROOT / "build" / "faults.json"
 ENDED = {KILLED: "killed", DONE: "went on by itself", FAILED: "failed", INTERRUPTED: "interrupted"}
 HEAD = ["stage", "fault", "the command", "what it said", "the same command again", "steps repeated", "seconds"]
 WIDTH = 160  # letters of a line that was said
+HERE = re.compile(r" \(traceback: [^)]*\)|/\S*/case\d+/")
+"""What a line says of the directory in which a case ran."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Outcome:
         """As the table shows it."""
         stage, _, what = self.name.partition(": ")
         found = "found it done" if self.code == DONE else ""
-        words = [one_line(text, WIDTH).replace("|", "/") for text in (self.said, self.again or found)]
+        texts = (HERE.sub("", text).replace("|", "/") for text in (self.said, self.again or found))
+        words = [one_line(text, WIDTH) for text in texts]
         return [stage, what, ENDED[self.code], *words, str(self.repeated), f"{self.seconds:.0f}"]
 
 

@@ -5,9 +5,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from pipeline.tracking.events import EXPERIMENT
 from tests.faults.world import World
@@ -22,6 +24,8 @@ CREDENTIALS = {
 HERE = "127.0.0.1"
 OPEN = {"RAY_AUTH_MODE": "disabled"}
 """Ray keeps what it read of the environment when it was imported, where no token was asked for; nodes listen here."""
+NODES = "127.0.0.2"
+"""Where nodes listen. Who joins a cluster at 127.0.0.1 is sent on by Ray to this machine's address in its network."""
 HEAD_CPUS, NODE_CPUS = 1, 3
 
 
@@ -79,7 +83,7 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         head = {"num_cpus": HEAD_CPUS, "include_dashboard": True, "dashboard_port": free_port()}
-        self.cluster = Cluster(initialize_head=True, head_node_args={"node_ip_address": HERE, **head})
+        self.cluster = Cluster(initialize_head=True, head_node_args={"node_ip_address": NODES, **head})
         self.workers: list[Any] = []
 
     def attach(self, world: World) -> None:
@@ -93,11 +97,16 @@ class Nodes:
 
     def add(self) -> None:
         """A node joins."""
-        self.workers.append(self.cluster.add_node(num_cpus=NODE_CPUS, node_ip_address=HERE))
+        self.workers.append(self.cluster.add_node(num_cpus=NODE_CPUS, node_ip_address=NODES))
 
     def lose(self) -> None:
-        """The node that is there longest dies with all that runs on it."""
-        self.cluster.remove_node(self.workers.pop(0), allow_graceful=False)
+        """The node that is there longest dies, at once with all that runs on it."""
+        node = self.workers.pop(0)
+        for raylet in node.all_processes["raylet"]:
+            for process in psutil.Process(raylet.process.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+        self.cluster.remove_node(node, allow_graceful=False)
 
     def warn(self, seconds: float) -> None:
         """Tells Ray that this node will be taken away, as autoscalers do for spot nodes."""

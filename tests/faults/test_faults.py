@@ -1,6 +1,6 @@
 """Something breaks while a command computes a stage; the same command then ends with the same artifact.
 
-`python -m pytest -m faults`, as root, in some twenty minutes on two cores; `-k "train and S3"` is a part of it. Each
+`python -m pytest -m faults`, as root, in less than an hour on two cores; `-k "train and S3"` is a part of it. Each
 case computes one stage, on a copy of what a whole run has made before it.
 """
 

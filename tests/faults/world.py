@@ -113,7 +113,8 @@ class World:
         """Whether the stage has something that a killed run must not lose: a checkpoint, or a whole file of rows."""
         if self.stage in TRAININGS:
             return self.arrived() >= EVERY
-        return any(entry.path.endswith(".parquet") for entry in self.store.objects.files(self.stage))
+        paths = [entry.path for entry in self.store.objects.files(self.stage)]
+        return any(path.endswith(".parquet") and "/asked/" not in path for path in paths)  # those no model made
 
     def arrived(self) -> int:
         """The step of the newest checkpoint of the stage's training that is in the store; 0 where there is none."""

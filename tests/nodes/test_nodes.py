@@ -1,4 +1,4 @@
-"""Two nodes that share nothing but a bucket: `python -m pytest tests/nodes -m nodes`, as root, in seven minutes.
+"""Nodes that share nothing but a bucket, two and then three: `python -m pytest tests/nodes -m nodes`, as root.
 
 A worker that was handed a path of the driver's finds nothing there. The driver's own data, a checkpoint from outside
 and a corpus lie in the head's home directory, which no other node sees.
@@ -6,7 +6,9 @@ and a corpus lie in the head's home directory, which no other node sees.
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -41,7 +43,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 def nodes_with_ranks(cluster: Nodes) -> set[int]:
     """The nodes on which processes of trainings ran, by the names of their actors in Ray's logs."""
     found = "grep -rls 'actor_name:RayTrainWorker' /tmp/ray/session_latest/logs || true"
-    return {node for node in range(2) if cluster.inside(node, found).strip()}
+    return {node for node in range(len(cluster.processes)) if cluster.inside(node, found).strip()}
 
 
 def test_a_node_sees_nothing_of_another_or_of_this_machine(cluster: Nodes, tmp_path: Path) -> None:
@@ -72,6 +74,20 @@ def test_pictures_that_only_the_driver_has_are_indexed_by_a_student_of_the_store
     student = copied.split("student lies at ")[1].split()[0]
     indexed = cluster.run(f"index.corpus={HOME}/pictures", f"student.model={student}", "cluster.actors=2")
     assert "index: done" in indexed
+
+
+def test_a_third_node_that_joins_in_the_middle_takes_a_third_of_the_work(cluster: Nodes) -> None:
+    """On two nodes there is no room for three ranks: the training waits for the third one."""
+    before = set(cluster.store.manifests()["ingest"])
+    three = [*SPREAD, "cluster.workers=3", "cluster.actors=3", "seed=3"]
+    three += [f"{section}.batch_size=6" for section in ("backbone.tiny", "distill", "train")]
+    with ThreadPoolExecutor() as pool:
+        run = pool.submit(cluster.run, "--recipe", "smoke", "--until", "features", *three)
+        while not run.done() and set(cluster.store.manifests()["ingest"]) == before:
+            time.sleep(1)
+        cluster.add({})
+        assert "features: done" in run.result()
+    assert nodes_with_ranks(cluster) == {0, 1, 2}
 
 
 def copy_of_student(cluster: Nodes, key: str) -> str:

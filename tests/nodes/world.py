@@ -42,12 +42,23 @@ class Nodes:
     Attributes:
         bucket: the address of the S3 server.
         logs: a directory of the nodes' own words.
+        until: closed at the end of the cluster, whose nodes it ends.
+        cpus: that each node gives Ray.
         processes: of the nodes, the head first.
     """
 
     bucket: str
     logs: Path
+    until: ExitStack
+    cpus: int
     processes: list[subprocess.Popen] = field(default_factory=list)
+
+    def add(self, given: Mapping[str, Path]) -> None:
+        """One more node, the first one as the head; `given` is what its home directory holds, by name."""
+        node = len(self.processes)
+        self.until.enter_context(network(node))
+        script = "\n".join([*hidden_places(node, given), ray_start(node, self.cpus)])
+        self.processes.append(self.until.enter_context(started(node, script, self)))
 
     @property
     def store(self) -> Store:
@@ -94,13 +105,11 @@ def nodes(count: int, directory: Path, given: Mapping[str, Path], cpus: int = 3)
     """
     with ExitStack() as stack:
         stack.enter_context(bridge())
-        cluster = Nodes(stack.enter_context(bucket_at(f"{NETWORK}.1", directory)), directory)
-        for node in range(count):
-            stack.enter_context(network(node))
-            script = "\n".join([*hidden_places(node, given if node == 0 else {}), ray_start(node, cpus)])
-            cluster.processes.append(stack.enter_context(started(node, script, cluster)))
-            if node == 0:
-                wait_for_head(cluster.processes[0], directory)
+        cluster = Nodes(stack.enter_context(bucket_at(f"{NETWORK}.1", directory)), directory, stack, cpus)
+        cluster.add(given)
+        wait_for_head(cluster.processes[0], directory)
+        for _ in range(1, count):
+            cluster.add({})
         yield cluster
 
 

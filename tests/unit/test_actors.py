@@ -10,6 +10,7 @@ import torch
 from stages.contract import params
 from stages.contract.params import Cluster
 from stages.distributed.actors import Finished, _Worker
+from stages.distributed.embedding import pool_of
 
 
 def threads(models) -> int:
@@ -47,3 +48,10 @@ def test_work_is_noted_before_its_result_is_out(monkeypatch):
     worker = _Worker(progress, 2, SimpleNamespace(uri=""), {}, Cluster(actors=2))
     worker(pa.table({"place": [0, 1], "work": [pickle.dumps(threads)] * 2}))
     assert waited_for == ["this one is there", "note of 0", "note of 1"]
+
+
+def test_an_actor_is_sent_one_thing_at_a_time(monkeypatch):
+    """Else a timing can wait in it for work that it was sent too and has not begun."""
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4})
+    strategy = pool_of(Cluster(actors=2))["compute"]
+    assert (strategy.max_size, strategy.max_tasks_in_flight_per_actor) == (2, 1)

@@ -191,6 +191,10 @@ class Remote(Exception):
         self.__dict__.update(inside)
 
 
+class ActorDiedError(Exception):
+    """As Ray raises it, with several lines on Ray's own parts."""
+
+
 class UserCodeException(Exception):
     """Ray Data's wrapper, which holds the error as text alone."""
 
@@ -203,6 +207,10 @@ class UserCodeException(Exception):
         (Remote("ray::work()\n  Traceback", cause=ValueError("out of cheese")), "ValueError: out of cheese"),
         (Remote("2 workers failed", worker_failures={0: Remote("x", cause=StageError("correct it"))}), "correct it"),
         (Remote("wrapped", cause=StageError("correct\nit")), "correct it"),
+        (
+            Remote("wrapped", cause=ActorDiedError("The actor died unexpectedly.\n\tclass_name: Ledger")),
+            "a process or node of the run is gone (ActorDiedError); Ray's logs say why, often lack of memory",
+        ),
         (
             Remote("wrapped", cause=OSError(errno.ENOSPC, "No space left on device", "/data/part")),
             "no space is left for /data/part; free some, then run again",
