@@ -1,7 +1,8 @@
 """Measurements side by side in one process, as ratios: `python -m tests.bench NAME|all [--json] [--output FILE]`.
 
 Each benchmark alternates ours and the rival for several rounds, so that a busy machine slows both; the ratio above 1
-means that ours is better. Nothing here is a test: no time is asserted anywhere. `all` is all that need no GPU.
+means that ours is better. Nothing here is a test: no time is asserted anywhere. `all` is all that need neither a GPU
+nor, like `overhead`, an hour.
 `scale` and `bill` compare nothing; they have options of their own: `python -m tests.bench scale --help`.
 """
 
@@ -128,6 +129,7 @@ TITLES = {
     "growth": "Growth",
 }
 """Sections of documents that bring their own heading, so that it stands nowhere without its table."""
+APART = ("gpu", "overhead")
 DOCUMENTS = {"scale": scale.main, "bill": bill.main}
 
 
@@ -146,7 +148,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--output", type=Path, metavar="FILE", help="Markdown; the sections of these are rewritten")
     options = parser.parse_args()
-    names = [name for name in BENCHMARKS if name != "gpu"] if options.name == "all" else [options.name]
+    names = [name for name in BENCHMARKS if name not in APART] if options.name == "all" else [options.name]
     results = {}
     for name in names:
         with tempfile.TemporaryDirectory() as directory:
