@@ -28,6 +28,7 @@ from botocore.client import BaseClient
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.response import StreamingBody
 from filelock import FileLock
+from urllib3.exceptions import HTTPError
 
 from pipeline.artifacts.copies import ensure_dir, make_room, translate_cache_errors
 from pipeline.artifacts.local import Summed, checksum
@@ -43,7 +44,9 @@ if TYPE_CHECKING:
 
 TRIES = 8  # of a conditional PUT whose outcome stays open; the waits between them double from WAIT seconds
 WAIT = 0.2
-BODIES = 3  # tries to read an answer to its end: botocore repeats a request that fails, but no body that breaks off
+BODIES = 3
+"""Tries to read an answer to its end. Botocore repeats a request that fails, but none whose body breaks off; of an
+answer in XML, "no such key" among them, it passes urllib3's own error on."""
 PROBE = "_probe"
 STANDARD = re.compile(r"https://s3(\.[a-z0-9-]+)*\.amazonaws\.com(\.cn)?/?")  # not the one of a private network
 
@@ -96,10 +99,10 @@ class S3Objects:
     ) -> tuple[dict[str, Any], Result]:
         """An answer, and what `consume` makes of its body; asked again where the body breaks off."""
         for left in reversed(range(BODIES)):
-            answer = link.get_object(**self._at(path))
             try:
+                answer = link.get_object(**self._at(path))
                 return answer, consume(answer["Body"])
-            except BotoCoreError:
+            except (BotoCoreError, HTTPError):
                 if not left:
                     raise
         raise AssertionError("unreachable")
@@ -282,7 +285,7 @@ class S3Objects:
     def _translate_errors(self) -> Iterator[None]:
         try:
             yield
-        except (ClientError, BotoCoreError, Boto3Error) as error:
+        except (ClientError, BotoCoreError, Boto3Error, HTTPError) as error:
             raise self._explained(error) from error
 
     def _explained(self, error: Exception) -> Exception:

@@ -45,12 +45,19 @@ def _client(endpoint: str, region: str, once: bool, process: int) -> BaseClient:
 
 @cache
 def arrow_filesystem(endpoint: str, region: str) -> "S3FileSystem":
-    """The file system for streams, one for each process."""
+    """The file system for streams, one for each process; sent to another, it is that one's own.
+
+    pyarrow's own pickle leaves out how often it asks again: workers gave up after three tries.
+    """
     from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem  # heavy, and a plan needs no bulk data
+
+    class Sent(S3FileSystem):  # type: ignore[misc]  # pyarrow has no types
+        def __reduce__(self) -> tuple[Any, ...]:
+            return arrow_filesystem, (endpoint, region)
 
     scheme, _, host = endpoint.rpartition("://")
     options = {"endpoint_override": host.rstrip("/"), "scheme": scheme} if endpoint else {}
-    return S3FileSystem(
+    return Sent(
         region=region,
         connect_timeout=10,
         request_timeout=60,

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 import subprocess
 import sys
 import uuid
@@ -11,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from pipeline import store as command
 from pipeline.artifacts import garbage, s3, s3_clients
@@ -103,6 +105,21 @@ def test_rows_are_written_and_read_by_arrow_in_spite_of_a_fault(behind, proxy, f
     proxy.once(fault, lambda request: request.method == "GET" and "/rows/" in request.path)
     assert pq.read_table(artifact.files("rows")[0], filesystem=artifact.filesystem) == rows
     assert [method for method, _, action in proxy.log if action] == ["PUT", "GET"]
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "reset"])
+def test_arrow_asks_again_whether_a_file_is_there(behind, proxy, fault):
+    artifact = write(behind)
+    proxy.once(fault, lambda request: request.method == "HEAD")
+    (path,) = artifact.files("queries")
+    assert artifact.filesystem.get_file_info(path).is_file
+    assert [method for method, _, action in proxy.log if action] == ["HEAD"]
+
+
+def test_a_file_system_asks_as_often_where_it_arrives(behind):
+    filesystem = write(behind).filesystem
+    for sent in (pickle.dumps(filesystem), ray.cloudpickle.dumps(filesystem)):
+        assert pickle.loads(sent) is filesystem  # that of the process, which has its retries
 
 
 def test_a_download_of_another_content_is_refused_and_not_cached(behind):
@@ -243,6 +260,18 @@ def test_a_control_object_whose_body_breaks_off_is_read_again(behind, proxy, tim
     proxy.rule = lambda request: "truncate" if request.path.endswith(MANIFEST) else None
     with pytest.raises(StageError) as caught:
         behind.artifact("ingest", "k1")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("times", [1, 5])
+def test_an_answer_that_there_is_no_such_object_is_asked_for_again_where_it_breaks_off(behind, proxy, times):
+    left = ["truncate"] * times
+    proxy.rule = lambda request: left.pop() if left and request.method == "GET" else None
+    if times == 1:
+        assert behind.objects.read("never/written") is None
+        return
+    with pytest.raises(StageError) as caught:
+        behind.objects.read("never/written")
     assert "\n" not in str(caught.value)
 
 
