@@ -1,13 +1,15 @@
 """A user's own data on a real cluster: pairs become an ingest artifact, a folder becomes an index that is searched."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.artifacts.store import Artifact
+from pipeline.artifacts.store import Artifact, open_store
 from pipeline.lookup.indexes import find_keys, open_retriever
 from pipeline.retriever import Retriever
+from pipeline.web.served import ServedIndex
 from stages import index, ingest
 from stages.contract.context import InputError, StageError
 from stages.data.images import ImageLimits, check
@@ -19,6 +21,7 @@ from tests.corpus_files import COLOURS, pair, write_csv, write_pictures, write_r
 from tests.mbeir_files import png, write_bytes
 from tests.s3.servers import upload
 from tests.search_world import make_world, picture, write_run
+from tests.serve.conftest import serving
 from tests.support import begin, commit, rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("shared_cluster")]
@@ -124,6 +127,30 @@ def test_a_folder_of_pictures_is_indexed(world: dict, tmp_path: Path) -> None:
     found = Retriever.load(artifact.uri).search(text="red", k=4)
     assert {one.id for one in found} == {"red square.png", "deep/green square.png", "blue square.png",
                                          "deep/yellow square.png"}  # fmt: skip
+
+
+def test_a_layout_of_imagefolder_with_a_number_that_is_none_is_indexed_and_served(
+    world: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for colour in (*COLOURS, "purple"):
+        write_bytes(tmp_path, f"shop/{colour}.png", picture(colour).bytes)
+    sold = [{"file_name": f"{colour}.png", "text": f"a {colour} square", "price": 2} for colour in COLOURS]
+    lacking = json.dumps({**sold.pop(), "price": float("nan")}).encode()
+    assert b"NaN" in lacking
+    path = write_records(tmp_path / "shop" / "metadata.jsonl", [*sold, lacking])
+    (tmp_path / "store").mkdir()
+    artifact, metrics = run_corpus(tmp_path, path, world["model"])
+    assert (metrics["rows"], artifact.read_json("retriever.json")["modalities"]) == (4, {"image,text": 4})
+    assert "warning: pictures beside the records that no row names: 1" in capsys.readouterr().err
+    with serving(ServedIndex(open_store(str(tmp_path / "store")), {"index": artifact.key}, False)) as served:
+        answers = [served.post(json={"text": "yellow", "k": 4}), served.get("about")]
+        assert [answer.status_code for answer in answers] == [200, 200]
+        found, about = (json.loads(answer.text, parse_constant=pytest.fail) for answer in answers)
+        priced = served.post(json={"text": "yellow", "k": 4, "where": {"price": {">": 1}}}).json()
+    prices = {one["id"]: one["metadata"].get("price") for one in found["results"]}
+    assert sorted(prices.values(), key=str) == [2, 2, 2, None]
+    assert {one["id"] for one in priced["results"]} == {name for name, price in prices.items() if price}
+    assert (about["rows"], len(about["examples"])) == (4, 4)
 
 
 def test_a_corpus_that_is_mostly_broken_stops_and_says_why(world: dict, tmp_path: Path) -> None:
