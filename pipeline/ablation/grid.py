@@ -12,6 +12,7 @@
         InfoNCE: {train.loss: infonce, seeds: [0]}        # seeds of its own
       Depth:
         first {} layers: {student.layers: {each: layers}} # a row for each value; `layers` is 1 to the backbone's depth
+        the first {}: {student.layers: {each: layers, of: [5, 8]}}    # those of the list that the backbone has
 
 A cell is one variant with one seed: a list of overrides, so that each can be run alone by `pipeline/run.py`. Seeds
 reach only the stages named in `vary`: with those of distill and train, all cells share one data set, one backbone and
@@ -135,16 +136,29 @@ def expand(
     if not swept:
         yield name, canonical(values, depths), seeds
         return
-    key, choice = swept[0], values[swept[0]]
-    choices = list(depths) if choice.get("each") == "layers" else choice.get("each")
-    if len(swept) > 1 or set(choice) != {"each"} or not isinstance(choices, list) or "{}" not in name:
+    key = swept[0]
+    choices = find_choices(values[key], depths)
+    if len(swept) > 1 or choices is None or "{}" not in name:
         raise InputError(
-            f"{path}: '{name}': {key} takes a value, or {{each: [values]}} in a variant with {{}} in its name"
+            f"{path}: '{name}': {key} takes a value, or {{each: [values]}} or {{each: layers, of: [some]}} in "
+            "a variant with {} in its name"
         )
-    if not choices:
+    if not choices and not depths:
         raise InputError(f"{path}: '{name}': the backbone's layers aren't known before its download; list them")
     for value in choices:
         yield name.replace("{}", str(value)), canonical({**values, key: value}, depths), seeds
+
+
+def find_choices(choice: Mapping[str, Any], depths: Sequence[int]) -> list[Any] | None:
+    """The values that an `each` stands for, in their order; None where it is no `each`."""
+    match choice:
+        case {"each": list(values)} if len(choice) == 1:
+            return values
+        case {"each": "layers", "of": list(some)} if len(choice) == 2:
+            return [depth for depth in depths if depth in some]
+        case {"each": "layers"} if len(choice) == 1:
+            return list(depths)
+    return None
 
 
 def canonical(values: Mapping[str, Any], depths: Sequence[int]) -> dict[str, Any]:

@@ -47,6 +47,9 @@ def test_each_is_a_row_for_every_value_and_layers_are_those_of_the_backbone(tmp_
     cells = cells_of(tmp_path, tables={"t": swept})
     assert [cell.variant for cell in cells] == ["first 1", "first 2", "first 3", "first 4", "τ 0.1", "τ 0.2"]
     assert [cell.config.student.layers for cell in cells[:4]] == [1, 2, 3, 4]
+    some = {"first {}": {"student.layers": {"each": "layers", "of": [8, 3, 1]}}}
+    cells = cells_of(tmp_path, tables={"t": {"all": {}, **some}})
+    assert [cell.variant for cell in cells] == ["all", "first 1", "first 3"]
 
 
 def test_the_full_depth_has_one_spelling_so_that_equal_cells_share_a_key(tmp_path):
@@ -67,6 +70,7 @@ def test_the_full_depth_has_one_spelling_so_that_equal_cells_share_a_key(tmp_pat
         ({"tables": {"t": {"a": {"seeds": 1}}}}, "'a': seeds must be a list"),
         ({"tables": {"t": {"a": {"train.steps": {"each": [1]}}}}}, "a variant with {} in its name"),
         ({"tables": {"t": {"a {}": {"train.steps": {"every": [1]}}}}}, "{each: [values]}"),
+        ({"tables": {"t": {"a {}": {"train.steps": {"each": [1], "of": [1]}}}}}, "{each: layers, of: [some]}"),
         ({"tables": {"t": {"a": {}}}, "reference": "aa"}, "reference 'aa' is no variant"),
         ({"tables": {"t": {"a": {}}}, "vary": ["distil.seed"]}, "unknown key 'distil.seed'"),
     ],
