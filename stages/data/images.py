@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stages.data.formats import KEPT, LOSSLESS, READ, sniff
 from stages.data.sources.remote import LINKED, RemotePath
@@ -165,10 +165,12 @@ def _opened(data: bytes, format_: str) -> Image.Image:
     """The picture with only its header read."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `refuse_pixels` decides instead
+            warnings.simplefilter("ignore")  # of large pictures `refuse_pixels` decides, what is damaged is rejected
             return Image.open(io.BytesIO(data), formats=[format_])
     except Image.DecompressionBombError as error:
         raise ImageRejected("huge image", str(error)) from None
+    except UnidentifiedImageError:  # whose words name a place in memory, another one in each run
+        raise ImageRejected("broken image", f"{format_} header: it can't be read") from None
     except Exception as error:  # decoders raise nearly anything on hostile bytes; all of it means the same here
         raise ImageRejected("broken image", f"{format_} header: {error}") from None
 

@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -102,6 +103,14 @@ def test_pixels_of_an_unknown_scale_are_refused(mode):
 def test_a_truncated_picture_is_refused(format_):
     data = encoded(gradient(90, 90), format_)
     assert reason(data[: len(data) * 2 // 3]) in ("truncated image", "broken image")
+
+
+def test_why_a_picture_is_refused_is_the_same_in_every_run():
+    data = encoded(gradient(90, 90), "TIFF", compression="tiff_lzw")
+    with warnings.catch_warnings(), pytest.raises(ImageRejected) as caught:
+        warnings.simplefilter("error")
+        check(data[:-2], LIMITS)
+    assert str(caught.value) == "broken image: tiff header: it can't be read"
 
 
 def test_a_png_with_one_damaged_byte_is_refused_wherever_it_lies():
