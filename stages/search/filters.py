@@ -27,6 +27,8 @@ SIGNS: dict[str, Callable[[pa.ChunkedArray, pa.Scalar], pa.ChunkedArray]] = {
     ">=": pc.greater_equal,
 }
 ORDERS = ("<", "<=", ">", ">=")
+AMOUNT = re.compile(r"\W*+\d[\d.,'\s]*+([eE][-+]?\d+)?+\W*+")
+"""A number as people write it, with a currency or a per cent beside it; no date and no code."""
 KINDS: dict[str, type[str] | type[float] | type[bool]] = {"text": str, "number": float, "truth": bool}
 """What a metadata column can hold, by the name that `retriever.json` gives it."""
 
@@ -182,7 +184,7 @@ def _ordered(name: str, sign: str, value: Value, kind: str) -> Value:
 
     Raises InputError for a number that texts are to be ordered by.
     """
-    if kind == "text" and sign in ORDERS and re.fullmatch(r"\s*[-+]?\.?\d[\d.,]*\s*", str(value)):
+    if kind == "text" and sign in ORDERS and AMOUNT.fullmatch(str(value)):
         raise InputError(
             f"the column '{name}' holds text, which '{sign}' can't compare with the number {value}: correct the values"
             " that are no numbers and index again, or compare by ="

@@ -36,6 +36,39 @@ def test_what_separates_cells_is_found(separator: str, tmp_path: Path) -> None:
     assert (row["did"], row["text"]) == ("7", f"Milk, {separator} whole.")
 
 
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_a_comma_in_the_name_of_a_column_separates_nothing_where_the_row_below_has_none(
+    separator: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "goods.csv"
+    path.write_text("id,text,size, cm\n1,milk,2\n".replace(",", separator).replace(f"{separator} ", ", "))
+    assert read_header(path) == ["id", "text", "size, cm"]
+
+
+def test_a_row_that_can_not_be_read_hides_nothing_that_the_header_tells(tmp_path: Path) -> None:
+    path = tmp_path / "goods.csv"
+    path.write_text('id;text\n1;"open\n')
+    assert read_header(path) == ["id", "text"]
+
+
+@pytest.mark.parametrize("told", ["sep=;\n", '"sep=;"\r\n', "\ufeffsep=;\r\n"])
+def test_what_separates_cells_may_be_told_above_the_header(told: str, tmp_path: Path) -> None:
+    path = tmp_path / "goods.csv"
+    path.write_text(f'{told}id;text\n1;"milk,\ncold"\n;\n', newline="")
+    assert read_header(path) == ["id", "text"]
+    good, bad = read(path, tmp_path / "work")
+    assert (good["did"], good["text"], good["source"]) == ("1", "Milk,\ncold.", "goods.csv:4")
+    assert (bad["reason"], bad["source"]) == ("empty", "goods.csv:5")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_a_header_that_is_no_utf8_is_refused_with_the_mend(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "goods.csv"
+    path.write_bytes("id\ttext\tgröße\n1\tmilk\t2\n".encode(encoding))
+    with pytest.raises(InputError, match=r"header of .*goods.csv is no text in UTF-8; save the table as CSV UTF-8"):
+        corpus.check(Params(corpus=str(path)))
+
+
 @pytest.mark.parametrize("header", ["text", '"text; a, b"', "text,size (a;b;c)"])
 def test_a_sign_in_the_name_of_a_column_separates_nothing(header: str, tmp_path: Path) -> None:
     path = tmp_path / "goods.csv"

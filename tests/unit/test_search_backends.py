@@ -171,6 +171,18 @@ def test_conditions_that_the_index_cannot_check_are_refused(where: dict, message
         filter_of(where, CARD)
 
 
+@pytest.mark.parametrize("amount", ["$20", "20 €", "-5 %", "1e3", ".5", "1'299.00", "9,50", "1" + "." * 10_000])
+def test_texts_are_not_ordered_by_a_number_however_it_is_written(amount: str) -> None:
+    with pytest.raises(InputError, match="'brand' holds text, which '<' can't compare with the number"):
+        filter_of({"brand": {"<": amount}}, CARD)
+    assert filter_of({"brand": amount}, CARD).conditions
+
+
+@pytest.mark.parametrize("text", ["2024-01-31", "12:30", "7-Eleven", "M", "1" + "." * 10_000 + "a"])
+def test_texts_are_ordered_by_dates_and_words(text: str) -> None:
+    assert filter_of({"brand": {"<": text}}, CARD).conditions
+
+
 SHOPS = {"instructions": [{"dataset": "a", "dataset_id": 0}, {"dataset": "b", "dataset_id": 1}]}
 
 
