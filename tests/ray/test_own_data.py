@@ -134,19 +134,24 @@ def test_a_layout_of_imagefolder_with_a_number_that_is_none_is_indexed_and_serve
 ) -> None:
     for colour in (*COLOURS, "purple"):
         write_bytes(tmp_path, f"shop/{colour}.png", picture(colour).bytes)
-    sold = [{"file_name": f"{colour}.png", "text": f"a {colour} square", "price": 2} for colour in COLOURS]
+    sold = [{"file_name": f"{colour}.png", "text": f"a {colour} square", "price": 2, "size": 3} for colour in COLOURS]
+    sold[1]["size"] = "N/A"
     lacking = json.dumps({**sold.pop(), "price": float("nan")}).encode()
     assert b"NaN" in lacking
     path = write_records(tmp_path / "shop" / "metadata.jsonl", [*sold, lacking])
     (tmp_path / "store").mkdir()
     artifact, metrics = run_corpus(tmp_path, path, world["model"])
     assert (metrics["rows"], artifact.read_json("retriever.json")["modalities"]) == (4, {"image,text": 4})
-    assert "warning: pictures beside the records that no row names: 1" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "warning: pictures beside the records that no row names: 1" in said
+    assert "warning: column 'size' is text, for 1 of its 4 values are no numbers: 'N/A' (metadata.jsonl:2)" in said
     with serving(ServedIndex(open_store(str(tmp_path / "store")), {"index": artifact.key}, False)) as served:
         answers = [served.post(json={"text": "yellow", "k": 4}), served.get("about")]
         assert [answer.status_code for answer in answers] == [200, 200]
         found, about = (json.loads(answer.text, parse_constant=pytest.fail) for answer in answers)
         priced = served.post(json={"text": "yellow", "k": 4, "where": {"price": {">": 1}}}).json()
+        sizes = [served.post(json={"text": "yellow", "where": {"size": {"<": one}}}) for one in (4, "4")]
+    assert [answer.status_code for answer in sizes] == [400, 400] and "'size' holds text" in sizes[1].text
     prices = {one["id"]: one["metadata"].get("price") for one in found["results"]}
     assert sorted(prices.values(), key=str) == [2, 2, 2, None]
     assert {one["id"] for one in priced["results"]} == {name for name, price in prices.items() if price}

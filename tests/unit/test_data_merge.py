@@ -44,6 +44,14 @@ def test_rows_that_ask_the_same_become_the_first_of_them_with_all_candidates(tmp
     assert (known.rows, len(known.keys)) == (3, 1)
 
 
+def test_blanks_composed_letters_and_detours_of_paths_make_no_other_query(tmp_path: Path) -> None:
+    rows = [ask("café  au lait", "a"), ask("cafe\u0301\tau\u00a0lait", "b"), ask("Café au thé", "c")]
+    rows += [ask("", one) | {"query": {"image": path}} for one, path in (("d", "x/r.png"), ("e", "./x/../x//r.png"))]
+    found, _ = merged(rows, tmp_path)
+    assert [row["positives"] for row in found] == [["a", "b"], ["c"], ["d", "e"]]
+    assert found[0]["text"] == "Café  au lait." and found[2]["image_path"] == "x/r.png"
+
+
 def test_another_task_split_or_picture_is_another_query_and_bad_rows_pass(tmp_path: Path) -> None:
     rows = [ask("red", "a"), ask("red", "b", task="t"), ask("red", "c", split="val"), ask("red", "d", split="dev")]
     rows += [ask("red", "e") | {"query": {"text": "red", "image": "r.png"}}, b"{broken"]

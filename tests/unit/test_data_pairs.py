@@ -38,6 +38,12 @@ def test_a_row_is_a_query_with_positives_and_hard_negatives(tmp_path: Path) -> N
     assert len({row["position"] for row in candidates}) == 4
 
 
+def test_what_answers_a_query_is_none_of_its_negatives() -> None:
+    asked = pair(0, positives=[{"text": "red"}], negatives=[{"text": "Red."}, {"text": "blue"}])
+    found = pairs.query(asked, "x")
+    assert found["negatives"] == [pairs.candidate({"text": "blue"})["did"]] and len(found["positives"]) == 1
+
+
 def test_a_spreadsheet_tells_the_same(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("Query_Text;Positive_Text;Split\nmilk;A carton, one litre;val\n")
     path = tmp_path / "p.csv"

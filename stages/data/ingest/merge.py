@@ -8,7 +8,9 @@ is there more than once leave their candidates as well.
 """
 
 from dataclasses import dataclass
+from posixpath import normpath
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
@@ -61,9 +63,19 @@ class Merged:
 
 
 def row_keys(table: pa.Table) -> np.ndarray:
-    """uint64 [N]: equal for equal queries of good `RAW_QUERIES` rows."""
-    columns = (table[name].to_pylist() for name in SAME)
+    """uint64 [N]: equal for equal queries of good `RAW_QUERIES` rows.
+
+    Texts count without their kind of blanks and of composed letters, paths without detours: nobody sees those.
+    """
+    columns = ([seen(name, value) for value in table[name].to_pylist()] for name in SAME)
     return hash_ids("\0".join(map(str, values)) for values in zip(*columns, strict=True))
+
+
+def seen(name: str, value: Any) -> Any:
+    """A value of one of the columns `SAME`, without what makes no difference."""
+    if name == "text" and value:
+        return " ".join(normalize("NFC", value).split())
+    return normpath(value) if name == "image_path" and value else value
 
 
 def keys(table: pa.Table) -> pa.Table:

@@ -106,6 +106,7 @@ def query(fields: dict[str, Any], default_id: str) -> dict[str, Any]:
     """The columns of a query, of a record as `nested` gives it. Raises BadField."""
     kind, text, image = content_of(fields.get("query"), "query")
     positives, negatives = (_candidates(fields, name) for name in ("positives", "negatives"))
+    answers = dict.fromkeys(one["did"] for one in positives)
     if not positives:
         raise BadField("no positive", "positives must hold at least one candidate")
     dataset, split = _dataset(fields), _split(fields, text, image)
@@ -119,8 +120,8 @@ def query(fields: dict[str, Any], default_id: str) -> dict[str, Any]:
         "modality": kind,
         "text": text,
         "image_path": image,
-        "positives": list(dict.fromkeys(one["did"] for one in positives)),
-        "negatives": list(dict.fromkeys(one["did"] for one in negatives)),
+        "positives": list(answers),
+        "negatives": list(dict.fromkeys(one["did"] for one in negatives if one["did"] not in answers)),
         "pool": None if split == "train" else pool_name(dataset, task_id),
     }
 
