@@ -129,6 +129,16 @@ def test_the_files_that_a_list_beside_pictures_names_are_the_pictures(kind: str,
     assert (row["modality"], row["image_path"], row["metadata"]) == ("image,text", "red square.png", None)
 
 
+def test_a_list_beside_pictures_that_is_not_read_is_named(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "photos")
+    (folder / "metadata.parquet").write_bytes(b"PAR1")
+    laid = records.lay_out(folder, [], tmp_path / "work")
+    assert (
+        "metadata.parquet is not read: write its rows as metadata.jsonl to have the texts of the pictures"
+        in laid.notes
+    )
+
+
 def test_a_file_name_in_other_records_is_metadata(tmp_path: Path) -> None:
     (row,) = read(write_records(tmp_path / "own.jsonl", [{"file_name": "a.pdf", "text": "x"}]), tmp_path / "work")
     assert (row["modality"], row["image_path"]) == ("text", None)

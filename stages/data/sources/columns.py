@@ -15,6 +15,8 @@ from stages.contract.params import Section
 
 PICTURE_LISTS = ("metadata.csv", "metadata.jsonl")
 """What the imagefolder layout of the library datasets calls the records of the pictures beside them."""
+PARQUET_LIST = "metadata.parquet"
+"""Another, which is not read."""
 FILE_NAME = "file_name"
 """What such records call their picture."""
 

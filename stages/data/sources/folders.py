@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from stages.data.formats import ENDINGS, ENOUGH, is_picture
-from stages.data.sources.columns import PICTURE_LISTS
+from stages.data.sources.columns import PARQUET_LIST, PICTURE_LISTS
 from stages.data.sources.remote import LINKED, Place, walk
 
 ENDINGS_SHOWN = 5
@@ -60,6 +60,8 @@ def notes(pictures: int, others: list[tuple[str, str]], root: Place) -> list[str
         lines.append(f"linked folders are not entered: {links[0]}{more}; {LINKED.format(root)}")
     if unread := next((path for path in files if PurePosixPath(path).name.lower() in PICTURE_LISTS), None):
         lines.append(f"{unread} is not read: give its folder, {root / str(PurePosixPath(unread).parent)}, to read it")
+    if unread := next((path for path in files if PurePosixPath(path).name.lower() == PARQUET_LIST), None):
+        lines.append(f"{unread} is not read: write its rows as {PICTURE_LISTS[1]} to have the texts of the pictures")
     return lines
 
 
