@@ -66,6 +66,22 @@ def test_results_are_kept_to_what_meets_the_conditions(server: Served, monkeypat
     assert [one["id"] for one in told] == [one["id"] for one in sent["results"]] and len(told) == count
 
 
+@pytest.mark.parametrize("wanted", [20, "20", "$20"])
+def test_a_column_of_text_is_not_ordered_by_a_number(server: Served, monkeypatch, wanted: object):
+    monkeypatch.setitem(server.engine.student.card, "metadata", {"price": {"column": "m0", "kind": "text"}})
+    body = {"text": "red", "where": {"price": {"<": wanted}}}
+    for answer in (
+        server.post(json=body),
+        server.post(files={name: (None, part) for name, part in form(body).items()}),
+    ):
+        assert (answer.status_code, "'price' holds text" in message(answer)) == (400, True), answer.text
+
+
+def form(body: dict) -> dict[str, str]:
+    """A body of JSON as the fields of a form."""
+    return {name: part if isinstance(part, str) else json.dumps(part) for name, part in body.items()}
+
+
 def test_the_teacher_answers_by_its_own_vectors(server: Served, world):
     from stages.model.encoder import Encoder
     from stages.model.rows import Row

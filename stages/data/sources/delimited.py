@@ -75,7 +75,7 @@ def _separator(start: str, source: Place) -> str:
 def _widths(start: str, separator: str) -> tuple[int, int]:
     """How many cells the header and the row below have that way; 0 for one that can't be read so."""
     reader = csv.reader(io.StringIO(start, newline=""), delimiter=separator, strict=True)
-    found = []
+    found: list[int] = []
     with suppress(csv.Error):
         found.extend(len(row) for row in islice(reader, 2))
     return (*found, 0, 0)[0], (*found, 0, 0)[1]
