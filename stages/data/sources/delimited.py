@@ -78,7 +78,8 @@ def _widths(start: str, separator: str) -> tuple[int, int]:
     found: list[int] = []
     with suppress(csv.Error):
         found.extend(len(row) for row in islice(reader, 2))
-    return (*found, 0, 0)[0], (*found, 0, 0)[1]
+    header, below = [*found, 0, 0][:2]
+    return header, below
 
 
 def write_table(source: Place, target: Path, names: Mapping[str, str]) -> Path:
