@@ -88,7 +88,8 @@ def acquire(
 ) -> Iterator[Lease]:
     """Waits for the lease at `path`, says once for whom and since when, and keeps it until the block ends.
 
-    In the main thread a lost lease ends the block by KeyboardInterrupt; `lease.lost` distinguishes it from the user's.
+    In the main thread a lost lease ends the block by KeyboardInterrupt; `lease.lost` distinguishes it from the user's,
+    and it leaves the block as LeaseLost.
     """
     named: set[str] = set()
     while (lease := try_acquire(objects, path, seconds)) is None:
@@ -98,7 +99,12 @@ def acquire(
             say(f"{what}: waiting for {other['holder']}, who computes it since {other['since']}")
         time.sleep(POLL)
     with stoppable() as stop, keep_alive(lease, stop):
-        yield lease
+        try:
+            yield lease
+        except KeyboardInterrupt as error:
+            if lease.lost:
+                raise LeaseLost(f"another run took over {what} while this one was out of reach") from error
+            raise
 
 
 @contextmanager

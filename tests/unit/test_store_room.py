@@ -109,6 +109,15 @@ def test_a_holder_that_cannot_renew_stops_before_others_may_take_over(store, mon
         lease.renew()
 
 
+def test_a_lease_that_is_lost_before_the_work_begins_is_no_interruption(store, monkeypatch):
+    with (
+        pytest.raises(LeaseLost, match="another run took over train k1"),
+        leases.acquire(store.objects, "train/k1/_lease.json", print, "train k1", 0.2),
+    ):
+        monkeypatch.setattr(local.LocalObjects, "swap", refuse(errno.EIO))
+        threading.Event().wait(10)
+
+
 def test_a_lease_of_another_machine_is_waited_for(store, monkeypatch):
     assert leases.try_acquire(store.objects, "train/k1/_lease.json")
     processes.machine.cache_clear()
