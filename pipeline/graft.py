@@ -8,7 +8,6 @@ Exit codes: 0 done, 2 the input is wrong, 1 it can't be written, 130 interrupted
 """
 
 import argparse
-import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,9 @@ from typing import Any
 
 if not __package__:  # run as a script: its own directory must not be searched for modules, the root must
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    gc.set_threshold(100_000)  # imports make a million objects that stay: to look through them took a fifth of a start
+    from pipeline.collector import spare_collector
+
+    spare_collector()
 
 from pipeline.terminal import Parser, json_command
 

@@ -5,14 +5,15 @@ cached; after a failure it resumes. Exit codes: 0 done, 2 the input is wrong, 1 
 """
 
 import argparse
-import gc
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # run as a script: its own directory must not be searched for modules, the root must
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    gc.set_threshold(100_000)  # imports make a million objects that stay: to look through them took a fifth of a start
+    from pipeline.collector import spare_collector
+
+    spare_collector()
 
 from pipeline.execution.launch import launch
 from pipeline.terminal import Parser, json_command

@@ -14,7 +14,6 @@ and nothing heavy is imported before the arguments are known to be good.
 """
 
 import argparse
-import gc
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,9 @@ from typing import Any
 
 if __package__ in (None, ""):  # started by its path: the repository, not this directory, holds the packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    gc.set_threshold(100_000)  # imports make a million objects that stay: to look through them took a fifth of a start
+    from pipeline.collector import spare_collector
+
+    spare_collector()
 
 from pipeline.lookup.indexes import find_index, open_retriever
 from pipeline.lookup.queries import ask, read_queries

@@ -11,7 +11,6 @@ application. Everything heavy is imported once the arguments are known to be goo
 """
 
 import argparse
-import gc
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,9 @@ from urllib.parse import urlsplit
 
 if __package__ in (None, ""):  # started by its path: the repository, not this directory, holds the packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    gc.set_threshold(100_000)  # imports make a million objects that stay: to look through them took a fifth of a start
+    from pipeline.collector import spare_collector
+
+    spare_collector()
 
 from pipeline.terminal import Parser, json_command
 from pipeline.web.server import serve

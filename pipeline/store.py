@@ -8,7 +8,6 @@ asked for in a month.
 """
 
 import argparse
-import gc
 import re
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,9 @@ from typing import Any
 
 if not __package__:  # run as a script: its own directory must not be searched for modules, the root must
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    gc.set_threshold(100_000)  # imports make a million objects that stay: to look through them took a fifth of a start
+    from pipeline.collector import spare_collector
+
+    spare_collector()
 
 from pipeline.artifacts import actions, display
 from pipeline.artifacts.garbage import GRACE_HOURS, KEEP_RUNS
