@@ -2,10 +2,10 @@
 
 The published code runs the whole teacher beside the student in each step, both as stock transformers: that is the
 rival here, built on sentence-transformers, so that it reads the same weights by the same prompt. Ours reads the
-teacher once, keeps its states in fp16 and looks them up. Same pairs, batches, losses (InfoNCE and the cosine to the
-teacher), optimizer and threads; the tower is frozen on both, and the losses of the first step are compared first.
-The third side is Puma's own live teacher (`distill.teacher=live`), which tells how much the cache alone is worth. Not
-counted: starts of processes, which `overhead` counts.
+teacher once, keeps its states in fp16 (in memory; the stage writes them to files) and looks them up. Same pairs,
+batches, losses (InfoNCE and the cosine to the teacher), optimizer and threads; the tower is frozen on both, and the
+losses of the first step are compared first. The third side is Puma's own live teacher (`distill.teacher=live`), which
+tells how much the cache alone is worth. Not counted: starts of processes, which `overhead` counts.
 """
 
 import json

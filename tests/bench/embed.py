@@ -134,7 +134,7 @@ def inputs(count: int) -> dict[str, list[Any]]:
         "pictures, 640 × 480": [Row(None, photo(640, 480, seed)) for seed in range(count // 2)],
         "pictures, 12 megapixels": [Row(None, photo(4000, 3000, seed)) for seed in range(4)],
         "text and picture": both,
-        "all of these but the largest, in turn": [
+        "short, long, 128 × 128, text and picture, in turn": [
             row for four in zip(map(Row, texts), map(Row, long), small, both, strict=False) for row in four
         ][:count],
     }

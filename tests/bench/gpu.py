@@ -36,7 +36,10 @@ def gpu(directory: Path) -> dict[str, Any]:
     from stages.model.encoder import Encoder
 
     encoder = Encoder(make_backbone(directory, LAYERS), make_collator(directory)).eval()
-    print(f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, {ROWS} rows in batches of {BATCH}")
+    print(
+        f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, {ROWS} rows in batches of {BATCH}",
+        file=sys.stderr,
+    )
     depths = {layers: embedding(encoder, layers) for layers in DEPTHS}
     print_table(depths)
     del encoder
@@ -155,11 +158,11 @@ def timed(run: Callable[[], Any], rounds: int = ROUNDS) -> list[float]:
 
 
 def print_table(lines: dict[Any, dict[str, Any]]) -> None:
-    """A Markdown table of the lines' single values."""
+    """A Markdown table of the lines' single values, on stderr: stdout is for --json."""
     names = [name for name, value in next(iter(lines.values())).items() if not isinstance(value, list)]
-    print(f"| {' | '.join(names)} |\n|{' ---: |' * len(names)}")
+    print(f"| {' | '.join(names)} |\n|{' ---: |' * len(names)}", file=sys.stderr)
     for line in lines.values():
-        print(f"| {' | '.join(_shown(line.get(name)) for name in names)} |")
+        print(f"| {' | '.join(_shown(line.get(name)) for name in names)} |", file=sys.stderr)
 
 
 def _shown(value: Any) -> str:

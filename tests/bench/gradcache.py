@@ -10,6 +10,7 @@ pools. Linux only.
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -135,6 +136,13 @@ def main(case: dict[str, Any]) -> None:
     embeddings = (2 * len(rows.place_B) + image_tokens) * encoder.dim * 4 + matrix
     measures = {"bytes": _memory("VmHWM") - before, "seconds": seconds, "embeddings": embeddings, "loss": loss}
     Path(case["result"]).write_text(json.dumps(measures))
+
+
+def peak(run: Callable[[], Any]) -> float:
+    """MiB that a call takes above what was resident before it."""
+    before = _reset_peak()
+    run()
+    return (_memory("VmHWM") - before) / MIB
 
 
 def _reset_peak() -> int:

@@ -27,6 +27,7 @@ class Plain:
         import faiss
         import numpy as np
         import pyarrow.parquet as pq
+        import torch
         from sentence_transformers import SentenceTransformer
 
         table = pq.read_table(list(files), columns=["did", "modality", "vector"], filters=[("modality", "=", want)])
@@ -35,12 +36,13 @@ class Plain:
         self.dids, self.prompt = table["did"].to_pylist(), prompt
         self.index = faiss.IndexFlatIP(vectors_ND.shape[1])
         self.index.add(vectors_ND)
-        self.model = SentenceTransformer(model, device="cpu")
+        self.model = SentenceTransformer(model, device="cpu", model_kwargs={"dtype": torch.float32})
 
     def search(self, queries: Sequence[str]) -> list[list[tuple[str, float]]]:
         """(id, score) of the nearest of each query."""
         asked = [f"{self.prompt}{query}" for query in queries]
-        scores, places = self.index.search(self.model.encode(asked, show_progress_bar=False), K)
+        vectors_QD = self.model.encode(asked, batch_size=len(asked), show_progress_bar=False)
+        scores, places = self.index.search(vectors_QD, K)
         pairs = zip(places.tolist(), scores.tolist(), strict=True)
         return [[(self.dids[place], score) for place, score in zip(*pair, strict=True)] for pair in pairs]
 

@@ -46,6 +46,7 @@ def section(table: list[dict[str, Any]]) -> str:
 def measure(student: Path, what: str) -> list[dict[str, Any]]:
     """`what`, time or memory, of all cases, in this process."""
     from tests.bench.__main__ import compare
+    from tests.bench.gradcache import peak
 
     table = []
     for pairs, sides in inputs().items():
@@ -57,15 +58,6 @@ def measure(student: Path, what: str) -> list[dict[str, Any]]:
             found = compare(*steps, BATCH) if what == "time" else {"MiB": [peak(step) for step in steps]}
             table.append({"pairs": pairs, "loss": loss, **found})
     return table
-
-
-def peak(step: Callable[[], float]) -> float:
-    """MiB that a step takes above what was resident before it."""
-    from tests.bench.gradcache import MIB, _memory, _reset_peak
-
-    before = _reset_peak()
-    step()
-    return (_memory("VmHWM") - before) / MIB
 
 
 def inputs(count: int = BATCH) -> dict[str, tuple[list[Any], list[Any]]]:
@@ -115,7 +107,7 @@ def our_step(student: Path, queries: list[Any], candidates: list[Any], chunk: in
 
 
 def their_step(student: Path, queries: list[Any], candidates: list[Any], chunk: int) -> Callable[[], float]:
-    """A step as SentenceTransformerTrainer makes it: its collator's calls, its loss, clipping, AdamW."""
+    """A step as SentenceTransformerTrainer makes it: its collator's calls, its loss, clipping, fused AdamW."""
     import torch
     from sentence_transformers.sentence_transformer import losses
 
@@ -143,7 +135,8 @@ def open_stock(student: Path) -> tuple[Any, list[Any], Any]:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".visual." not in name)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return model, trained, torch.optim.AdamW(trained, lr=RATE, betas=(0.9, 0.98), eps=1e-7, weight_decay=0)
+    adam = {"lr": RATE, "betas": (0.9, 0.98), "eps": 1e-7, "weight_decay": 0}
+    return model, trained, torch.optim.AdamW(trained, fused=True, **adam)  # fused, as its trainer does
 
 
 def read_by_stock(model: Any, rows: Sequence[Any]) -> dict[str, Any]:
