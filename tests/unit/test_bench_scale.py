@@ -93,14 +93,25 @@ def test_a_pace_is_that_of_the_last_files_by_that_of_the_first():
     assert scale.pace(even[:5]) is None
 
 
-def test_a_section_shows_what_was_measured():
-    one = {"rows": 1000, "seconds": 2.0, "pace": 1.25, "resumed": True, "files": 3, "bytes": 2_000_000}
-    one |= dict.fromkeys(("driver", "worker", "workers", "objects", "spilled"), 300 * scale.MIB)
+def measured(**changed) -> dict:
+    one = {"rows": 1000, "seconds": 2.0, "pace": 1.25, "resumed": False, "files": 3, "bytes": 2_000_000}
+    one |= dict.fromkeys(("driver", "worker", "workers", "objects", "spilled"), 300 * scale.MIB) | changed
     made = dict.fromkeys(("lines", "candidates", "train", "val", "test", "pictures"), 7) | {"seconds": 1.0}
-    found = {"head": "`command`", "made": made, "unpacked": {"seconds": 1.0}, **dict.fromkeys(scale.NAMES, one)}
+    return {"head": "`command`", "made": made, "unpacked": {"seconds": 1.0}, **dict.fromkeys(scale.NAMES, one)}
+
+
+def test_a_section_shows_what_was_measured():
+    found = measured()
     table = scale.section(10, found)
-    assert "| features (resumed) | 1,000 | 2.0 | 500 | 1.25 | 300 |" in table and "2.0 MB |" in table
-    assert "1.00" in scale.growth({10: found, 20: found})
+    assert "| features | 1,000 | 2.0 | 500 | 1.25 | 300 |" in table and "2.0 MB |" in table
+    twice = measured(seconds=4.0, driver=900 * scale.MIB)
+    assert "| index | 2,000 µs, 300 MiB | 4,000 µs, 900 MiB | 2.00 | 3.00 |" in scale.growth({10: found, 20: twice})
+
+
+def test_of_a_stage_that_was_stopped_no_pace_is_told():
+    found = measured(resumed=True, pace=None)
+    assert "| features (resumed) | 1,000 | 2.0 | – | – | 300 |" in scale.section(10, found)
+    assert "| index | –, 300 MiB | –, 300 MiB | – | 1.00 |" in scale.growth({10: found, 20: found})
 
 
 def test_the_peak_of_a_process_is_seen_after_it_gave_the_memory_back(tmp_path, monkeypatch):
@@ -145,6 +156,7 @@ def test_a_size_is_measured_stage_by_stage_and_never_twice(tmp_path, monkeypatch
     assert not found["features"]["resumed"] and found["features"]["pace"]
     del found["features"]
     (work / "measured.json").write_text(json.dumps(found))
-    assert scale.measure(work, 80)["features"]["resumed"]
+    again = scale.measure(work, 80)["features"]
+    assert again["resumed"] and again["pace"] is None
     assert (work / "ran").read_text().split() == ["ingest", "features", "features"]
     assert scale.measure(work, 80)["features"]["rows"] == 45
