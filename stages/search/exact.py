@@ -216,7 +216,8 @@ class TopK:
         crowded = np.flatnonzero(np.count_nonzero(passing_QN, axis=1) > self.k)
         if len(crowded):  # the first tiles, before the floor has risen, or a model that gives everything one vector
             passing_QN[crowded] = self._best(scores_QN[crowded])
-        query, row = np.nonzero(passing_QN)
+        # By flat places: numpy looks for those of a matrix ten times as long, which is longer than the scores take.
+        query, row = np.divmod(np.flatnonzero(passing_QN), passing_QN.shape[1])
         if not len(row):
             return
         used, place = np.unique(row, return_inverse=True)

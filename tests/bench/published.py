@@ -1,7 +1,9 @@
 """M-BEIR as it was published: its sixteen sets, with how many queries and candidates each has.
 
-From UniIR (arXiv 2311.17136), table 1. Queries are given there in thousands, sizes of pools to the last candidate;
-their sum, 5,609,079, is the published 5.6 million. Every test pool is searched by itself and as a part of the union.
+Queries are from UniIR (arXiv 2311.17136), table 1, which gives them in thousands. Sizes of pools, to the last
+candidate, are those of the indexes that Pyserini publishes of every pool (castorini/pyserini at 0a0be29,
+`pyserini/resources/prebuilt-indexes/faiss/m-beir-faiss.json`); its index of the union has as many as all of them
+together, 5,609,079. Every test pool is searched by itself and as a part of the union.
 """
 
 from dataclasses import dataclass

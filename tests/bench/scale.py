@@ -37,8 +37,11 @@ SETTINGS = [
 NAMES = tuple(stage.name for stage in STAGES)
 SHOWN = ("ingest", "features", "index", "evaluate")
 WRITTEN = {"ingest": "images", "features": "features", "index": "embeddings"}
-"""The files of a stage whose times tell how it went on."""
-FEWEST_FILES = 9
+"""The files that hold a stage's rows."""
+ALIKE = ("ingest",)
+"""Stages whose files tell by their times how the pace changed: pictures are all of one size, while features and index
+go from set to set, and a row of one takes longer than a row of another."""
+FEWEST_FILES = 30
 MIB = 2**20
 
 
@@ -58,8 +61,8 @@ def main(arguments: Sequence[str]) -> int:
             write_section(options.output, f"bench scale {size}", f"### {size:,} candidates\n\n{section(size, one)}")
     if len(found) > 1:
         print(f"\n{growth(found)}")
-    if options.output:
-        write_section(options.output, "bench scale", growth(found))
+        if options.output:
+            write_section(options.output, "bench scale", growth(found))
     return 0
 
 
@@ -117,7 +120,8 @@ def run_stage(work: Path, stage: str, found: dict[str, Any]) -> dict[str, Any]:
     if process.returncode:
         raise SystemExit(f"{stage} failed; the same command goes on from there")
     artifact = Path(json.loads(answer)["stages"][stage]["uri"])
-    return {"resumed": resumed, **watch.peaks, **facts(stage, artifact, found)}
+    measured = {"resumed": resumed, **watch.peaks, **facts(stage, artifact, found)}
+    return measured | ({"pace": None} if resumed else {})  # the pause would be in it
 
 
 def command(work: Path, stage: str) -> list[str]:
@@ -135,7 +139,8 @@ def facts(stage: str, artifact: Path, found: dict[str, Any]) -> dict[str, Any]:
     rows = {"ingest": found["made"]["lines"], "evaluate": found["made"]["test"]}.get(stage, rows)
     sizes_of_files = [entry["size"] for entry in manifest["files"]]
     kept = {"files": len(sizes_of_files), "bytes": sum(sizes_of_files)}
-    return {"seconds": manifest["seconds"], "rows": rows, **kept, "pace": pace(sorted(written))}
+    changed = pace(sorted(written)) if stage in ALIKE else None
+    return {"seconds": manifest["seconds"], "rows": rows, **kept, "pace": changed}
 
 
 def pace(written: Sequence[tuple[float, int]]) -> float | None:
@@ -164,7 +169,7 @@ def section(size: int, found: dict[str, Any]) -> str:
     for name in SHOWN:
         one = found[name]
         resumed = " (resumed)" if one["resumed"] else ""
-        rate = f"{one['rows'] / one['seconds']:,.0f}" if one["seconds"] else "–"
+        rate = "–" if one["resumed"] else f"{one['rows'] / one['seconds']:,.0f}"  # the seconds are of the rest
         memory = [f"{one[kind] / MIB:,.0f}" for kind in ("driver", "worker", "workers", "objects", "spilled")]
         changed = f"{one['pace']:.2f}" if one["pace"] else "–"
         written = [f"{one['files']:,}", size_in_words(one["bytes"])]
@@ -183,10 +188,18 @@ def growth(found: dict[int, dict[str, Any]]) -> str:
     head = ["stage", *(f"{size:,}" for size in found)]
     table = [[*head, "time a row, last to first", "driver, last to first"]]
     for name in SHOWN:
-        each = [(one[name]["seconds"] / max(1, one[name]["rows"]), one[name]["driver"]) for one in found.values()]
-        cells = [f"{1e6 * seconds:,.0f} µs, {driver / MIB:,.0f} MiB" for seconds, driver in each]
-        table.append([name, *cells, *(f"{each[-1][part] / max(each[0][part], 1e-12):.2f}" for part in (0, 1))])
+        every = [one[name] for one in found.values()]
+        times = [None if one["resumed"] else one["seconds"] / max(1, one["rows"]) for one in every]
+        peaks = [one["driver"] for one in every]
+        told = ["–" if seconds is None else f"{1e6 * seconds:,.0f} µs" for seconds in times]
+        cells = [f"{time}, {peak / MIB:,.0f} MiB" for time, peak in zip(told, peaks, strict=True)]
+        table.append([name, *cells, ratio(times[-1], times[0]), ratio(peaks[-1], peaks[0])])
     return f"Time a row and the driver's peak by the number of candidates:\n\n{markdown_table(table)}"
+
+
+def ratio(last: float | None, first: float | None) -> str:
+    """The last by the first, where both are known."""
+    return f"{last / first:.2f}" if last and first else "–"
 
 
 def say(line: str) -> None:

@@ -86,21 +86,32 @@ def test_sizes_are_said_in_short():
 
 
 def test_a_pace_is_that_of_the_last_files_by_that_of_the_first():
-    even = [(float(number), 100) for number in range(12)]
-    slower = [*even[:6], *((5.0 + 2 * number, 100) for number in range(1, 7))]
+    even = [(float(number), 100) for number in range(36)]
+    slower = [*even[:18], *((17.0 + 2 * number, 100) for number in range(1, 19))]
     assert scale.pace(even) == pytest.approx(1)
     assert scale.pace(slower) == pytest.approx(2)
-    assert scale.pace(even[:5]) is None
+    assert scale.pace(even[:20]) is None
+
+
+def measured(**changed) -> dict:
+    one = {"rows": 1000, "seconds": 2.0, "pace": 1.25, "resumed": False, "files": 3, "bytes": 2_000_000}
+    one |= dict.fromkeys(("driver", "worker", "workers", "objects", "spilled"), 300 * scale.MIB) | changed
+    made = dict.fromkeys(("lines", "candidates", "train", "val", "test", "pictures"), 7) | {"seconds": 1.0}
+    return {"head": "`command`", "made": made, "unpacked": {"seconds": 1.0}, **dict.fromkeys(scale.NAMES, one)}
 
 
 def test_a_section_shows_what_was_measured():
-    one = {"rows": 1000, "seconds": 2.0, "pace": 1.25, "resumed": True, "files": 3, "bytes": 2_000_000}
-    one |= dict.fromkeys(("driver", "worker", "workers", "objects", "spilled"), 300 * scale.MIB)
-    made = dict.fromkeys(("lines", "candidates", "train", "val", "test", "pictures"), 7) | {"seconds": 1.0}
-    found = {"head": "`command`", "made": made, "unpacked": {"seconds": 1.0}, **dict.fromkeys(scale.NAMES, one)}
+    found = measured()
     table = scale.section(10, found)
-    assert "| features (resumed) | 1,000 | 2.0 | 500 | 1.25 | 300 |" in table and "2.0 MB |" in table
-    assert "1.00" in scale.growth({10: found, 20: found})
+    assert "| features | 1,000 | 2.0 | 500 | 1.25 | 300 |" in table and "2.0 MB |" in table
+    twice = measured(seconds=4.0, driver=900 * scale.MIB)
+    assert "| index | 2,000 µs, 300 MiB | 4,000 µs, 900 MiB | 2.00 | 3.00 |" in scale.growth({10: found, 20: twice})
+
+
+def test_of_a_stage_that_was_stopped_no_pace_is_told():
+    found = measured(resumed=True, pace=None)
+    assert "| features (resumed) | 1,000 | 2.0 | – | – | 300 |" in scale.section(10, found)
+    assert "| index | –, 300 MiB | –, 300 MiB | – | 1.00 |" in scale.growth({10: found, 20: found})
 
 
 def test_the_peak_of_a_process_is_seen_after_it_gave_the_memory_back(tmp_path, monkeypatch):
@@ -123,7 +134,7 @@ import pyarrow.parquet as pq
 work, stage = Path(sys.argv[1]), sys.argv[2]
 print(stage, file=(work / "ran").open("a"))
 artifact = work / "store" / stage / "key"
-for number in range(9):
+for number in range(30):
     for folder in ("images", "features", "embeddings"):
         path = artifact / "attempt" / folder / f"{number}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,11 +151,12 @@ def test_a_size_is_measured_stage_by_stage_and_never_twice(tmp_path, monkeypatch
     work = tmp_path / "80"
     found = scale.measure(work, 80)
     assert (work / "ran").read_text().split() == ["ingest", "features"]
-    assert found["ingest"]["rows"] == found["made"]["lines"] and found["features"]["rows"] == 45
+    assert found["ingest"]["rows"] == found["made"]["lines"] and found["features"]["rows"] == 150
     assert found["features"]["seconds"] == 3.0 and (found["features"]["files"], found["features"]["bytes"]) == (1, 7)
-    assert not found["features"]["resumed"] and found["features"]["pace"]
-    del found["features"]
+    assert not found["ingest"]["resumed"] and found["ingest"]["pace"] and found["features"]["pace"] is None
+    del found["ingest"]
     (work / "measured.json").write_text(json.dumps(found))
-    assert scale.measure(work, 80)["features"]["resumed"]
-    assert (work / "ran").read_text().split() == ["ingest", "features", "features"]
-    assert scale.measure(work, 80)["features"]["rows"] == 45
+    again = scale.measure(work, 80)["ingest"]
+    assert again["resumed"] and again["pace"] is None
+    assert (work / "ran").read_text().split() == ["ingest", "features", "ingest"]
+    assert scale.measure(work, 80)["features"]["rows"] == 150
