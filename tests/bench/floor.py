@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.bench.bill import Shape
 
-SIDE, TRIES = 1024, 20
+SIDE, TRIES = 1024, 200
 GROUPS = {
     "products of matrices": ("addmm", "mm", "bmm", "linear", "matmul", "mkldnn_linear", "convolution"),
     "attention": ("attention",),
