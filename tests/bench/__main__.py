@@ -1,8 +1,8 @@
 """Measurements side by side in one process, as ratios: `python -m tests.bench NAME|all [--json] [--output FILE]`.
 
 Each benchmark alternates ours and the rival for several rounds, so that a busy machine slows both; the ratio above 1
-means that ours is better. Nothing here is a test: no time is asserted anywhere. `all` is all that need neither a GPU
-nor, like `overhead`, an hour.
+means that ours is better. Nothing here is a test: no time is asserted anywhere. `all` is all that need neither a GPU,
+nor vLLM, like `vllm`, nor, like `overhead`, an hour.
 `scale` and `bill` compare nothing; they have options of their own: `python -m tests.bench scale --help`.
 """
 
@@ -34,6 +34,7 @@ from tests.bench.search import search
 from tests.bench.serve import serve
 from tests.bench.starts import starts
 from tests.bench.train import train
+from tests.bench.vllm import vllm
 
 ROUNDS = 7
 
@@ -114,6 +115,7 @@ BENCHMARKS = {
     "padding": padding,
     "gradcache": gradcache,
     "serve": serve,
+    "vllm": vllm,
     "pictures": pictures,
     "costs": costs,
     "index": index,
@@ -126,10 +128,11 @@ TITLES = {
     "search": "Search beside a plain script",
     "ingest": "Ingest beside a loop and beside datasets",
     "overhead": "What a run takes beyond its work",
+    "vllm": "The server beside vLLM's",
     "growth": "Growth",
 }
 """Sections of documents that bring their own heading, so that it stands nowhere without its table."""
-APART = ("gpu", "overhead")
+APART = ("gpu", "overhead", "vllm")
 DOCUMENTS = {"scale": scale.main, "bill": bill.main}
 
 
