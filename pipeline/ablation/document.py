@@ -87,10 +87,10 @@ def write_pictures(output: Path | None, name: str, pictures: Mapping[str, "Figur
 
 
 def write_section(path: Path, name: str, section: str) -> None:
-    """Puts the section between its marks in the file, or at the end; all else in the file stays as it is."""
+    """Puts the section between its marks in the file, or at the end; all else stays. A new file is headed by its name."""
     start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     block = f"{start}\n{section}\n{end}\n"
-    text = path.read_text(encoding="utf-8") if path.exists() else "# Ablations\n"
+    text = path.read_text(encoding="utf-8") if path.exists() else f"# {path.stem.capitalize()}\n"
     marked = re.compile(f"{re.escape(start)}.*?{re.escape(end)}\n?", re.DOTALL)
     text = marked.sub(lambda _: block, text) if marked.search(text) else f"{text.rstrip()}\n\n{block}"
     temporary = path.with_name(f".{path.name}.new")
