@@ -87,7 +87,7 @@ def write_pictures(output: Path | None, name: str, pictures: Mapping[str, "Figur
 
 
 def write_section(path: Path, name: str, section: str) -> None:
-    """Puts the section between its marks in the file, or at the end; all else stays. A new file has its name as head."""
+    """Puts the section between its marks in the file, or at the end; all else stays. A new file is headed by name."""
     start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     block = f"{start}\n{section}\n{end}\n"
     text = path.read_text(encoding="utf-8") if path.exists() else f"# {path.stem.capitalize()}\n"
