@@ -8,6 +8,8 @@ row), the key itself is compared as well.
 
 from collections.abc import Iterable
 from hashlib import blake2b, sha256
+from posixpath import normpath
+from unicodedata import normalize
 
 import numpy as np
 
@@ -18,6 +20,11 @@ NOTHING = 0
 def content_id(text: str | None, image_id: str | None) -> str:
     """The first 32 hex digits of the SHA-256 of a candidate's text and image."""
     return sha256(f"{text or ''}\0{image_id or ''}".encode()).hexdigest()[:32]
+
+
+def seen(text: str | None, image_path: str | None) -> tuple[str, str]:
+    """A query's text without its kind of blanks and composed letters, its path without detours: nobody sees those."""
+    return " ".join(normalize("NFC", text or "").split()), normpath(image_path) if image_path else ""
 
 
 def hash64(key: str) -> int:

@@ -101,6 +101,8 @@ def test_rows_without_a_split_are_shared_out_by_their_query() -> None:
     assert splits.count("val") == pytest.approx(200, abs=60) and splits.count("test") == pytest.approx(200, abs=60)
     again = [pairs.query(pair(1, query={"text": f"query {number}"}), "y")["split"] for number in range(2000)]
     assert again == splits
+    blanks = [pairs.query(pair(2, query={"text": f" query\u00a0 {number}"}), "z")["split"] for number in range(2000)]
+    assert blanks == splits
 
 
 def test_every_pair_of_modalities_has_wordings() -> None:

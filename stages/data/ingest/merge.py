@@ -8,19 +8,17 @@ is there more than once leave their candidates as well.
 """
 
 from dataclasses import dataclass
-from posixpath import normpath
 from typing import Any
-from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
 
 from stages.data.ingest.survey import good
-from stages.data.keys import hash_ids, locate
+from stages.data.keys import hash_ids, locate, seen
 from stages.data.schemas import RAW_QUERIES
 
-SAME = ("split", "dataset", "task_id", "text", "image_path")
-"""What makes two queries equal."""
+TASK = ("split", "dataset", "task_id")
+"""What two equal queries share besides their text and picture."""
 LISTS = ("positives", "negatives")
 KEYS = pa.schema([("key", pa.uint64())])
 PARTS = pa.schema(
@@ -63,19 +61,10 @@ class Merged:
 
 
 def row_keys(table: pa.Table) -> np.ndarray:
-    """uint64 [N]: equal for equal queries of good `RAW_QUERIES` rows.
-
-    Texts count without their kind of blanks and of composed letters, paths without detours: nobody sees those.
-    """
-    columns = ([seen(name, value) for value in table[name].to_pylist()] for name in SAME)
-    return hash_ids("\0".join(map(str, values)) for values in zip(*columns, strict=True))
-
-
-def seen(name: str, value: Any) -> Any:
-    """A value of one of the columns `SAME`, without what makes no difference."""
-    if name == "text" and value:
-        return " ".join(normalize("NFC", value).split())
-    return normpath(value) if name == "image_path" and value else value
+    """uint64 [N]: equal for equal queries of good `RAW_QUERIES` rows, as `seen` tells them."""
+    task = [table[name].to_pylist() for name in TASK]
+    content = map(seen, table["text"].to_pylist(), table["image_path"].to_pylist())
+    return hash_ids("\0".join(map(str, (*values, *shown))) for *values, shown in zip(*task, content, strict=True))
 
 
 def keys(table: pa.Table) -> pa.Table:

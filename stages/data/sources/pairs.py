@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from stages.contract.context import InputError
 from stages.data.instructions import PAIRS, dataset_number
-from stages.data.keys import hash64
+from stages.data.keys import hash64, seen
 from stages.data.schemas import RAW_CANDIDATES, RAW_QUERIES, SPLITS
 from stages.data.sources.chunks import FileChunk, lines, position
 from stages.data.sources.columns import names_of, plain, rename
@@ -190,7 +190,7 @@ def _split(fields: dict[str, Any], text: str | None, image: str | None) -> str:
     """The split that the row names; else by its query, so that the same query is always in the same one."""
     value = fields.get("split")
     if value is None or value == "":
-        return SHARES[hash64(f"{text or ''}\0{image or ''}") % len(SHARES)]
+        return SHARES[hash64("\0".join(seen(text, image))) % len(SHARES)]
     if value not in SPLITS:
         raise BadField("bad split", f"split must be one of {', '.join(SPLITS)}, this is {value!r}")
     return value
