@@ -1,5 +1,6 @@
 """One server over a small world for all these tests: twelve squares, their descriptions, two untrained models."""
 
+import base64
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,14 @@ from pipeline.web.server import bind, server_settings
 from tests.search_world import ingest_rows, make_world, picture, write_index, write_run
 
 RED = picture("red")
+URL = f"data:image/png;base64,{base64.b64encode(RED.bytes).decode()}"
+
+
+def message(answer: requests.Response) -> str:
+    """The one line of a refusal."""
+    told = answer.json()["error"]["message"]
+    assert "\n" not in told and len(told) < 400
+    return told
 
 
 @dataclass(frozen=True)
