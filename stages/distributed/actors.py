@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.contract.context import Artifact, Context, Where
 from stages.contract.params import Cluster
+from stages.contract.placement import beside_driver
 from stages.distributed.embedding import pool_of, pool_size
 from stages.model.loading import load_encoder
 from stages.model.reader import RowReader, Side
@@ -87,7 +88,7 @@ def carry_out(
         return []
     tables = [pa.table({"place": [place], "work": [pickle.dumps(one)]}) for place, one in enumerate(everything)]
     several = alone and pool_size(context.cluster)[0] > 1
-    progress = ray.remote(num_cpus=0)(Finished).remote(len(everything)) if several else None
+    progress = beside_driver(Finished, len(everything)) if several else None
     done = ray.data.from_arrow(tables).map_batches(
         _Worker,
         fn_constructor_args=(progress, len(work), *given),

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from stages.model.encoder import Encoder
     from stages.model.prune import Layers
 
+LOOKS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
+"""How often Ray Train looks after its workers, and so notices that they have ended; every two seconds by itself."""
 WEIGHTS = "weights"
 SIDES = ("query", "candidate")
 CPU_ONLY = {
@@ -113,6 +115,7 @@ def run_training(context: Context, job: TrainingJob) -> tuple["Checkpoint", dict
 
     cluster = context.cluster
     gpus = cluster.gpus_per_worker
+    os.environ.update({name: value for name, value in LOOKS.items() if name not in os.environ})
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
     trainer = TorchTrainer(
         train_worker,

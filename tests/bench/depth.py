@@ -28,7 +28,7 @@ def depth(directory: Path) -> dict[str, Any]:
     cut = [one for one in table if one["layers"] < DEPTHS[-1]]  # all layers are their own ideal
     found = sorted(one["ideal"]["median"] for one in cut)
     spread = {"min": found[0], "median": median(found), "max": found[-1]}
-    profiles = [f"- {kind}: {shares(encoder, inputs(ROWS)[kind])}" for kind in KINDS]
+    profiles = [f"- {kind}: {shares(partial(encoder.encode, inputs(ROWS)[kind]))}" for kind in KINDS]
     return {"ratio": spread, "section": "\n".join([section(table), "", "What takes the time, all layers:", *profiles])}
 
 

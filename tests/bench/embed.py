@@ -47,7 +47,7 @@ def embed(directory: Path) -> dict[str, Any]:
             table.append({"student": name, "rows": kind, "cosine": cosine, "floor": 1 / least, **found})
             line = "{student}, {rows}: {ratio[median]:.2f} times ({ratio[min]:.2f} to {ratio[max]:.2f})"
             print(line.format(**table[-1]), file=sys.stderr, flush=True)
-        profiles += [f"- {name}, {kind}: {shares(encoder, inputs(16)[kind])}" for kind in PROFILED]
+        profiles += [f"- {name}, {kind}: {shares(partial(encoder.encode, inputs(16)[kind]))}" for kind in PROFILED]
     told = [section(table), "", f"Floor: {FLOOR} Where the time of ours goes:", "", *profiles]
     return {"ratio": spread(table), "section": "\n".join(told)}
 

@@ -4,7 +4,7 @@ Only products of matrices are counted, as `bill` counts them; the last layer is 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -51,18 +51,18 @@ def shape_of(encoder: Any) -> Shape:
     return Shape(text.hidden_size, keys, text.intermediate_size, text.num_hidden_layers, **widths)
 
 
-def shares(encoder: Any, rows: Sequence[Any]) -> str:
-    """Where the time of `encode` goes, by the profiler of torch, in words."""
+def shares(work: Callable[[], Any], outside: str = "tokens, pictures, Python") -> str:
+    """Where the time of `work` goes, by the profiler of torch, in words; `outside` says what else it does."""
     import torch
 
-    encoder.encode(rows)
+    work()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         start = time.perf_counter()
-        encoder.encode(rows)
+        work()
         whole = time.perf_counter() - start
     found = dict.fromkeys((*GROUPS, "other operators"), 0.0)
     for event in profiler.key_averages():
         group = next((name for name, ops in GROUPS.items() if any(op in event.key for op in ops)), "other operators")
         found[group] += event.self_cpu_time_total / 1e6
-    found["outside of torch: tokens, pictures, Python"] = max(0.0, whole - sum(found.values()))
+    found[f"outside of torch: {outside}"] = max(0.0, whole - sum(found.values()))
     return ", ".join(f"{name} {100 * part / whole:.0f} %" for name, part in found.items())

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -58,8 +59,9 @@ def ingest(directory: Path) -> dict[str, Any]:
         stack.enter_context(connected(Cluster()))
         table = measure("pictures, 640 × 480", partial(stage, photos), others, PICTURES)
         table += measure("rows of text", partial(stage, texts), {"one process": partial(plain_rows, texts)}, ROWS)
+        empty = seconds_of_little(directory)
     found = sorted(one["ratio"]["median"] for one in table)
-    return {"ratio": {"min": found[0], "median": median(found), "max": found[-1]}, "section": section(table)}
+    return {"ratio": {"min": found[0], "median": median(found), "max": found[-1]}, "section": section(table, empty)}
 
 
 def told(number: int) -> str:
@@ -117,6 +119,19 @@ def plain_rows(texts: Path) -> None:
     pq.write_table(pa.Table.from_pylist(list(rows.values())), texts.with_suffix(".parquet"))
 
 
+def seconds_of_little(directory: Path) -> float:
+    """What the stage takes for one picture and for next to no work: its passes and their workers."""
+    little = directory / "little"
+    little.mkdir()
+    (little / "0.jpg").write_bytes(photo(640, 480, 0))
+    times = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        stage(little)
+        times.append(time.perf_counter() - start)
+    return median(times)
+
+
 @contextmanager
 def by_datasets(python: str, photos: Path, workers: int) -> Iterator[Callable[[], None]]:
     """The image folder of `datasets`, in a process that waits."""
@@ -133,12 +148,13 @@ def by_datasets(python: str, photos: Path, workers: int) -> Iterator[Callable[[]
         process.stdin.close()
 
 
-def section(table: list[dict[str, Any]]) -> str:
-    """The measurements as Markdown."""
+def section(table: list[dict[str, Any]], empty: float) -> str:
+    """The measurements as Markdown; `empty` is the seconds of one picture."""
     lines = [["source", "beside", "a second", "there", "ratio", "in the rounds"]]
     for one in table:
         rates, ratio = [f"{rate:,.0f}" for rate in one["rates"]], one["ratio"]
         spread = f"{ratio['min']:.2f} to {ratio['max']:.2f}"
         lines.append([one["kind"], one["rival"], *rates, f"{ratio['median']:.2f}", spread])
     told = f"{PICTURES:,} JPEG files, {ROWS:,} rows; the stage's cluster and the process of `datasets` have started."
+    told += f" One picture takes the stage {empty:.1f} s: its passes over the rows, and their workers."
     return f"{told}\n\n{markdown_table(lines)}"

@@ -40,12 +40,14 @@ def section(table: list[dict[str, Any]]) -> str:
     """The measurements as Markdown."""
     head = ["pairs", "loss", "pairs/s", "sentence-transformers", "ratio", "in the rounds", "MiB of a step", "there"]
     lines = [[one["pairs"], one["loss"], *speeds(one), *(f"{size:,.0f}" for size in one["MiB"])] for one in table]
-    return markdown_table([head, *lines])
+    profiles = [f"- {one['pairs']}, {one['loss']}: {one['profile']}" for one in table]
+    return "\n".join([markdown_table([head, *lines]), "", "Where the time of ours goes:", "", *profiles])
 
 
 def measure(student: Path, what: str) -> list[dict[str, Any]]:
     """`what`, time or memory, of all cases, in this process."""
     from tests.bench.__main__ import compare
+    from tests.bench.floor import shares
     from tests.bench.gradcache import peak
 
     table = []
@@ -55,7 +57,10 @@ def measure(student: Path, what: str) -> list[dict[str, Any]]:
             first = [step() for step in steps]
             if abs(first[0] - first[1]) > 1e-3 * abs(first[0]):
                 raise SystemExit(f"train: {pairs}, {loss}: the losses of the first step differ: {first}")
-            found = compare(*steps, BATCH) if what == "time" else {"MiB": [peak(step) for step in steps]}
+            if what == "time":
+                found = compare(*steps, BATCH) | {"profile": shares(steps[0])}
+            else:
+                found = {"MiB": [peak(step) for step in steps]}
             table.append({"pairs": pairs, "loss": loss, **found})
     return table
 

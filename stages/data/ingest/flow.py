@@ -21,6 +21,7 @@ import ray
 import ray.data
 
 from stages.contract.context import Attempt, StageError
+from stages.contract.placement import beside_driver
 from stages.data.images import ImageLimits
 from stages.data.ingest import merge, pictures, survey, validate
 from stages.data.ingest.outcome import CANDIDATE_COLUMNS, QUERY_COLUMNS, Counts
@@ -209,7 +210,7 @@ def write_images(
 
     Pictures that a killed run has written already are taken over; see `stages.data.ingest.pictures`.
     """
-    ledger = ray.remote(num_cpus=0)(pictures.Ledger).remote()
+    ledger = beside_driver(pictures.Ledger)
     files = [f"{output.base}/images/{name}" for name in output.adopt("images")]
     done = ledger.take_over.remote(files, output.filesystem)
     checked = len(ray.get(done))
