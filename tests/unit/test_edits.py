@@ -139,6 +139,7 @@ WORDS = {
 """A pattern and what is put in its place, in every file of the stages: nothing runs."""
 
 MARKED = {
+    "stages.contract.placement",
     "stages/contract/cache.py",
     "stages/contract/context.py",
     "stages/data/ingest/wording.py",
