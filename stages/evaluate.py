@@ -47,7 +47,7 @@ VERSION = 1
 DEPTH = 50  # ranked candidates kept for each query
 TIMED_QUERIES = 50
 LARGE = 1_000_000
-"""Candidates from which on a pass over them is dear: of a backbone of 7B they are 7 GB, and each task reads them all."""
+"""Candidates from which on a pass over them is dear: of a backbone of 7B they are 7 GB, which each task reads."""
 CANDIDATES = "candidates/student"
 """Where the student's candidates lie, if the index holds the teacher's."""
 STUDENT, TEACHER, CUT, ASYMMETRIC = "student", "teacher", "cut", "asymmetric"
@@ -318,8 +318,8 @@ def ray_slots(resource: str, each: float) -> int:
 def grouped(files: Sequence[str], device: str, slots: int, candidates: int) -> list[list[str]]:
     """The files of blocks that go over the corpus together: all that a task may hold, but every slot has some.
 
-    CPUs by the hundred would each read the whole of a large corpus for a block or two: there the tasks are full, and so
-    are the passes as few, however many slots there are. GPUs are few, and read for as long as they compute.
+    CPUs by the hundred would each read the whole of a large corpus for a block or two: of that all tasks are full, and
+    passes few, however many slots there are. GPUs are few, and read for as long as they compute.
     """
     from stages.evaluation.rank import QUERIES
     from stages.evaluation.sets import BLOCK

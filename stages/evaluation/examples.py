@@ -1,9 +1,9 @@
 """Queries to look at: what the student found and what it missed, with pictures, drawn from the finished run files.
 
 The draw is by the hash of the query's id, spread over the evaluation sets: nobody chose them, and the same run gives
-the same ones. Memory: the ids of the drawn queries while the run files stream by, then a file's row group at a time and
-thumbnails of what is shown. Of the pictures only those are read: what random access is copied for would bring all of
-the corpus to the driver for some dozens.
+the same ones. Memory: the ids of the drawn queries while the run files stream by, then a row group at a time and
+thumbnails of what is shown. Rows are looked for in the artifact's files and not by `MappedTable`, which would copy all
+pictures of the corpus to the driver for some dozens of them.
 """
 
 import base64

@@ -223,7 +223,9 @@ def features(config: Config, shape: Shape) -> Line:
     drawn = min(config.distill.steps * config.distill.batch_size, TRAIN_QUERIES)
     asked, found = mean(query, lambda one: one.train), mean(candidate, lambda one: one.train)
     flop = sum(shape.decode(one.tokens, shape.layers) + shape.see(one.pictures) for one in (asked, found))
-    work = f"{2 * drawn / 1e6:.2f} M rows through {shape.layers} layers; {size_in_words(PICTURE_BYTES)} to each machine"
+    work = (
+        f"{2 * drawn / 1e6:.2f} M rows through {shape.layers} layers; {size_in_words(PICTURE_BYTES)} to each machine"
+    )
     pictures, states = drawn * (asked.pictures + found.pictures), 2 * drawn * shape.hidden * 2
     how = "counted FLOP; all pictures are copied to every machine once, while its GPU waits"
     return Line("features", work, how, drawn * flop, pictures, moved=states, each=PICTURE_BYTES)
