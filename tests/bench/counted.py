@@ -3,7 +3,7 @@
 Each gives rows of the table of `tests.bench.costs`: what, before, now, how it was got.
 """
 
-import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -195,9 +195,9 @@ def in_turns(*ways: Callable[[], Any]) -> list[float]:
     took: list[list[float]] = [[] for _ in ways]
     for _ in range(ROUNDS):
         for way, times in zip(ways, took, strict=True):
-            start = sum(os.times()[:2])
+            start = time.process_time()
             way()
-            times.append(sum(os.times()[:2]) - start)
+            times.append(time.process_time() - start)
     return [median(times) for times in took]
 
 
