@@ -1,7 +1,7 @@
 """Queries to look at: what the student found and what it missed, with pictures, drawn from the finished run files.
 
 The draw is by the hash of the query's id, spread over the evaluation sets: nobody chose them, and the same run gives
-the same ones. Memory: the ids of the drawn queries while the run files stream by, then a row group at a time and
+the same ones. Memory: the ids of the drawn queries while the run files stream by, then a row group of some files and
 thumbnails of what is shown. Rows are looked for in the artifact's files and not by `MappedTable`, which would copy all
 pictures of the corpus to the driver for some dozens of them.
 """
@@ -9,7 +9,9 @@ pictures of the corpus to the driver for some dozens of them.
 import base64
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from heapq import nsmallest
 from itertools import groupby, zip_longest
 from pathlib import Path
@@ -30,6 +32,7 @@ IN_NO_KEY = True  # shows what was found
 
 SHOWN, RESULTS, POSITIVES = 10, 5, 2
 SIDE = 168  # pixels of a thumbnail's longer side
+READERS = 8  # files that are looked through at a time, of thousands
 
 
 @dataclass
@@ -122,20 +125,23 @@ def _add_teacher(drawn: Sequence[Drawn], run: Path) -> None:
 
 
 def find_rows(artifact: Artifact, prefix: str, key: str, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """{id: row} of those rows below `prefix/` whose string column `key` is among `ids`; others are in none.
-
-    Of every file the ids are read, and the rest of the row groups alone that hold one of them.
-    """
+    """{id: row} of those rows below `prefix/` whose string column `key` is among `ids`; others are in none."""
     wanted = pa.array(sorted(set(ids)), pa.string())
-    found: dict[str, dict[str, Any]] = {}
-    for path in artifact.files(prefix) if len(wanted) else ():
-        with pq.ParquetFile(path, filesystem=artifact.filesystem) as file:
-            for group in range(file.num_row_groups):
-                names = file.read_row_group(group, columns=[key])[key]
-                kept = pc.indices_nonzero(pc.is_in(names, value_set=wanted))
-                if len(kept):
-                    rows = file.read_row_group(group).take(kept).to_pylist()
-                    found |= {row[key]: row for row in rows}
+    find = partial(_find_rows, filesystem=artifact.filesystem, key=key, wanted=wanted)
+    with ThreadPoolExecutor(READERS) as readers:
+        found = readers.map(find, artifact.files(prefix) if len(wanted) else ())
+        return {row[key]: row for rows in found for row in rows}
+
+
+def _find_rows(path: str, filesystem: Any, key: str, wanted: pa.Array) -> list[dict[str, Any]]:
+    """The wanted rows of a file: all its ids are read, and of the rest the row groups alone that hold one of them."""
+    found = []
+    with pq.ParquetFile(path, filesystem=filesystem) as file:
+        for group in range(file.num_row_groups):
+            names = file.read_row_group(group, columns=[key])[key]
+            kept = pc.indices_nonzero(pc.is_in(names, value_set=wanted))
+            if len(kept):
+                found += file.read_row_group(group).take(kept).to_pylist()
     return found
 
 
