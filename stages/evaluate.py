@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 VERSION = 1
 DEPTH = 50  # ranked candidates kept for each query
 TIMED_QUERIES = 50
+LARGE = 1_000_000
+"""Candidates from which on a pass over them is dear: of a backbone of 7B they are 7 GB, which each task reads."""
 CANDIDATES = "candidates/student"
 """Where the student's candidates lie, if the index holds the teacher's."""
 STUDENT, TEACHER, CUT, ASYMMETRIC = "student", "teacher", "cut", "asymmetric"
@@ -247,7 +249,7 @@ class Ranker:
         for path in files.values():
             path.write_text("")  # a killed attempt may have left half a run here
         common = (context.output.filesystem, dim, self.sets, self.pools, index, DEPTH, f"puma-{model}", device)
-        groups = grouped(vector_files(context.output, queries), device, slots)
+        groups = grouped(vector_files(context.output, queries), device, slots, self.pools.total)
         for tallies in in_order((rank.remote(group, *common) for group in groups), 2 * slots):
             for key, tally in tallies.items():
                 total[key].add(tally)
@@ -313,12 +315,18 @@ def ray_slots(resource: str, each: float) -> int:
     return max(1, int(ray.cluster_resources().get(resource, each) / each))
 
 
-def grouped(files: Sequence[str], device: str, slots: int) -> list[list[str]]:
-    """The files of blocks that go over the corpus together: all that a task may hold, but every slot has some."""
+def grouped(files: Sequence[str], device: str, slots: int, candidates: int) -> list[list[str]]:
+    """The files of blocks that go over the corpus together: all that a task may hold, but every slot has some.
+
+    CPUs by the hundred would each read the whole of a large corpus for a block or two: of that all tasks are full, and
+    passes few, however many slots there are. GPUs are few, and read for as long as they compute.
+    """
     from stages.evaluation.rank import QUERIES
     from stages.evaluation.sets import BLOCK
 
-    most = min(QUERIES[device] // BLOCK, -(-len(files) // slots))
+    most = QUERIES[device] // BLOCK
+    if device != "cpu" or candidates < LARGE:
+        most = min(most, -(-len(files) // slots))
     return [list(files[start : start + most]) for start in range(0, len(files), max(1, most))]
 
 

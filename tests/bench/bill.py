@@ -18,6 +18,8 @@ from pipeline.ablation.document import write_section
 from pipeline.config.load import read_config
 from pipeline.config.sections import Config
 from pipeline.wording import markdown_table, size_in_words
+from stages.evaluate import grouped
+from stages.evaluation.sets import BLOCK
 from tests.bench.published import (
     CANDIDATES,
     PICTURE_BYTES,
@@ -108,6 +110,11 @@ class Rows:
     pictures: float
 
 
+def once(machines: int) -> int:
+    """However many they are."""
+    return 1
+
+
 @dataclass(frozen=True)
 class Line:
     """One line of the bill.
@@ -118,7 +125,8 @@ class Line:
         cpu: seconds of machines' CPUs, besides.
         head_cpu: seconds of the head's CPUs, while all else waits.
         moved: bytes between machines and bucket, besides.
-        each: bytes that each machine moves for itself, whatever their number.
+        each: bytes that each machine moves for itself, whatever their number,
+        times: how often, by their number.
     """
 
     stage: str
@@ -130,6 +138,7 @@ class Line:
     head_cpu: float = 0.0
     moved: float = 0.0
     each: float = 0.0
+    times: Callable[[int], int] = once
     trains: bool = False
 
     def seconds(self, gpus: int, peak: float) -> float:
@@ -138,7 +147,7 @@ class Line:
         computing = self.flop / (gpus * peak * share)
         reading = self.pictures * DECODE_SECONDS / (gpus * DECODERS)
         rest = self.cpu / (gpus * CPUS) + self.head_cpu / HEAD_CPUS
-        return max(computing, reading) + rest + (self.moved / gpus + self.each) / NETWORK
+        return max(computing, reading) + rest + (self.moved / gpus + self.each * self.times(gpus)) / NETWORK
 
 
 def embedding_share() -> float:
@@ -207,13 +216,19 @@ def ingest() -> Line:
 
 
 def features(config: Config, shape: Shape) -> Line:
-    """The whole teacher over the queries that distillation draws, and their positives."""
+    """The whole teacher over the queries that distillation draws, and their positives.
+
+    It is the first to ask for pictures: each machine copies all of them for itself, and later stages find them there.
+    """
     drawn = min(config.distill.steps * config.distill.batch_size, TRAIN_QUERIES)
     asked, found = mean(query, lambda one: one.train), mean(candidate, lambda one: one.train)
     flop = sum(shape.decode(one.tokens, shape.layers) + shape.see(one.pictures) for one in (asked, found))
-    work = f"{2 * drawn / 1e6:.2f} M rows through {shape.layers} layers"
-    pictures = drawn * (asked.pictures + found.pictures)
-    return Line("features", work, "counted FLOP", drawn * flop, pictures, moved=2 * drawn * shape.hidden * 2)
+    work = (
+        f"{2 * drawn / 1e6:.2f} M rows through {shape.layers} layers; {size_in_words(PICTURE_BYTES)} to each machine"
+    )
+    pictures, states = drawn * (asked.pictures + found.pictures), 2 * drawn * shape.hidden * 2
+    how = "counted FLOP; all pictures are copied to every machine once, while its GPU waits"
+    return Line("features", work, how, drawn * flop, pictures, moved=states, each=PICTURE_BYTES)
 
 
 def training(config: Config, shape: Shape, stage: str) -> Line:
@@ -244,6 +259,12 @@ def index(config: Config, shape: Shape) -> Line:
     return Line("index", work, how, flop, pictures, head_cpu=built, moved=vectors, each=2 * vectors)
 
 
+def passes_each(machines: int) -> int:
+    """How often a machine of one GPU reads all vectors to rank the test queries: once for each task that it takes."""
+    blocks = [str(number) for number in range(-(-sum(one.test for one in SETS) // BLOCK))]
+    return -(-len(grouped(blocks, "cuda", machines, CANDIDATES)) // machines)
+
+
 def evaluate(config: Config, shape: Shape) -> list[Line]:
     """Test queries by the student, exact ranking in both pools; the teacher over everything, if it is asked for."""
     queries = sum(one.test for one in SETS)
@@ -265,9 +286,10 @@ def evaluate(config: Config, shape: Shape) -> list[Line]:
         Line(
             "evaluate: ranking",
             f"{queries / 1e3:,.0f} k × {CANDIDATES / 1e6:.2f} M × {shape.hidden}",
-            "counted FLOP in TF32, at the share of the embedding",
+            "counted FLOP in TF32, at the share of the embedding; each task reads all vectors",
             ranked / TF32,
-            moved=vectors,
+            each=vectors,
+            times=passes_each,
         ),
     ]
     if not config.evaluate.teacher:
@@ -276,7 +298,8 @@ def evaluate(config: Config, shape: Shape) -> list[Line]:
     pictures = queries * mean_query.pictures + CANDIDATES * found.pictures
     work = f"{(queries + CANDIDATES) / 1e6:.2f} M rows through {shape.layers} layers, and ranking"
     how = "counted FLOP; evaluate.teacher=false leaves it out"
-    return [*lines, Line("evaluate: the raw teacher", work, how, flop, pictures, moved=2 * vectors)]
+    name = "evaluate: the raw teacher"
+    return [*lines, Line(name, work, how, flop, pictures, moved=vectors, each=vectors, times=passes_each)]
 
 
 def section() -> str:

@@ -2,8 +2,8 @@
 
 "Before" is commit 504c46f. Its ways are written here again, in the few lines that matter: a pass over the candidates
 for each 1,024 queries and each pool, and vectors in Parquet with the writer's defaults. Passes and bytes are counted
-from the blocks that the code has, for 190,000 test queries, 1.3 million train queries and 5.6 million candidates of
-3,584 numbers in float16.
+from the groups that the code makes of blocks, for 190,000 test queries, 1.3 million train queries and 5.6 million
+candidates of 3,584 numbers in float16; what else is counted stands in `tests.bench.counted`.
 """
 
 import math
@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -19,19 +20,23 @@ import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem
 
 from stages.distributed.shards import parquet_options
-from stages.evaluation import rank
+from stages.evaluate import grouped
+from stages.evaluation import sets
 from stages.mining import mine
 from stages.search.exact import ExactIndex, asked_of, search_all
 from stages.search.filters import Filter
+from tests.bench import counted
 
 ROWS, DIM, FILES = 16_384, 3_584, 2
-QUERIES, BLOCK, K, ROUNDS = 4_096, 1_024, 50, 5
+QUERIES, BLOCK, K, ROUNDS = 2_048, 1_024, 50, 3
 TEST, TRAIN, CANDIDATES = 190_000, 1_300_000, 5_600_000
 FILTERS = (Filter("set"), Filter("union"))
+MACHINES = (("cpu", 4, "4 CPUs"), ("cpu", 384, "384 CPUs"), ("cuda", 4, "4 GPUs"), ("cuda", 32, "32 GPUs"))
+"""What ranks, how many tasks of it run at once, and in words."""
 
 
 def costs(directory: Path) -> dict[str, Any]:
-    """Ranking 4,096 queries in two pools over 16,384 stored vectors, against a pass for each block and pool."""
+    """Ranking 2,048 queries in two pools over 16,384 stored vectors, against a pass for each block and pool."""
     stored = {name: _write(directory / name, how) for name, how in (("plain", parquet_options), ("defaults", _none))}
     queries_QD = _vectors(QUERIES, seed=9)
     ranking = _in_turns(lambda: _together(stored["plain"], queries_QD), lambda: _apart(stored["defaults"], queries_QD))
@@ -39,7 +44,7 @@ def costs(directory: Path) -> dict[str, Any]:
     ratios = sorted(before / now for now, before in zip(*ranking, strict=True))
     return {
         "ratio": {"min": ratios[0], "median": median(ratios), "max": ratios[-1]},
-        "section": _section(ranking, reading),
+        "section": _section(ranking, reading, counted.rows(directory)),
     }
 
 
@@ -112,25 +117,39 @@ def _passes(queries: int, block: int, each: int = 1) -> int:
     return each * math.ceil(queries / block)
 
 
-def _section(ranking: tuple[list[float], ...], reading: tuple[list[float], ...]) -> str:
-    terabytes = CANDIDATES * DIM * 2 / 1e12
-    before = _passes(TEST, BLOCK, 2)
-    now = {device: _passes(TEST, queries) for device, queries in rank.QUERIES.items()}
+def _ranking() -> list[counted.Row]:
+    """Passes over the candidates, by the groups that the stage makes."""
+    terabytes, before = CANDIDATES * DIM * 2 / 1e12, _passes(TEST, BLOCK, 2)
+    blocks = [str(number) for number in range(math.ceil(TEST / sets.BLOCK))]
+    found = []
+    for device, slots, who in MACHINES:
+        passes = len(grouped(blocks, device, slots, CANDIDATES))
+        what = f"passes over the candidates to rank {TEST:,} queries on {who}, and TB read"
+        now = f"{passes}, {passes * terabytes:.2f}"
+        found.append((what, f"{before}, {before * terabytes:.1f}", now, "counted, by the tasks that the stage makes"))
+    return found
+
+
+def _mining() -> counted.Row:
+    """Passes over the candidates; a task takes as many queries however many machines there are."""
     mined = {device: _passes(TRAIN, queries, 2) for device, queries in mine.QUERIES.items()}
+    what = f"passes over the candidates to mine for {TRAIN:,} queries"
+    now = f"{mined['cpu']}, on GPUs, whatever their number, {mined['cuda']}"
+    return (what, f"{_passes(TRAIN, BLOCK, 2):,}", now, "counted")
+
+
+def _section(ranking: tuple[list[float], ...], reading: tuple[list[float], ...], more: list[counted.Row]) -> str:
     (rank_now, rank_before), (read_now, read_before) = (
         [f"{median(of):.2f}" for of in both] for both in (ranking, reading)
     )
-    lines = [
-        "| cost | before | now | how it was got |",
-        "| --- | ---: | ---: | --- |",
-        f"| CPU s to rank {QUERIES:,} queries in two pools over {ROWS:,} × {DIM:,} | {rank_before} | {rank_now} "
-        f"| measured, the same lists; median of {ROUNDS} rounds in turns |",
-        f"| CPU s to read {ROWS:,} × {DIM:,} from Parquet | {read_before} | {read_now} | measured, likewise |",
-        f"| passes over the candidates to rank {TEST:,} queries | {before} "
-        f"| {now['cpu']}, on GPUs {now['cuda']} | counted |",
-        f"| TB read for it | {before * terabytes:.1f} | {now['cpu'] * terabytes:.2f}, on GPUs "
-        f"{now['cuda'] * terabytes:.2f} | counted |",
-        f"| passes over the candidates to mine for {TRAIN:,} queries | {_passes(TRAIN, BLOCK, 2):,} "
-        f"| {mined['cpu']}, on GPUs {mined['cuda']} | counted |",
+    ranked = f"CPU s to rank {QUERIES:,} queries in two pools over {ROWS:,} × {DIM:,}"
+    rows: list[counted.Row] = [
+        (ranked, rank_before, rank_now, f"measured, the same lists; median of {ROUNDS} rounds in turns"),
+        (f"CPU s to read {ROWS:,} × {DIM:,} from Parquet", read_before, read_now, "measured, likewise"),
+        *_ranking(),
+        _mining(),
+        *more,
     ]
-    return "\n".join(lines)
+    lines = ["| cost | before | now | how it was got |", "| --- | ---: | ---: | --- |"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([*lines, "", fill(counted.sorting(), 119, break_long_words=False)])

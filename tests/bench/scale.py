@@ -42,6 +42,8 @@ ALIKE = ("ingest",)
 """Stages whose files tell by their times how the pace changed: pictures are all of one size, while features and index
 go from set to set, and a row of one takes longer than a row of another."""
 FEWEST_FILES = 30
+MOST = 1.2
+"""Growth of the time a row, or of the driver's memory, above which a figure stands out."""
 MIB = 2**20
 
 
@@ -171,7 +173,7 @@ def section(size: int, found: dict[str, Any]) -> str:
         resumed = " (resumed)" if one["resumed"] else ""
         rate = "–" if one["resumed"] else f"{one['rows'] / one['seconds']:,.0f}"  # the seconds are of the rest
         memory = [f"{one[kind] / MIB:,.0f}" for kind in ("driver", "worker", "workers", "objects", "spilled")]
-        changed = f"{one['pace']:.2f}" if one["pace"] else "–"
+        changed = marked(one["pace"])
         written = [f"{one['files']:,}", size_in_words(one["bytes"])]
         table.append([name + resumed, f"{one['rows']:,}", f"{one['seconds']:,.1f}", rate, changed, *memory, *written])
     said = (
@@ -194,12 +196,22 @@ def growth(found: dict[int, dict[str, Any]]) -> str:
         told = ["–" if seconds is None else f"{1e6 * seconds:,.0f} µs" for seconds in times]
         cells = [f"{time}, {peak / MIB:,.0f} MiB" for time, peak in zip(told, peaks, strict=True)]
         table.append([name, *cells, ratio(times[-1], times[0]), ratio(peaks[-1], peaks[0])])
-    return f"Time a row and the driver's peak by the number of candidates:\n\n{markdown_table(table)}"
+    said = (
+        f"Time a row and the driver's peak by the number of candidates, in bold where they grow by more than {MOST}:"
+    )
+    return f"{said}\n\n{markdown_table(table)}"
 
 
 def ratio(last: float | None, first: float | None) -> str:
     """The last by the first, where both are known."""
-    return f"{last / first:.2f}" if last and first else "–"
+    return marked(last / first if last and first else None)
+
+
+def marked(grown: float | None) -> str:
+    """How something has grown, in bold where it has by more than MOST."""
+    if not grown:
+        return "–"
+    return f"**{grown:.2f}**" if grown > MOST else f"{grown:.2f}"
 
 
 def say(line: str) -> None:

@@ -52,3 +52,12 @@ def test_where_decoding_takes_longer_than_the_gpu_its_time_stands():
     slow, fast = (bill.Line("x", "", "", flop=1e15, pictures=count) for count in (1e9, 1.0))
     assert slow.seconds(1, 1e15) == pytest.approx(1e9 * bill.DECODE_SECONDS / bill.DECODERS)
     assert fast.seconds(1, 1e15) == pytest.approx(1 / bill.embedding_share())
+
+
+def test_every_machine_copies_the_pictures_before_its_gpu_has_any_and_reads_all_vectors_for_each_task_of_ranking():
+    lines = {line.stage: line for line in bill.bill("7B")}
+    assert lines["features"].each >= published.PICTURE_BYTES
+    vectors = published.CANDIDATES * bill.SHAPES["7B"].hidden * 2
+    for name in ("evaluate: ranking", "evaluate: the raw teacher"):
+        assert [lines[name].each * lines[name].times(machines) / vectors for machines in (1, 4, 32)] == [6, 2, 1]
+    assert lines["evaluate: ranking"].seconds(32, 989e12) >= vectors / bill.NETWORK

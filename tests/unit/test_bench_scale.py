@@ -103,9 +103,16 @@ def measured(**changed) -> dict:
 def test_a_section_shows_what_was_measured():
     found = measured()
     table = scale.section(10, found)
-    assert "| features | 1,000 | 2.0 | 500 | 1.25 | 300 |" in table and "2.0 MB |" in table
+    assert "| features | 1,000 | 2.0 | 500 | **1.25** | 300 |" in table and "2.0 MB |" in table
     twice = measured(seconds=4.0, driver=900 * scale.MIB)
-    assert "| index | 2,000 µs, 300 MiB | 4,000 µs, 900 MiB | 2.00 | 3.00 |" in scale.growth({10: found, 20: twice})
+    assert "| index | 2,000 µs, 300 MiB | 4,000 µs, 900 MiB | **2.00** | **3.00** |" in scale.growth(
+        {10: found, 20: twice}
+    )
+
+
+def test_what_has_grown_by_more_than_a_fifth_stands_out():
+    assert [scale.marked(grown) for grown in (None, 0.9, 1.2, 1.201)] == ["–", "0.90", "1.20", "**1.20**"]
+    assert scale.ratio(2.5, 2.0) == "**1.25**" and scale.ratio(2.0, 2.5) == "0.80" and scale.ratio(2.0, None) == "–"
 
 
 def test_of_a_stage_that_was_stopped_no_pace_is_told():

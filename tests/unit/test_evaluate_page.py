@@ -6,10 +6,12 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.artifacts.store import open_store
 from stages.data.ingest.wording import rejects_line
+from stages.data.tables import MappedTable
 from stages.evaluation import examples
 from stages.evaluation.mbeir import SETS
 from stages.evaluation.measures import trec_lines
@@ -171,3 +173,24 @@ def test_only_few_queries_are_looked_at_however_many_there_are(world, monkeypatc
     many = [replace(one, stored=10**6, asked=10**6) for one in sets]
     assert examples.collect(ingest, "test", many, {"student": run}) == {"good": [], "bad": []}
     assert max(one.asked for one in looked) <= 500 and len(COLOURS) < 500
+
+
+def test_only_the_row_groups_with_what_is_shown_are_read_and_no_table_is_copied(world, monkeypatch):
+    ingest, sets, run = world
+    monkeypatch.setattr(MappedTable, "open", lambda *_, **__: pytest.fail("all pictures would come to the driver"))
+    path = ingest.files("images")[0]
+    images = pq.read_table(path)
+    pq.write_table(images, path, row_group_size=1)
+    monkeypatch.setattr(type(ingest), "files", lambda self, prefix: [f"{self.base}/{prefix}/part-0.parquet"])
+    read, of_group = [], pq.ParquetFile.read_row_group
+
+    def noted(file, group, columns=None):
+        read.append(columns)
+        return of_group(file, group, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", noted)
+    wanted = images["image_id"].to_pylist()[3:5]
+    assert sorted(examples.find_rows(ingest, "images", "image_id", [*wanted, "none"])) == sorted(wanted)
+    assert read.count(["image_id"]) == len(COLOURS) and read.count(None) == 2
+    found = examples.collect(ingest, "test", sets, {"student": run})
+    assert {len(one["results"]) for one in found["good"]} == {examples.RESULTS}

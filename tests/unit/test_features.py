@@ -10,6 +10,7 @@ from stages.data.keys import hash_ids
 from stages.distill import Params
 from stages.distributed import lessons
 from stages.learn.sampling import PairSampler
+from tests.loads_world import loads
 from tests.support import begin, rows
 from tests.training_world import PAIRS, write_ingest
 
@@ -52,3 +53,11 @@ def test_a_query_of_another_split_is_not_read_for_its_name(tmp_path, ingest):
     table = pa.table({"qid": ["9:1", "9:1", "9:2", "9:3"], "split": ["train", "val", "train", "train"]})
     kept = lessons._among_train(table, path, context.output.filesystem)
     assert kept.to_pylist() == [{"qid": "9:1", "split": "train"}, {"qid": "9:2", "split": "train"}]
+
+
+@pytest.mark.parametrize(("layer", "expected"), [(-1, 1), ("auto", 2)])
+def test_an_actor_loads_the_teacher_once_and_once_more_where_the_layer_is_chosen_first(
+    tmp_path, monkeypatch, layer, expected
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert loads(tmp_path, layer) == expected
