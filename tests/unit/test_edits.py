@@ -139,9 +139,9 @@ WORDS = {
 """A pattern and what is put in its place, in every file of the stages: nothing runs."""
 
 MARKED = {
-    "stages.contract.placement",
     "stages/contract/cache.py",
     "stages/contract/context.py",
+    "stages/contract/placement.py",
     "stages/data/ingest/wording.py",
     "stages/distributed/console.py",
     "stages/evaluation/depth_view.py",
