@@ -2,8 +2,12 @@
 
 import copy
 import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -87,6 +91,37 @@ def test_ray_accepts_the_machines():
     types = machines["available_node_types"]
     assert machines["head_node_type"] in types
     assert {bool(kind["resources"].get("GPU")) for kind in types.values() if "max_workers" in kind} == {True, False}
+
+
+def test_the_machines_ask_for_a_token_and_have_it():
+    """Ray asks for none where RAY_AUTH_MODE is not set and no token lies in the user's home."""
+    machines = read(MACHINES)
+    assert "-e RAY_AUTH_MODE=token" in machines["docker"]["run_options"]
+    assert machines["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token"}
+    head = MACHINES.read_text().partition("cluster_name:")[0]
+    assert head.index("RAY_AUTH_MODE=token && ray get-auth-token --generate") < head.index("ray up ")
+
+
+@pytest.mark.parametrize(
+    ("device", "index"), [("gpu", "none"), ("cpu", "https://download.pytorch.org/whl/cpu")], ids=lambda word: word[:3]
+)
+def test_the_image_has_the_versions_that_the_tests_ran_with(tmp_path, device, index):
+    """Runs the image's own lines, with a pip that tells what it was asked for."""
+    text = (ROOT / "cluster/Dockerfile").read_text().replace("\\\n", "")
+    assert re.search(r"^COPY .*pyproject\.toml constraints\.txt \./$", text, re.MULTILINE)
+    assert text.index("FROM ") < text.rindex("ARG DEVICE\n") < text.index("RUN ")  # an argument ends with its FROM
+    pip = tmp_path / "pip"
+    pip.write_text('#!/bin/sh\necho "${PIP_EXTRA_INDEX_URL:-none} $*"\n')
+    pip.chmod(0o755)
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (line,) = re.findall(r"^RUN (.+)$", text, re.MULTILINE)
+    path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {"PATH": path, "DEVICE": device}
+    told = subprocess.run(line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.split()[:2] == [index, "install"]
+    assert "--constraint constraints.txt --requirement requirements.txt" in told.stdout
+    assert "ray[default,data,train]" in (tmp_path / "requirements.txt").read_text()
 
 
 def test_image_manifests_and_project_have_one_version_of_ray_and_python():
