@@ -24,6 +24,7 @@ from pipeline.ablation.document import (
 from pipeline.ablation.grid import Cell, find_cells, read_grid
 from pipeline.ablation.tables import Outcome, cells_json, collect, markdown, terminal_tables
 from pipeline.execution import cluster
+from pipeline.execution.joining import check_cluster
 from pipeline.execution.needs import check_artifact
 from pipeline.execution.publish import headline
 from pipeline.execution.runner import Run, run_pipeline
@@ -140,6 +141,7 @@ class GridRun:
         tracker = PipelineRun(self.tracking_uri, cell.label, {**self.tags(cell), "command": command})
         run = Run(cell.config, grid.store, tracker, connect, self.say, command, grid.recipe, grid.name)
         run.check = partial(check_artifact, cell.config, decisions)
+        run.joined = partial(check_cluster, cell.config, decisions)
         try:
             run_pipeline(stages_of(cell.config), decisions, run)
         except (StageError, InputError) as error:

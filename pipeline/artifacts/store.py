@@ -141,6 +141,10 @@ class Store:
         self.objects.prepare()
         self.objects.put(f"{RUNS}/{run['id']}.json", json.dumps(run, indent=1, ensure_ascii=False).encode())
 
+    def record(self, run: str) -> Path:
+        """Where the record of a pipeline run lies in a local store, whatever the current directory."""
+        return self.root.resolve() / RUNS / f"{run}.json"
+
     def note(self, run: str, name: str, text: str) -> str:
         """Puts a text beside the record of a run; returns where it lies."""
         self.objects.put(f"{RUNS}/{run}.{name}", text.encode())

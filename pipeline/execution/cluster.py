@@ -50,17 +50,9 @@ def connected(cluster: Cluster) -> Iterator[None]:
         signal.signal(signal.SIGTERM, interrupt)
     try:
         use_up_restart_warning()
-        if not local and (line := missing_gpus(cluster, ray.cluster_resources().get("GPU", 0))):
-            print(f"warning: {line}", file=sys.stderr)
         yield
     finally:
         ray.shutdown()
-
-
-def missing_gpus(cluster: Cluster, present: float) -> str:
-    """One line where a cluster has fewer GPUs than a run asks for, as one that grows on demand may; else empty."""
-    asked, words = gpus_asked(cluster, ("workers", "actors"))
-    return f"{words}, the cluster has {present:g} now; the run waits for the others" if asked > present else ""
 
 
 def gpus_asked(cluster: Cluster, kinds: Sequence[str]) -> tuple[float, str]:

@@ -14,6 +14,7 @@ from pipeline.config.load import load_config
 from pipeline.config.sections import Config
 from pipeline.execution.cluster import connected
 from pipeline.execution.compat import inside_job
+from pipeline.execution.joining import check_cluster
 from pipeline.execution.needs import check_artifact, check_needs
 from pipeline.execution.publish import publish
 from pipeline.execution.runner import Run, describe, run_pipeline
@@ -48,7 +49,7 @@ def launch(options: argparse.Namespace, answer: dict[str, Any]) -> None:
     if options.plan:
         return
     run = new_run(config, store, command, options.recipe, partial(console.print, soft_wrap=True))
-    run.check = partial(check_artifact, config, decisions)
+    run.check, run.joined = partial(check_artifact, config, decisions), partial(check_cluster, config, decisions)
     answer |= {"stages": run.stages, "metrics": {}, "mlflow": run.tracker.ids()}
     run_pipeline(stages, decisions, run)
     publish(run, decisions)

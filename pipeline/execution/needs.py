@@ -1,20 +1,19 @@
 """What a run needs of its machines, asked before anything runs: a refusal after days of training is the dearest one.
 
-    library of the index   when planning, where the artifact of ingest or the files of an M-BEIR source tell how many
-                           candidates there are; else right after ingest
-    GPUs, memory           when planning, of this machine; a cluster that was given is asked when the run joins it
-
-Memory is known as far as the teacher's weights lie here: stages that read the whole of it hold at least those.
+library of the index   when planning, where the artifact of ingest or the files of an M-BEIR source tell how many
+                       candidates there are; else right after ingest
+GPUs, memory           when planning, of this machine; of a given cluster when the run joins it (joining.py)
 """
 
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.config.checks import check_made
 from pipeline.execution.cluster import gpus_asked, inside_cluster
+from pipeline.execution.memory import EMBEDDING, Room, check_room, held_by, sizes_of
 from pipeline.planning.dag import trains_backbone
 from pipeline.planning.plan import Decision
 from stages.contract.context import InputError
@@ -22,9 +21,7 @@ from stages.search.choice import FEW, choose
 
 if TYPE_CHECKING:
     from pipeline.config.sections import Config
-
-TRAINING, EMBEDDING = ("distill", "train"), ("features", "index", "evaluate")
-BYTES = {"fp32": 4, "bf16": 2}
+    from stages.contract.params import Cluster
 
 
 def check_needs(config: "Config", decisions: Sequence[Decision], store: Store) -> None:
@@ -32,9 +29,16 @@ def check_needs(config: "Config", decisions: Sequence[Decision], store: Store) -
     running = {decision.stage for decision in decisions if decision.action == "run"}
     if "index" in running:
         choose(config.index.backend, *candidates(config, decisions, store), precision=config.index.precision)
-    if not inside_cluster():
-        check_gpus(config, running)
-        check_memory(config, running)
+    if inside_cluster():
+        return
+    check_gpus(config, running)
+    if sizes := sizes_of(config.backbone) if made_from_backbone(decisions) else None:
+        check_room(config, [*held_by(config, running, sizes)], this_machine(config.cluster))
+
+
+def made_from_backbone(decisions: Sequence[Decision]) -> bool:
+    """Whether the run's models come from its backbone; a user's corpus is indexed by a student that is there."""
+    return any(decision.stage == "backbone" for decision in decisions)
 
 
 def check_artifact(config: "Config", decisions: Sequence[Decision], stage: str, artifact: Artifact) -> None:
@@ -64,7 +68,7 @@ def ingested(ingest: Artifact, split: str) -> int:
 
 def kinds(config: "Config", running: Collection[str]) -> list[str]:
     """The settings that say how many processes with a model of their own the stages start."""
-    trains = set(TRAINING) & set(running) or ("backbone" in running and trains_backbone(config))
+    trains = {"distill", "train"} & set(running) or ("backbone" in running and trains_backbone(config))
     embeds = set(EMBEDDING) & set(running)
     return [*(["workers"] if trains else []), *(["actors"] if embeds else [])]
 
@@ -87,59 +91,11 @@ def visible_gpus() -> int:
     return torch.cuda.device_count()
 
 
-def check_memory(config: "Config", running: Collection[str]) -> None:
-    """The whole teacher fits where it is read whole, as often as it is loaded there at a time."""
-    reading = [name for name in whole_teacher(config) if name in running]
-    parameters = count_parameters(config.backbone) if reading else 0
-    if not parameters:
-        return
-    precision, share = config.cluster.chosen_precision(), config.cluster.gpus_per_worker
-    loaded = max(getattr(config.cluster, kind) for kind in kinds(config, reading))
-    if share:
-        loaded = min(loaded, max(1, int(1 / share)))
-    needed, there = loaded * parameters * BYTES[precision], gpu_bytes() if share else machine_bytes()
-    if needed > there:
-        raise InputError(
-            f"{', '.join(reading)}: {loaded} × {parameters / 1e9:.2f} billion parameters of {config.backbone.model} in"
-            f" {precision} are {needed / 1e9:.1f} GB, {'a GPU' if share else 'this machine'} has {there / 1e9:.1f} GB;"
-            " choose fewer cluster.actors or workers, a smaller backbone.model, or machines with more"
-        )
-
-
-def whole_teacher(config: "Config") -> list[str]:
-    """The stages that load every layer of the backbone."""
-    tuned = ["backbone"] if trains_backbone(config) else []
-    return [*tuned, "features", *(["evaluate"] if config.evaluate.teacher else [])]
-
-
-def count_parameters(backbone: Any) -> int:
-    """Parameters of a checkpoint from outside whose files are on this machine, without its head; 0 where not known."""
-    directory = weights_of(backbone)
-    files = sorted(directory.glob("*.safetensors")) if directory else []
-    if not files:
-        return 0
-    from math import prod
-
-    from safetensors import safe_open
-
-    total = 0
-    for path in files:
-        with safe_open(path, framework="np") as file:
-            names = [name for name in file.keys() if not name.startswith("lm_head.")]  # noqa: SIM118 - no mapping
-            total += sum(prod(file.get_slice(name).get_shape()) for name in names)
-    return total
-
-
-def weights_of(backbone: Any) -> Path | None:
-    """Where the files of a backbone from outside lie, if they are here."""
-    if backbone.source == "local":
-        return Path(backbone.model).expanduser()
-    if backbone.source != "hub":
-        return None
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(backbone.model, "config.json", revision=backbone.revision)
-    return Path(found).parent if isinstance(found, str) else None
+def this_machine(cluster: "Cluster") -> Room:
+    """Where this machine holds models: in its memory, or in that of its GPUs."""
+    if cluster.gpus_per_worker:
+        return Room([gpu_bytes()], "a GPU", "a GPU")
+    return Room([machine_bytes()], "this machine", "this machine")
 
 
 def machine_bytes() -> int:

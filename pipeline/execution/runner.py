@@ -38,7 +38,8 @@ class Run:
     """One run of the pipeline: what it was asked for, what it works with, and what came of each stage so far.
 
     `grid` names the grid that the run is a cell of; searches prefer runs that stand for themselves. `check(stage,
-    artifact)` is asked of each artifact before later stages read it, and raises InputError where they could not.
+    artifact)` is asked of each artifact before later stages read it, and raises InputError where they could not;
+    `joined(run)` is asked once, when the run has its cluster and nothing is computed yet.
     """
 
     config: Config
@@ -56,6 +57,7 @@ class Run:
     shared: list[tuple[str, str]] = field(default_factory=list)
     """(name, key) of artifacts that stages share, from before they are used: garbage collection leaves them alone."""
     check: Callable[[str, Artifact], None] = lambda stage, artifact: None
+    joined: Callable[["Run"], None] = lambda run: None
 
     def record(self, status: str) -> None:
         """Writes the run's record, from which later runs and searches find its artifacts."""
@@ -94,6 +96,7 @@ def run_pipeline(stages: tuple[Stage, ...], decisions: list[Decision], run: Run)
             for stage, decision in zip(stages, decisions, strict=True):
                 if decision.action == "run" and not ready:
                     stack.enter_context(run.connect(run.config.cluster))
+                    run.joined(run)
                     ready = True
                 bring_up_to_date(stage, decision, run)
                 if stage.name in run.artifacts:

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import ray
@@ -15,6 +16,7 @@ import ray.data
 
 from pipeline.execution.cluster import connected, logical_cpus
 from pipeline.execution.errors import explain
+from pipeline.execution.joining import ask
 from stages.contract.context import StageError
 from stages.contract.params import Cluster
 from stages.distributed.training import interrupts_kept
@@ -56,6 +58,12 @@ def test_workers_know_the_code_and_that_there_is_no_gpu(cluster, tmp_path, monke
         return os.environ["DS_ACCELERATOR"], os.environ["OMP_NUM_THREADS"], len(pipeline.planning.dag.STAGES)
 
     assert ray.get(look.remote()) == ("cpu", "3", 7)
+
+
+def test_each_node_answers_for_itself(cluster, tmp_path):
+    (tmp_path / "there").touch()
+    for name, seen in (("there", True), ("nowhere", False)):
+        assert list(ask(ray.nodes(), partial(os.path.exists, str(tmp_path / name))).values()) == [seen]
 
 
 def test_what_a_stage_prints_in_a_worker_is_shown_and_bookkeeping_is_not(cluster, capfd):

@@ -16,11 +16,9 @@ import pipeline.run
 from pipeline.artifacts.store import Artifact, open_store
 from pipeline.config.sections import Config
 from pipeline.execution import needs
-from pipeline.execution.cluster import missing_gpus
 from pipeline.planning.closure import ROOT
 from pipeline.planning.plan import Decision
 from stages.contract.context import InputError
-from stages.contract.params import Cluster
 from stages.data.sources.counting import count_candidates
 from stages.search import choice
 from tests.mbeir_files import text_candidate, write_lines, write_minimal
@@ -111,28 +109,21 @@ def test_gpus_are_compared_with_those_of_this_machine(monkeypatch, tmp_path, run
         needs.check_needs(config, decided(**{running: "run"}), open_store(str(tmp_path)))
 
 
-def test_a_cluster_with_fewer_gpus_is_told_in_one_line():
-    cluster = Cluster(workers=4, actors=2, gpus_per_worker=1)
-    assert missing_gpus(cluster, 4) == missing_gpus(Cluster(), 0) == ""
-    assert missing_gpus(cluster, 1).startswith(
-        "cluster.workers=4 with cluster.gpus_per_worker=1 ask for 4 GPUs, the cluster has 1 now"
-    )
-
-
 def test_the_whole_teacher_has_to_fit_as_often_as_it_is_loaded(tmp_path, monkeypatch):
-    weights = {"model.layers": np.zeros((1000, 500), np.float16), "lm_head.weight": np.zeros((9, 9), np.float16)}
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    weights = {"norm.weight": np.zeros((1000, 500), np.float16), "lm_head.weight": np.zeros((9, 9), np.float16)}
     save_file(weights, tmp_path / "model.safetensors")
-    backbone = {"source": "local", "model": str(tmp_path)}
-    config = Config.model_validate({"backbone": backbone, "cluster": {"actors": 3}})
-    assert needs.count_parameters(config.backbone) == 500_000
+    config = Config.model_validate({"backbone": {"source": "local", "model": str(tmp_path)}, "cluster": {"actors": 3}})
+    asked = (config, decided(backbone="cached", features="run", ingest="run"), open_store(str(tmp_path)))
     monkeypatch.setattr(needs, "machine_bytes", lambda: 3 * 4 * 500_000 - 1)
     with pytest.raises(
         InputError, match=r"^features: 3 × 0.00 billion parameters of .* in fp32 are 0.0 GB, this mach"
     ):
-        needs.check_memory(config, ["features", "train"])
-    needs.check_memory(config, ["train"])
+        needs.check_needs(*asked)
     monkeypatch.setattr(needs, "machine_bytes", lambda: 3 * 4 * 500_000)
-    needs.check_memory(config, ["features", "evaluate"])
+    needs.check_needs(*asked)
+    monkeypatch.setattr(needs, "machine_bytes", lambda: 1)
+    needs.check_needs(config, decided(index="run"), asked[2])  # of a corpus, by a student that is there
 
 
 def test_the_image_installs_what_an_index_may_need():

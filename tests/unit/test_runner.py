@@ -78,6 +78,23 @@ def test_the_cluster_is_connected_once_and_left_after_a_failure(hooks, store, tm
     assert log == ["in", "out"]
 
 
+def test_what_the_run_needs_of_its_cluster_is_asked_once_connected_and_before_the_first_stage(hooks, store, tmp_path):
+    @contextmanager
+    def cluster(params):
+        hooks.calls.append("in")
+        yield
+
+    def joined(run: Run) -> None:
+        hooks.calls.append("asked")
+        assert store.record(run.id).exists() and store.runs()[0]["status"] == "running"
+        raise InputError("too little")
+
+    decisions = plan(STAGES, DEFAULT, {}, read_sources(STAGES, DEFAULT, tmp_path / "code"))
+    with pytest.raises(InputError, match="too little"):
+        run_pipeline(STAGES, decisions, Run(DEFAULT, store, Tracked([]), cluster, joined=joined))
+    assert hooks.calls == ["in", "asked"] and store.runs()[0]["status"] == "failed"
+
+
 def test_a_changed_parameter_runs_its_stage_and_those_below(hooks, store, tmp_path):
     go(store, tmp_path)
     go(store, tmp_path, Small(train=Words(word="bye")))
