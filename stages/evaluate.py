@@ -20,7 +20,7 @@ share its vectors
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,19 +71,19 @@ def run(context: Context) -> dict[str, float | dict]:
     from stages.evaluation.page import write_page
     from stages.evaluation.rank import Pools
     from stages.evaluation.report import write_report
-    from stages.evaluation.sets import find_sets, rejected_queries
+    from stages.evaluation.sets import find_sets, rejected_sets
     from stages.model import checkpoint
     from stages.model.prune import kept_layers
 
     card = context.inputs["index"].read_json("retriever.json")
     sets = find_sets(context.inputs["ingest"], card["split"], context.params.evaluate.queries_per_task)
-    for name, count in rejected_queries(context.inputs["ingest"], card["split"]).items():
-        if name not in {one.name for one in sets}:
-            say(f"evaluate: warning: {name} is not measured, all of its {count:,} queries were rejected")
+    lost = rejected_sets(context.inputs["ingest"], card["split"], sets)
+    for name, count in lost.items():
+        say(f"evaluate: warning: {name} is not measured, all of its {count:,} queries were rejected")
     models = find_models(context)
     described = {name: checkpoint.settings(artifact) for name, artifact in models.items()}
     indexes, costs = embed(context, card, sets, read_layers(described))
-    ranker = Ranker(context, sets, Pools(card["union"], card["pools"], card["rows"]))
+    ranker = Ranker(context, sets, Pools(card["union"], card["pools"], card["rows"]), lost)
     asked = {name: name for name in indexes}
     if ASYMMETRIC in indexes:
         asked[ASYMMETRIC] = asymmetric_queries(context, card)
@@ -216,11 +216,12 @@ def time_models(
 
 @dataclass(frozen=True)
 class Ranker:
-    """The asked sets and their pools, ranked by any model's vectors."""
+    """The asked sets and their pools, ranked by any model's vectors; `lost` sets have no query left, of so many."""
 
     context: Context
     sets: "Sequence[EvaluationSet]"
     pools: "Pools"
+    lost: Mapping[str, int] = field(default_factory=dict)
 
     def tallies(
         self, model: str, index: "ExactIndex | Leading", queries: str, dim: int | None = None
@@ -280,7 +281,7 @@ class Ranker:
         rows = []
         for dim in trained_dimensions(student):
             found = self.tallies(f"student-{dim}d", Leading(index, dim), queries=STUDENT, dim=dim)
-            rows.append({"dim": dim, **means(self.sets, found)})
+            rows.append({"dim": dim, **means(self.sets, found, self.lost)})
         return {"dimensions": rows} if rows else {}
 
     def smaller(self, student: Path, index: "ExactIndex") -> dict[str, dict[str, Any]]:
@@ -304,7 +305,7 @@ class Ranker:
         precisions = ray.get(find.remote(index, sorted({*trained_dimensions(student), index.dim})))
         common = (sets, self.pools, index, precisions, device)
         parts = ray.get([rank.remote(part, *common) for part in smaller.shares(queries, slots)])
-        rows = smaller.tabulate(sets, precisions, parts)
+        rows = smaller.tabulate(sets, precisions, parts, self.lost)
         return {"smaller": {"queries": queries.num_rows, "of": sum(one.asked for one in self.sets), "rows": rows}}
 
 
@@ -371,12 +372,14 @@ def summarise(
             tasks = {one.name: _task(one, pools, scope, tallies[name][one.name, scope]) for one in sets}
             means = mean(tallies[name][one.name, scope].means() for one in sets)
             metrics[name][scope] = {**means, "tasks": tasks}
-        metrics[name] |= mbeir.score(metrics[name])
+        metrics[name] |= mbeir.score(metrics[name], ranker.lost)
     chance: dict[str, Any] = {}
     for scope in SCOPES:
         tasks = {one.name: tallies[STUDENT][one.name, scope].chances() for one in sets}
         chance[scope] = {**mean(tasks.values()), "tasks": tasks}
-    metrics["chance"] = chance | mbeir.score(chance)
+    metrics["chance"] = chance | mbeir.score(chance, ranker.lost)
+    if ranker.lost:
+        metrics["rejected_sets"] = dict(ranker.lost)
     if TEACHER in metrics and trained:
         metrics["kept"] = {f"{scope} hit@5": _kept(metrics, scope) for scope in SCOPES}
     return metrics

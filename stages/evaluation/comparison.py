@@ -55,8 +55,10 @@ def score_name(metrics: Mapping[str, Any]) -> str:
 
 def score_meaning(metrics: Mapping[str, Any]) -> str:
     """One line about M-BEIR's average; empty where the score is the plain mean."""
-    asked = sum(name in mbeir.SETS for name in metrics["student"]["local"]["tasks"])
+    lost = mbeir.lost_of(metrics.get("rejected_sets", ()))
+    asked = len(mbeir.lost_of(metrics["student"]["local"]["tasks"])) + len(lost)
     line = f"M-BEIR's average over {asked} of its {len(mbeir.SETS)} sets"
+    line += f", with 0 for {', '.join(lost)}, whose queries were all rejected" if lost else ""
     return f"{line}: hit@10 for Fashion200K and FashionIQ, else hit@5" if is_mbeir(metrics) else ""
 
 

@@ -104,6 +104,12 @@ def rejected_queries(ingest: Artifact, split: str) -> dict[str, int]:
     return ingest.read_json("stats.json")["queries"].get("rejected_by_task", {}).get(split, {})
 
 
+def rejected_sets(ingest: Artifact, split: str, sets: Sequence[EvaluationSet]) -> dict[str, int]:
+    """{set: its queries} of the sets that nothing is left of to ask: `sets` are those that there are."""
+    asked = {one.name for one in sets}
+    return {name: count for name, count in rejected_queries(ingest, split).items() if name not in asked}
+
+
 def query_blocks(ingest: Artifact, split: str, sets: Sequence[EvaluationSet]) -> Iterator[pa.Table]:
     """The asked queries, evenly spaced within their set, as tables of BLOCK rows with the columns ASKED."""
     held: list[pa.RecordBatch] = []

@@ -6,7 +6,7 @@ the same queries, at most QUERIES of them, as many of each set: a difference is 
 because what is easy or hard is so in every row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -77,17 +77,21 @@ def shares(queries: pa.Table, most: int) -> list[pa.Table]:
 
 
 def tabulate(
-    sets: Sequence[EvaluationSet], precisions: Sequence[Precision], parts: Sequence[Sequence[Tallies]]
+    sets: Sequence[EvaluationSet],
+    precisions: Sequence[Precision],
+    parts: Sequence[Sequence[Tallies]],
+    lost: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """A row for each length and precision, of which the whole vector as float16 is what others lose against.
 
     Args:
         parts: what `rank` gave of each share of the queries.
+        lost: as `means` has it.
     """
     rows: list[dict[str, Any]] = []
     for precision, *tallies in zip(precisions, *parts, strict=True):
         size = {"dim": precision.dim, "precision": precision.name, "bytes": precision.nbytes}
-        rows.append({**size, **means(sets, total(sets, tallies))})
+        rows.append({**size, **means(sets, total(sets, tallies), lost)})
     best = max((row for row in rows if row["precision"] == FLOAT16), key=lambda row: row["dim"])
     for row in rows:
         row["lost"] = {scope: mbeir.headline(best, scope) - mbeir.headline(row, scope) for scope in mbeir.SCOPES}
@@ -103,8 +107,8 @@ def total(sets: Sequence[EvaluationSet], tallies: Sequence[Tallies]) -> Tallies:
     return found
 
 
-def means(sets: Sequence[EvaluationSet], tallies: Tallies) -> dict[str, Any]:
-    """The means over sets in each scope, and M-BEIR's average where sets are its."""
+def means(sets: Sequence[EvaluationSet], tallies: Tallies, lost: Collection[str] = ()) -> dict[str, Any]:
+    """The means over sets in each scope, and M-BEIR's average where sets are its; `lost` as `mbeir.score` has it."""
     tasks = {scope: {one.name: tallies[one.name, scope].means() for one in sets} for scope in mbeir.SCOPES}
-    score = mbeir.score({scope: {"tasks": tasks[scope]} for scope in mbeir.SCOPES})
+    score = mbeir.score({scope: {"tasks": tasks[scope]} for scope in mbeir.SCOPES}, lost)
     return {**{scope: mean(tasks[scope].values()) for scope in mbeir.SCOPES}, **score}

@@ -12,7 +12,8 @@ from pyarrow.fs import LocalFileSystem
 from stages.data.sources.mbeir import query_files
 from stages.distributed.embedding import vector_column
 from stages.evaluate import Ranker, summarise
-from stages.evaluation.comparison import labels
+from stages.evaluation import smaller
+from stages.evaluation.comparison import labels, score_meaning
 from stages.evaluation.mbeir import SETS, measure_of, score
 from stages.evaluation.rank import Pools, Tally, rank_blocks
 from stages.evaluation.report import WIDTH, set_rows, terminal_table
@@ -141,6 +142,23 @@ def model(names: list[str]) -> dict:
 def test_other_sources_have_no_such_score_and_a_part_of_mbeir_has_the_mean_of_that_part() -> None:
     assert score(model(["grocery_task0", "pairs_task1"])) == {}
     assert score(model(["fashioniq_task7", "cirr_task7", "mine_task0"]))["mbeir"]["local"] == pytest.approx(0.4)
+
+
+def test_a_set_of_which_all_queries_were_rejected_counts_as_nothing_found(world) -> None:
+    sets, pools, tallies = world
+    lost = {"edis_task2": 3, "mine_task0": 9}
+    rest = [one for one in sets if one.name != "edis_task2"]
+    whole, found = (
+        summarise(Ranker(None, some, pools, rejected), {"student": tallies}, {}, True)
+        for some, rejected in ((sets, {}), (rest, lost))
+    )
+    edis = whole["student"]["local"]["tasks"]["edis_task2"]["hit@5"]
+    assert edis > 0 and "edis_task2" not in found["student"]["local"]["tasks"]
+    assert found["student"]["mbeir"]["local"] == pytest.approx(whole["student"]["mbeir"]["local"] - edis / 16)
+    assert found["chance"]["mbeir"]["union"] < whole["chance"]["mbeir"]["union"]
+    assert found["rejected_sets"] == lost and "rejected_sets" not in whole
+    assert "over 16 of its 16 sets, with 0 for edis_task2, whose queries were all rejected:" in score_meaning(found)
+    assert smaller.means(rest, tallies, lost)["mbeir"] == found["student"]["mbeir"]
 
 
 def shown(names: list[str]) -> dict:

@@ -16,7 +16,7 @@ from stages.distributed.embedding import vector_column
 from stages.evaluate import Ranker, summarise
 from stages.evaluation import sets
 from stages.evaluation.rank import Pools, Tally, rank_blocks
-from stages.evaluation.sets import find_sets, is_asked, query_blocks, run_file, spaced_rows
+from stages.evaluation.sets import find_sets, is_asked, query_blocks, rejected_sets, run_file, spaced_rows
 from stages.index import summarise_pools
 from stages.search.exact import ExactIndex
 from tests.search_world import open_store, write_ingest, write_rows
@@ -116,6 +116,11 @@ def test_rejected_queries_stay_in_the_denominator_and_in_proportion_where_not_al
 ) -> None:
     (one,) = find_sets(counted(tmp_path, {"shoes_task0": 4, "lost_task1": 5}), "test", limit)
     assert one.missed == missed
+
+
+def test_a_set_that_is_all_rejected_is_known_with_its_queries(tmp_path) -> None:
+    ingest = counted(tmp_path, {"shoes_task0": 4, "lost_task1": 5})
+    assert rejected_sets(ingest, "test", find_sets(ingest, "test", 0)) == {"lost_task1": 5}
 
 
 def test_a_query_that_was_rejected_counts_as_missed(tmp_path) -> None:
