@@ -4,13 +4,15 @@ import pickle
 from types import SimpleNamespace
 
 import pyarrow as pa
+import pytest
 import ray
 import torch
 
 from stages.contract import params
 from stages.contract.params import Cluster
-from stages.distributed.actors import Finished, _Worker
+from stages.distributed.actors import Finished, Models, _Worker
 from stages.distributed.embedding import pool_of
+from stages.model.encoder import Encoder
 
 
 def threads(models) -> int:
@@ -25,6 +27,30 @@ def test_a_timing_has_all_cores_of_the_machine(monkeypatch):
         torch.set_num_threads(2)  # as the encoder of one of three actors does
         done = worker(pa.table({"place": [0, 1], "work": [pickle.dumps(threads)] * 2}))
         assert [pickle.loads(one) for one in done["result"].to_pylist()] == [2, 6]
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "precision", "device", "asked"),
+    [
+        (0, "auto", "cpu", "fp32"),
+        (0, "bf16", "cpu", "bf16"),
+        (1, "auto", "cuda", "bf16"),
+        (0.5, "fp32", "cuda", "fp32"),
+    ],
+)
+def test_an_actor_computes_where_the_settings_say_whatever_it_sees(monkeypatch, gpus, precision, device, asked):
+    """A GPU is visible: without one of its own an actor leaves it alone, and has its share of the cores."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(Encoder, "load", lambda model, layers, *chosen: (str(model), layers, *chosen))
+    cluster = Cluster(actors=2, gpus_per_worker=gpus, precision=precision, threads=before + 1)
+    try:
+        models = Models(SimpleNamespace(uri=""), {"student": lambda: "place"}, cluster)
+        assert models.encoder("student") == ("place", None, asked, device)
+        assert torch.get_num_threads() == (before if gpus else before + 1)
     finally:
         torch.set_num_threads(before)
 
