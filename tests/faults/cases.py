@@ -23,6 +23,7 @@ class Case:
         says: what the error must name, where the command ends with one.
         again: exit code of the same command afterwards.
         repeats: the most steps of a training that a restart makes once more.
+        kept: what the same command says where it takes over what the one that did not finish had stored.
     """
 
     stage: str
@@ -33,6 +34,7 @@ class Case:
     says: str = ""
     again: int = DONE
     repeats: int = EVERY - 1
+    kept: str = ""
 
     @property
     def name(self) -> str:
@@ -41,14 +43,32 @@ class Case:
 
 EITHER = (DONE, FAILED)
 """The run goes on by itself, or says what went wrong and the same command goes on."""
+KEPT = {
+    "ingest": "pictures were checked before",
+    "features": "shards of features/",
+    "index": "shards of embeddings",
+    **dict.fromkeys(TRAININGS, "goes on from checkpoint"),
+}
+"""By stage, of faults that wait until something is stored; what `evaluate` takes over it does not tell."""
+
+
+def kept(stage: str) -> str:
+    return KEPT.get(stage, "")
 
 
 def processes() -> list[Case]:
     """Processes of the command's own Ray, and the command itself."""
     pools = ("features", "index", "evaluate")
     return [
-        *(Case(stage, "driver killed", kinds.driver(), (KILLED,)) for stage in STAGES),
-        Case("train", "driver ended by SIGTERM", kinds.driver(signal.SIGTERM), (INTERRUPTED,), says="interrupted"),
+        *(Case(stage, "driver killed", kinds.driver(), (KILLED,), kept=kept(stage)) for stage in STAGES),
+        Case(
+            "train",
+            "driver ended by SIGTERM",
+            kinds.driver(signal.SIGTERM),
+            (INTERRUPTED,),
+            says="interrupted",
+            kept=kept("train"),
+        ),
         Case("ingest", "task killed", kinds.process(kinds.TASK), (DONE,)),
         Case(
             "ingest",
@@ -95,7 +115,7 @@ def disks_and_numbers() -> list[Case]:
     full, stopped = "no space is left", "not finite; lower learning_rate, which is 1e+30; the checkpoint of step"
     return [
         *(
-            Case(stage, "disk of the store full", kinds.full_store, (FAILED,), says=full)
+            Case(stage, "disk of the store full", kinds.full_store, (FAILED,), says=full, kept=kept(stage))
             for stage in ("ingest", "features", "evaluate")
         ),
         # The checkpoint that found no room is the whole interval; what is deleted after it can be room for the next.
@@ -108,9 +128,11 @@ def disks_and_numbers() -> list[Case]:
 def nodes() -> list[Case]:
     """Nodes of a cluster that the command joins."""
     return [
-        *(Case(stage, "node killed", kinds.node_lost, EITHER, "nodes") for stage in STAGES),
+        *(Case(stage, "node killed", kinds.node_lost, EITHER, "nodes", kept=kept(stage)) for stage in STAGES),
         *(
-            Case(stage, "spot node leaves with notice", kinds.node_leaves_with_notice, EITHER, "nodes")
+            Case(
+                stage, "spot node leaves with notice", kinds.node_leaves_with_notice, EITHER, "nodes", kept=kept(stage)
+            )
             for stage in ("features", "train")
         ),
         *(Case(stage, "node added", kinds.node_added, (DONE,), "nodes") for stage in ("features", "train")),

@@ -64,6 +64,8 @@ def weights(artifact: Artifact, path: str) -> dict[str, np.ndarray]:
 
 
 def apart(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """The largest difference of two sets of numbers of the same names."""
+    """The largest difference of two sets of finite numbers of the same names."""
     assert one.keys() == other.keys()
+    for name, value in [*one.items(), *other.items()]:
+        assert np.isfinite(value).all(), f"{name} is not finite"  # NaN is no larger than the largest difference
     return max((float(np.abs(np.subtract(one[name], other[name])).max()) for name in one), default=0.0)

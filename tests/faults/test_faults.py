@@ -66,6 +66,8 @@ def check(case: Case, world: World, outcome: Outcome, again: int) -> None:
     assert again == case.again, world.said("again")[-4000:]
     if outcome.code not in (DONE, KILLED):
         assert case.says in outcome.said and world.said("first").count("\nerror: ") == 1, world.said("first")[-4000:]
+    if outcome.code != DONE:
+        assert case.kept in world.said("again"), world.said("again")[-4000:]
     if case.again == FAILED:
         assert outcome.again == outcome.said and world.arrived() >= 1, world.said("again")[-4000:]
     assert outcome.repeated <= case.repeats

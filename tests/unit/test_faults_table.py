@@ -1,0 +1,30 @@
+"""What the tests of faults compare, and that their table is whole; the faults themselves take an hour."""
+
+import numpy as np
+import pytest
+
+from tests.faults.cases import CASES
+from tests.faults.same import apart
+
+
+def test_numbers_are_apart_by_the_largest_difference():
+    assert apart({}, {}) == 0
+    assert apart({"a": 1.0, "b": np.float32([1, 2])}, {"a": 1.0, "b": np.float32([1, 2.5])}) == 0.5
+
+
+@pytest.mark.parametrize("place", ["a", "b"])
+def test_a_number_that_is_none_is_not_the_same_wherever_it_stands(place):
+    numbers = {"a": 1.0, "b": 1.0}
+    for one, other in ((numbers, numbers | {place: float("nan")}), (numbers | {place: np.float32([1, np.inf])},) * 2):
+        with pytest.raises(AssertionError, match=f"{place} is not finite"):
+            apart(one, other)
+
+
+def test_forty_cases_of_every_stage_have_names_of_their_own():
+    assert len({case.name for case in CASES}) == len(CASES) >= 40
+    assert len({case.stage for case in CASES}) == 7
+
+
+def test_what_a_second_command_takes_over_is_asked_of_every_stage_that_tells_it():
+    kept = {case.stage: case.kept for case in CASES if case.kept}
+    assert kept.keys() == {"ingest", "backbone", "features", "distill", "train", "index"}
