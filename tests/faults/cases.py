@@ -80,6 +80,7 @@ def processes() -> list[Case]:
         *(Case(stage, "training process killed", kinds.process(kinds.WORKER), (DONE,)) for stage in TRAININGS),
         Case("train", "controller of the training killed", kinds.process(kinds.CONTROLLER), EITHER),
         Case("train", "export killed", kinds.process(kinds.EXPORT, at_once=True), EITHER),
+        Case("evaluate", "ranking task killed", kinds.process(kinds.RANKING, at_once=True), EITHER),
     ]
 
 

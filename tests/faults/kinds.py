@@ -22,7 +22,7 @@ from tests.s3.servers import Request
 NOTICE_SECONDS = 1.0
 DISK = "64m"
 BALLAST = "ballast"
-TASK, EXPORT = r"ray::(Map|Read|Write|check)", "ray::_carry_out"
+TASK, EXPORT, RANKING = r"ray::(Map|Read|Write|check)", "ray::_carry_out", "ray::rank_files"
 LEDGER, ACTOR = "ray::Ledger", "ray::MapWorker"
 WORKER, CONTROLLER = "ray::RayTrainWorker", "ray::TrainController"
 
