@@ -1,16 +1,15 @@
 """What came of each case: kept in a file, shown at the end of the tests, and written as a document."""
 
-import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from pipeline.wording import markdown_table, one_line
+from tests import kept
 from tests.faults.cases import CASES, DONE, FAILED, INTERRUPTED, KILLED
 from tests.faults.world import EVERY, STEPS
-from tests.support import ROOT
 
-PLACE = ROOT / "build" / "faults.json"
+SUBJECT = "faults"
 ENDED = {KILLED: "killed", DONE: "went on by itself", FAILED: "failed", INTERRUPTED: "interrupted"}
 HEAD = ["stage", "fault", "the command", "what it said", "the same command again", "steps repeated", "seconds"]
 WIDTH = 160  # letters of a line that was said
@@ -49,16 +48,12 @@ class Outcome:
 
 def known() -> dict[str, Outcome]:
     """What is kept, by the names of cases."""
-    if not PLACE.exists():
-        return {}
-    return {row["name"]: Outcome(**row) for row in json.loads(PLACE.read_text(encoding="utf-8"))}
+    return kept.known(SUBJECT, Outcome)
 
 
 def keep(outcome: Outcome) -> None:
     """Keeps an outcome in the place of an earlier one of its case."""
-    PLACE.parent.mkdir(exist_ok=True)
-    rows = (known() | {outcome.name: outcome}).values()
-    PLACE.write_text(json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False), encoding="utf-8")
+    kept.keep(SUBJECT, outcome)
 
 
 def table(names: Iterable[str]) -> str:

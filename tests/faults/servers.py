@@ -1,8 +1,6 @@
 """What several cases share, each started when the first case asks for it: Ray nodes, a bucket, an MLflow server."""
 
 import logging
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,9 +9,9 @@ from typing import Any
 
 import psutil
 
-from pipeline.tracking.events import EXPERIMENT
 from tests.faults.world import World
-from tests.s3.servers import Proxy, Request, free_port, moto_server, wait_for
+from tests.s3.servers import Proxy, Request, free_port, moto_server
+from tests.tracking_server import curves, tracking_server
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "test",
@@ -61,15 +59,7 @@ class Mlflow:
 
     def curves(self, stage: str) -> list[list[int]]:
         """The steps at which each run of a stage told its loss, in the order of the runs."""
-        from mlflow.tracking import MlflowClient
-
-        client = MlflowClient(self.address)
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        if experiment is None:
-            return []
-        of_stage, order = f"tags.stage = '{stage}'", ["attributes.start_time"]
-        found = client.search_runs([experiment.experiment_id], of_stage, order_by=order)
-        return [sorted(point.step for point in client.get_metric_history(run.info.run_id, "loss")) for run in found]
+        return curves(self.address, stage)
 
 
 class Nodes:
@@ -135,19 +125,10 @@ def bucket_server() -> Iterator[Bucket]:
 @contextmanager
 def mlflow_server(home: Path) -> Iterator[Mlflow]:
     """An MLflow server in a process of its own."""
-    port = free_port()
-    place = ["--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "files")]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", HERE, "--port", str(port), "--workers", "1"]
-    with (home / "server.log").open("w") as log:
-        process = subprocess.Popen([*command, *place], stdout=log, stderr=log)
-        try:
-            wait_for(f"http://{HERE}:{port}/health", process)
-            server = Mlflow(f"http://{HERE}:{port}")
-            yield server
-            server.proxy.close()
-        finally:
-            process.terminate()
-            process.wait()
+    with tracking_server(home, HERE, free_port()) as address:
+        server = Mlflow(address)
+        yield server
+        server.proxy.close()
 
 
 @contextmanager

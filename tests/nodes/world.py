@@ -1,4 +1,4 @@
-"""Nodes of a Ray cluster on this machine that share nothing but a bucket.
+"""Nodes of a Ray cluster on this machine that share nothing but a bucket and a tracking server.
 
 Each has a mount namespace of its own, in which the home, temporary and shared-memory directories are empty and this
 repository is hidden, a name of its own, and a network namespace with an address on a bridge. What runs is the Python
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,14 +20,21 @@ from pathlib import Path
 
 from pipeline.artifacts import s3
 from pipeline.artifacts.store import Store, open_store
+from tests.nodes.runs import HOME, Run
+from tests.s3.servers import wait_for
 from tests.support import ROOT
+from tests.tracking_server import tracking_server
 
 NETWORK = f"10.{20 + os.getpid() % 200}.7"
 NAME = f"puma{os.getpid() % 10_000}"  # of an interface, which takes 15 letters
 TOKEN = secrets.token_hex(16)
 AUTHENTICATION = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
-HOME = "/home"  # not the tests' own, below which their Python may lie
 START_SECONDS = 180
+ASIDE = "/mnt"
+"""A directory of every system, where Python waits while what it lies in is hidden."""
+TRAINING, EMBEDDING = "RayTrainWorker", "MapWorker"
+"""What Ray calls the actors of a training, and those of a pool that holds models."""
+MLFLOW_PORT = 5000
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
@@ -35,12 +43,23 @@ CREDENTIALS = {
 }
 
 
+@dataclass(frozen=True)
+class Ran:
+    """What came of a run: what it said, the nodes that trained and that embedded, and how long it took."""
+
+    said: str
+    trained: set[int]
+    embedded: set[int]
+    seconds: float
+
+
 @dataclass
 class Nodes:
     """The running cluster.
 
     Attributes:
         bucket: the address of the S3 server.
+        tracking: the address of the MLflow server.
         logs: a directory of the nodes' own words.
         until: closed at the end of the cluster, whose nodes it ends.
         cpus: that each node gives Ray.
@@ -48,6 +67,7 @@ class Nodes:
     """
 
     bucket: str
+    tracking: str
     logs: Path
     until: ExitStack
     cpus: int
@@ -63,7 +83,7 @@ class Nodes:
     @property
     def store(self) -> Store:
         """What all nodes share."""
-        return open_store("s3://bucket/store", self.bucket)
+        return open_store("s3://bucket/puma", self.bucket)
 
     def submit(self, *command: str, seconds: int = 1500) -> str:
         """What a job says: `python pipeline/run.py …` on the head, in a copy of this repository's directory."""
@@ -73,15 +93,28 @@ class Nodes:
         assert done.returncode == 0, f"{done.stdout[-8000:]}\n{done.stderr[-4000:]}"
         return done.stdout
 
-    def run(self, *arguments: str) -> str:
+    def run(self, run: Run) -> Ran:
         """A run of the pipeline with its store in the bucket."""
-        place = ["store=s3://bucket/store", f"store_endpoint={self.bucket}", "tracking_uri=http://127.0.0.1:9"]
-        return self.submit("python", "pipeline/run.py", *arguments, *place)
+        before, begun = (self.actors(TRAINING), self.actors(EMBEDDING)), time.monotonic()
+        said = self.submit(*program(run.recipe, "bucket", bridge_address()), *run.settings)
+        trained, embedded = self.actors(TRAINING) - before[0], self.actors(EMBEDDING) - before[1]
+        return Ran(said, set(trained), set(embedded), time.monotonic() - begun)
+
+    def actors(self, kind: str) -> Counter[int]:
+        """How often the logs of each node's Ray name a new actor of a kind so far."""
+        found = f"grep -rhs '^:actor_name:{kind}' /tmp/ray/session_latest/logs | wc -l"
+        return Counter({node: int(self.inside(node, found)) for node in range(len(self.processes))})
 
     def inside(self, node: int, command: str) -> str:
         """What a shell on a node answers."""
         inside = ["nsenter", "--mount", "--net", "--target", str(self.processes[node].pid), "sh", "-c", command]
         return subprocess.run(inside, capture_output=True, text=True, check=True).stdout
+
+
+def program(recipe: str, bucket: str, mlflow: str) -> list[str]:
+    """The words of a run that keeps all that it makes in a bucket, and tracks on a host."""
+    place = [f"store=s3://{bucket}/puma", f"tracking_uri=http://{mlflow}:{MLFLOW_PORT}"]
+    return ["python", "pipeline/run.py", "--recipe", recipe, *place]
 
 
 def job(*command: str) -> list[str]:
@@ -90,8 +123,13 @@ def job(*command: str) -> list[str]:
 
 
 def address_of(node: int) -> str:
-    """The node's own; the bridge, where the bucket listens, has the one before the head's."""
+    """The node's own, behind that of the bridge."""
     return f"{NETWORK}.{node + 2}"
+
+
+def bridge_address() -> str:
+    """Where the bucket and the tracking server listen."""
+    return f"{NETWORK}.1"
 
 
 @contextmanager
@@ -105,7 +143,9 @@ def nodes(count: int, directory: Path, given: Mapping[str, Path], cpus: int = 3)
     """
     with ExitStack() as stack:
         stack.enter_context(bridge())
-        cluster = Nodes(stack.enter_context(bucket_at(f"{NETWORK}.1", directory)), directory, stack, cpus)
+        bucket = stack.enter_context(bucket_at(bridge_address(), directory))
+        tracking = stack.enter_context(tracking_server(directory, bridge_address(), MLFLOW_PORT))
+        cluster = Nodes(bucket, tracking, directory, stack, cpus)
         cluster.add(given)
         wait_for_head(cluster.processes[0], directory)
         for _ in range(1, count):
@@ -114,15 +154,21 @@ def nodes(count: int, directory: Path, given: Mapping[str, Path], cpus: int = 3)
 
 
 def hidden_places(node: int, given: Mapping[str, Path]) -> list[str]:
-    """The lines of a shell that leave a node nothing of this machine's but its system and its Python."""
-    lines = ["set -e", f"mount -t tmpfs tmpfs {HOME}", f"hostname node{node}"]
+    """The lines of a shell that leave a node nothing of this machine's but its system and its Python.
+
+    A checkout is hidden whole, with the store of a run from it, and so is what lies below HOME: Python, which may lie
+    in either, is put back afterwards.
+    """
+    python = shlex.quote(sys.prefix)
+    lines = ["set -e", f"mount --bind {python} {ASIDE}", f"mount -t tmpfs tmpfs {HOME}", f"hostname node{node}"]
     lines += [f"printf '127.0.0.1 localhost\\n{address_of(node)} node{node}\\n' > {HOME}/.hosts"]
     lines += [f"mount --bind {HOME}/.hosts /etc/hosts"]
     lines += [f"cp -r {shlex.quote(str(path))} {HOME}/{name}" for name, path in given.items()]
-    rooms = [place / room for place in {ROOT, Path(sys.prefix).parent} for room in ("pipeline", "stages", "tests")]
-    rooms += [Path.home() / name for name in (".cache", ".ray")]
-    lines += [f"mount -t tmpfs tmpfs {room}" for room in rooms if room.is_dir()]
-    return [*lines, *(f"mount -t tmpfs -o size=4g tmpfs {place}" for place in ("/var/tmp", "/dev/shm", "/tmp"))]
+    checkouts = [place for place in {ROOT, Path(sys.prefix).parent} if (place / "pipeline").is_dir()]
+    rooms = [*checkouts, *(Path.home() / name for name in (".cache", ".ray"))]
+    lines += [f"mount -t tmpfs tmpfs {shlex.quote(str(room))}" for room in rooms if room.is_dir()]
+    lines += [f"mount -t tmpfs -o size=4g tmpfs {place}" for place in ("/var/tmp", "/dev/shm", "/tmp")]
+    return [*lines, f"mkdir -p {python}", f"mount --bind {ASIDE} {python}"]
 
 
 def ray_start(node: int, cpus: int) -> str:
@@ -190,13 +236,7 @@ def bucket_at(host: str, directory: Path) -> Iterator[str]:
         command = [sys.executable, "-m", "moto.server", "-H", host, "-p", port]
         server = subprocess.Popen(command, stdout=log, stderr=log)
         try:
-            deadline = time.monotonic() + START_SECONDS
-            while time.monotonic() < deadline:
-                try:
-                    urllib.request.urlopen(address, timeout=5)
-                    break
-                except OSError:
-                    time.sleep(0.5)
+            wait_for(address, server)
             s3.client(address, "us-east-1").create_bucket(Bucket="bucket")
             yield address
         finally:
@@ -206,7 +246,7 @@ def bucket_at(host: str, directory: Path) -> Iterator[str]:
 
 @contextmanager
 def bridge() -> Iterator[None]:
-    """The wire that the nodes and the bucket hang on."""
+    """The wire that the nodes and the servers hang on."""
     ip(f"link add {NAME} type bridge")
     try:
         ip(f"address add {NETWORK}.1/24 dev {NAME}")

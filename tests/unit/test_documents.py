@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.nodes import world
+from tests.nodes.outcomes import HEAD, command
+from tests.nodes.runs import RUNS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -43,8 +45,10 @@ def test_the_four_lines_for_a_cluster_are_what_the_test_of_nodes_runs(document):
     for node in (0, 1):
         (ours,) = [line for line in lines[1:3] if ("--head" in line) == (node == 0)]
         assert ours[:2] == ["ray", "start"] and set(ours[2:]) <= set(world.ray_start(node, cpus=3).split())
-    program = lines[3].index("--") + 1
-    assert lines[3][:program] == ["ray", *world.job()]
-    assert [word.partition("=")[0] for word in lines[3][program:]] == [
-        *("python", "pipeline/run.py", "--recipe", "demo", "store", "tracking_uri"),
-    ]
+    assert lines[3] == ["ray", *world.job(*world.program("demo", bucket="BUCKET", mlflow="MLFLOW"))]
+
+
+def test_the_table_of_nodes_has_a_row_for_each_of_their_runs():
+    rows = [line.split(" | ") for line in (ROOT / "docs" / "nodes.md").read_text(encoding="utf-8").splitlines()]
+    shown = [(row[0].removeprefix("| "), row[1]) for row in rows if len(row) == len(HEAD)]
+    assert shown[2:] == [(run.name, command(run)) for run in RUNS]
