@@ -61,7 +61,7 @@ def arrow_filesystem(endpoint: str, region: str) -> "S3FileSystem":
         region=region,
         connect_timeout=10,
         request_timeout=60,
-        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=8),  # a read has no second one above it
+        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=8),  # nothing above it asks again
         **options,
     )
 
