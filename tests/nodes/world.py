@@ -32,6 +32,8 @@ AUTHENTICATION = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
 START_SECONDS = 180
 ASIDE = "/mnt"
 """A directory of every system, where Python waits while what it lies in is hidden."""
+READY = ".ready"
+"""A file in the home directory of a node from which all is hidden that is to be."""
 TRAINING, EMBEDDING = "RayTrainWorker", "MapWorker"
 """What Ray calls the actors of a training, and those of a pool that holds models."""
 MLFLOW_PORT = 5000
@@ -79,6 +81,10 @@ class Nodes:
         self.until.enter_context(network(node))
         script = "\n".join([*hidden_places(node, given), ray_start(node, self.cpus)])
         self.processes.append(self.until.enter_context(started(node, script, self)))
+        deadline = time.monotonic() + START_SECONDS
+        while READY not in self.inside(node, f"ls -A {HOME}"):  # until then it sees all that this machine has
+            assert time.monotonic() < deadline, (self.logs / f"node{node}.log").read_text()[-4000:]
+            time.sleep(0.1)
 
     @property
     def store(self) -> Store:
@@ -168,7 +174,7 @@ def hidden_places(node: int, given: Mapping[str, Path]) -> list[str]:
     rooms = [*checkouts, *(Path.home() / name for name in (".cache", ".ray"))]
     lines += [f"mount -t tmpfs tmpfs {shlex.quote(str(room))}" for room in rooms if room.is_dir()]
     lines += [f"mount -t tmpfs -o size=4g tmpfs {place}" for place in ("/var/tmp", "/dev/shm", "/tmp")]
-    return [*lines, f"mkdir -p {python}", f"mount --bind {ASIDE} {python}"]
+    return [*lines, f"mkdir -p {python}", f"mount --bind {ASIDE} {python}", f"touch {HOME}/{READY}"]
 
 
 def ray_start(node: int, cpus: int) -> str:
