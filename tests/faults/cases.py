@@ -129,11 +129,9 @@ def disks_and_numbers() -> list[Case]:
 def nodes() -> list[Case]:
     """Nodes of a cluster that the command joins."""
     return [
-        *(Case(stage, "node killed", kinds.node_lost, EITHER, "nodes", kept=kept(stage)) for stage in STAGES),
+        *(Case(stage, "node killed", kinds.node_lost, (DONE,), "nodes") for stage in STAGES),
         *(
-            Case(
-                stage, "spot node leaves with notice", kinds.node_leaves_with_notice, EITHER, "nodes", kept=kept(stage)
-            )
+            Case(stage, "spot node leaves with notice", kinds.node_leaves_with_notice, (DONE,), "nodes")
             for stage in ("features", "train")
         ),
         *(Case(stage, "node added", kinds.node_added, (DONE,), "nodes") for stage in ("features", "train")),
