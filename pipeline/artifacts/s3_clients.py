@@ -47,9 +47,11 @@ def _client(endpoint: str, region: str, once: bool, process: int) -> BaseClient:
 def arrow_filesystem(endpoint: str, region: str) -> "S3FileSystem":
     """The file system for streams, one for each process; sent to another, it is that one's own.
 
-    pyarrow's own pickle leaves out how often it asks again: workers gave up after three tries.
+    pyarrow's own pickle leaves out how often it asks again: workers gave up after three tries. Of its two strategies
+    the standard one asks a hundred times again in the whole life of a process and then never (pyarrow 25 tells its
+    quota of no success); this one waits 25 ms, then twice as long each time, 25 s in all.
     """
-    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem  # heavy, and a plan needs no bulk data
+    from pyarrow.fs import AwsDefaultS3RetryStrategy, S3FileSystem  # heavy, and a plan needs no bulk data
 
     class Sent(S3FileSystem):  # type: ignore[misc]  # pyarrow has no types
         def __reduce__(self) -> tuple[Any, ...]:
@@ -61,7 +63,7 @@ def arrow_filesystem(endpoint: str, region: str) -> "S3FileSystem":
         region=region,
         connect_timeout=10,
         request_timeout=60,
-        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=8),  # nothing above it asks again
+        retry_strategy=AwsDefaultS3RetryStrategy(max_attempts=11),
         **options,
     )
 

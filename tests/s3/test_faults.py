@@ -251,6 +251,22 @@ def test_the_command_line_works_on_a_bucket(hooks, bucket, tmp_path, capfd):
     assert "would delete" not in capfd.readouterr().out  # the last run still needs them
 
 
+def test_a_stream_is_asked_for_again_more_than_a_hundred_times_in_the_life_of_a_process(behind, proxy):
+    """pyarrow's standard strategy would not."""
+    attempt, met = behind.begin("ingest", "k1"), []
+    with attempt.filesystem.open_output_stream(f"{attempt.base}/file") as file:
+        file.write(bytes(2**12))
+
+    def rule(request):
+        met.append(request)
+        return "500" if len(met) % 2 else None
+
+    proxy.rule = rule
+    for _ in range(60):
+        assert attempt.filesystem.open_input_file(f"{attempt.base}/file").read() == bytes(2**12)
+    assert len(met) > 200
+
+
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_control_object_whose_body_breaks_off_is_read_again(behind, proxy, times):
     written = write(behind)
