@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from tests.faults.cases import CASES
+from tests.faults.outcomes import HEAD
 from tests.faults.same import apart
+from tests.support import ROOT
 
 
 def test_numbers_are_apart_by_the_largest_difference():
@@ -23,6 +25,13 @@ def test_a_number_that_is_none_is_not_the_same_wherever_it_stands(place):
 def test_forty_cases_of_every_stage_have_names_of_their_own():
     assert len({case.name for case in CASES}) == len(CASES) >= 40
     assert len({case.stage for case in CASES}) == 7
+
+
+def test_the_page_has_a_row_for_every_case_and_no_other():
+    lines = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8").splitlines()
+    head, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    assert head == HEAD
+    assert [f"{stage}: {what}" for stage, what, *_ in rows] == [case.name for case in CASES]
 
 
 def test_what_a_second_command_takes_over_is_asked_of_every_stage_that_tells_it():
