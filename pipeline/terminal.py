@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn, TextIO
 
 from rich import box
@@ -63,7 +64,7 @@ def json_command(parse: Callable[[], argparse.Namespace], action: Action, resume
     if line:
         print(f"error: {line}", file=sys.stderr)
     if out is not None:
-        with os.fdopen(out, "w", encoding="utf-8") as file:
+        with suppress(BrokenPipeError), os.fdopen(out, "w", encoding="utf-8") as file:  # nobody reads it any more
             shown = finite({**answer, **({"error": line} if line else {})})
             print(json.dumps(shown, ensure_ascii=False, allow_nan=False), file=file)
     return code

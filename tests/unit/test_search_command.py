@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -45,6 +46,17 @@ def test_json_is_one_object_with_results_and_query(world: dict, capfd: pytest.Ca
     assert answer["query"]["text"] == "A red one." and answer["query"]["modality"] == "image,text"
     scores = [row["score"] for row in answer["results"]]
     assert scores == sorted(scores, reverse=True)
+
+
+def test_json_that_nobody_reads_any_more_is_no_traceback(capfd: pytest.CaptureFixture) -> None:
+    def nobody_reads(_: list) -> int:
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.dup2(writer, 1)
+        os.close(writer)
+        return json_command(lambda: argparse.Namespace(json=True), lambda options, answer: answer.update(found=1))
+
+    assert with_own_stdout(nobody_reads, []) == 0
 
 
 def test_json_is_json_whatever_numbers_are_in_it(capfd: pytest.CaptureFixture) -> None:
