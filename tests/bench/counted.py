@@ -31,7 +31,6 @@ from stages.mining.negatives import COLUMNS, Rule, mine_block
 from stages.search.device import Ids
 from stages.search.exact import ExactIndex
 from tests.bench.published import CANDIDATES, SETS, TRAIN_QUERIES
-from tests.loads_world import loads
 
 RECIPE = "puma_qwen2vl_7b"
 FOLDERS, EACH, PICTURES = 30, 1_000, 5_000_000
@@ -67,6 +66,8 @@ def teacher_rows() -> list[Row]:
 
 def teacher_loads(directory: Path) -> list[Row]:
     """How often an actor of `features` loads a model; five before: each side, each side of the sample, the timing."""
+    from tests.loads_world import loads  # with transformers, which others have to prepare for
+
     found = []
     for name, layer in (("given", -1), ("auto", "auto")):
         (directory / name).mkdir()

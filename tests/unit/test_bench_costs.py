@@ -1,6 +1,10 @@
 """What `python -m tests.bench costs` counts, on a small scale."""
 
+import subprocess
+import sys
+
 from tests.bench import costs, counted
+from tests.support import ROOT
 
 
 def test_passes_are_those_of_the_tasks_that_the_stage_makes_on_so_many_machines():
@@ -40,3 +44,8 @@ def test_what_sorting_takes_is_told_beside_the_products_of_a_full_task(monkeypat
     monkeypatch.setattr(counted, "CANDIDATES", 9000)
     monkeypatch.setattr(counted, "DIM", 4)
     assert "0.010 s for a tile of 8,192, whose products with 8,192 queries take 16.0 s" in counted.sorting()
+
+
+def test_the_benchmarks_begin_without_transformers_which_some_have_to_prepare_for():
+    code = "import sys; import tests.bench.__main__; sys.exit('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
