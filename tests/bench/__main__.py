@@ -1,21 +1,19 @@
 """Measurements side by side in one process, as ratios: `python -m tests.bench NAME|all [--json] [--output FILE]`.
 
 Each benchmark alternates ours and the rival for several rounds, so that a busy machine slows both; the ratio above 1
-means that ours is better. Nothing here is a test: no time is asserted anywhere. `all` is all that need neither a GPU,
-nor vLLM, like `vllm`, nor, like `overhead`, an hour.
-`scale` and `bill` compare nothing; they have options of their own: `python -m tests.bench scale --help`.
+means that ours is better. `--json` has the least, median and largest ratio, and what ours and the rival took. Nothing
+here is a test: no time is asserted anywhere. `all` is all that need neither a GPU, nor vLLM, like `vllm`, nor, like
+`overhead`, an hour. `scale` and `bill` compare nothing; they have options of their own: `python -m tests.bench scale
+--help`.
 """
 
 import argparse
 import json
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from pipeline.ablation.document import describe_machine, write_section
@@ -34,33 +32,8 @@ from tests.bench.search import search
 from tests.bench.serve import serve
 from tests.bench.starts import starts
 from tests.bench.train import train
+from tests.bench.turns import compare
 from tests.bench.vllm import vllm
-
-ROUNDS = 7
-
-
-def compare(ours: Callable[[], Any], rival: Callable[[], Any], items: int) -> dict[str, Any]:
-    """Items per second of both, and the least, median and largest ratio over the rounds."""
-    seconds = turns({"ours": ours, "rival": rival})
-    speeds = {name: {"rows per second": items / median(times)} for name, times in seconds.items()}
-    return {"ratio": ratio(seconds["rival"], seconds["ours"]), **speeds}
-
-
-def turns(runs: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """Seconds of each run in each of the rounds, one after the other in every round, after one that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(1 + rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: times[1:] for name, times in seconds.items()}
-
-
-def ratio(more: Sequence[float], less: Sequence[float]) -> dict[str, float]:
-    """The least, median and largest of what one took by what the other took in the same round."""
-    ratios = sorted(one / other for one, other in zip(more, less, strict=True))
-    return {"min": ratios[0], "median": median(ratios), "max": ratios[-1]}
 
 
 def mixed_rows(count: int = 96) -> list[Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.wording import markdown_table
 from tests.bench.embed import inputs, write_student
 from tests.bench.floor import SIDE, floor, rate, shares
+from tests.bench.turns import ratio, side_by_side, spread, turns
 
 DEPTHS = (3, 6, 9, 12)
 KINDS = ("short texts", "long texts", "pictures, 128 × 128", "text and picture")
@@ -26,16 +27,14 @@ def depth(directory: Path) -> dict[str, Any]:
     encoder = Encoder.load(write_student(directory / "large", "large"))
     table = [one for kind in KINDS for one in measure(encoder, kind)]
     cut = [one for one in table if one["layers"] < DEPTHS[-1]]  # all layers are their own ideal
-    found = sorted(one["ideal"]["median"] for one in cut)
-    spread = {"min": found[0], "median": median(found), "max": found[-1]}
     profiles = [f"- {kind}: {shares(partial(encoder.encode, inputs(ROWS)[kind]))}" for kind in KINDS]
-    return {"ratio": spread, "section": "\n".join([section(table), "", "What takes the time, all layers:", *profiles])}
+    told = "\n".join([section(table), "", "What takes the time, all layers:", *profiles])
+    return side_by_side(cut, told, "rows", "layers")
 
 
 def measure(encoder: Any, kind: str) -> list[dict[str, Any]]:
     """The depths on rows of a kind, in turns."""
     from stages.evaluation.cost import Depth
-    from tests.bench.__main__ import ratio, turns
 
     rows = inputs(ROWS)[kind]
     runs = {layers: partial(Depth(encoder, layers).encode, rows, ROWS) for layers in DEPTHS}
@@ -44,8 +43,9 @@ def measure(encoder: Any, kind: str) -> list[dict[str, Any]]:
     for layers in DEPTHS:
         share = layers / DEPTHS[-1]
         ideal = [part + share * (whole - part) for part, whole in zip(seconds[0], seconds[DEPTHS[-1]], strict=True)]
-        found = {"seconds": median(seconds[layers]), "ideal": ratio(ideal, seconds[layers])}
-        table.append({"rows": kind, "layers": layers, "floor": floor(encoder, rows, layers), **found})
+        found = {"ours": {"seconds": median(seconds[layers])}, "rival": {"seconds": median(ideal)}}
+        found |= {"ratio": ratio(ideal, seconds[layers]), "floor": floor(encoder, rows, layers)}
+        table.append({"rows": kind, "layers": layers, **found})
         print(f"depth: {table[-1]}", file=sys.stderr, flush=True)
     return table
 
@@ -64,8 +64,8 @@ def section(table: list[dict[str, Any]]) -> str:
     """The measurements as Markdown."""
     lines = [["rows", "layers", "rows/s", "ideal by measured", "in the rounds", "floor by measured"]]
     for one in table:
-        ideal, rows = one["ideal"], f"{ROWS / one['seconds']:,.1f}"
-        told = [f"{ideal['median']:.2f}", f"{ideal['min']:.2f} to {ideal['max']:.2f}"]
-        lines.append([one["rows"], str(one["layers"]), rows, *told, f"{one['floor'] / one['seconds']:.2f}"])
+        took = one["ours"]["seconds"]
+        told = [f"{ROWS / took:,.1f}", *spread(one["ratio"]), f"{one['floor'] / took:.2f}"]
+        lines.append([one["rows"], str(one["layers"]), *told])
     rated = f"{rate() / 1e9:,.0f} GFLOP/s in a product of {SIDE:,} × {SIDE:,}, float32."
     return f"{markdown_table(lines)}\n\n{rated}"

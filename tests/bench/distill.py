@@ -16,8 +16,9 @@ from statistics import median
 from typing import Any
 
 from pipeline.wording import markdown_table
-from tests.bench.embed import SIZES, speeds, spread, write_student
+from tests.bench.embed import SIZES, write_student
 from tests.bench.train import RATE, open_stock, read_by_stock
+from tests.bench.turns import ratio, side_by_side, speeds, turns
 
 SIZE, KEPT = "deep", 6
 """Six of fourteen layers, near the twelve of 28 that PUMA keeps."""
@@ -39,7 +40,7 @@ def distill(directory: Path) -> dict[str, Any]:
         case[name] = str(write_student(directory / name, SIZE, layers))
     in_ranks(1, "tests.bench.distill", case, seconds=900)
     table = json.loads(Path(case["result"]).read_text())
-    return {"ratio": spread(table), "section": section(table)}
+    return side_by_side(table, section(table), "pairs", "epochs")
 
 
 def section(table: list[dict[str, Any]]) -> str:
@@ -55,7 +56,6 @@ def section(table: list[dict[str, Any]]) -> str:
 
 def measure(teacher: Path, student: Path) -> list[dict[str, Any]]:
     """All cases, in this process."""
-    from tests.bench.__main__ import ratio, turns
     from tests.bench.train import inputs
 
     table = []

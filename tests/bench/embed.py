@@ -9,13 +9,13 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 
 from pipeline.wording import markdown_table
 from tests.bench.floor import floor, shares
+from tests.bench.turns import compare, side_by_side, speeds
 
 SIZES = {"small": {"hidden": 128, "heads": 4, "layers": 2, "vision_hidden": 128, "vision_layers": 2},
          "deep": {"hidden": 192, "heads": 6, "layers": 14, "vision_hidden": 128, "vision_layers": 2},
@@ -31,7 +31,6 @@ FLOOR = "rows a second if nothing but the counted products of matrices took time
 def embed(directory: Path) -> dict[str, Any]:
     """Rows per second of `Encoder.encode` against `SentenceTransformer.encode` on the same directory."""
     from stages.export.loaders import see_torchvision
-    from tests.bench.__main__ import compare
 
     see_torchvision()
     table, profiles = [], []
@@ -49,20 +48,7 @@ def embed(directory: Path) -> dict[str, Any]:
             print(line.format(**table[-1]), file=sys.stderr, flush=True)
         profiles += [f"- {name}, {kind}: {shares(partial(encoder.encode, inputs(16)[kind]))}" for kind in PROFILED]
     told = [section(table), "", f"Floor: {FLOOR} Where the time of ours goes:", "", *profiles]
-    return {"ratio": spread(table), "section": "\n".join(told)}
-
-
-def spread(table: list[dict[str, Any]]) -> dict[str, float]:
-    """The least, median and largest of the cases' ratios."""
-    ratios = sorted(entry["ratio"]["median"] for entry in table)
-    return {"min": ratios[0], "median": median(ratios), "max": ratios[-1]}
-
-
-def speeds(case: dict[str, Any]) -> list[str]:
-    """Both speeds, their ratio, and the ratio's range over the rounds, as cells."""
-    ours, rival, ratio = (case[name] for name in ("ours", "rival", "ratio"))
-    rates = [f"{side['rows per second']:,.0f}" for side in (ours, rival)]
-    return [*rates, f"{ratio['median']:.2f}", f"{ratio['min']:.2f} to {ratio['max']:.2f}"]
+    return side_by_side(table, "\n".join(told), "student", "rows")
 
 
 def section(table: list[dict[str, Any]]) -> str:

@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests.bench.turns import ratio
+
 LAYERS, HALF = 28, 14
 DEPTHS = (4, 7, 14, 21, 28)
 ROWS, BATCH, SINGLES, ROUNDS = 256, 64, 30, 3
@@ -46,9 +48,8 @@ def gpu(directory: Path) -> dict[str, Any]:
     torch.cuda.empty_cache()
     steps = [{**case, **_measured(directory, case)} for case in CASES]
     print_table({str(number): step for number, step in enumerate(steps, 1)})
-    ratios = sorted(a / b for a, b in zip(depths[HALF]["all rates"], depths[LAYERS]["all rates"], strict=True))
     return {
-        "ratio": {"min": ratios[0], "median": median(ratios), "max": ratios[-1]},
+        "ratio": ratio(depths[HALF]["all rates"], depths[LAYERS]["all rates"]),
         "ours": depths[HALF],
         "rival": depths[LAYERS],
         "depths": depths,

@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests.bench.turns import span
+
 BATCH, SMALL, CHUNK = 600, 8, 8
 ROUNDS = 3
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
@@ -33,7 +35,6 @@ def gradcache(directory: Path) -> dict[str, Any]:
                 for batch, chunk, longest in cases
             ]
         )
-    ratios = sorted(whole["bytes"] / ours["bytes"] for _, _, whole, ours in rounds)
     small, longest, whole, ours = (
         {name: median(entry[index][name] for entry in rounds) for name in rounds[0][index]} for index in range(4)
     )
@@ -49,7 +50,7 @@ def gradcache(directory: Path) -> dict[str, Any]:
         file=sys.stderr,
     )
     return {
-        "ratio": {"min": ratios[0], "median": median(ratios), "max": ratios[-1]},
+        "ratio": span(whole["bytes"] / ours["bytes"] for _, _, whole, ours in rounds),
         "ours": {"MiB": ours["bytes"] / MIB, "seconds": ours["seconds"], "embeddings MiB": kept / MIB},
         "rival": {"MiB": whole["bytes"] / MIB, "seconds": whole["seconds"]},
         f"batch of {SMALL}": {"MiB": small["bytes"] / MIB, "longest MiB": longest["bytes"] / MIB},

@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.wording import markdown_table
 from tests.bench.gradcache import ALLOCATOR, MIB, peak
+from tests.bench.turns import ratio, side_by_side, spread, turns
 
 SIZES = {
     "embed": (10_000, 20_000, 40_000),
@@ -45,24 +46,22 @@ def growth(directory: Path) -> dict[str, Any]:
             for one, size in zip(table[-len(found) :], found, strict=True):
                 one |= size
         print(f"growth: {table[-len(found) :]}", file=sys.stderr, flush=True)
-    flat = sorted(one["flat"]["median"] for one in table if one["rows"] > SIZES[one["work"]][0])
-    return {"ratio": {"min": flat[0], "median": median(flat), "max": flat[-1]}, "section": section(table)}
+    grown = [one for one in table if one["rows"] > SIZES[one["work"]][0]]
+    return side_by_side(grown, section(table), "work", "rows")
 
 
 def section(table: list[dict[str, Any]]) -> str:
     """The measurements as Markdown."""
     lines = [["work", "rows", "µs a row", "time at the smallest by it", "in the rounds", "MiB above"]]
     for one in table:
-        flat = one["flat"]
-        told = [f"{one['µs']:,.3g}", f"{flat['median']:.2f}", f"{flat['min']:.2f} to {flat['max']:.2f}"]
-        lines.append([one["work"], f"{one['rows']:,}", *told, f"{one['MiB']:,.0f}"])
+        told = [f"{one['ours']['µs']:,.3g}", *spread(one["ratio"]), f"{one['MiB']:,.0f}"]
+        lines.append([one["work"], f"{one['rows']:,}", *told])
     told = f"Searches compare vectors of {DIM} values; a step's time is that of drawing, looking up and collating it."
     return f"{told}\n\n{markdown_table(lines)}"
 
 
 def measured(case: dict[str, Any]) -> list[dict[str, Any]]:
     """One kind of work at all its sizes, in this process."""
-    from tests.bench.__main__ import ratio, turns
 
     sizes, make = SIZES[case["work"]], WORK[case["work"]]
     runs = {size: make(case, size) for size in sizes}
@@ -73,8 +72,10 @@ def measured(case: dict[str, Any]) -> list[dict[str, Any]]:
         return [{"MiB": peak(run) - kept / MIB} for run, kept in runs.values()]
     seconds = turns({size: run for size, (run, _) in runs.items()}, ROUNDS)
     each = {size: [one / count(size) for one in times] for size, times in seconds.items()}
+    micros = {size: {"µs": 1e6 * median(times)} for size, times in each.items()}
+    smallest = {"rival": micros[sizes[0]]}
     return [
-        {"work": case["work"], "rows": size, "µs": 1e6 * median(times), "flat": ratio(each[sizes[0]], times)}
+        {"work": case["work"], "rows": size, "ours": micros[size], **smallest, "ratio": ratio(each[sizes[0]], times)}
         for size, times in each.items()
     ]
 

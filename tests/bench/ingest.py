@@ -22,6 +22,7 @@ from typing import Any
 
 from pipeline.wording import markdown_table
 from tests.bench.embed import photo
+from tests.bench.turns import ratio, side_by_side, speeds, turns
 
 PICTURES, ROWS, ROUNDS = 1200, 60_000, 5
 FOLDER = """
@@ -60,8 +61,7 @@ def ingest(directory: Path) -> dict[str, Any]:
         table = measure("pictures, 640 × 480", partial(stage, photos), others, PICTURES)
         table += measure("rows of text", partial(stage, texts), {"one process": partial(plain_rows, texts)}, ROWS)
         empty = seconds_of_little(directory)
-    found = sorted(one["ratio"]["median"] for one in table)
-    return {"ratio": {"min": found[0], "median": median(found), "max": found[-1]}, "section": section(table, empty)}
+    return side_by_side(table, section(table, empty), "kind", "beside")
 
 
 def told(number: int) -> str:
@@ -71,13 +71,12 @@ def told(number: int) -> str:
 
 def measure(kind: str, ours: Callable[[], Any], others: dict[str, Callable[[], Any]], count: int) -> list[dict]:
     """All sides on one kind, in turns."""
-    from tests.bench.__main__ import ratio, turns
 
     seconds = turns({"ours": ours, **others}, ROUNDS)
     table = []
     for name in others:
-        rates = [count / median(seconds[side]) for side in ("ours", name)]
-        table.append({"kind": kind, "rival": name, "rates": rates, "ratio": ratio(seconds[name], seconds["ours"])})
+        rates = {side: {"a second": count / median(seconds[of])} for side, of in (("ours", "ours"), ("rival", name))}
+        table.append({"kind": kind, "beside": name, **rates, "ratio": ratio(seconds[name], seconds["ours"])})
         print(f"ingest: {table[-1]}", file=sys.stderr, flush=True)
     return table
 
@@ -151,10 +150,7 @@ def by_datasets(python: str, photos: Path, workers: int) -> Iterator[Callable[[]
 def section(table: list[dict[str, Any]], empty: float) -> str:
     """The measurements as Markdown; `empty` is the seconds of one picture."""
     lines = [["source", "beside", "a second", "there", "ratio", "in the rounds"]]
-    for one in table:
-        rates, ratio = [f"{rate:,.0f}" for rate in one["rates"]], one["ratio"]
-        spread = f"{ratio['min']:.2f} to {ratio['max']:.2f}"
-        lines.append([one["kind"], one["rival"], *rates, f"{ratio['median']:.2f}", spread])
+    lines += [[one["kind"], one["beside"], *speeds(one)] for one in table]
     told = f"{PICTURES:,} JPEG files, {ROWS:,} rows; the stage's cluster and the process of `datasets` have started."
     told += f" One picture takes the stage {empty:.1f} s: its passes over the rows, and their workers."
     return f"{told}\n\n{markdown_table(lines)}"

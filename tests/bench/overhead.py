@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.wording import markdown_table
 from tests.bench.made import ROOT, arguments, call
+from tests.bench.turns import ratio
 
 ROUNDS = 5
 WHOLE = "the whole run"
@@ -23,13 +24,12 @@ WHOLE = "the whole run"
 
 def overhead(directory: Path) -> dict[str, Any]:
     """Seconds of the bare loops of a whole run against the run's."""
-    from tests.bench.__main__ import ratio
-
     rounds = [one_round() for _ in range(ROUNDS)]
     names = list(rounds[0])
     found = {name: [[one[name][side] for one in rounds] for side in (0, 1)] for name in names}
     bare = {name: ratio(alone, whole) for name, (whole, alone) in found.items()}
-    return {"ratio": bare[WHOLE], "section": section(found, bare)}
+    ours, rival = ({name: median(both[side]) for name, both in found.items()} for side in (0, 1))
+    return {"ratio": bare[WHOLE], "ours": ours, "rival": rival, "section": section(found, bare)}
 
 
 def one_round() -> dict[str, tuple[float, float]]:

@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.wording import markdown_table
 from tests.bench.made import ROOT, call, made
 from tests.bench.plain_search import K, Plain
+from tests.bench.turns import ratio, side_by_side, speeds, turns
 
 MANY, SINGLE, ROUNDS = 64, 16, 5
 WANT = "image"
@@ -53,20 +54,14 @@ def search(directory: Path) -> dict[str, Any]:
         table = [measure(name, *run) for name, run in runs.items()]
     profile = shares(runs["retriever, 64"][0], "tokens, reading what was found, Python")
     table += [measure(f"command, {count}", *commands(directory, place, given, queries[:count])) for count in (1, MANY)]
-    found = sorted(one["ratio"]["median"] for one in table)
-    return {
-        "ratio": {"min": found[0], "median": median(found), "max": found[-1]},
-        "section": f"{section(table)}\n\nWhere the time of 64 goes in the retriever: {profile}.",
-    }
+    return side_by_side(table, f"{section(table)}\n\nWhere the time of 64 goes in the retriever: {profile}.", "case")
 
 
 def measure(name: str, ours: Callable[[], Any], rival: Callable[[], Any], count: int) -> dict[str, Any]:
     """A case, in turns."""
-    from tests.bench.__main__ import ratio, turns
-
     seconds = turns({"ours": ours, "rival": rival}, ROUNDS)
-    each = {side: 1e3 * median(times) / count for side, times in seconds.items()}
-    found = {"case": name, "ms": each, "ratio": ratio(seconds["rival"], seconds["ours"])}
+    each = {side: {"ms each": 1e3 * median(times) / count} for side, times in seconds.items()}
+    found = {"case": name, **each, "ratio": ratio(seconds["rival"], seconds["ours"])}
     print(f"search: {found}", file=sys.stderr, flush=True)
     return found
 
@@ -133,9 +128,7 @@ def commands(
 def section(table: list[dict[str, Any]]) -> str:
     """The measurements as Markdown."""
     lines = [["queries", "ms each", "plain script", "ratio", "in the rounds"]]
-    for one in table:
-        ms, ratio = [f"{one['ms'][side]:,.1f}" for side in ("ours", "rival")], one["ratio"]
-        lines.append([one["case"], *ms, f"{ratio['median']:.2f}", f"{ratio['min']:.2f} to {ratio['max']:.2f}"])
+    lines += [[one["case"], *speeds(one, digits=1)] for one in table]
     told = (
         "The same student by sentence-transformers, the same vectors in a flat FAISS index; the script beside HTTP is"
         " asked in its own process. A command's time holds its start."

@@ -22,6 +22,7 @@ from statistics import median
 from typing import Any
 
 from stages.contract.params import cores
+from tests.bench.turns import span
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "performance.md"
@@ -152,10 +153,9 @@ def serve(directory: Path) -> dict[str, Any]:
     store = find_store(directory)
     with server(32, store) as ours, server(1, store) as rival:
         pairs = [[asyncio.run(ask(url, 32, "text", SECONDS)) for url in (ours, rival)] for _ in range(ROUNDS)]
-    ratios = sorted(one.rate / other.rate for one, other in pairs)
     rates = [median(pair[side].rate for pair in pairs) for side in (0, 1)]
     return {
-        "ratio": {"min": ratios[0], "median": median(ratios), "max": ratios[-1]},
+        "ratio": span(one.rate / other.rate for one, other in pairs),
         "ours": {"queries per second": rates[0], "mean batch": median(one.batch for one, _ in pairs)},
         "rival": {"queries per second": rates[1]},
     }

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.wording import markdown_table
 from tests.bench.made import ROOT, call, made
+from tests.bench.turns import ratio, turns
 
 ROUNDS = 5
 OPENED = """
@@ -24,8 +25,6 @@ connect({uri!r}, create=False).get_experiment_by_name("puma")
 
 def starts(directory: Path) -> dict[str, Any]:
     """Seconds of a run whose stages are all cached, against those of opening MLflow alone."""
-    from tests.bench.__main__ import ratio, turns
-
     run = [sys.executable, str(ROOT / "pipeline" / "run.py"), *made()]
     uri = made()[-1].removeprefix("tracking_uri=")
     commands = {
@@ -35,8 +34,9 @@ def starts(directory: Path) -> dict[str, Any]:
     }
     found = turns({name: partial(call, command) for name, command in commands.items()}, ROUNDS)
     cached, _, opened = found.values()
-    told = {name: {"seconds": median(times)} for name, times in found.items()}
-    return {"ratio": ratio(opened, cached), **told, "section": section(found)}
+    seconds = [{name: median(times)} for name, times in found.items()]
+    sides = {"ours": seconds[0] | seconds[1], "rival": seconds[2]}
+    return {"ratio": ratio(opened, cached), **sides, "section": section(found)}
 
 
 def section(found: dict[str, list[float]]) -> str:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.wording import markdown_table
-from tests.bench.embed import speeds, spread, write_student
+from tests.bench.embed import write_student
+from tests.bench.turns import compare, side_by_side, speeds
 
 BATCH, CHUNK = 64, 16
 RATE = 1e-6
@@ -33,7 +34,7 @@ def train(directory: Path) -> dict[str, Any]:
         in_ranks(1, "tests.bench.train", case | {"measure": measure}, environment)
         found[measure] = json.loads(Path(case["result"]).read_text())
     table = [timed | taken for timed, taken in zip(found["time"], found["memory"], strict=True)]
-    return {"ratio": spread(table), "section": section(table)}
+    return side_by_side(table, section(table), "pairs", "loss")
 
 
 def section(table: list[dict[str, Any]]) -> str:
@@ -46,7 +47,6 @@ def section(table: list[dict[str, Any]]) -> str:
 
 def measure(student: Path, what: str) -> list[dict[str, Any]]:
     """`what`, time or memory, of all cases, in this process."""
-    from tests.bench.__main__ import compare
     from tests.bench.floor import shares
     from tests.bench.gradcache import peak
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.wording import markdown_table
 from tests.bench.made import made
+from tests.bench.turns import ratio, side_by_side, speeds, turns
 
 ROUNDS, CONNECTIONS, TEXTS = 5, 16, 64
 NAME = "puma"
@@ -39,8 +40,7 @@ def vllm(directory: Path) -> dict[str, Any]:
     asked = requests(model)
     with serve.server(32, place.removeprefix("store=")) as ours, vllm_server(model, directory, free_port()) as theirs:
         table = [measure(case, ours, theirs, *bodies) for case, bodies in asked.items()]
-    found = sorted(one["ratio"]["median"] for one in table)
-    return {"ratio": {"min": found[0], "median": median(found), "max": found[-1]}, "section": section(table)}
+    return side_by_side(table, section(table), "case")
 
 
 def requests(model: Path) -> dict[str, tuple[Bodies, Bodies, int]]:
@@ -64,8 +64,6 @@ def requests(model: Path) -> dict[str, tuple[Bodies, Bodies, int]]:
 
 def measure(case: str, ours: str, theirs: str, our_bodies: Bodies, their_bodies: Bodies, connections: int) -> dict:
     """A case, in turns; SystemExit where the vectors differ."""
-    from tests.bench.__main__ import ratio, turns
-
     runs = {
         "ours": partial(embed, ours, our_bodies, connections),
         "rival": partial(embed, theirs, their_bodies, connections),
@@ -75,8 +73,8 @@ def measure(case: str, ours: str, theirs: str, our_bodies: Bodies, their_bodies:
     if cosine < CLOSE:
         raise SystemExit(f"vllm: {case}: least cosine {cosine:.6f} between the servers' vectors")
     seconds = turns(runs, ROUNDS)
-    rates = {side: len(vectors[0]) / median(times) for side, times in seconds.items()}
-    found = {"case": case, "rates": rates, "ratio": ratio(seconds["rival"], seconds["ours"]), "cosine": cosine}
+    rates = {side: {"texts per second": len(vectors[0]) / median(times)} for side, times in seconds.items()}
+    found = {"case": case, **rates, "ratio": ratio(seconds["rival"], seconds["ours"]), "cosine": cosine}
     print(f"vllm: {found}", file=sys.stderr, flush=True)
     return found
 
@@ -106,8 +104,5 @@ async def ask_all(url: str, bodies: Bodies, connections: int) -> list[np.ndarray
 def section(table: list[dict[str, Any]]) -> str:
     """The measurements as Markdown."""
     lines = [["requests", "texts/s", "vLLM", "ratio", "in the rounds", "least cosine"]]
-    for one in table:
-        rates, ratio = [f"{one['rates'][side]:,.0f}" for side in ("ours", "rival")], one["ratio"]
-        spread = f"{ratio['min']:.2f} to {ratio['max']:.2f}"
-        lines.append([one["case"], *rates, f"{ratio['median']:.2f}", spread, f"{one['cosine']:.6f}"])
+    lines += [[one["case"], *speeds(one), f"{one['cosine']:.6f}"] for one in table]
     return markdown_table(lines)
