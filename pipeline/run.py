@@ -32,7 +32,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     add("--force", default=[], metavar="S", action="append", help="run this stage even if it is cached")
     add("--ignore-code", action="store_true", help="take artifacts of other code, where nothing else differs")
     add("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
-    return parser.parse_mixed(arguments)
+    options = parser.parse_mixed(arguments)
+    options.given = list(arguments)
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

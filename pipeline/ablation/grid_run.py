@@ -114,14 +114,17 @@ class GridRun:
         return decisions
 
     def outcome(self, cell: Cell, decisions: list[Decision], connect: Connect) -> Outcome:
-        """What comes of one cell: read from the store, computed, or failed with an earlier one."""
+        """What comes of one cell: read from the store, computed, or failed, perhaps with an earlier one."""
         key = decisions[-1].key
         for decision in decisions:
             if error := self.failed.get((decision.stage, decision.key)):
                 return Outcome(key, error=error)
-        if all(decision.action == "cached" for decision in decisions):
-            return self.adopt(cell, decisions)
-        return self.compute(cell, decisions, connect)
+        try:
+            if all(decision.action == "cached" for decision in decisions):
+                return self.adopt(cell, decisions)
+            return self.compute(cell, decisions, connect)
+        except (StageError, InputError) as error:
+            return Outcome(key, error=str(error))
 
     def adopt(self, cell: Cell, decisions: list[Decision]) -> Outcome:
         """A cell that an earlier call finished: a light run in the tracker, so that its tree has no holes."""
@@ -148,7 +151,7 @@ class GridRun:
             for decision in decisions:
                 if run.stages[decision.stage]["action"] == "failed":
                     self.failed[decision.stage, decision.key] = str(error)
-            return Outcome(decisions[-1].key, error=str(error))
+            raise
         artifact = run.artifacts[LAST]
         metrics = artifact.read_json("metrics.json")
         tracker.metrics(headline(metrics["student"]))

@@ -82,7 +82,7 @@ def collect(store: Store, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "applied": options.apply,
         "artifacts": [f"{stage}/{key}" for stage, key in found.artifacts],
-        "leftovers": [path for paths in found.leftovers.values() for path in paths],
+        "leftovers": [entry.path for entries in found.leftovers.values() for entry in entries],
         "skipped": {f"{stage}/{key}": why for (stage, key), why in found.skipped.items()},
         "bytes": found.bytes,
         "copies": copies,

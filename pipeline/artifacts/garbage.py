@@ -40,17 +40,20 @@ class Marks:
     keys: set[Key] = field(default_factory=set)
     attempts: set[tuple[str, str, str]] = field(default_factory=set)
     seen: set[str] = field(default_factory=set)
+    asked: bool = False
 
     def refresh(self) -> None:
         """Marks what the newest `keep` runs, every run under way and the pins name, and what these were made from.
 
-        Asked again it reads only what is new: a run's record names all its keys from the first time it is written.
+        Asked again it reads only what is new, and the record of every run under way: that one names the keys of its
+        stages from the first time it is written, and what they share before it is used.
         Raises StageError where a record, a pin or a marked manifest can't be read.
         """
-        first = not self.seen
         runs = sorted(self.store.read_runs(self._fresh(RUNS)), key=lambda run: run["started"], reverse=True)
-        if first:
+        self.seen -= {f"{RUNS}/{run['id']}.json" for run in runs if run["status"] == "running"}
+        if not self.asked:
             runs = runs[: self.keep] + [run for run in runs[self.keep :] if run["status"] == "running"]
+        self.asked = True
         waiting = {(stage, facts["key"]) for run in runs for stage, facts in run["stages"].items()}
         waiting |= {(name, key) for run in runs for name, key in run.get("shared", ())}
         for pin in read_pins(self.store, self._fresh(PINS)):
@@ -58,7 +61,7 @@ class Marks:
                 self.attempts.add((pin["stage"], pin["key"], pin["attempt"]))
             else:
                 waiting.add((pin["stage"], pin["key"]))
-        self._follow(waiting)
+        self._follow(waiting - self.keys)
         self.keys |= {(stage, key) for stage, key, _ in self.attempts}
 
     def _follow(self, waiting: set[Key]) -> None:
@@ -88,9 +91,14 @@ class Garbage:
     marks: Marks
     grace: float
     artifacts: dict[Key, int] = field(default_factory=dict)
-    leftovers: dict[Key, list[str]] = field(default_factory=dict)
+    leftovers: dict[Key, list[Entry]] = field(default_factory=dict)
     skipped: dict[Key, str] = field(default_factory=dict)
-    bytes: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """The size of all that goes."""
+        dead = sum(entry.size for entries in self.leftovers.values() for entry in entries)
+        return sum(self.artifacts.values()) + dead
 
 
 def find_garbage(store: Store, keep: int, grace: float) -> Garbage:
@@ -109,10 +117,8 @@ def find_garbage(store: Store, keep: int, grace: float) -> Garbage:
             continue
         if manifest and (stage, key) not in found.marks.keys:
             found.artifacts[stage, key] = sum(entry.size for entry in store.objects.files(f"{stage}/{key}"))
-            found.bytes += found.artifacts[stage, key]
         elif dead := dead_files(found, stage, key, manifest):
-            found.leftovers[stage, key] = [entry.path for entry in dead]
-            found.bytes += sum(entry.size for entry in dead)
+            found.leftovers[stage, key] = dead
     return found
 
 
@@ -164,9 +170,10 @@ def delete_artifact(store: Store, garbage: Garbage, key: Key) -> bool:
 
 
 def delete_leftovers(store: Store, garbage: Garbage, key: Key) -> None:
-    """Deletes the files of dead attempts, as far as they still are dead."""
+    """Deletes the files of dead attempts, as far as they still are dead; others are no leftovers any more."""
     dead = {entry.path for entry in dead_files(garbage, *key, read_manifest(store.objects, *key))}
-    store.objects.remove([path for path in garbage.leftovers[key] if path in dead])
+    garbage.leftovers[key] = [entry for entry in garbage.leftovers[key] if entry.path in dead]
+    store.objects.remove([entry.path for entry in garbage.leftovers[key]])
 
 
 def drop_empty(store: Store, key: Key, lease: leases.Lease) -> None:

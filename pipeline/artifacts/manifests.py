@@ -58,6 +58,11 @@ def decode(data: bytes, where: str, stage: str, key: str) -> dict[str, Any]:
     return manifest
 
 
+def encode_run(record: Mapping[str, Any]) -> bytes:
+    """The record of a run as it is stored."""
+    return json.dumps(record, indent=1, ensure_ascii=False).encode()
+
+
 def decode_run(data: bytes, where: str) -> dict[str, Any]:
     """The record of a run in `data`, which was read at `where`. Raises StageError where it holds something else."""
     try:

@@ -37,6 +37,7 @@ from pipeline.artifacts.manifests import (
     Manifests,
     decode_run,
     encode,
+    encode_run,
     read_manifest,
 )
 from pipeline.artifacts.objects import THREADS, Objects, translate_os_errors
@@ -139,7 +140,7 @@ class Store:
     def write_run(self, run: Mapping[str, Any]) -> None:
         """Records a pipeline run under its `id`; writing it again replaces the record."""
         self.objects.prepare()
-        self.objects.put(f"{RUNS}/{run['id']}.json", json.dumps(run, indent=1, ensure_ascii=False).encode())
+        self.objects.put(f"{RUNS}/{run['id']}.json", encode_run(run))
 
     def record(self, run: str) -> Path:
         """Where the record of a pipeline run lies in a local store, whatever the current directory."""

@@ -32,9 +32,9 @@ def launch(options: argparse.Namespace, answer: dict[str, Any]) -> None:
     config = with_student(load_config(options.recipe, options.overrides))
     stages = stages_of(config)
     store = open_store(config.store, config.store_endpoint)
-    command = shlex.join(["python", "pipeline/run.py", "--recipe", options.recipe, *options.overrides])
+    every_stage = shlex.join(["python", "pipeline/run.py", "--recipe", options.recipe, *options.overrides])
     forced = tuple(options.force)
-    selection = Selection(options.only, options.start, options.until, forced, options.ignore_code, command)
+    selection = Selection(options.only, options.start, options.until, forced, options.ignore_code, every_stage)
     check_labels(config, select(stages, selection)[0])
     manifests = store.manifests()
     decisions = plan(stages, config, manifests, read_sources(stages, config), selection, store.started)
@@ -48,6 +48,7 @@ def launch(options: argparse.Namespace, answer: dict[str, Any]) -> None:
     check_needs(config, decisions, store)
     if options.plan:
         return
+    command = shlex.join(["python", "pipeline/run.py", *options.given])
     run = new_run(config, store, command, options.recipe, partial(console.print, soft_wrap=True))
     run.check, run.joined = partial(check_artifact, config, decisions), partial(check_cluster, config, decisions)
     answer |= {"stages": run.stages, "metrics": {}, "mlflow": run.tracker.ids()}

@@ -10,7 +10,8 @@ from contextlib import suppress
 from typing import Any
 
 from pipeline.artifacts import leases
-from pipeline.artifacts.manifests import RUNS, decode_run
+from pipeline.artifacts.manifests import RUNS, decode_run, encode_run
+from pipeline.artifacts.objects import Found
 from pipeline.artifacts.processes import has_ended, machine
 from pipeline.artifacts.store import Store
 from stages.contract.context import StageError
@@ -20,25 +21,29 @@ QUIET_SECONDS = 600
 
 
 def mark_killed(store: Store, end_tracked: Callable[[str], None]) -> list[str]:
-    """Gives dead runs their end, in the store and in MLflow (`end_tracked(run id)`); returns their ids."""
+    """Gives dead runs their end, in the store and in MLflow (`end_tracked(run id)`); returns their ids.
+
+    A record that was written since it was read is left as it is: its run lives, or said itself how it ended.
+    """
     marked = []
-    for record, age in recent_runs(store):
-        if record["status"] == "running" and is_dead(store, record, age):
-            store.write_run({**record, "status": "interrupted"})
+    for path, found, record in recent_runs(store):
+        if record["status"] != "running" or not is_dead(store, record, found.age):
+            continue
+        if store.objects.swap(path, encode_run({**record, "status": "interrupted"}), found.tag):
             if run_id := record.get("mlflow", {}).get("run_id"):
                 end_tracked(run_id)
             marked.append(record["id"])
     return marked
 
 
-def recent_runs(store: Store) -> Iterator[tuple[dict[str, Any], float]]:
-    """The newest records and the seconds since each was written."""
+def recent_runs(store: Store) -> Iterator[tuple[str, Found, dict[str, Any]]]:
+    """The newest records: where each lies, how it was read, and what it says."""
     paths = [entry.path for entry in store.objects.files(RUNS) if entry.path.endswith(".json")]
     for path in sorted(paths)[-RECENT:]:
         found = store.objects.read(path)
         with suppress(StageError):  # what holds no record is no killed run; `store.py ls` names it
             if found:
-                yield decode_run(found.data, path), found.age
+                yield path, found, decode_run(found.data, path)
 
 
 def is_dead(store: Store, record: dict[str, Any], age: float) -> bool:

@@ -6,7 +6,7 @@ would have to say for each whether it is needed, and most runs find them there.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,13 +79,16 @@ class SharedArtifacts:
         made_from = {of: {"key": self.inputs[of].key, "attempt": self.inputs[of].attempt} for of in inputs}
         facts = {**self.facts, "parts": parts, "inputs": made_from, "metrics": {}}
         self.announce(name, key)
-        with self.store.locked(name, key, self.say) as lease:
+        with ExitStack() as held:
+            lease = held.enter_context(self.store.locked(name, key, self.say))
             found = self.store.artifact(name, key) if self.store.has(name, key) else None
             if found and found.manifest["inputs"] != made_from:  # an input was written anew since
                 found = None
-            shared = SharedArtifact(self.store, facts, found, lease=lease)
-            if found is None:
+            shared = SharedArtifact(self.store, facts, found)
+            if found:
+                held.close()  # nothing is computed, so nobody has to wait; the run's record protects what was found
+            else:
                 attempts = {of: entry["attempt"] for of, entry in made_from.items()}
-                shared.output = self.store.begin(name, key, inputs=attempts)
+                shared.output, shared.lease = self.store.begin(name, key, inputs=attempts), lease
             self.used.append(shared)
             yield shared

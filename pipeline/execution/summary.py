@@ -3,6 +3,7 @@
 The numbers and their tables are made by the stage `evaluate`; here they are only taken out of its artifact.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 
 from pipeline.artifacts.store import Artifact
@@ -42,10 +43,9 @@ def closing_lines(artifacts: Mapping[str, Artifact], overrides: Sequence[str]) -
     if "features" in artifacts and artifacts["features"].has("depth_curve.png"):
         lines.append(f"depths: {artifacts['features'].local('depth_curve.png')}")
     if "index" in artifacts:
-        store = [override for override in overrides if override.startswith("store=")]
-        lines.append(
-            f"next: {' '.join(['python pipeline/search.py --text', example_query(artifacts['index']), *store])}"
-        )
+        store = [override for override in overrides if override.startswith(("store=", "store_endpoint="))]
+        words = ["python", "pipeline/search.py", "--text", example_query(artifacts["index"]), *store]
+        lines.append(f"next: {shlex.join(words)}")
     return lines
 
 
@@ -53,7 +53,7 @@ def example_query(index: Artifact) -> str:
     """A query that the indexed corpus may answer; what a source of the user's own holds is not known here."""
     config = index.manifest["config"]
     drawn = config["data"]["kind"] == "scenes" and not config["index"]["corpus"]
-    return "'a red circle'" if drawn else "'WHAT YOU LOOK FOR'"
+    return "a red circle" if drawn else "WHAT YOU LOOK FOR"
 
 
 def source_lines(source: str, ingest: Artifact) -> list[str]:

@@ -17,6 +17,8 @@ from stages.model.identity import identify
 if TYPE_CHECKING:
     from stages.search.retriever import Retriever
 
+ENDPOINT = "store_endpoint"
+
 
 def find_index(overrides: Sequence[str]) -> tuple[Store, dict[str, str], str]:
     """The store, {stage: key} of the newest run that agrees with the overrides, and the directory of its student.
@@ -24,7 +26,7 @@ def find_index(overrides: Sequence[str]) -> tuple[Store, dict[str, str], str]:
     The directory is empty where the overrides name no student. Raises InputError, one line, where there is no run.
     """
     place, wanted = read_overrides(overrides)
-    store = open_store(place, wanted.pop("store_endpoint", ""))
+    store = open_store(place, wanted.get(ENDPOINT, ""))
     return store, find_keys(store, place, wanted), wanted.get("student.model", "")
 
 
@@ -44,15 +46,17 @@ def read_overrides(overrides: Sequence[str]) -> tuple[str, dict[str, Any]]:
 def find_keys(store: Store, place: str, wanted: Mapping[str, Any]) -> dict[str, str]:
     """{stage: key} of the newest run that agrees with `wanted` and whose index is committed."""
     committed = store.manifests()["index"]
-    compared = {name: value for name, value in wanted.items() if name != "student.model" or not value}
+    chosen = {name: value for name, value in wanted.items() if name != ENDPOINT}
+    compared = {name: value for name, value in chosen.items() if name != "student.model" or not value}
     for run in sorted(store.runs(), key=lambda run: bool(run.get("grid"))):  # cells of a grid come last
         keys = {name: stage["key"] for name, stage in run["stages"].items()}
         if keys.get("index") in committed and agrees(run["config"], compared) and made_by(store, keys, wanted):
             return keys
-    chosen = [f"{name}={value}" for name, value in wanted.items()]
-    purpose = f" for {' '.join(chosen)}" if chosen else ""
-    chosen += [f"store={place}"] if place != Config().store else []
-    command = shlex.join(["python", "pipeline/run.py", *chosen])
+    overrides = [f"{name}={value}" for name, value in chosen.items()]
+    purpose = f" for {' '.join(overrides)}" if overrides else ""
+    overrides += [f"store={place}"] if place != Config().store else []
+    overrides += [f"{ENDPOINT}={wanted[ENDPOINT]}"] if wanted.get(ENDPOINT) else []
+    command = shlex.join(["python", "pipeline/run.py", *overrides])
     raise InputError(f"no index in {place}{purpose}: run `{command}` first")
 
 

@@ -21,12 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.tracking.events import ensure_experiment
 from pipeline.tracking.link import Link
-from pipeline.tracking.spool import OFFLINE
+from pipeline.tracking.spool import OFFLINE, REGISTERED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-REGISTERED = "registered"  # the tag of a run that registered a student: what it registered
 NOTE_LENGTH = 8000
 
 
@@ -106,11 +105,13 @@ class PipelineRun(StageRun):
     ) -> str | None:
         """Registers the student that `tags` points to; the line that says which version and alias it is.
 
-        See `pipeline.tracking.registry.register_student`. A tag of this run shows later ones that it is done.
+        See `pipeline.tracking.registry.register_student`. A tag of this run shows later ones that it is done,
+        or waits on disk for it; they try again what MLflow refused.
         """
         values = {"name": name, "tags": dict(tags), "metrics": numbers(metrics), "alias": alias}
         message = self.link.send("register", run_id, **values)
-        self.tag(REGISTERED, registration(name, tags, alias))
+        if message or self.link.broken:
+            self.tag(REGISTERED, registration(name, tags, alias))
         return message
 
     def is_registered(self, name: str, tags: Mapping[str, str], alias: str) -> bool:

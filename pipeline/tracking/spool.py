@@ -24,6 +24,7 @@ from pipeline.artifacts.processes import is_running, process_start
 
 KEEP_DAYS = 60
 OFFLINE = "offline-"  # how the ids of runs begin that no server knows yet
+REGISTERED = "registered"  # the tag of a run that registered a student: what it registered
 Event = dict[str, Any]
 
 
@@ -56,36 +57,38 @@ class Spool:
         `apply` sends one event. One that it can't send although the server `answers` is dropped: the server will never
         take it.
         """
-        files = sorted(self.directory.glob("*.jsonl"), key=begun)
-        files = [path for path in files if not alive(path.stem)]
+        files = [path for path in self.directory.glob("*.jsonl") if not alive(path.stem)]
         if not files:
             return 0
         try:
             with FileLock(self.directory / "lock", timeout=0):
+                files = sorted(files, key=begun)  # under the lock: another run may have sent some until here
                 return sum(self._deliver_file(path, apply, answers) for path in files if path.exists())
         except Timeout:  # another run is at it
             return 0
 
     def _deliver_file(self, path: Path, apply: Callable[[Event], Any], answers: Callable[[], bool]) -> int:
         place = path.with_suffix(".sent")
-        sent, arrived, ids = read_json(place, 0), 0, self.ids()
-        lines = path.read_text(encoding="utf-8").splitlines()
+        sent, arrived, ids, unregistered = read_json(place, 0), 0, self.ids(), False
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # a text may hold other ends of lines
         for number, line in enumerate(lines[sent:], start=sent + 1):
             event = parsed(line)
             if waits(event, ids):
                 return arrived
             made = event.get("run", "")  # a run that is refused keeps its own name, by which the rest is refused too
             try:
-                made = apply(renamed(event, ids))
-                arrived += 1
+                if not (unregistered and REGISTERED in event.get("tags", {})):  # else no later run would try again
+                    made = apply(renamed(event, ids))
+                    arrived += 1
             except Exception:  # whatever MLflow or the network may raise
                 if not answers():
                     return arrived
+                unregistered = unregistered or event.get("verb") == "register"
             if event.get("verb") == "create":
                 ids[event["run"]] = made
                 write_json(self.directory / "ids.json", ids)
             write_json(place, number)
-        path.unlink()
+        path.unlink(missing_ok=True)
         place.unlink(missing_ok=True)
         return arrived
 
@@ -93,8 +96,9 @@ class Spool:
         """Deletes what nobody could send for a long time."""
         oldest = time.time() - KEEP_DAYS * 86_400
         for path in self.directory.glob("*.jsonl"):
-            if path.stat().st_mtime < oldest:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another run may send it just now
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
 
 
 def alive(writer: str) -> bool:
@@ -112,9 +116,10 @@ def parsed(line: str) -> Event:
 
 
 def begun(path: Path) -> int:
-    """When the first event of a file happened: a run is made before its processes tell anything."""
-    with path.open(encoding="utf-8") as file:
+    """When the first event of a file happened: a run is made before its processes tell anything. 0 of no file."""
+    with suppress(FileNotFoundError), path.open(encoding="utf-8") as file:
         return parsed(file.readline()).get("at", 0)
+    return 0
 
 
 def waits(event: Event, ids: Mapping[str, str]) -> bool:

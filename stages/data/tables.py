@@ -16,6 +16,7 @@ import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -182,5 +183,6 @@ def _expire(root: Path) -> None:
     """Deletes tables that were not opened for `KEEP_DAYS`. Whoever has one mapped keeps it: the pages stay."""
     oldest = time.time() - KEEP_DAYS * 86_400
     for table in root.iterdir():
-        if table.is_dir() and table.stat().st_mtime < oldest:
-            shutil.rmtree(table, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another process may give the table that it builds its name
+            if table.is_dir() and table.stat().st_mtime < oldest:
+                shutil.rmtree(table, ignore_errors=True)

@@ -45,6 +45,30 @@ def test_the_sweep_leaves_what_came_into_use_meanwhile(store):
     assert store.artifact("ingest", "old").damage() == []
 
 
+def test_what_a_run_under_way_begins_to_share_is_kept(store):
+    shared, waiting = write(store, key="vectors", stage="teacher"), write(store, key="old")
+    record(store, "r1", 1, "running")
+    found = garbage.find_garbage(store, keep=0, grace=0)
+    assert sorted(found.artifacts) == [("ingest", "old"), ("teacher", "vectors")]
+    facts = {"id": "r1", "started": "2026-01-01", "status": "running", "stages": {}}
+    store.write_run({**facts, "shared": [("teacher", "vectors")]})
+    garbage.delete(store, found)
+    assert store.has("teacher", shared.key) and not store.has("ingest", waiting.key)
+    assert found.skipped == {("teacher", "vectors"): "came into use"}
+
+
+def test_only_what_is_deleted_counts_as_freed(store):
+    write(store, key="old")
+    write(store, key="used")
+    store.begin("train", "k1").write_bytes("half", b"123")
+    found = garbage.find_garbage(store, keep=0, grace=-60)
+    sizes = dict(found.artifacts)
+    assert found.bytes == sum(sizes.values()) + 3
+    record(store, "r1", 1, "running", ingest="used", train="k1")
+    garbage.delete(store, found)
+    assert found.bytes == sizes["ingest", "old"]
+
+
 def test_leftovers_of_killed_attempts_go_after_the_grace(store):
     kept = write(store, key="k1")
     store.begin("ingest", "k1", fresh=True).write_bytes("half", b"123")

@@ -155,6 +155,16 @@ def test_a_second_call_computes_nothing_and_needs_no_cluster(ablate, hooks, tmp_
     assert ("a, seed 1", "child", "hit") in done.log
 
 
+def test_a_finished_cell_that_is_damaged_is_reported_in_its_row_and_the_rest_goes_on(ablate, tmp_path):
+    cells = json.loads(ablate("--json").out)["cells"]
+    (damaged,) = (tmp_path / next(cell["uri"] for cell in cells if cell["variant"] == "a")).glob("*/metrics.json")
+    damaged.write_text("{")
+    done = ablate("--output", "tables.md")
+    assert done.code == 1 and "2 of 8 cells failed, first a, seed 0" in done.err and "Traceback" not in done.err
+    text = (tmp_path / "tables.md").read_text()
+    assert "- a, seed 0: " in text and "metrics.json" in text and "| b | 2 | 0.400 ± 0.000 |" in text
+
+
 def test_an_interrupt_keeps_what_is_known_and_the_next_call_goes_on(ablate, hooks, tmp_path):
     def interrupted(context):
         if context.params.train.word == "b":

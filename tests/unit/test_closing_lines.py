@@ -21,6 +21,12 @@ def test_the_next_command_asks_what_the_corpus_may_answer(kind, corpus, query):
     assert lines == [f"next: python pipeline/search.py --text {query} store=s"]
 
 
+def test_the_next_command_names_the_place_of_the_store_as_a_shell_takes_it():
+    index = SimpleNamespace(manifest={"config": {"data": {"kind": "pairs"}, "index": {"corpus": ""}}})
+    (line,) = closing_lines({"index": index}, ["store=s3://b/a shop", "store_endpoint=http://h:9", "seed=1"])
+    assert line.endswith(" 'store=s3://b/a shop' store_endpoint=http://h:9")
+
+
 def test_rows_of_an_own_corpus_that_were_left_out_are_counted():
     config = {"data": {"kind": "scenes"}, "index": {"corpus": "photos"}}
     rejects = {"candidates": 2, "by_reason": {"truncated image": 1, "HEIC needs pillow-heif": 1}}

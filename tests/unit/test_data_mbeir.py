@@ -281,6 +281,13 @@ def test_instructions_are_read_by_column(tmp_path):
     ]
 
 
+def test_an_instruction_may_hold_other_ends_of_lines(tmp_path):
+    told = "Find it\u2028or\u0085not."
+    lines = f"header\r\ntext\ttext\ttoy\t7\t{told}\r\ntext\timage\ttoy\t7\tSeek it.\r\n"
+    write_bytes(tmp_path, mbeir.INSTRUCTIONS_FILE, lines.encode())
+    assert [row["prompts"] for row in mbeir.instructions(tmp_path)] == [[told], ["Seek it."]]
+
+
 @pytest.mark.parametrize("line", ["text\ttext\ttoy", "text\ttext\ttoy\tseven\tp", "sound\ttext\ttoy\t7\tp"])
 def test_a_broken_instruction_line_is_named(tmp_path, line):
     write_bytes(tmp_path, mbeir.INSTRUCTIONS_FILE, f"header\n{line}\n".encode())

@@ -147,6 +147,20 @@ def test_tables_that_nobody_opens_are_deleted_by_the_next_build(artifact, tmp_pa
     assert old.row(0)["dataset_id"] == 1  # what is mapped stays readable
 
 
+def test_a_table_that_another_process_finishes_meanwhile_stops_no_build(artifact, tmp_path, monkeypatch):
+    (tmp_path / "cache" / "other.building").mkdir(parents=True)
+    whole = Path.is_dir
+
+    def finishes(path: Path) -> bool:
+        found = whole(path)
+        if path.name == "other.building":
+            path.rename(path.with_name("other"))
+        return found
+
+    monkeypatch.setattr(Path, "is_dir", finishes)
+    assert len(MappedTable.open(artifact, "candidates", "did", cache=tmp_path / "cache")) == 3000
+
+
 def test_vectors_come_as_arrays(tmp_path):
     directory = tmp_path / "art" / "features"
     directory.mkdir(parents=True)

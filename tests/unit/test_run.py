@@ -76,6 +76,15 @@ def test_a_plan_writes_nothing(command, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+def test_the_record_of_a_run_holds_the_whole_command(command, tmp_path):
+    done = command("--until", "ingest", "--force", "ingest", "--ignore-code", "data.word=two words")
+    (record,) = (tmp_path / "store" / "runs").glob("*.json")
+    words = "python pipeline/run.py --until ingest --force ingest --ignore-code 'data.word=two words'"
+    assert json.loads(record.read_text())["command"] == words
+    (note,) = [entry[2] for entry in done.log if entry[:2] == ("run", "note")]
+    assert f"### Again\n\n```\n{words}\n```" in note
+
+
 def registered(done: SimpleNamespace) -> list[tuple[str, str]]:
     """(name, alias) of each registration so far."""
     return [(entry[2], entry[-1]) for entry in done.log if entry[:2] == ("run", "register")]

@@ -46,6 +46,19 @@ def test_a_run_whose_process_is_gone_is_marked_here_and_in_mlflow(store):
     }
 
 
+def test_a_run_that_ends_while_it_is_looked_at_keeps_its_own_end(store, monkeypatch):
+    record(store, "late", {"machine": "elsewhere", "process": [1, "x"]})
+
+    def finishes(*looked_at) -> bool:
+        record(store, "late", {}, "finished")
+        return True
+
+    monkeypatch.setattr(runs, "is_dead", finishes)
+    ended = []
+    assert runs.mark_killed(store, ended.append) == [] and ended == []
+    assert status(store, "late") == "finished"
+
+
 def test_a_run_of_another_machine_is_dead_when_it_is_quiet_and_holds_no_lease(store):
     elsewhere = {"machine": "elsewhere", "process": [1, "x"]}
     record(store, "fresh", elsewhere)

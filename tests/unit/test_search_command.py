@@ -158,6 +158,14 @@ def test_a_run_without_a_committed_index_is_passed_over(world: dict) -> None:
         find_keys(store, "here", {"seed": 3})
 
 
+def test_the_command_that_makes_an_index_names_the_server_of_the_store(world: dict) -> None:
+    _, wanted = read_overrides(["store_endpoint=http://h:9", "train.loss=mac"])
+    found = find_keys(world["store"], "here", wanted)
+    assert found["index"] == world["artifacts"]["index"].key  # whatever server the run itself was given
+    with pytest.raises(InputError, match=r"=3: run `python .*run.py train.* seed=3 store=here store_e.*=http://h:9`"):
+        find_keys(world["store"], "here", {**wanted, "seed": 3})
+
+
 def test_a_file_of_queries_is_answered_in_its_order(world: dict, capfd: pytest.CaptureFixture) -> None:
     path = world["home"] / "asked.jsonl"
     asked = [{"text": "red", "want": "image"}, {"image": "red.png", "want": "text"}, {"text": "blue", "want": "text"}]

@@ -5,8 +5,9 @@ import os
 
 import pytest
 
-from pipeline.tracking import spool
-from pipeline.tracking.spool import OFFLINE, Spool
+from pipeline.tracking import client, spool
+from pipeline.tracking.client import PipelineRun
+from pipeline.tracking.spool import OFFLINE, REGISTERED, Spool
 
 RUN, STAGE = f"{OFFLINE}run", f"{OFFLINE}stage"
 DRIVER = [
@@ -81,3 +82,52 @@ def test_numbers_of_a_run_that_the_server_refuses_are_dropped(kept, monkeypatch)
     server.apply = lambda event: (_ for _ in ()).throw(ValueError("no"))
     assert delivered(kept, server) == 0
     assert not list(kept.directory.glob("*.jsonl"))
+
+
+def test_a_file_that_another_run_deletes_meanwhile_stops_nobody(kept, monkeypatch):
+    monkeypatch.setattr(spool, "alive", lambda writer: False)
+    (kept.directory / "3-0.jsonl").symlink_to("gone")  # listed, and not there when it is looked at
+    assert delivered(kept, Server()) == 5
+    kept.expire()
+
+
+def test_a_text_with_other_ends_of_lines_arrives_whole(kept, monkeypatch):
+    content, told = "one\u2028two\u0085three\rfour", []
+    kept.write({"verb": "text", "run": "known", "at": 1, "name": "notes.txt", "content": content})
+    monkeypatch.setattr(spool, "alive", lambda writer: writer in ("1-0", "2-0"))
+    assert kept.deliver(told.append, lambda: True) == 1 and told[0]["content"] == content
+
+
+def test_a_run_whose_registration_is_refused_late_is_not_said_to_have_registered(kept, monkeypatch):
+    asked = [{"verb": "register", "run": STAGE, "at": 10}, {"verb": "tags", "run": RUN, "tags": {REGISTERED: "x"}}]
+    with (kept.directory / "1-0.jsonl").open("a") as file:
+        file.writelines(f"{json.dumps(event)}\n" for event in asked)
+    monkeypatch.setattr(spool, "alive", lambda writer: False)
+    server, whole = Server(), Server.apply
+    server.apply = lambda event: 1 / 0 if event["verb"] == "register" else whole(server, event)
+    assert delivered(kept, server) == 5 and server.told == SENT
+    assert not list(kept.directory.glob("*.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("message", "broken", "tagged"), [("registered", False, True), (None, True, True), (None, False, False)]
+)
+def test_only_a_registration_that_arrives_or_waits_is_not_tried_again(monkeypatch, message, broken, tagged):
+    class Answering:
+        def __init__(self, uri, create):
+            self.broken, self.sent = broken, []
+
+        def __call__(self, action):
+            return None
+
+        def deliver(self):
+            pass
+
+        def send(self, verb, run, **values):
+            self.sent.append((verb, *values.get("tags", ())))
+            return message if verb == "register" else "id"
+
+    monkeypatch.setattr(client, "Link", Answering)
+    run = PipelineRun("http://server", "demo", {})
+    assert run.register("puma", {"key": "k"}, {}, "id") == message
+    assert (("tags", REGISTERED) in run.link.sent) is tagged

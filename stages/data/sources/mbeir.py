@@ -145,7 +145,7 @@ def instructions(root: Place) -> list[dict[str, Any]]:
         raise InputError(
             f"{root / INSTRUCTIONS_FILE} is not in UTF-8 (byte {error.start}): save it as UTF-8"
         ) from None
-    for number, line in enumerate(text.splitlines()[1:], start=2):
+    for number, line in enumerate(text.split("\n")[1:], start=2):
         fields = [field.strip() for field in line.split("\t")]
         if not any(fields):
             continue

@@ -1,0 +1,24 @@
+"""Artifacts that several others have in common: written once, and no run waits for one that is there."""
+
+from contextlib import AbstractContextManager
+
+from pipeline.artifacts import leases
+from pipeline.artifacts.store import Store
+from pipeline.execution.shared import SharedArtifact, SharedArtifacts
+
+
+def share(store: Store) -> AbstractContextManager[SharedArtifact]:
+    return SharedArtifacts(store, {}, {}, {}, print)("teacher", "stages.contract.context", [], {})
+
+
+def is_held(store: Store, key: str) -> bool:
+    return leases.holder(store.objects, f"teacher/{key}/{leases.LEASE}") is not None
+
+
+def test_a_shared_artifact_is_held_while_it_is_written_and_not_while_it_is_read(store):
+    with share(store) as writing:
+        assert writing.output is not None and is_held(store, writing.output.key)
+        made = writing.commit()
+    with share(store) as reading:
+        assert reading.output is None and not is_held(store, made.key)
+        assert reading.commit().attempt == made.attempt
