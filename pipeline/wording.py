@@ -1,7 +1,9 @@
 """Pieces of messages that all rooms use."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+
+from stages.evaluation.markdown_table import markdown_table as markdown_table
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -13,12 +15,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def one_line(text: object, length: int = 400) -> str:
     """A text (or an error's) without line breaks, cut to a length that a terminal bears."""
     return " ".join(str(text).split())[:length]
-
-
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """The rows, the first one as head, as a Markdown table."""
-    lines = ["| " + " | ".join(cell.replace("\n", "<br>") for cell in row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
 
 def age_in_words(seconds: float | None) -> str:

@@ -21,7 +21,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +134,7 @@ def embed(
     context: Context, card: Mapping[str, Any], sets: "Sequence[EvaluationSet]", layers: "Mapping[str, ReadOut]"
 ) -> "tuple[dict[str, ExactIndex], dict[str, dict[str, Any]]]":
     """All that models do, in one pool: query vectors to this artifact, the teacher's candidates to theirs, costs."""
-    from stages.distributed.actors import carry_out
+    from stages.distributed.actors import Work, carry_out
     from stages.distributed.queries import query_work, write_asked
     from stages.distributed.teacher import taught
     from stages.distributed.teacher_pools import PoolVectors
@@ -150,8 +149,8 @@ def embed(
     with ExitStack() as stack:
         teacher = PoolVectors.open(context, stack, card, dict.fromkeys(pools.values()))
         work = [*teacher.work, *student_candidates(context, card), *query_work(context, asked, layers)]
-        timing = partial(time_models, asked=asked, filesystem=context.output.filesystem, names=list(models))
-        *_, costs = carry_out(context, models, work, alone=[timing], label="evaluate")
+        timed = {"asked": asked, "filesystem": context.output.filesystem, "names": list(models)}
+        *_, costs = carry_out(context, models, work, alone=[Work(time_models, timed)], label="evaluate")
         vectors = teacher.artifacts(card["rows"])
     context.output.write_json("teacher.json", {name: vectors[layer].key for name, layer in layers.items()})
     indexes = student_indexes(context, card)

@@ -85,7 +85,7 @@ def unused_modules(params: Params) -> tuple[str, ...]:
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; returns its headline metrics."""
     from stages.distributed import lessons, outside
-    from stages.distributed.actors import TEACHER, carry_out, say
+    from stages.distributed.actors import TEACHER, Work, carry_out, say
     from stages.distributed.shards import count_rows
     from stages.evaluation.depth import best_layer
     from stages.model import checkpoint
@@ -102,7 +102,8 @@ def run(context: Context) -> dict[str, Any]:
         say(f"features: layer {chosen} of {depth}, {how}, finds best and teaches")
     who: dict[str, Any] = {"teacher": "outside"} if params.teacher else {"layer": _teaching_layer(chosen, depth)}
     shards = lessons.reading(context, who.get("layer"))
-    timing = [partial(_time_depths, rows=rows, source=context.inputs["ingest"]) for rows in _timed_rows(sample, depth)]
+    timed = partial(_time_depths, source=context.inputs["ingest"])
+    timing = [Work(timed, {"rows": rows}) for rows in _timed_rows(sample, depth)]
     work = [*shards, *reading]
     done = carry_out(context, models, work, alone=timing, label="features")
     files = lessons.shard_counts(context)
@@ -172,10 +173,12 @@ def _sample(context: Context) -> dict[str, "pa.Table"]:
 
 def _sample_work(context: Context, sample: dict[str, "pa.Table"], depth: int) -> list["Work"]:
     """The work that reads the sample by every layer, some batches at a time."""
+    from stages.distributed.actors import Work
+
     layers, rows = tuple(range(1, depth + 1)), context.cluster.batch_size * WINDOW
     read = partial(_read_sample, layers=layers, source=context.inputs["ingest"])
     return [
-        partial(read, table=table.slice(start, rows), side=side)
+        Work(read, {"table": table.slice(start, rows), "side": side})
         for side, table in sample.items()
         for start in range(0, len(table), rows)
     ]

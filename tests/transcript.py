@@ -25,9 +25,10 @@ from stages.export.loaders import vllm_python
 from stages.model.encoder import Encoder
 from stages.model.rows import Row
 from tests.loaders import machine, versions
+from tests.s3.servers import free_port
 from tests.search_world import make_world, write_index
 from tests.serve.conftest import serving
-from tests.serve.test_serving_page import ELSEWHERE, FOREIGN, HERE, blocks, free_port, photo
+from tests.serve.test_serving_page import ELSEWHERE, FOREIGN, HERE, blocks, photo
 from tests.tiny_models import write_student
 from tests.vllm_server import vllm_server
 

@@ -5,7 +5,7 @@ A test compares the file with what this writes, so that the page and the code sa
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from pipeline.config.messages import expected
@@ -13,6 +13,7 @@ from pipeline.config.sections import Config
 from pipeline.config.values import walk_fields, walk_values
 from pipeline.planning.dag import CORPUS, OWN_DATA, STAGES, WITH_OWN_DATA, Stage, keyed_section
 from pipeline.planning.plan import LOCATIONS, PRECISION
+from pipeline.wording import markdown_table
 
 COMMAND = "make settings"
 HEAD = f"""# Settings
@@ -38,7 +39,7 @@ def reference() -> str:
     sections = dict.fromkeys(section_of(path) for path, _ in rows)
     tables = [
         f"## {f'`{section}`' if section else 'The run as a whole'}\n"
-        + table(cells for path, cells in rows if section_of(path) == section)
+        + markdown_table([COLUMNS, *(cells for path, cells in rows if section_of(path) == section)])
         for section in sections
     ]
     return "\n\n".join([HEAD.strip().format(count=len(rows)), *tables]) + "\n"
@@ -55,12 +56,6 @@ def setting_rows() -> Iterator[tuple[str, tuple[str, ...]]]:
     for path, value, is_knob in walk_values(Config()):
         covered = "–" if is_knob else key_part(path)
         yield path, (f"`{path}`", expected(fields[path]), default(value), covered, fields[path].description or "")
-
-
-def table(rows: Iterable[tuple[str, ...]]) -> str:
-    """A Markdown table with one line for each row."""
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
 
 
 def default(value: Any) -> str:

@@ -3,13 +3,15 @@
 A stage says beforehand all that its models are to do: shards of rows to embed and write, a sample to read by every
 layer, a timing. One pool does it all, so a backbone of 7B is loaded once by each actor and not once for each kind of
 work, and a small run pays for one start of a process. A timing waits in its actor until the others have nothing left
-to do: a pool of its own would load the model once more. Work is a picklable function of the actor's `Models`.
+to do: a pool of its own would load the model once more. What much work has in common, such as a manifest with
+thousands of files, each actor gets once, when it starts.
 """
 
 import pickle
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stages.contract.context import Artifact, Context, Where
@@ -20,6 +22,8 @@ from stages.model.loading import load_encoder
 from stages.model.reader import RowReader, Side
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from stages.model.encoder import Encoder
 
 SECONDS_BETWEEN_LINES = 30
@@ -57,8 +61,22 @@ class Models:
         return self._readers[side, source.uri]
 
 
-Work = Callable[[Models], Any]
-"""Picklable, and so is its small result; what is large it writes to a store."""
+@dataclass(frozen=True)
+class Work:
+    """One thing that an actor does. All of it is picklable, and so is its small result; what is large it writes.
+
+    Attributes:
+        call: called with the actor's `Models` and `own`. Work of one kind has the same object here, so that what it
+            holds goes to each actor once: with each work, an artifact of 2,000 files would be 104 kB.
+        own: the arguments, by name, that no other work has.
+    """
+
+    call: Callable[..., Any]
+    own: Mapping[str, Any]
+
+    def __call__(self, models: Models) -> Any:
+        """The result, by these models."""
+        return self.call(models, **self.own)
 
 
 def carry_out(
@@ -78,7 +96,6 @@ def carry_out(
         rows: what texts and pictures are read from; the ingest artifact where none is given.
         label: what progress lines call the work.
     """
-    import pyarrow as pa
     import ray
     import ray.data
 
@@ -86,12 +103,12 @@ def carry_out(
     everything = [*work, *alone]
     if not everything:
         return []
-    tables = [pa.table({"place": [place], "work": [pickle.dumps(one)]}) for place, one in enumerate(everything)]
+    calls, tables = packed(everything)
     several = alone and pool_size(context.cluster)[0] > 1
     progress = beside_driver(Finished, len(everything)) if several else None
     done = ray.data.from_arrow(tables).map_batches(
         _Worker,
-        fn_constructor_args=(progress, len(work), *given),
+        fn_constructor_args=(progress, len(work), calls, *given),
         batch_size=1,
         batch_format="pyarrow",
         **pool_of(context.cluster),
@@ -111,6 +128,17 @@ def carry_out(
         if progress:
             ray.kill(progress)  # also ends the waiting for work that failed
     return [found[place] for place in range(len(everything))]
+
+
+def packed(work: Sequence[Work]) -> "tuple[dict[int, Callable[..., Any]], list[pa.Table]]":
+    """(what work calls, by a number; a table of one row for each work: its place, that number and what it has own)."""
+    import pyarrow as pa
+
+    calls = {id(one.call): one.call for one in work}
+    return calls, [
+        pa.table({"place": [place], "call": [id(one.call)], "own": [pickle.dumps(one.own)]})
+        for place, one in enumerate(work)
+    ]
 
 
 class Finished:
@@ -138,10 +166,13 @@ class Finished:
 
 
 class _Worker:
-    """The actor of the pool. Work from place `alone` on waits for all before it, where `progress` is a `Finished`."""
+    """The actor of the pool: tables of `packed` in, results out.
 
-    def __init__(self, progress: Any, alone: int, *given: Any) -> None:
-        self.progress, self.alone = progress, alone
+    Work from place `alone` on waits for all before it, where `progress` is a `Finished`.
+    """
+
+    def __init__(self, progress: Any, alone: int, calls: Mapping[int, Callable[..., Any]], *given: Any) -> None:
+        self.progress, self.alone, self.calls = progress, alone, calls
         self.models = Models(*given)
         if progress:
             import ray
@@ -152,8 +183,8 @@ class _Worker:
         import pyarrow as pa
 
         results = [
-            pickle.dumps(self._carry_out(place, pickle.loads(work)))
-            for place, work in zip(table["place"].to_pylist(), table["work"].to_pylist(), strict=True)
+            pickle.dumps(self._carry_out(row["place"], Work(self.calls[row["call"]], pickle.loads(row["own"]))))
+            for row in table.to_pylist()
         ]
         return pa.table({"place": table["place"], "result": pa.array(results, pa.large_binary())})
 

@@ -52,7 +52,7 @@ def query_work(context: Context, asked: Sequence[str], layers: Mapping[str, teac
     for compute, written in readings:
         done = set.intersection(*(set(output.adopt(one.prefix)) for one in written))
         write = partial(write_vectors, filesystem=output.filesystem, compute=compute, targets=written)
-        work += [partial(write, path=path) for path in asked if PurePosixPath(path).name not in done]
+        work += [Work(write, {"path": path}) for path in asked if PurePosixPath(path).name not in done]
     return work
 
 

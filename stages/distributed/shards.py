@@ -125,7 +125,7 @@ def shard_work(
         say(f"{first.output.stage}: {len(shards) - len(todo)} of {len(shards)} shards of {first.prefix} were there")
     common = {"filesystem": source.filesystem, "compute": compute, "columns": columns, "keep": keep}
     write = partial(write_shard, targets=tuple(targets), **common)
-    return [partial(write, shard=shard) for shard in todo]
+    return [Work(write, {"shard": shard}) for shard in todo]
 
 
 def write_shard(

@@ -6,6 +6,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from stages.evaluation.markdown_table import markdown_table
+
 IN_NO_KEY = True  # shows what was measured
 
 COLUMNS = (
@@ -23,12 +25,13 @@ def curve_table(curve: dict[str, Any]) -> str:
     """The curve as a Markdown table, a line for each depth, and which of them teaches."""
     full = curve["layers"][-1]["hit@5"]
     head = ["layers", COLUMNS[0][0], "of the full depth", *(column[0] for column in COLUMNS[1:])]
-    lines = [f"| {' | '.join(head)} |", f"|{' ---: |' * len(head)}"]
+    lines = [head]
     for entry in curve["layers"]:
         hit, *costs = (form.format(value(entry)) for _, _, value, form in COLUMNS)
         share = f"{entry['hit@5'] / full:.1%}" if full else "–"
-        lines.append(f"| {' | '.join([str(entry['layers']), hit, share, *costs])} |")
-    return "\n".join([*lines, *(["", f"{teaches(curve['teacher'])}."] if "teacher" in curve else [])])
+        lines.append([str(entry["layers"]), hit, share, *costs])
+    table = markdown_table(lines, text_columns=0)
+    return f"{table}\n\n{teaches(curve['teacher'])}." if "teacher" in curve else table
 
 
 def teaches(chosen: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """The comparison as files: `table.txt` for the terminal, Markdown tables for the tracker's note, and plots."""
 
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -30,6 +30,7 @@ from stages.evaluation.comparison import (
     timed,
     untrained,
 )
+from stages.evaluation.markdown_table import markdown_table
 from stages.evaluation.plots import draw_cost, draw_quality
 
 IN_NO_KEY = True  # shows what was measured
@@ -44,11 +45,11 @@ def write_report(context: Context, metrics: Mapping[str, Any]) -> None:
     """Writes all views into the artifact and shows them in the tracker."""
     texts = {
         "table.txt": terminal_table(metrics),
-        "tables/local.md": markdown_table(set_columns(metrics), set_rows(metrics, "local")),
-        "tables/union.md": markdown_table(set_columns(metrics), set_rows(metrics, "union")),
+        "tables/local.md": set_table(metrics, "local"),
+        "tables/union.md": set_table(metrics, "union"),
     }
     if rows := smaller_rows(metrics):
-        texts["tables/smaller.md"] = markdown_table(SMALLER, rows)
+        texts["tables/smaller.md"] = markdown_table([SMALLER, *rows], text_columns=1)
     for name, text in texts.items():
         context.output.write_bytes(name, text.encode())
         context.tracker.text(name.removeprefix("tables/"), text)
@@ -57,6 +58,11 @@ def write_report(context: Context, metrics: Mapping[str, Any]) -> None:
         figure.savefig(picture, format="png", dpi=120)
         context.output.write_bytes(f"plots/{name}", picture.getvalue())
         context.tracker.figure(name, figure)
+
+
+def set_table(metrics: Mapping[str, Any], scope: str) -> str:
+    """The sets in a scope as a Markdown table."""
+    return markdown_table([set_columns(metrics), *set_rows(metrics, scope)], text_columns=1)
 
 
 def set_columns(metrics: Mapping[str, Any]) -> tuple[str, ...]:
@@ -121,10 +127,3 @@ def caption_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     if is_searched(metrics):
         yield "this is what searches of this run give"
     yield from filter(None, [stored_line(metrics)])
-
-
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers."""
-    first, *lines = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in (columns, *rows))
-    rule = f"| --- |{' ---: |' * (len(columns) - 1)}"
-    return "\n".join([f"| {first} |", rule, *(f"| {line} |" for line in lines)])

@@ -1,13 +1,13 @@
 """Mining hard negatives with the distilled student: the optional first step of the stage `train`.
 
 Inputs: ingest, and the student as distillation left it, which is the previous student that the training starts from.
-Steps: embed the training candidates with it and keep them as Parquet among the stage's work in the store; stream the
-train queries through the same model and, block by block, past the stored candidates (`stages.mining.negatives`).
+Steps: embed the training candidates and the train queries with it, shard by shard, below `mining/` of the artifact to
+be, which goes when all is mined; pass the queries, block by block, past the candidates (`stages.mining.negatives`).
 Outputs in train's artifact: `negatives/`, which says for each query what was chosen, with scores, and what was left
 out and why, `mining.json` with sums and `mining.txt` with examples.
 
 It is a step of `train` and not a stage of its own: its result is only read there, and with it switched off nothing of
-it is in anybody's key. A killed run keeps the parts that were complete.
+it is in anybody's key. A killed run keeps the shards that were embedded, and the negatives once all are mined.
 """
 
 import shutil
@@ -23,16 +23,21 @@ from pyarrow.fs import FileType
 
 from stages.contract.context import Artifact, Attempt, Context, StageError
 from stages.data.keys import hash_ids
-from stages.distributed.embedding import embed_rows
-from stages.distributed.shards import parquet_below
+from stages.distributed.actors import STUDENT, Work, carry_out
+from stages.distributed.embedding import embed_table
+from stages.distributed.shards import Keep, Target, count_rows, cut, files, parquet_below, shard_work
 from stages.mining.audit import examples_of
 from stages.mining.negatives import COLUMNS, Mined, Rule, mine_block
 from stages.model import checkpoint
+from stages.model.reader import Side
 from stages.search.exact import ExactIndex
 
 QUERIES = {"cpu": 8192, "cuda": 65536}
 """Queries that pass the candidates together, by device. Memory as `stages.mining.negatives` has it."""
-QUERY_COLUMNS = ["qid", "dataset_id", "modality", "target_modality", "text", "image_id", "positives"]
+QUERY_COLUMNS = ["split", "qid", "dataset_id", "modality", "target_modality", "text", "image_id", "positives"]
+CANDIDATE_COLUMNS = ["did", "modality", "text", "image_id", "content_id", "pools"]
+EMBEDDED = "mining"
+"""Where models write, in files of the artifact that are gone when it is whole."""
 
 
 def mine_negatives(context: Context, student: Artifact) -> Mined:
@@ -46,8 +51,7 @@ def mine_negatives(context: Context, student: Artifact) -> Mined:
         StageError: there is nothing to mine from, or not one query got a negative.
     """
     output = context.output
-    candidates = _once(output, "candidates", partial(_write_candidates, context, student))
-    negatives = _once(output, "negatives", partial(_write_negatives, context, student, candidates))
+    negatives = _once(output, "negatives", partial(_write_negatives, context, student))
     mined = Mined(output.stage, output.key, tuple(negatives), output.filesystem)
     summary = _summarise(mined)
     if not summary["with negatives"]:
@@ -82,25 +86,56 @@ def _keep(output: Attempt, paths: list[str]) -> None:
             shutil.copyfileobj(mined, kept)
 
 
-def _write_candidates(context: Context, student: Artifact, path: str) -> None:
-    """The training candidates with vectors and hashes: those of the pool `union_train` and those of no pool at all.
+def _write_negatives(context: Context, student: Artifact, path: str) -> None:
+    """The train queries past the candidates, by tasks that each stream the whole pool; what was embedded goes."""
+    output, rule = context.output, context.params.train.mine
+    candidates, queries = embed(context, student)
+    gpus = context.cluster.gpus_per_worker
+    device, resources = ("cuda", {"num_gpus": gpus}) if gpus else ("cpu", {})
+    index = ExactIndex(tuple(candidates), output.filesystem)
+    arguments = {"index": index, "rule": Rule(rule.per_query, rule.margin), "device": device}
+    mined = ray.data.read_parquet(queries, filesystem=output.filesystem).map_batches(
+        _mine, fn_kwargs=arguments, batch_size=QUERIES[device], batch_format="pyarrow", **resources
+    )
+    mined.write_parquet(path, filesystem=output.filesystem)
+    output.filesystem.delete_dir(f"{output.base}/{EMBEDDED}")
 
-    Others are only there to be searched in validation or test, and must not be trained on.
+
+def _mine(table: pa.Table, index: ExactIndex, rule: Rule, device: str) -> pa.Table:
+    return mine_block(table, lambda: index.batches(COLUMNS), rule, device)
+
+
+def embed(context: Context, student: Artifact) -> tuple[list[str], list[str]]:
+    """Files with vectors of the training candidates, and of the train queries.
+
+    Raises:
+        StageError: no candidate may be trained on.
     """
-    ingest = context.inputs["ingest"]
-    stored = ray.data.read_parquet(ingest.files("candidates"), filesystem=ingest.filesystem)
-    columns = ["did", "modality", "text", "image_id", "content_id", "pools"]
-    pooled = stored.select_columns(columns).map_batches(keep_training, batch_format="pyarrow", zero_copy_batch=True)
-    embedded = embed_rows(context, pooled, model=checkpoint.place(student), side="candidate")
-    hashed, filesystem = embedded.map_batches(with_hashes, batch_format="pyarrow"), context.output.filesystem
-    # see `parquet_options`
-    hashed.write_parquet(path, filesystem=filesystem, use_dictionary=["modality"], write_statistics=False)
-    if not parquet_below(filesystem, path):
+    output, ingest = context.output, context.inputs["ingest"]
+    sides: tuple[tuple[Side, str, list[str], Keep, Keep], ...] = (
+        ("candidate", "candidates", CANDIDATE_COLUMNS, keep_training, with_hashes),
+        ("query", "queries", QUERY_COLUMNS, keep_train, without_split),
+    )
+    work: list[Work] = []
+    expected: dict[str, int] = {}
+    for side, rows, columns, keep, finish in sides:
+        shards, prefix = cut(ingest, rows, context.cluster.rows_per_shard), f"{EMBEDDED}/{rows}"
+        target, compute = Target(output, prefix, finish), partial(embed_table, model=STUDENT, side=side)
+        work += shard_work([target], shards, ingest, compute, columns=columns, keep=keep)
+        expected[prefix] = len(shards)
+    carry_out(context, {STUDENT: checkpoint.place(student)}, work, label="mining")
+    candidates, _ = (count_rows(output, prefix, count) for prefix, count in expected.items())
+    if not candidates:
         raise StageError("no candidate is in the pool union_train, so there is nothing to mine; set per_query=0")
+    found, asked = (files(output, prefix) for prefix in expected)
+    return found, asked
 
 
 def keep_training(table: pa.Table) -> pa.Table:
-    """The candidates of the pool that training may use."""
+    """The training candidates: those of the pool `union_train` and those of no pool at all.
+
+    Others are only there to be searched in validation or test, and must not be trained on.
+    """
     wanted = [_trains(pools) for pools in table["pools"].to_pylist()]
     return table.filter(pa.array(wanted, pa.bool_())).drop_columns(["pools"])
 
@@ -110,7 +145,7 @@ def _trains(pools: list[str]) -> bool:
 
 
 def with_hashes(table: pa.Table) -> pa.Table:
-    """The columns that `stages.mining.negatives` reads."""
+    """The columns that `stages.mining.negatives` reads of a candidate."""
     hashed = {
         "did_hash": hash_ids(table["did"].to_pylist()),
         "content_hash": hash_ids(table["content_id"].to_pylist()),
@@ -120,31 +155,14 @@ def with_hashes(table: pa.Table) -> pa.Table:
     return table.select(COLUMNS)
 
 
-def _write_negatives(context: Context, student: Artifact, candidates: list[str], path: str) -> None:
-    """The train queries past the candidates: embedded by actors, mined by tasks that each stream the whole pool."""
-    ingest = context.inputs["ingest"]
-    stored = ray.data.read_parquet(ingest.files("queries"), filesystem=ingest.filesystem)
-    train = stored.map_batches(_train_queries, fn_kwargs={"columns": QUERY_COLUMNS}, batch_format="pyarrow")
-    rule, filesystem = context.params.train.mine, context.output.filesystem
-    embedded = embed_rows(context, train, model=checkpoint.place(student), side="query")
-    gpus = context.cluster.gpus_per_worker
-    device, resources = ("cuda", {"num_gpus": gpus}) if gpus else ("cpu", {})
-    if gpus:  # the actors that embed have them, and give them up at the end alone
-        embedded = embedded.materialize()
-    index = ExactIndex(tuple(candidates), filesystem)
-    arguments = {"index": index, "rule": Rule(rule.per_query, rule.margin), "device": device}
-    mined = embedded.map_batches(
-        _mine, fn_kwargs=arguments, batch_size=QUERIES[device], batch_format="pyarrow", **resources
-    )
-    mined.write_parquet(path, filesystem=filesystem)
+def keep_train(table: pa.Table) -> pa.Table:
+    """The train queries."""
+    return table.filter(pc.equal(table["split"], "train"))
 
 
-def _train_queries(table: pa.Table, columns: list[str]) -> pa.Table:
-    return table.filter(pc.equal(table["split"], "train")).select(columns)
-
-
-def _mine(table: pa.Table, index: ExactIndex, rule: Rule, device: str) -> pa.Table:
-    return mine_block(table, lambda: index.batches(COLUMNS), rule, device)
+def without_split(table: pa.Table) -> pa.Table:
+    """The columns that `stages.mining.negatives` reads of a query."""
+    return table.drop_columns(["split"])
 
 
 def _summarise(mined: Mined) -> dict[str, float]:

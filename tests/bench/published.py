@@ -51,8 +51,7 @@ SETS = (
 )
 CANDIDATES = sum(one.pool for one in SETS)
 TRAIN_QUERIES = 1_150_203
-UPSAMPLED_QUERIES = 1_332_790
-"""Exactly, and after the up-sampling of small sets: UniIR's issue 6."""
+"""Exactly, before the up-sampling of small sets: UniIR's issue 6."""
 UNION_BYTES = 2.43e9
 """Of `mbeir_union_test_cand_pool.jsonl`, in which every candidate stands once."""
 PICTURE_BYTES = 170e9

@@ -8,7 +8,6 @@ cores, so absolute numbers are low ends. `python -m tests.bench.serve` writes th
 
 import asyncio
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pipeline.ablation.document import processor, write_section
 from stages.contract.params import cores
 from tests.bench.turns import span
 
@@ -169,7 +169,7 @@ def write_page() -> None:
             lines = [asyncio.run(ask(ours, count, "text", SECONDS)) for count in CONNECTIONS]
             lines.append(asyncio.run(ask(ours, 32, "picture", SECONDS)))
             lines.append(asyncio.run(ask(ours, CROWD, "text", SECONDS)))
-    put_section(PAGE, "Serving", table(lines, ratio))
+    write_section(PAGE, "bench serve", table(lines, ratio))
 
 
 def table(lines: list[Load], ratio: dict[str, float]) -> str:
@@ -182,6 +182,7 @@ def table(lines: list[Load], ratio: dict[str, float]) -> str:
     date = f"{datetime.now(UTC):%d %B %Y}"
     return "\n".join(
         [
+            "## Serving",
             f"`python -m tests.bench.serve`, {date}, {cores()} cores ({processor()}), the",
             "student and index of `make demo`; client and server share the cores. Each connection asks again as soon",
             f"as it is answered; {SECONDS:g} seconds a line; times in milliseconds.",
@@ -196,24 +197,6 @@ def table(lines: list[Load], ratio: dict[str, float]) -> str:
             "memory stays.",
         ]
     )
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def put_section(page: Path, title: str, content: str) -> None:
-    """Replaces the section `title` of a page, or adds it; the other sections stay as they are."""
-    head, *sections = page.read_text(encoding="utf-8").split("\n## ") if page.exists() else ["# Performance\n"]
-    kept = {section.partition("\n")[0]: section for section in sections}
-    kept[title] = f"{title}\n{content}\n"
-    page.parent.mkdir(exist_ok=True)
-    page.write_text("\n## ".join([head, *kept.values()]), encoding="utf-8")
 
 
 if __name__ == "__main__":

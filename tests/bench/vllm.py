@@ -29,7 +29,7 @@ def vllm(directory: Path) -> dict[str, Any]:
     from pipeline.lookup.indexes import find_index
     from stages.export.loaders import VLLM_PYTHON, vllm_python
     from tests.bench import serve
-    from tests.serve.test_serving_page import free_port
+    from tests.s3.servers import free_port
     from tests.vllm_server import vllm_server
 
     if not vllm_python():

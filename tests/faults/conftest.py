@@ -8,6 +8,7 @@ import pytest
 from tests.faults import servers
 from tests.faults.outcomes import table
 from tests.faults.world import World, reference
+from tests.s3.servers import CREDENTIALS
 
 MADE = pytest.StashKey[list[str]]()
 
@@ -23,7 +24,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> World:
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Bucket]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PUMA_CACHE", str(tmp_path_factory.mktemp("bucket")))
-        for name, value in servers.CREDENTIALS.items():
+        for name, value in CREDENTIALS.items():
             patch.setenv(name, value)
         with servers.bucket_server() as server:
             yield server

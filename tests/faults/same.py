@@ -1,7 +1,6 @@
 """Whether two artifacts hold the same: rows, rankings, weights and numbers; not what tells measured times or names."""
 
 import hashlib
-import io
 import re
 from collections import defaultdict
 from pathlib import PurePosixPath
@@ -60,7 +59,7 @@ def measures(artifact: Artifact) -> dict[str, float]:
 
 
 def weights(artifact: Artifact, path: str) -> dict[str, np.ndarray]:
-    return load(io.BytesIO(artifact.read_bytes(path)).getvalue())
+    return load(artifact.read_bytes(path))
 
 
 def apart(one: dict[str, Any], other: dict[str, Any]) -> float:

@@ -10,15 +10,9 @@ from typing import Any
 import psutil
 
 from tests.faults.world import World
-from tests.s3.servers import Proxy, Request, free_port, moto_server
+from tests.s3.servers import CREDENTIALS, Proxy, Request, free_port, moto_server
 from tests.tracking_server import curves, tracking_server
 
-CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": "test",
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
 HERE = "127.0.0.1"
 OPEN = {"RAY_AUTH_MODE": "disabled"}
 """Ray keeps what it read of the environment when it was imported, where no token was asked for; nodes listen here."""

@@ -25,9 +25,9 @@ from tests.corpus_files import write_pictures
 from tests.mbeir_made import unpack, write_mbeir
 from tests.nodes.outcomes import Outcome, keep
 from tests.nodes.runs import CHECKPOINT, CORPUS, DEMO, HOME, JOINED, SOURCES, STEPS, Run
-from tests.nodes.world import CREDENTIALS, Nodes, Ran, nodes
+from tests.nodes.world import Nodes, Ran, nodes
 from tests.outside_world import drawn_vectors, write_vectors
-from tests.s3.servers import upload
+from tests.s3.servers import CREDENTIALS, upload
 from tests.support import ROOT
 from tests.tiny_models import write_checkpoint
 from tests.tracking_server import curves

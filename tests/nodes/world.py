@@ -21,7 +21,7 @@ from pathlib import Path
 from pipeline.artifacts import s3
 from pipeline.artifacts.store import Store, open_store
 from tests.nodes.runs import HOME, Run
-from tests.s3.servers import wait_for
+from tests.s3.servers import CREDENTIALS, wait_for
 from tests.support import ROOT
 from tests.tracking_server import tracking_server
 
@@ -37,12 +37,6 @@ READY = ".ready"
 TRAINING, EMBEDDING = "RayTrainWorker", "MapWorker"
 """What Ray calls the actors of a training, and those of a pool that holds models."""
 MLFLOW_PORT = 5000
-CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": "test",
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.s3.servers import moto_server
+from tests.s3.servers import CREDENTIALS, moto_server
 from tests.support import ray_cluster
 
 
@@ -16,9 +16,8 @@ def bucket_server() -> Iterator[str]:
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     with pytest.MonkeyPatch.context() as patch, moto_server() as address:
-        for name, value in (("ACCESS_KEY_ID", "test"), ("SECRET_ACCESS_KEY", "test"), ("DEFAULT_REGION", "us-east-1")):
-            patch.setenv(f"AWS_{name}", value)
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
         patch.setenv("AWS_ENDPOINT_URL", address)
         s3.client(address, "us-east-1").create_bucket(Bucket="bucket")
         yield address

@@ -290,3 +290,4 @@ def test_the_audit_has_sums_and_examples(world: dict) -> None:
     assert sum(line.startswith("query 9:") for line in lines) == 2 * TRAINED
     assert any(line.startswith("query 9:900 Something red.") for line in lines)
     assert sum(" negative 9:" in line for line in lines) == summary["negatives"]  # at most three, all of them shown
+    assert not any(entry["path"].startswith("mining/") for entry in world["mining"].manifest["files"])

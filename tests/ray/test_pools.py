@@ -2,7 +2,6 @@
 
 import os
 import time
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,22 +12,11 @@ import ray
 from pyarrow.fs import LocalFileSystem
 
 from stages.contract.params import Cluster
-from stages.distributed.actors import carry_out
-from stages.distributed.embedding import map_with_models
+from stages.distributed.actors import Work, carry_out
 from stages.distributed.shards import Target, count_rows, cut, files, shard_work
 from tests.support import begin
 
 pytestmark = pytest.mark.ray
-
-
-class Placed:
-    """Stands for a model: tells on which GPU it was put."""
-
-    def __init__(self, ingest: str, cluster: Cluster) -> None:
-        self.gpus = ",".join(map(str, ray.get_gpu_ids()))
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        return table.append_column("gpus", pa.array([self.gpus] * len(table)))
 
 
 def unchanged(table: pa.Table) -> pa.Table:
@@ -42,13 +30,6 @@ def context(shared_cluster: None, tmp_path: Path):
     return SimpleNamespace(cluster=cluster, inputs=made.inputs, output=made.output)
 
 
-def test_tables_are_mapped_by_actors_with_a_gpu_each(context):
-    dataset = ray.data.from_arrow(pa.table({"id": range(7)}))
-    mapped = map_with_models(context, dataset, Placed).take_all()
-    assert sorted(row["id"] for row in mapped) == list(range(7))
-    assert {row["gpus"] for row in mapped} == {"0"}
-
-
 def gpu_of(models, table: pa.Table) -> pa.Table:
     """Stands for what models compute: tells on which GPU the actor was put."""
     return table.append_column("gpus", pa.array([",".join(map(str, ray.get_gpu_ids()))] * len(table)))
@@ -59,7 +40,7 @@ def test_work_is_carried_out_by_actors_with_a_gpu_each(context, tmp_path):
     pq.write_table(pa.table({"id": range(7)}), path, row_group_size=2)
     source = SimpleNamespace(files=lambda prefix: [path], filesystem=LocalFileSystem())
     work = shard_work([Target(context.output, "made", unchanged)], cut(source, "x", 2), source, gpu_of, keep=unchanged)
-    assert carry_out(context, {}, work, alone=[partial(answer, value=5)]) == [None] * 4 + [5]
+    assert carry_out(context, {}, work, alone=[Work(answer, {"value": 5})]) == [None] * 4 + [5]
     written = pa.concat_tables(pq.read_table(file) for file in files(context.output, "made"))
     assert written["id"].to_pylist() == list(range(7)) and set(written["gpus"].to_pylist()) == {"0"}
 
@@ -70,8 +51,8 @@ def answer(models, *, value: int) -> int:
 
 def test_timings_wait_in_the_pool_until_all_else_is_done_where_there_are_many_actors(context):
     context.cluster = Cluster(actors=2, gpus_per_worker=0.5)
-    work = [partial(span, seconds=0.5 if place == 3 else 0) for place in range(6)]
-    *done, first, second = carry_out(context, {}, work, alone=[partial(span, seconds=0.3)] * 2)
+    work = [Work(span, {"seconds": 0.5 if place == 3 else 0}) for place in range(6)]
+    *done, first, second = carry_out(context, {}, work, alone=[Work(span, {"seconds": 0.3})] * 2)
     assert max(end for _, _, end in done) < first[1] and first[2] < second[1]
     assert {first[0], second[0]} <= {process for process, _, _ in done}  # no other process loads the model again
 
@@ -86,7 +67,8 @@ def span(models, *, seconds: float) -> tuple[int, float, float]:
 def test_work_that_fails_ends_what_waits_for_it(context):
     context.cluster = Cluster(actors=2, gpus_per_worker=0.5)
     with pytest.raises(Exception, match="broken here"):
-        carry_out(context, {}, [partial(span, seconds=0.5), broken], alone=[partial(span, seconds=0)])
+        work = [Work(span, {"seconds": 0.5}), Work(broken, {})]
+        carry_out(context, {}, work, alone=[Work(span, {"seconds": 0})])
 
 
 def broken(models) -> None:

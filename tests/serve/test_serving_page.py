@@ -20,6 +20,7 @@ from PIL import Image
 
 from stages.export.parity import MINIMUM_COSINE
 from stages.model.rows import Row
+from tests.s3.servers import free_port
 from tests.serve.conftest import Served, serving
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
@@ -121,12 +122,6 @@ def proxy(command: list[str], port: int) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(20)
-
-
-def free_port() -> int:
-    """A port that nobody has."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
 
 
 def check_proxy(url: str) -> None:

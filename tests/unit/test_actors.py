@@ -1,6 +1,7 @@
 """What an actor of the pool does with its work, without Ray around it."""
 
 import pickle
+from functools import partial
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ import torch
 
 from stages.contract import params
 from stages.contract.params import Cluster
-from stages.distributed.actors import Finished, Models, _Worker
+from stages.distributed.actors import Finished, Models, Work, _Worker, packed
 from stages.distributed.embedding import pool_of
 from stages.model.encoder import Encoder
 
@@ -19,14 +20,23 @@ def threads(models) -> int:
     return torch.get_num_threads()
 
 
+def worker_of(work: list[Work], *, progress=None, alone: int, cluster: Cluster) -> tuple[_Worker, pa.Table]:
+    """An actor that is there for this work, and the work in one table."""
+    calls, tables = packed(work)
+    return _Worker(progress, alone, calls, SimpleNamespace(uri=""), {}, cluster), pa.concat_tables(tables)
+
+
+def results(done: pa.Table) -> list:
+    return [pickle.loads(one) for one in done["result"].to_pylist()]
+
+
 def test_a_timing_has_all_cores_of_the_machine(monkeypatch):
     monkeypatch.setattr(params, "cores", lambda: 6)
     before = torch.get_num_threads()
-    worker = _Worker(None, 1, SimpleNamespace(uri=""), {}, Cluster(actors=3))
+    worker, table = worker_of([Work(threads, {})] * 2, alone=1, cluster=Cluster(actors=3))
     try:
         torch.set_num_threads(2)  # as the encoder of one of three actors does
-        done = worker(pa.table({"place": [0, 1], "work": [pickle.dumps(threads)] * 2}))
-        assert [pickle.loads(one) for one in done["result"].to_pylist()] == [2, 6]
+        assert results(worker(table)) == [2, 6]
     finally:
         torch.set_num_threads(before)
 
@@ -71,9 +81,22 @@ def test_work_is_noted_before_its_result_is_out(monkeypatch):
         note=SimpleNamespace(remote=lambda place: f"note of {place}"),
         enter=SimpleNamespace(remote=lambda actor: f"{actor} is there"),
     )
-    worker = _Worker(progress, 2, SimpleNamespace(uri=""), {}, Cluster(actors=2))
-    worker(pa.table({"place": [0, 1], "work": [pickle.dumps(threads)] * 2}))
+    worker, table = worker_of([Work(threads, {})] * 2, progress=progress, alone=2, cluster=Cluster(actors=2))
+    worker(table)
     assert waited_for == ["this one is there", "note of 0", "note of 1"]
+
+
+def length(models, *, common: bytes, more: int) -> int:
+    return len(common) + more
+
+
+def test_what_work_has_in_common_is_sent_once_and_not_with_each():
+    """As a manifest of thousands of files is, in the work of thousands of shards."""
+    call, other = partial(length, common=bytes(100_000)), partial(length, common=b"")
+    work = [*(Work(call, {"more": more}) for more in range(3)), Work(other, {"more": 7})]
+    worker, table = worker_of(work, alone=4, cluster=Cluster())
+    assert table.nbytes < 1000 and list(worker.calls.values()) == [call, other]
+    assert results(worker(table)) == [100_000, 100_001, 100_002, 7]
 
 
 def test_an_actor_is_sent_one_thing_at_a_time(monkeypatch):

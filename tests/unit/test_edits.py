@@ -118,6 +118,7 @@ CODE = {
     "stages/evaluation/plots.py": set(),
     "stages/evaluation/page.py": set(),
     "stages/evaluation/report.py": set(),
+    "stages/evaluation/markdown_table.py": set(),
 }
 """The stages that run for a line of code more in a file, with the default configuration."""
 
@@ -146,6 +147,7 @@ MARKED = {
     "stages/distributed/console.py",
     "stages/evaluation/depth_view.py",
     "stages/evaluation/examples.py",
+    "stages/evaluation/markdown_table.py",
     "stages/evaluation/page.py",
     "stages/evaluation/plots.py",
     "stages/evaluation/report.py",

@@ -5,9 +5,10 @@ import io
 import pytest
 
 from stages.evaluation.comparison import SMALLER, labels, measure_rows, smaller_line, smaller_rows, stored_line
+from stages.evaluation.markdown_table import markdown_table
 from stages.evaluation.measures import MEASURES
 from stages.evaluation.plots import draw_cost, draw_quality
-from stages.evaluation.report import WIDTH, markdown_table, set_columns, set_rows, terminal_table
+from stages.evaluation.report import WIDTH, set_table, terminal_table
 
 NAMES = [f"{dataset}_task{task}" for dataset in ("visualnews", "fashion200k") for task in (0, 3, 6, 7, 8)]
 
@@ -55,7 +56,7 @@ def test_of_a_teacher_that_came_untrained_no_share_is_shown_but_of_costs() -> No
     assert not any("240%" in line for line in lines) and max(map(len, lines)) <= WIDTH
     assert next(line for line in lines if line.strip().startswith("layers")).split()[-1] == "43%"
     assert sum(line.startswith("teacher: as it came, not trained on this data") for line in lines) == 1
-    assert markdown_table(set_columns(shown), set_rows(shown, "union")).splitlines()[-1].endswith("| 0.300 | 0.125 |")
+    assert set_table(shown, "union").splitlines()[-1].endswith("| 0.300 | 0.125 |")
 
 
 def test_the_table_says_how_many_queries_count_as_missed() -> None:
@@ -76,13 +77,15 @@ def test_a_teacher_that_finds_nothing_breaks_no_table() -> None:
 
 
 def test_the_markdown_tables_have_a_line_for_each_set() -> None:
-    lines = markdown_table(set_columns(metrics(NAMES)), set_rows(metrics(NAMES), "local")).splitlines()
+    lines = set_table(metrics(NAMES), "local").splitlines()
     assert len(lines) == 2 + len(NAMES) + 1 and len({line.count("|") for line in lines}) == 1
     assert lines[-1] == "| mean |  |  | 0.050 | 0.200 | 0.450 | 0.500 | 90% |"
 
 
 def test_a_task_may_hold_what_parts_cells() -> None:
-    assert markdown_table(("set", "hit"), [("a | b", "1")]).splitlines()[-1] == r"| a \| b | 1 |"
+    table = markdown_table([("set", "hit"), ("a | b\nc", "1")], text_columns=1)
+    assert table.splitlines() == ["| set | hit |", "| --- | ---: |", r"| a \| b<br>c | 1 |"]
+    assert markdown_table([("set", "hit")]).splitlines()[1] == "| --- | --- |"
 
 
 def smaller(queries: int = 800) -> dict:
@@ -106,7 +109,7 @@ def test_smaller_vectors_have_rows_by_their_bytes() -> None:
         ("64 × float16", "128", "0.400", "0.050", "0.200", "0.025"),
         ("64 × binary", "8", "0.100", "0.350", "0.050", "0.175"),
     ]
-    assert markdown_table(SMALLER, smaller_rows(shown)).splitlines()[-1].startswith("| 64 × binary | 8 | 0.100")
+    assert markdown_table([SMALLER, *smaller_rows(shown)]).splitlines()[-1].startswith("| 64 × binary | 8 | 0.100")
     assert smaller_line(shown).startswith("All 800 queries.")
     shown["student"]["smaller"] = smaller(queries=96)
     assert smaller_line(shown).startswith("96 of 800 queries, evenly spaced.")
@@ -143,7 +146,7 @@ def test_a_student_measured_alone_has_the_same_tables_without_the_teacher() -> N
     alone = {
         name: value for name, value in metrics(NAMES).items() if name not in ("teacher", "asymmetric", "cut", "kept")
     }
-    table = markdown_table(set_columns(alone), set_rows(alone, "local")).splitlines()
+    table = set_table(alone, "local").splitlines()
     assert len({line.count("|") for line in table}) == 1 and len(next(measure_rows(alone))) == 3
     shown = terminal_table(alone)
     assert "0.450" in shown and "teacher" not in shown and "kept" not in shown

@@ -1,14 +1,18 @@
 """Which rows the teacher reads: those that a distillation comes to, whatever its own seed, and none else."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from stages.contract.params import Cluster
 from stages.data.keys import hash_ids
 from stages.distill import Params
 from stages.distributed import lessons
+from stages.distributed.actors import packed
 from stages.learn.sampling import PairSampler
 from tests.loads_world import loads
 from tests.support import begin, rows
@@ -53,6 +57,16 @@ def test_a_query_of_another_split_is_not_read_for_its_name(tmp_path, ingest):
     table = pa.table({"qid": ["9:1", "9:1", "9:2", "9:3"], "split": ["train", "val", "train", "train"]})
     kept = lessons._among_train(table, path, context.output.filesystem)
     assert kept.to_pylist() == [{"qid": "9:1", "split": "train"}, {"qid": "9:2", "split": "train"}]
+
+
+def test_a_shard_to_read_goes_to_its_actor_without_the_manifest_of_its_rows(tmp_path, ingest):
+    ingest.manifest["files of a large corpus"] = "x" * 100_000
+    sections = {"distill": Params(steps=6, batch_size=4), "train": SimpleNamespace(taught=False), "seed": 0}
+    context = begin(tmp_path / "features", "features", {"ingest": ingest}, **sections)
+    context = replace(context, cluster=Cluster(rows_per_shard=4))
+    calls, tables = packed(lessons.reading(context, layer=1))
+    assert len(calls) == 2 and len(tables) == 2 * PAIRS / 4  # for queries and for candidates
+    assert max(table.nbytes for table in tables) < 1000
 
 
 @pytest.mark.parametrize(("layer", "expected"), [(-1, 1), ("auto", 2)])

@@ -1,18 +1,24 @@
 """Mined negatives against a reference that looks at one query and one candidate at a time."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyarrow.fs import LocalFileSystem
 
+from stages.contract.context import StageError
+from stages.contract.params import Cluster
 from stages.data.keys import content_id, hash_ids
 from stages.data.schemas import NEGATIVES
 from stages.mining import mine, negatives
 from stages.mining.negatives import LEFT_OUT, QueryHashes, Rule, mine_block
 from stages.search import exact
+from tests.support import begin
+from tests.training_world import PAIRS, write_ingest
 
 DIM = 8
 
@@ -153,6 +159,54 @@ def test_a_part_of_a_killed_attempt_is_thrown_away_and_a_whole_one_kept(tmp_path
         mine._once(output, "rows", killed)
     for write in (lambda path: Path(path, "whole.parquet").touch(), killed):
         assert mine._once(output, "rows", write) == [str(tmp_path / "mining" / "rows" / "whole.parquet")]
+
+
+class EmbedsLengths:
+    """Stands for the models of an actor: the vector of a row tells how long its text is."""
+
+    batch_size = 4
+
+    def reader(self, side):
+        return SimpleNamespace(rows=lambda table: [(side, len(text or "")) for text in table["text"].to_pylist()])
+
+    def encoder(self, name):
+        return SimpleNamespace(encode=lambda rows, batch: np.array([[n, 1] for _, n in rows], float).reshape(-1, 2))
+
+
+def embed_here(monkeypatch, store: Path, ingest, most: int = 2 * PAIRS) -> tuple[list[str], list[str]]:
+    """`mine.embed` in shards of four rows by this process, which is killed after `most` of them."""
+
+    def carry_out(context, models, work, *, label):
+        for one in work[:most]:
+            one(EmbedsLengths())
+        if most < len(work):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(mine, "carry_out", carry_out)
+    monkeypatch.setattr(mine.checkpoint, "place", lambda artifact: "not loaded")
+    context = replace(begin(store, "train", {"ingest": ingest}), cluster=Cluster(rows_per_shard=4))
+    return mine.embed(context, ingest)
+
+
+def test_shards_that_a_killed_run_embedded_are_taken_over_and_the_rest_is_embedded(tmp_path, monkeypatch, capfd):
+    store = tmp_path / "store"
+    ingest = write_ingest(store, validation=6)
+    with pytest.raises(KeyboardInterrupt):
+        embed_here(monkeypatch, store, ingest, most=4)
+    files = embed_here(monkeypatch, store, ingest)
+    assert "train: 4 of 6 shards of mining/candidates were there" in capfd.readouterr().err
+    candidates, queries = (pa.concat_tables(map(pq.read_table, paths)) for paths in files)
+    assert candidates["did"].to_pylist() == [f"9:{row}" for row in range(PAIRS)]
+    assert candidates.column_names == list(negatives.COLUMNS)
+    assert queries["qid"].to_pylist() == [f"9:{row}" for row in range(PAIRS - 6)]  # the others are for validation
+    assert queries["vector"].to_pylist() == [[len(text or ""), 1] for text in queries["text"].to_pylist()]
+
+
+def test_a_corpus_of_which_nothing_may_be_trained_on_is_refused(tmp_path, monkeypatch):
+    ingest = write_ingest(tmp_path / "store")
+    monkeypatch.setattr(mine, "_trains", lambda pools: False)
+    with pytest.raises(StageError, match="no candidate is in the pool union_train"):
+        embed_here(monkeypatch, tmp_path / "store", ingest)
 
 
 def test_what_is_only_there_to_be_searched_is_not_trained_on():

@@ -77,7 +77,7 @@ def test_a_second_attempt_takes_over_what_is_whole_and_gives_the_same_bytes(tmp_
         work(killed, source, shards[3:4], "broken")
     again = store.begin("features", "k")
     todo = shard_work([Target(again, "made", unchanged)], shards, source, doubled, keep=even)
-    assert [one.keywords["shard"] for one in todo] == shards[3:]
+    assert [one.own["shard"] for one in todo] == shards[3:]
     for one in todo:
         one("models")
     assert content(again) == content(whole)

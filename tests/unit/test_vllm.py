@@ -19,7 +19,8 @@ from stages.export.loaders import VLLM, VLLM_PYTHON, run_stock_loaders
 from stages.export.parity import MINIMUM_COSINE, samples
 from stages.model.rows import Row
 from tests.loaders import BACKBONES, COARSE
-from tests.serve.test_serving_page import ELSEWHERE, HERE, blocks, free_port, photo
+from tests.s3.servers import free_port
+from tests.serve.test_serving_page import ELSEWHERE, HERE, blocks, photo
 from tests.tiny_models import write_student
 from tests.vllm_server import vllm_server
 
