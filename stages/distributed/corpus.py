@@ -55,6 +55,7 @@ class Unfinished:
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; see the module header."""
     from stages.data.sources import corpus_rows
+    from stages.distributed.pools import rate
     from stages.distributed.smaller import store
     from stages.search.backends import build, choose
 
@@ -71,7 +72,7 @@ def run(context: Context) -> dict[str, Any]:
     context.output.write_json("retriever.json", describe(context, counts, written["dim"], model) | precision | made)
     return {
         "rows": counts["rows"],
-        "rows_per_second": counts["rows"] / seconds,
+        **rate(written, counts["rows"], seconds),
         "bytes": written["bytes"],
         "pools": {corpus_rows.POOL: counts["rows"]},
         "rejects": counts["rejects"],
@@ -180,7 +181,7 @@ def keep(context: Context, validated: "ray.data.Dataset", columns: dict[str, dic
 
 
 def embed(context: Context, counts: dict[str, Any], model: Path, prefix: str) -> dict[str, Any]:
-    """Writes vectors and typed metadata columns of the candidates to `prefix/`; see `pools.written`."""
+    """Writes vectors and typed metadata columns of the candidates to `prefix/`; see `pools.written` and `rate`."""
     from stages.data.metadata import finish
     from stages.distributed.actors import STUDENT, carry_out
     from stages.distributed.embedding import embed_table
@@ -196,7 +197,7 @@ def embed(context: Context, counts: dict[str, Any], model: Path, prefix: str) ->
         keep=whole,
     )
     carry_out(context, {STUDENT: context.output.send(model)}, work, rows=own, label="index")
-    return written(context.output, prefix, counts["rows"])
+    return written(context.output, prefix, counts["rows"]) | {"computed": len(work)}
 
 
 def whole(table: "pa.Table") -> "pa.Table":
