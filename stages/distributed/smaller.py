@@ -32,7 +32,7 @@ def store(
         embed: writes the vectors below the prefix that it is given, as float16; see `pools.written`.
 
     Returns:
-        What `embed` gave, its files, bytes and dim those of `embeddings/`, and what `retriever.json` says of the precision.
+        What `embed` gave, with files, bytes and dim of `embeddings/`; and what `retriever.json` says of the precision.
     """
     if name == FLOAT16:
         return embed(EMBEDDINGS), {}
