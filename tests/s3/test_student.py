@@ -1,4 +1,7 @@
-"""A student in a bucket indexes a corpus: found by what a run prints, and given to workers as the artifact it is."""
+"""A student in a bucket indexes a corpus: found by what a run prints, and given to workers as the artifact it is.
+
+And an index there is opened from Python.
+"""
 
 from pathlib import Path
 
@@ -11,8 +14,10 @@ from pipeline.lookup.students import find_student, index_student, with_student
 from pipeline.planning.dag import CORPUS
 from pipeline.planning.plan import plan
 from pipeline.planning.sources import read_sources
+from pipeline.retriever import Retriever, export_router
 from stages.contract.context import InputError
 from stages.distributed.corpus import place_in_store
+from stages.search.backends import FORMAT
 from tests.corpus_files import write_records
 from tests.unit.test_own_student import student
 
@@ -74,3 +79,14 @@ def test_one_that_was_made_again_or_is_not_there_is_refused(bucket, tmp_path):
         find_student(f"{gone.uri}/{gone.attempt}/model", "", endpoint)
     with pytest.raises(InputError, match="there is no artifact train/nothing"):
         find_student(f"{bucket.uri}/train/nothing", "", endpoint)
+
+
+@pytest.mark.parametrize("opened", [Retriever.load, lambda uri, **more: export_router(uri, "nowhere", **more)])
+def test_an_index_is_opened_from_python_at_the_server_that_the_run_wrote_to(bucket, opened, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody is there
+    attempt = bucket.begin("index", "a" * 16)
+    candidates = {"model": "teacher", "key": "gone"}
+    attempt.write_json("retriever.json", {"format": FORMAT, "train": {"key": "gone"}, "candidates": candidates})
+    index = bucket.commit(attempt, {"metrics": {}})
+    with pytest.raises(InputError, match=f"there is no artifact [a-z]+/gone in {bucket.uri}"):
+        opened(index.uri, endpoint=bucket.objects.endpoint)
