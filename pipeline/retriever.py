@@ -25,35 +25,38 @@ class Retriever(retriever.Retriever):
     """A student, its index and what the candidates show; see `stages.search.retriever.Retriever.search`."""
 
     @classmethod
-    def load(cls, uri: str, backend: str = "", student: str = "") -> "Retriever":  # type: ignore[override]
+    def load(  # type: ignore[override]
+        cls, uri: str, backend: str = "", student: str = "", endpoint: str = ""
+    ) -> "Retriever":
         """Opens the index at `uri` with the student that made it.
 
         Args:
             uri: `{store}/index/{key}`.
             backend: exact, lance or faiss instead of the one that the index was made for.
             student: where the student of a corpus of your own lies by now, if it was moved.
+            endpoint: the S3 server of a store in a bucket, as `store_endpoint` of the run.
 
         Raises:
             InputError: there is no index, it is of another student, or what it was made from is gone or newer.
         """
-        store, index = open_uri(uri)
+        store, index = open_uri(uri, endpoint)
         card = read_card(index)
         found = index_student(store, card, student)
         loaded = super().load(index, *index_inputs(store, card), backend=backend, student=found)
         return cast(Retriever, loaded)
 
 
-def open_uri(uri: str) -> tuple[Store, Artifact]:
+def open_uri(uri: str, endpoint: str = "") -> tuple[Store, Artifact]:
     """The store and the index of an address. Raises InputError where it is none of an index."""
     place, _, key = uri.rstrip("/").rpartition("/")
     root, _, stage = place.rpartition("/")
     if stage != "index":
         raise InputError(f"{uri} is not the address of an index, which ends in /index/KEY; store.py ls shows all")
-    store = open_store(root or "/")
+    store = open_store(root or "/", endpoint)
     return store, store.artifact("index", key)
 
 
-def export_router(uri: str, directory: str) -> dict[str, Any]:
+def export_router(uri: str, directory: str, endpoint: str = "") -> dict[str, Any]:
     """Writes student and teacher of the index at `uri` as one directory for `SentenceTransformer(directory)`.
 
     `encode_query` goes through the student, `encode_document` through the teacher at the layer that was indexed.
@@ -61,6 +64,7 @@ def export_router(uri: str, directory: str) -> dict[str, Any]:
     Args:
         uri: `{store}/index/{key}` of a run with `index.candidates=teacher`.
         directory: a new one. The weights of both models are copied to it, so it can be moved and published.
+        endpoint: the S3 server of a store in a bucket, as `store_endpoint` of the run.
 
     Returns:
         The least cosine between what sentence-transformers reads and the pipeline's vectors, for each of the two.
@@ -71,7 +75,7 @@ def export_router(uri: str, directory: str) -> dict[str, Any]:
     from stages.distributed.rotation import read_rotation
     from stages.export.router import write_router
 
-    store, index = open_uri(uri)
+    store, index = open_uri(uri, endpoint)
     card = read_card(index)
     if not holds_teacher(card):
         raise InputError(

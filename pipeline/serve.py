@@ -25,9 +25,9 @@ if __package__ in (None, ""):  # started by its path: the repository, not this d
 from pipeline.terminal import Parser, json_command
 from pipeline.web.server import serve
 from stages.contract.context import InputError
+from stages.search.choice import HELD
 
 PORTS = {"http": 80, "https": 443}  # which browsers leave out
-BACKENDS = ("exact", "lance", "faiss")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--public-url", default="", metavar="URL", help="the page's address behind a proxy")
     add("--no-compare", action="store_true", help="never load the teacher for comparisons")
     add("--batch", type=int, default=32, metavar="N", help="queries answered together (default 32)")
-    add("--backend", default="", choices=BACKENDS, help="what answers, instead of the index's own")
+    add("--backend", default="", choices=tuple(HELD), help="what answers, instead of the index's own")
     add("--ray", action="store_true", help="run on Ray Serve; so does a RAY_ADDRESS")
     add("--replicas", type=int, default=1, metavar="N", help="copies on Ray Serve (default 1)")
     add("overrides", nargs="*", metavar="key=value", help="which run's index, and store=…")

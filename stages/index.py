@@ -57,6 +57,7 @@ def unused_modules(params: Params) -> tuple[str, ...]:
 
 def run(context: Context) -> dict[str, float | dict]:
     """Runs the stage; see the module header."""
+    from stages.distributed.pools import rate
     from stages.distributed.smaller import store
     from stages.search.backends import build, choose
 
@@ -70,14 +71,14 @@ def run(context: Context) -> dict[str, float | dict]:
     context.output.write_json("retriever.json", describe(context, summary, written["dim"]) | precision | made)
     return {
         "rows": summary["rows"],
-        "rows_per_second": summary["rows"] / seconds,
+        **rate(written, summary["rows"], seconds),
         "bytes": written["bytes"],
         "pools": summary["pools"],
     }
 
 
 def embed(context: Context, summary: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Writes the vectors of the pools' candidates to `prefix/`; see `pools.written`."""
+    """Writes the vectors of the pools' candidates to `prefix/`; see `pools.written` and `rate`."""
     if context.params.index.candidates == "student":
         from stages.distributed.pools import embed_pools
 

@@ -175,8 +175,8 @@ def _read_records(context: Context, path: "Place") -> Reading:
         flow.read_chunks(found.root, numbered, partial(read, found, shape=shape), context.output)
         for read in (pairs.read_candidates, pairs.read_queries)
     )
-    queries = flow.merge_queries(queries) if data.kind == "pairs" else queries
-    flow.warn_of_files(found, (candidates, queries))
+    queries = flow.merge_queries(queries, context.output) if data.kind == "pairs" else queries
+    flow.warn_of_files(found, (candidates, queries), context.output)
     pools = flow.distinct(candidates, "pool")
     if len(pools) > MOST_POOLS:
         raise InputError(
@@ -196,13 +196,15 @@ def _ingest(context: Context, source: Reading) -> "Counts":
 
     data, output = context.params.data, context.output
     root, candidates, queries, pools = source.root, source.candidates, source.queries, source.pools
-    flow.say(f"read {queries.count()} query rows and {candidates.count()} rows of {len(pools)} pools from {root}")
+    flow.say(
+        output, f"read {queries.count()} query rows and {candidates.count()} rows of {len(pools)} pools from {root}"
+    )
 
     numbers = flow.take_numbers(candidates, queries, pools)
     images = flow.write_images(output, root, (candidates, queries), numbers, ImageLimits(data.max_pixels))
-    flow.say(f"checked {numbers.path_count} pictures: {images.count} kept, {images.rejects.num_rows} rejected")
+    flow.say(output, f"checked {numbers.path_count} pictures: {images.count} kept, {images.rejects.num_rows} rejected")
     for line in wording.skipped_lines(images.rejects):
-        flow.say(line)
+        flow.say(output, line)
 
     known = flow.survey_candidates(numbers, images, pools, mbeir.implied_unions(pools))
     valid_candidates = flow.validate_candidates(candidates, known, images)
@@ -211,10 +213,10 @@ def _ingest(context: Context, source: Reading) -> "Counts":
     rejects = flow.rejects(valid_candidates, valid_queries, images)
     counts = flow.count(valid_candidates, valid_queries, images, known)
     counts = replace(counts, instructions=source.instructions(counts))
-    flow.say(wording.kept_line(counts))
+    flow.say(output, wording.kept_line(counts))
     wording.refuse(counts, data, rejects, output.work)
     if line := wording.bare_line(counts.stats()["queries"]):
-        flow.say(f"warning: {line}")
+        flow.say(output, f"warning: {line}")
 
     flow.write(output, "candidates", flow.keep(valid_candidates, CANDIDATES), CANDIDATES)
     flow.write(output, "queries", flow.keep(valid_queries, QUERIES), QUERIES)

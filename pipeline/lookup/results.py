@@ -15,8 +15,9 @@ NAME_LENGTH = 60  # of a saved picture's file name
 
 
 def as_json(query: "Query", results: Sequence["Result"], index: str) -> dict[str, Any]:
-    """The answer to one query, as the server gives it too."""
-    return {"results": [result.to_json() for result in results], "query": query.to_json(), "index": index}
+    """The answer to one query, as the server gives it too; queries are the student's."""
+    found = [result.to_json() for result in results]
+    return {"results": found, "query": query.to_json(), "index": index, "model": "student"}
 
 
 def print_table(query: "Query", results: Sequence["Result"], stdout: TextIO) -> None:

@@ -1,8 +1,10 @@
 """Which directory `student.model` means: a registered model, an artifact of the store, or the directory itself.
 
     student.model=models:/puma@champion     the registered student that the alias points to; also models:/puma/3
-    student.model=.puma/store/train/KEY     the student of an artifact
-    student.model=DIRECTORY                 an exported student
+    student.model=.puma/store/train/KEY     the student of an artifact; also s3://bucket/prefix/train/KEY
+    student.model=DIRECTORY                 an exported student; also s3://… as the line `student:` of a run has it
+
+One in a bucket is fetched to this machine's cache; workers of the bucket get it from the artifact (`Attempt.send`).
 
 `student=…` is short for it on the command line.
 """
@@ -18,6 +20,7 @@ from pipeline.tracking.client import resolve_uri
 from stages.contract.context import InputError, StageError
 from stages.model.identity import check_student
 
+BUCKETED = re.compile(r"(?P<root>s3://.+)/(?P<stage>train|distill)/(?P<key>[^/]+)(/(?P<attempt>[^/]+)/model)?/?")
 REGISTERED = re.compile(r"models:/(?P<name>[^@/]+)(@(?P<alias>[^@/]+)|/(?P<version>\d+))")
 
 
@@ -37,6 +40,8 @@ def find_student(reference: str, tracking_uri: str, endpoint: str = "") -> Path:
     """The directory that a reference means. Raises InputError."""
     if reference.startswith("models:"):
         return registered_weights(reference, tracking_uri, endpoint)
+    if reference.startswith("s3://"):
+        return bucket_weights(reference, reference, endpoint)
     path = Path(reference).expanduser()
     if not path.is_dir():
         raise InputError(f"student.model={reference} is not there; give models:/NAME@ALIAS or a student's directory")
@@ -53,19 +58,36 @@ def registered_weights(reference: str, tracking_uri: str, endpoint: str = "") ->
     """The weights of a registered model, which its tag `weights` points to. Raises InputError."""
     place = weights_tag(reference, tracking_uri)
     if place.startswith("s3://"):
-        root, stage, key, attempt, _model = place.rsplit("/", 4)
-        artifact = open_store(root, endpoint).artifact(stage, key)
-        if artifact.attempt != attempt:
-            raise InputError(
-                f"student.model={reference}: {stage}/{key} was made again since this version was registered;"
-                " run the same training again to register what is there, or choose another version"
-            )
-        return Path(artifact.local("model"))
+        return bucket_weights(reference, place, endpoint)
     if not place or not Path(place).is_dir():
         raise InputError(
             f"student.model={reference}: its weights {place or '(no tag)'} are not on this machine; give a directory"
         )
     return Path(place)
+
+
+def bucket_weights(reference: str, place: str, endpoint: str) -> Path:
+    """This machine's copy of a student in a bucket, which `place` names with or without its attempt.
+
+    Raises InputError, which calls it `reference`.
+    """
+    match = BUCKETED.fullmatch(place)
+    if match is None:
+        raise InputError(
+            f"student.model={reference} is no student of a store; give s3://BUCKET/PREFIX/train/KEY, as a run's last"
+            " lines name it, or copy it to a directory"
+        )
+    stage, key, attempt = match["stage"], match["key"], match["attempt"]
+    try:
+        artifact = open_store(match["root"], endpoint).artifact(stage, key)
+        if attempt in (None, artifact.attempt):
+            return Path(artifact.local("model"))
+    except StageError as error:
+        raise InputError(f"student.model={reference}: {error}") from None
+    raise InputError(
+        f"student.model={reference}: {stage}/{key} was made again since;"
+        f" give {match['root']}/{stage}/{key} for what is there, or run the training again to register that"
+    )
 
 
 def weights_tag(reference: str, tracking_uri: str) -> str:

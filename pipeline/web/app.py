@@ -115,7 +115,7 @@ def add_reading_routes(app: FastAPI, engine: Engine, meters: Meters) -> None:
     async def image(image_id: str, request: Request) -> Response:
         """A picture of the index by the id that results name; ids are hashes of the content, so it never changes."""
         try:
-            data, kind = engine.picture(image_id)
+            data, kind = await engine.picture(image_id)
         except KeyError:
             raise HTTPException(404, "the index shows no picture of this id") from None
         headers = {"cache-control": f"private, {FOREVER}", "etag": f'"{image_id}"'}

@@ -66,8 +66,10 @@ class Batcher(Generic[Item, Answer]):
         try:
             return [await waiting.answer for waiting in asked]
         finally:
-            for waiting in asked:  # done already, or this caller gave up
-                waiting.answer.cancel()
+            gave_up = [waiting.answer.cancel() for waiting in asked]  # False of those that are done already
+            if any(gave_up):  # their room is for others, and so is the memory of their pictures
+                self.waiting = [waiting for waiting in self.waiting if not waiting.answer.done()]
+            for waiting in asked:
                 if waiting.answer.done() and not waiting.answer.cancelled():
                     waiting.answer.exception()  # looked at, so that asyncio does not report it as lost
 

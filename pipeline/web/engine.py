@@ -205,11 +205,11 @@ class Engine:
         count = self.student.encoder.collator.count_tokens
         return await asyncio.get_running_loop().run_in_executor(self.decoders, lambda: sum(map(count, rows)))
 
-    def picture(self, image_id: str) -> tuple[bytes, str]:
+    async def picture(self, image_id: str) -> tuple[bytes, str]:
         """Encoded bytes and format of a picture of an indexed candidate. Raises KeyError for any other id."""
         if image_id not in self.shown:
             raise KeyError(image_id)
-        return self.student.picture(image_id)
+        return await asyncio.get_running_loop().run_in_executor(self.decoders, self.student.picture, image_id)
 
     def about(self) -> dict[str, Any]:
         """What is served, in numbers and in some examples."""

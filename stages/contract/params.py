@@ -35,7 +35,9 @@ class Cluster(Section):
     threads: int = Field(0, ge=0, description="torch threads of a process on CPU; 0 divides the cores")
     zero_stage: int = Field(1, ge=0, le=3, description="DeepSpeed ZeRO stage")
     precision: str = Field("auto", pattern="^(auto|fp32|bf16)$", description="auto is bf16 on GPU and fp32 on CPU")
-    max_failures: int = Field(1, ge=-1, description="restarts of a training job from its last checkpoint")
+    max_failures: int = Field(
+        1, ge=-1, description="restarts of a training job from its last checkpoint; 0 is none, -1 as many as it takes"
+    )
     checkpoint_every: int = knob(100, ge=1, description="steps that a killed training repeats at most")
     log_every: int = knob(25, ge=1, description="steps of a training between two lines of its log")
 

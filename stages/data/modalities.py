@@ -1,6 +1,7 @@
 """What a query or a candidate consists of, by M-BEIR's names."""
 
 MODALITIES = ("text", "image", "image,text")
+PREFERRED = ("image", "image,text", "text")  # what is looked for where the person does not say
 
 
 def modality_of(text: object, image: object) -> str:

@@ -55,6 +55,7 @@ class Unfinished:
 def run(context: Context) -> dict[str, Any]:
     """Runs the stage; see the module header."""
     from stages.data.sources import corpus_rows
+    from stages.distributed.pools import rate
     from stages.distributed.smaller import store
     from stages.search.backends import build, choose
 
@@ -71,7 +72,7 @@ def run(context: Context) -> dict[str, Any]:
     context.output.write_json("retriever.json", describe(context, counts, written["dim"], model) | precision | made)
     return {
         "rows": counts["rows"],
-        "rows_per_second": counts["rows"] / seconds,
+        **rate(written, counts["rows"], seconds),
         "bytes": written["bytes"],
         "pools": {corpus_rows.POOL: counts["rows"]},
         "rejects": counts["rejects"],
@@ -98,13 +99,13 @@ def read(context: Context) -> "tuple[ray.data.Dataset, pa.Table]":
     laid = records.lay_out(path, files, work, params.columns.names(), setting=COLUMNS)
     chunks = flow.number_chunks(laid.root, laid.sources)
     rows = flow.read_chunks(laid.root, chunks, partial(corpus_rows.read_rows, laid), output)
-    flow.warn_of_files(laid, (rows,))
+    flow.warn_of_files(laid, (rows,), output)
     none = ray.data.from_arrow(corpus_rows.NO_QUERIES)
     numbers = flow.take_numbers(rows, none, [corpus_rows.POOL])
     images = flow.write_images(output, laid.root, (rows,), numbers, ImageLimits())
-    flow.say(f"checked {numbers.path_count} pictures: {images.count} kept, {images.rejects.num_rows} rejected")
+    flow.say(output, f"checked {numbers.path_count} pictures: {images.count} kept, {images.rejects.num_rows} rejected")
     for line in wording.skipped_lines(images.rejects):
-        flow.say(line)
+        flow.say(output, line)
     known = flow.survey_candidates(numbers, images, [corpus_rows.POOL], {})
     validated = flow.validate_candidates(rows, known, images, validate.validated(UNTYPED))
     bad = validated.map_batches(
@@ -150,12 +151,14 @@ def tally(context: Context, validated: "ray.data.Dataset", bad_pictures: "pa.Tab
         raise StageError(
             f"{lost} of {total} rows of index.corpus={place} are bad: {reasons}; correct the rows or leave them out"
         )
-    flow.say(f"{total - lost} rows kept, {lost} left out ({reasons})" if lost else f"{total} rows kept")
+    flow.say(
+        context.output, f"{total - lost} rows kept, {lost} left out ({reasons})" if lost else f"{total} rows kept"
+    )
     kinds = validated.map_batches(metadata.kinds, batch_size=None, batch_format="pyarrow").to_arrow_refs()
     found = [row for table in ray.get(kinds) for row in table.to_pylist()]
     named = metadata.name_columns(found)
     for line in metadata.spoiled(found):
-        flow.say(f"warning: {line}; correct them and index again to filter by numbers")
+        flow.say(context.output, f"warning: {line}; correct them and index again to filter by numbers")
     if len(named) > MOST_COLUMNS:
         raise StageError(
             f"index.corpus={place} has {len(named)} columns of metadata, {MOST_COLUMNS} is the most; leave some out"
@@ -178,7 +181,7 @@ def keep(context: Context, validated: "ray.data.Dataset", columns: dict[str, dic
 
 
 def embed(context: Context, counts: dict[str, Any], model: Path, prefix: str) -> dict[str, Any]:
-    """Writes vectors and typed metadata columns of the candidates to `prefix/`; see `pools.written`."""
+    """Writes vectors and typed metadata columns of the candidates to `prefix/`; see `pools.written` and `rate`."""
     from stages.data.metadata import finish
     from stages.distributed.actors import STUDENT, carry_out
     from stages.distributed.embedding import embed_table
@@ -194,7 +197,7 @@ def embed(context: Context, counts: dict[str, Any], model: Path, prefix: str) ->
         keep=whole,
     )
     carry_out(context, {STUDENT: context.output.send(model)}, work, rows=own, label="index")
-    return written(context.output, prefix, counts["rows"])
+    return written(context.output, prefix, counts["rows"]) | {"computed": len(work)}
 
 
 def whole(table: "pa.Table") -> "pa.Table":

@@ -1,6 +1,6 @@
 """The candidates of the evaluation pools: which of them are embedded, and whether all of them arrived."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,10 @@ CANDIDATE_COLUMNS = ["did", "dataset_id", "modality", "text", "image_id", "pools
 
 
 def embed_pools(context: Context, summary: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Embeds the candidates of the summary's pools into `prefix/`, shard by shard; see `written`."""
+    """Embeds the candidates of the summary's pools into `prefix/`, shard by shard; see `written` and `rate`."""
     work = student_work(context, prefix, summary["pools"])
     carry_out(context, {STUDENT: checkpoint.place(context.inputs["train"])}, work, label="index")
-    return written(context.output, prefix, summary["rows"])
+    return written(context.output, prefix, summary["rows"]) | {"computed": len(work)}
 
 
 def student_work(context: Context, prefix: str, pools: Iterable[str]) -> list[Work]:
@@ -58,3 +58,12 @@ def written(output: Attempt, name: str, expected: int) -> dict[str, Any]:
     dim = pq.read_schema(paths[0], filesystem=output.filesystem).field("vector").type.list_size
     size = sum(info.size for info in output.filesystem.get_file_info(paths))
     return {"files": paths, "bytes": size, "dim": dim}
+
+
+def rate(made: Mapping[str, Any], rows: int, seconds: float) -> dict[str, float]:
+    """Rows embedded each second, as a metric; nothing where a killed run or another had embedded a part of them.
+
+    Args:
+        made: `files` as `written` gives them, and `computed`, how many of these this run has computed.
+    """
+    return {"rows_per_second": rows / seconds} if made["computed"] == len(made["files"]) else {}

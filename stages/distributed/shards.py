@@ -22,8 +22,6 @@ from stages.distributed.actors import Models, Work, say
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROWS = 2048
-
 Keep = Callable[["pa.Table"], "pa.Table"]
 
 

@@ -32,7 +32,7 @@ def store(
         embed: writes the vectors below the prefix that it is given, as float16; see `pools.written`.
 
     Returns:
-        Files, bytes and dim, as `pools.written` has them, and what `retriever.json` says of the precision.
+        What `embed` gave, with files, bytes and dim of `embeddings/`; and what `retriever.json` says of the precision.
     """
     if name == FLOAT16:
         return embed(EMBEDDINGS), {}
@@ -42,7 +42,7 @@ def store(
         table = precision.encoded(pq.read_table(path, filesystem=output.filesystem))
         write_file(table, output, f"{EMBEDDINGS}/{PurePosixPath(path).name}")
     output.filesystem.delete_dir(f"{output.base}/{FLOATS}")
-    return {**written(output, EMBEDDINGS, rows), "dim": precision.dim}, precision.describe()
+    return {**floats, **written(output, EMBEDDINGS, rows), "dim": precision.dim}, precision.describe()
 
 
 def _ranges(paths: Sequence[str], output: Attempt) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.contract.context import Context, StageError, Where
+from stages.data.modalities import PREFERRED
 from stages.distributed.console import quiet_libraries
 from stages.distributed.rotation import keep_rotation
 from stages.distributed.tasks import fetch_trained, scratch, where_models_run
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from stages.learn.objective import Objective
     from stages.model.prune import Layers
 
-PREFERRED = ("image", "image,text", "text")  # what a bare text looks for, as in search
 STREAMS = {"distill": 1, "train": 2}
 """Added to a stage's seed: with one seed for both, the last stage would meet the batches of the first once more."""
 

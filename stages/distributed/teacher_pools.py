@@ -75,7 +75,7 @@ def shelf_of(context: Context, split: str, read: ReadOut) -> AbstractContextMana
 
 
 def copy_pools(context: Context, summary: Mapping[str, Any], read: ReadOut, prefix: str) -> dict[str, Any]:
-    """The teacher's vectors of the summary's pools as this artifact's `prefix/`; see `written`.
+    """The teacher's vectors of the summary's pools as this artifact's `prefix/`; see `written`, `rate`.
 
     Copied, so that an index holds what it searches, like any other, and turned to the student's directions where the
     student learnt it so; the teacher reads only what no run has read.
@@ -90,7 +90,7 @@ def copy_pools(context: Context, summary: Mapping[str, Any], read: ReadOut, pref
         stored = vectors.artifacts(summary["rows"])[read]
     rotation = read_rotation(context.inputs["train"])
     turn_files(stored.files(EMBEDDINGS), stored.filesystem, context.output, prefix, rotation)
-    return written(context.output, prefix, summary["rows"])
+    return written(context.output, prefix, summary["rows"]) | {"computed": len(vectors.work)}
 
 
 def turn_files(

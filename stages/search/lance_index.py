@@ -13,6 +13,7 @@ from typing import Any
 import lance
 import numpy as np
 
+from stages.contract.params import cores
 from stages.search.columns import vectors
 from stages.search.exact import ExactIndex
 from stages.search.filters import Filter
@@ -67,7 +68,7 @@ class LanceIndex:
         queries_QD = np.ascontiguousarray(queries_QD, dtype=np.float32)
         check_dimension(queries_QD, self.dim)
         found = []
-        with ThreadPoolExecutor(max_workers=2) as pool:
+        with ThreadPoolExecutor(cores()) as pool:  # one query keeps few of them busy
             for chosen in filters or (Filter(),):
                 nearest, condition = self._nearest(chosen.sql(), k)
                 answers = list(pool.map(lambda query: self._find(query, k, nearest, condition), queries_QD))  # noqa: B023

@@ -17,7 +17,7 @@ from stages.contract.context import Artifact, InputError
 from stages.data.formats import READ
 from stages.data.images import Checked, ImageLimits, ImageRejected, check
 from stages.data.instructions import Instructions, before_text
-from stages.data.modalities import modality_of
+from stages.data.modalities import MODALITIES, PREFERRED, modality_of
 from stages.data.sources.fields import normalise, read_json
 from stages.data.tables import MappedTable
 from stages.model import checkpoint
@@ -32,9 +32,7 @@ from stages.search.filters import Filter, filter_of, keep_pools
 if TYPE_CHECKING:
     from stages.model.encoder import Encoder
 
-WANTS = ("text", "image", "image,text")
 LOOKED_AT = 8192  # rows that examples are chosen from
-PREFERRED = ("image", "image,text", "text")  # what is looked for where the person does not say
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,8 @@ def check_query(text: str | None, want: str | None, k: int, has_image: bool) -> 
     """The text as ingest would store it, without loading anything. Raises InputError with one line."""
     if k < 1:
         raise InputError(f"-k {k} asks for no result; give 1 or more")
-    if want is not None and want not in WANTS:
-        raise InputError(f"'{want}' can't be wanted; choose one of: {' '.join(WANTS)}")
+    if want is not None and want not in MODALITIES:
+        raise InputError(f"'{want}' can't be wanted; choose one of: {' '.join(MODALITIES)}")
     if text is None and not has_image:
         raise InputError("nothing to search for; give a text, an image or both")
     if text is None:

@@ -136,6 +136,18 @@ def test_pictures_of_results_are_served_with_their_type_and_for_ever(server: Ser
     assert (again.status_code, again.content) == (304, b"")
 
 
+def test_a_picture_is_read_where_it_holds_up_no_other_request(server: Served, monkeypatch: pytest.MonkeyPatch):
+    threads, read = [], server.engine.student.picture
+
+    def watched(image_id: str) -> tuple[bytes, str]:
+        threads.append(threading.current_thread().name)
+        return read(image_id)
+
+    monkeypatch.setattr(server.engine.student, "picture", watched)
+    assert server.get(f"image/{RED.image_id}").content == RED.bytes
+    assert len(threads) == 1 and threads[0].startswith("decode")
+
+
 @pytest.mark.parametrize("name", ["0" * 32, "%2e%2e%2fmanifest.json", "..%2f..%2fetc%2fpasswd", "x", "é" * 9])
 def test_only_ids_of_the_index_are_pictures(server: Served, name: str):
     answer = server.get(f"image/{name}")

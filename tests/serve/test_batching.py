@@ -93,6 +93,23 @@ def test_a_caller_that_gives_up_costs_the_model_nothing():
     assert run(test).batches == [[0], [2]]
 
 
+def test_whoever_gives_up_leaves_its_room_at_once():
+    async def test(batcher, model):
+        first = await first_is_under_way(batcher, model)
+        second = asyncio.create_task(batcher.ask([1, 2, 3]))
+        third = asyncio.create_task(batcher.ask([4]))
+        await asyncio.sleep(0)
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        assert [waiting.item for waiting in batcher.waiting] == [4]
+        last = asyncio.create_task(batcher.ask([5, 6, 7]))
+        await asyncio.sleep(0)
+        model.go.set()
+        assert await asyncio.gather(first, third, last) == [[0], [8], [10, 12, 14]]
+
+    assert run(test, room=4).batches == [[0], [4, 5, 6, 7]]
+
+
 def test_one_bad_item_spoils_no_others_answer():
     async def test(batcher, model):
         first = await first_is_under_way(batcher, model)

@@ -1,10 +1,14 @@
 """What ingest says of bad rows, and when it stops for them."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pyarrow as pa
 import pytest
 
 from stages.data.ingest.wording import PICTURES_SHOWN, skipped_lines, too_many
 from stages.data.schemas import REJECTS
+from stages.data.sources.records import Records
 
 
 @pytest.mark.parametrize(
@@ -24,3 +28,12 @@ def test_pictures_that_are_skipped_are_listed_and_the_others_counted() -> None:
     assert lines[0] == "skipped 0.heic: HEIC needs pillow-heif (install it)" and len(lines) == PICTURES_SHOWN + 1
     assert lines[-1] == "and 2 more, all in rejects/ of the artifact"
     assert len(skipped_lines(table[:2])) == 2
+
+
+@pytest.mark.parametrize("stage", ["ingest", "distill.data", "index"])
+def test_each_line_names_the_stage_that_reads(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from stages.data.ingest import flow
+
+    found = Records(Path("photos"), (), (), notes=("a.raw is no picture",), listed=True)
+    flow.warn_of_files(found, (), SimpleNamespace(stage=stage))
+    assert capsys.readouterr().err == f"{stage}: a.raw is no picture\n"

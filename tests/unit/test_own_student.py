@@ -67,6 +67,7 @@ def test_its_key_follows_corpus_and_weights_wherever_they_lie(tmp_path: Path) ->
             ["index.corpus={corpus}", "student=models:/p@c", "tracking_uri=sqlite:///{home}/no.db"],
             "there is no registry",
         ),
+        (["index.corpus={corpus}", "student=s3://b/models/puma"], "is no student of a store; give s3://BUCKET/PREFIX"),
         (["index.corpus=gs://b/p", "student={model}"], "index.corpus=gs://b/p can't be read; give a directory or s3:"),
     ],
 )
@@ -117,7 +118,7 @@ def test_a_registered_student_whose_artifact_was_made_again_is_refused(
         "pipeline.lookup.students.open_store", lambda *_: SimpleNamespace(artifact=lambda *_: artifact)
     )
     assert find_student("models:/puma/2", uri) == model
-    with pytest.raises(InputError, match="train/k was made again since this version was registered"):
+    with pytest.raises(InputError, match="train/k was made again since; give s3://b/p/train/k for what is there"):
         find_student("models:/puma/1", uri)
 
 

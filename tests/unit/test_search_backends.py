@@ -1,5 +1,6 @@
 """lance and faiss find what exact search finds, under every filter."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,22 @@ def test_a_query_of_another_student_is_refused(world: dict) -> None:
     for index in (world["exact"], world["index"]):
         with pytest.raises(InputError, match="a query of 8 numbers meets an index of 64"):
             index.search(np.ones((1, 8), np.float32), 3)
+
+
+def test_lance_answers_a_query_on_each_core_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lance_index = pytest.importorskip("stages.search.lance_index")
+    together = threading.Barrier(3)
+
+    def find(*_: object) -> tuple[list[str], list[float]]:
+        together.wait(10)
+        return [], []
+
+    monkeypatch.setattr(lance_index, "cores", lambda: 3)
+    monkeypatch.setattr(lance_index.LanceIndex, "dim", DIM)
+    monkeypatch.setattr(lance_index.LanceIndex, "_nearest", lambda *_: ({}, ""))
+    monkeypatch.setattr(lance_index.LanceIndex, "_find", find)
+    (found,) = lance_index.LanceIndex("nowhere").search(np.ones((3, DIM)), 5)
+    assert found.dids == [[], [], []]
 
 
 def test_auto_is_exact_for_few_candidates_and_lance_for_many() -> None:

@@ -15,6 +15,7 @@ from pipeline.lookup.indexes import agrees, find_keys, read_overrides
 from pipeline.lookup.results import print_table
 from pipeline.search import main
 from pipeline.terminal import json_command
+from pipeline.web.schemas import SearchAnswer
 from stages.contract.context import InputError
 from tests.search_world import make_world, picture, write_index, write_run
 from tests.support import with_own_stdout
@@ -44,6 +45,7 @@ def test_json_is_one_object_with_results_and_query(world: dict, capfd: pytest.Ca
     answer = json.loads(capfd.readouterr().out)
     assert [set(row) for row in answer["results"]] == [{"id", "score", "text", "image", "modality"}] * 3
     assert answer["query"]["text"] == "A red one." and answer["query"]["modality"] == "image,text"
+    assert answer.keys() == SearchAnswer.model_fields.keys() and answer["model"] == "student"  # as the server answers
     scores = [row["score"] for row in answer["results"]]
     assert scores == sorted(scores, reverse=True)
 

@@ -1,5 +1,6 @@
 """Shards without Ray: every row once, whatever the files; a killed attempt's files are taken over, its rest is not."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from pyarrow.fs import LocalFileSystem
 from pipeline.artifacts.store import Store
 from stages.contract.context import StageError
 from stages.data.schemas import EMBEDDINGS
+from stages.distributed import pools
 from stages.distributed.shards import Target, count_rows, cut, files, read, shard_work, write_file
 
 SCHEMA = pa.schema([("id", pa.int64())])
@@ -112,3 +114,28 @@ def test_vectors_are_written_plain_and_repeated_words_with_a_dictionary(tmp_path
     assert pq.read_table(path).equals(table)
     assert {name for name, column in stored.items() if column.has_dictionary_page} == set(stored) - {"vector"}
     assert {name for name, column in stored.items() if column.is_stats_set} == set(stored) - {"vector"}
+
+
+def test_an_index_tells_its_rate_only_where_this_run_has_embedded_every_row(tmp_path, monkeypatch):
+    def todo(output, shards: list) -> list:
+        made = [Target(output, "made", lambda table: table.append_column("vector", vectors(len(table))))]
+        return shard_work(made, shards, source, doubled, keep=even)
+
+    def embedded(output) -> dict:
+        monkeypatch.setattr(pools, "student_work", lambda *_: todo(output, shards))
+        context = SimpleNamespace(output=output, inputs={"train": None})
+        return pools.embed_pools(context, {"pools": ["p"], "rows": 5}, "made")
+
+    def vectors(rows: int) -> pa.Array:
+        return pa.FixedSizeListArray.from_arrays(pa.array([0.5] * 4 * rows, pa.float16()), 4)
+
+    monkeypatch.setattr(pools.checkpoint, "place", lambda artifact: artifact)
+    monkeypatch.setattr(pools, "carry_out", lambda context, models, work, label: [one("models") for one in work])
+    source, store = artifact(tmp_path, [7, 3], 3), Store(tmp_path / "store")
+    shards = cut(source, "x", 2)
+    first = embedded(store.begin("index", "k"))
+    assert pools.rate(first, 5, 2.0) == {"rows_per_second": 2.5} and first["dim"] == 4
+    shutil.rmtree(Path(first["files"][0]).parents[2])
+    for one in todo(store.begin("index", "k"), shards[:2]):
+        one("models")
+    assert pools.rate(embedded(store.begin("index", "k")), 5, 2.0) == {}

@@ -141,6 +141,22 @@ def test_a_training_that_diverged_is_one_line_that_names_the_last_checkpoint(mon
         training.run_training(context, None)
 
 
+@pytest.mark.parametrize("restarts", [0, 1, -1])
+def test_a_training_is_begun_again_as_often_as_the_setting_says(monkeypatch, restarts):
+    """Ray Train takes 0 as never and -1 as always."""
+    given, result = {}, Result(metrics={"step": 4}, return_value=None)
+
+    def trainer(*_: object, run_config: ray.train.RunConfig, **__: object) -> SimpleNamespace:
+        given["restarts"] = run_config.failure_config.max_failures
+        return SimpleNamespace(fit=lambda: result)
+
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", trainer)
+    output = SimpleNamespace(stage="train", key="k", work_uri="/tmp", filesystem=None)
+    context = SimpleNamespace(cluster=Cluster(max_failures=restarts), output=output)
+    assert training.run_training(context, None) == ("checkpoint", {"step": 4})
+    assert given["restarts"] == restarts
+
+
 def test_a_training_that_diverges_is_not_begun_again(monkeypatch):
     """Ray Train begins again what raises; what it comes to would be the same."""
 

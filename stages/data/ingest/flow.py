@@ -61,9 +61,9 @@ class Images:
     rejects: pa.Table
 
 
-def say(line: str) -> None:
-    """One line of progress."""
-    print(f"ingest: {line}", file=sys.stderr, flush=True)
+def say(output: Attempt, line: str) -> None:
+    """One line of progress of the stage that writes to `output`: ingest, the one of `distill.data`, or an index."""
+    print(f"{output.stage}: {line}", file=sys.stderr, flush=True)
 
 
 def beside(places: Iterable[Place], output: Attempt) -> dict[str, Any]:
@@ -139,13 +139,13 @@ def distinct(rows: ray.data.Dataset, column: str) -> list[str]:
     return sorted({value for table in tables if table.num_rows for value in table[column].to_pylist() if value})
 
 
-def warn_of_files(found: Records, rows: Sequence[ray.data.Dataset]) -> None:
+def warn_of_files(found: Records, rows: Sequence[ray.data.Dataset], output: Attempt) -> None:
     """Says which files of a user's were not read: beside a folder's pictures, or pictures beside records."""
     for note in found.notes:
-        say(note)
+        say(output, note)
     unnamed = 0 if found.listed else count_unnamed(found.root, rows)
     if unnamed:
-        say(f"warning: pictures beside the records that no row names: {unnamed}")
+        say(output, f"warning: pictures beside the records that no row names: {unnamed}")
 
 
 def count_unnamed(root: Place, rows: Sequence[ray.data.Dataset]) -> int:
@@ -160,7 +160,7 @@ def count_unnamed(root: Place, rows: Sequence[ray.data.Dataset]) -> int:
     return int((locate(hash_ids(list_pictures(root)), found) < 0).sum())
 
 
-def merge_queries(queries: ray.data.Dataset) -> ray.data.Dataset:
+def merge_queries(queries: ray.data.Dataset, output: Attempt) -> ray.data.Dataset:
     """The query rows, those that ask the same of a task merged into the first of them; says how many there were."""
 
     @ray.remote
@@ -183,7 +183,8 @@ def merge_queries(queries: ray.data.Dataset) -> ray.data.Dataset:
     rows, kept = ray.get(counts)
     if not rows:
         return queries
-    say(f"{rows} rows ask what another row of their task asks: merged into {kept} queries with all their candidates")
+    line = f"{rows} rows ask what another row of their task asks: merged into {kept} queries with all their candidates"
+    say(output, line)
     return _map(queries, merged).materialize()
 
 
@@ -215,7 +216,7 @@ def write_images(
     done = ledger.take_over.remote(files, output.filesystem)
     checked = len(ray.get(done))
     if checked:
-        say(f"{checked} of {numbers.path_count} pictures were checked before")
+        say(output, f"{checked} of {numbers.path_count} pictures were checked before")
     left = numbers.path_count - checked
     batch = min(LARGEST_BATCH, max(SMALLEST_BATCH, math.ceil(left / (TASKS_PER_CPU * _cpus()))))
 

@@ -79,9 +79,9 @@ def tell(said: Outline, random: Random) -> str:
         parts = [f"{_noun(said, thing)} at the {CELLS[thing.cell]}" for thing in said.scene]
         return frame.format(_listed(random.sample(parts, len(parts))))
     (one, other), *further = said.pairs()
-    text = f"{_noun(said, one)} {_side(one, other, random)} {_noun(said, other)}"
+    text = f"{_noun(said, one)} {_side(one, other)} {_noun(said, other)}"
     for before, thing in further:
-        text += f", and {_noun(said, thing)} {_side(thing, before, random)} the {before.shape}"
+        text += f", and {_noun(said, thing)} {_side(thing, before)} the {before.shape}"
     return frame.format(text)
 
 
@@ -94,7 +94,7 @@ def retell(said: Outline, random: Random) -> str:
     parts = []
     for one, other in random.sample(said.pairs(), len(said.pairs())):
         one, other = random.sample((one, other), 2)
-        parts.append(f"{nouns[one]} lies {_side(one, other, random)} {nouns[other]}")
+        parts.append(f"{nouns[one]} lies {_side(one, other)} {nouns[other]}")
     return "; ".join(parts)
 
 
@@ -150,7 +150,7 @@ def _relation(one: Thing, other: Thing) -> Fact:
     return max(relations(one, other), key=lambda fact: fact[0] == "left")
 
 
-def _side(one: Thing, other: Thing, random: Random) -> str:
+def _side(one: Thing, other: Thing) -> str:
     """Where `one` lies, seen from `other`."""
     relation, first, _ = _relation(one, other)
     return next(side for side, (name, place) in SIDES.items() if name == relation and place == (first != one.shape))

@@ -9,7 +9,6 @@ those of the NLI files that text encoders are trained on (`NLI`).
 From here on a pair is what M-BEIR calls a query: all candidates of a task are its pool, in every split.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,7 +17,7 @@ import pyarrow as pa
 
 from stages.contract.context import InputError
 from stages.data.instructions import PAIRS, dataset_number
-from stages.data.keys import hash64, seen
+from stages.data.keys import content_id, hash64, seen
 from stages.data.schemas import RAW_CANDIDATES, RAW_QUERIES, SPLITS
 from stages.data.sources.chunks import FileChunk, lines, position
 from stages.data.sources.columns import names_of, plain, rename
@@ -129,8 +128,8 @@ def query(fields: dict[str, Any], default_id: str) -> dict[str, Any]:
 def candidate(fields: Any) -> dict[str, Any]:
     """The columns of a candidate that its record names; without an id it is known by its content. Raises BadField."""
     kind, text, image = content_of(fields, "a candidate")
-    content = hashlib.sha256(f"{text or ''}\0{image or ''}".encode()).hexdigest()[:16]
-    return {"did": own_id(fields, "a candidate") or content, "modality": kind, "text": text, "image_path": image}
+    did = own_id(fields, "a candidate") or content_id(text, image)[:16]
+    return {"did": did, "modality": kind, "text": text, "image_path": image}
 
 
 def check_columns(columns: Sequence[str], place: str) -> None:
