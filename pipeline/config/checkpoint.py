@@ -56,6 +56,11 @@ def weights_of(backbone: Any) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
+def file_shapes(path: Path) -> list[tuple[str, list[int]]]:
+    """Names and shapes of a safetensors file on this machine; none of what is no such file."""
+    return read_shapes(lambda: path.open("rb")) if path.is_file() else []  # a pipe would wait for a writer
+
+
 def read_shapes(open_file: Callable[[], BinaryIO]) -> list[tuple[str, list[int]]]:
     """Names and shapes from the head of a safetensors file, which is JSON after its length; none of another file."""
     try:

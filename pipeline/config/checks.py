@@ -6,12 +6,11 @@ known by reading a source (does the path hold M-BEIR?) is asked of the stage tha
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.checkpoint import backbone_shape, backbone_width, read_shapes
+from pipeline.config.checkpoint import backbone_shape, backbone_width, file_shapes
 from pipeline.config.recipes import Settings
 from stages.backbone import readout_refusal
 from stages.contract.context import InputError
@@ -174,7 +173,7 @@ def check_directory(backbone: Any) -> None:
             " the directory of a checkpoint that has them"
         )
     for path in weights:
-        if not path.is_file() or not read_shapes(partial(path.open, "rb")):
+        if not file_shapes(path):
             raise InputError(f"{path} is no file of weights in safetensors' format; copy it anew from the checkpoint")
 
 

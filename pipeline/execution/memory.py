@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.store import Artifact
-from pipeline.config.checkpoint import read_shapes, weights_of
+from pipeline.config.checkpoint import file_shapes, read_shapes, weights_of
 from pipeline.planning.dag import trains_backbone
 from stages.contract.context import InputError
 
@@ -168,8 +168,8 @@ def made_shapes(artifact: Artifact) -> Shapes:
 
 def stored_shapes(directory: Path | None) -> Shapes:
     """Of the weights in a directory."""
-    paths = [path for path in sorted(directory.glob("*.safetensors")) if path.is_file()] if directory else []
-    return {name: shape for path in paths for name, shape in read_shapes(partial(path.open, "rb"))}
+    paths = sorted(directory.glob("*.safetensors")) if directory else []
+    return {name: shape for path in paths for name, shape in file_shapes(path)}
 
 
 def hub_shapes(backbone: Any) -> Shapes:
