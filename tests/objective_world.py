@@ -54,7 +54,7 @@ def recipe(name: str, section: str):
     from pipeline.config.load import load_config
     from stages import distill, train
 
-    shrunk = ["data.kind=scenes", "backbone.revision=x", "cluster.precision=fp32", "cluster.log_every=1"]
+    shrunk = ["data.kind=scenes", f"backbone.revision={'0' * 40}", "cluster.precision=fp32", "cluster.log_every=1"]
     config = load_config(name, [*shrunk, f"{section}.chunk=3", "distill.batch_size=8", "train.batch_size=8"])
     params, stage = getattr(config, section), {"distill": distill, "train": train}[section]
     return stage.objective(params), params, config.cluster, config.student.layers

@@ -27,7 +27,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from pipeline.config.checks import backbone_shape
+from pipeline.config.checkpoint import backbone_shape
 from pipeline.config.load import load_config
 from pipeline.config.recipes import find_yaml, read_yaml
 from pipeline.config.sections import Config

@@ -4,12 +4,13 @@ Each check belongs to fields of several sections; what one field allows by itsel
 known by reading a source (does the path hold M-BEIR?) is asked of the stage that reads it: `check(params)`.
 """
 
-import json
+import re
 from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config.checkpoint import backbone_shape, backbone_width, file_shapes
 from pipeline.config.recipes import Settings
 from stages.backbone import readout_refusal
 from stages.contract.context import InputError
@@ -117,18 +118,10 @@ def check_labels(config: "Config", stages: Collection[str]) -> None:
 def check_backbone(config: "Config") -> None:
     """A hub model needs its id and its commit, a local one its directory."""
     backbone = config.backbone
-    if backbone.source == "hub" and not backbone.model:
-        raise InputError("backbone.source=hub needs backbone.model, for example Qwen/Qwen2-VL-2B-Instruct")
-    if backbone.source == "hub" and not backbone.revision:
-        raise InputError(
-            f"backbone.source=hub needs backbone.revision, a commit of {backbone.model}, so that a run can be"
-            " repeated; take it from the model's page and add backbone.revision=COMMIT"
-        )
-    if backbone.source == "local" and not (Path(backbone.model).expanduser() / "config.json").is_file():
-        raise InputError(
-            f"backbone.model={backbone.model or '(empty)'} is not a model's directory: it has no config.json;"
-            " give the directory of a checkpoint"
-        )
+    if backbone.source == "hub":
+        check_hub(backbone)
+    if backbone.source == "local":
+        check_directory(backbone)
     if backbone.source == "tiny" and backbone.model:
         raise InputError(
             "backbone.model is set but backbone.source=tiny trains its own; add backbone.source=local or hub"
@@ -142,6 +135,46 @@ def check_backbone(config: "Config") -> None:
         raise InputError(
             f"backbone.min_pixels={backbone.min_pixels} is above backbone.max_pixels={backbone.max_pixels}; lower it"
         )
+
+
+def check_hub(backbone: Any) -> None:
+    """A hub model is named by its id, and by a commit: what a branch or a tag names may be other weights tomorrow."""
+    if not backbone.model:
+        raise InputError("backbone.source=hub needs backbone.model, for example Qwen/Qwen2-VL-2B-Instruct")
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(backbone.model)
+    except HFValidationError:
+        raise InputError(
+            f"backbone.model={backbone.model} is no id of a hub model, such as Qwen/Qwen2-VL-2B-Instruct; give one, or"
+            " add backbone.source=local for a directory"
+        ) from None
+    if not re.fullmatch("[0-9a-f]{40}", backbone.revision):
+        wrong = f", and {backbone.revision} is not one of 40 hexadecimal digits" if backbone.revision else ""
+        raise InputError(
+            f"backbone.source=hub needs backbone.revision, a commit of {backbone.model}, so that a run can be"
+            f" repeated{wrong}; take it from the model's page and add backbone.revision=COMMIT"
+        )
+
+
+def check_directory(backbone: Any) -> None:
+    """A local model is a directory with a configuration and with weights that can be read."""
+    directory = Path(backbone.model).expanduser()
+    if not (directory / "config.json").is_file():
+        raise InputError(
+            f"backbone.model={backbone.model or '(empty)'} is not a model's directory: it has no config.json;"
+            " give the directory of a checkpoint"
+        )
+    weights = sorted(directory.glob("*.safetensors"))
+    if not weights:
+        raise InputError(
+            f"backbone.model={backbone.model} has no *.safetensors, and other formats of weights are not read; give"
+            " the directory of a checkpoint that has them"
+        )
+    for path in weights:
+        if not file_shapes(path):
+            raise InputError(f"{path} is no file of weights in safetensors' format; copy it anew from the checkpoint")
 
 
 def check_crops(config: "Config") -> None:
@@ -216,32 +249,6 @@ def check_depth(config: "Config", family: str, depth: int, where: Callable[[str]
         raise InputError(
             f"features.layer={layer} is no layer{where('features.layer')}; choose -1 for the last, or {upper}"
         )
-
-
-def backbone_shape(backbone: Any) -> tuple[str, int]:
-    """(model type, decoder layers) as far as they are known without a download; ("", 0) where they aren't."""
-    if backbone.source == "tiny":
-        return "qwen2_vl", backbone.tiny.layers
-    if backbone.source == "hub":
-        name = backbone.model.lower()
-        return next((one.model_type for one in FAMILIES.values() if one.hub_name and one.hub_name in name), ""), 0
-    try:
-        content = json.loads((Path(backbone.model).expanduser() / "config.json").read_text(encoding="utf-8"))
-        layers = content.get("text_config", {}).get("num_hidden_layers") or content.get("num_hidden_layers")
-        return str(content["model_type"]), int(layers)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise InputError(
-            f"{backbone.model}/config.json does not say the model's type and layers; backbone.model must be"
-            " the directory of a Qwen-VL checkpoint"
-        ) from error
-
-
-def backbone_width(backbone: Any) -> int:
-    """Values of a state, known without a download; 0 where they aren't."""
-    if backbone.source != "local":
-        return backbone.tiny.hidden if backbone.source == "tiny" else 0
-    content = json.loads((Path(backbone.model).expanduser() / "config.json").read_text(encoding="utf-8"))
-    return int((content.get("text_config") or content).get("hidden_size") or content.get("hidden_size") or 0)
 
 
 def check_distill(config: "Config", settings: Settings) -> None:

@@ -7,15 +7,16 @@ It is the least that a stage holds: rows, activations and adapters come on top. 
 known (no files here, and no hub in reach; a student whose depth is still to be found) nothing is told.
 """
 
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.store import Artifact
+from pipeline.config.checkpoint import file_shapes, read_shapes, weights_of
 from pipeline.planning.dag import trains_backbone
 from stages.contract.context import InputError
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 TRAINING, EMBEDDING = ("backbone", "distill", "train"), ("features", "index", "evaluate")
 BYTES = {"fp32": 4, "bf16": 2}
 NOT_LOADED = ("lm_head.", "mtp.")
-LONGEST_HEAD = 10**8  # of the format
 DECODER, VISION = re.compile(r"(?:^|\.)layers\.(\d+)\."), re.compile(r"(?:^|\.)vis(?:ual|ion)")
 
 Shapes = Mapping[str, Sequence[int]]
@@ -162,24 +162,14 @@ def sizes_of(backbone: Any, artifact: Artifact | None = None, ask_hub: bool = Fa
 def made_shapes(artifact: Artifact) -> Shapes:
     """Of the weights that the artifact of a backbone holds; empty where it points to some."""
     paths = [path for path in artifact.files("model") if path.endswith(".safetensors")]
-    return {name: shape for path in paths for name, shape in read_shapes(artifact.filesystem.open_input_file(path))}
+    opened = [partial(artifact.filesystem.open_input_file, path) for path in paths]
+    return {name: shape for one in opened for name, shape in read_shapes(one)}
 
 
 def stored_shapes(directory: Path | None) -> Shapes:
     """Of the weights in a directory."""
     paths = sorted(directory.glob("*.safetensors")) if directory else []
-    return {name: shape for path in paths for name, shape in read_shapes(path.open("rb"))}
-
-
-def read_shapes(opened: BinaryIO) -> list[tuple[str, list[int]]]:
-    """Names and shapes from the head of a safetensors file, which is JSON after its length."""
-    try:
-        with opened as file:
-            length = int.from_bytes(file.read(8), "little")
-            head = json.loads(file.read(min(length, LONGEST_HEAD)))
-    except ValueError:  # no such file: whoever loads it says so
-        return []
-    return [(name, entry["shape"]) for name, entry in head.items() if name != "__metadata__"]
+    return {name: shape for path in paths for name, shape in file_shapes(path)}
 
 
 def hub_shapes(backbone: Any) -> Shapes:
@@ -191,15 +181,3 @@ def hub_shapes(backbone: Any) -> Shapes:
     except Exception:  # whatever a hub or the way to it brings up: the stage itself says what is wrong there
         return {}
     return {name: tensor.shape for file in files.values() for name, tensor in file.tensors.items()}
-
-
-def weights_of(backbone: Any) -> Path | None:
-    """Where the files of a backbone from outside lie, if they are here."""
-    if backbone.source == "local":
-        return Path(backbone.model).expanduser()
-    if backbone.source != "hub":
-        return None
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(backbone.model, "config.json", revision=backbone.revision)
-    return Path(found).parent if isinstance(found, str) else None

@@ -3,20 +3,22 @@
 Each benchmark alternates ours and the rival for several rounds, so that a busy machine slows both; the ratio above 1
 means that ours is better. `--json` has the least, median and largest ratio, and what ours and the rival took. Nothing
 here is a test: no time is asserted anywhere. `all` is all that need neither a GPU, nor vLLM, like `vllm`, nor, like
-`overhead`, an hour. `scale` and `bill` compare nothing; they have options of their own: `python -m tests.bench scale
---help`.
+`overhead`, an hour. `scale` and `bill` compare nothing; they have options of their own. `python -m tests.bench NAME
+--help` says what a benchmark compares.
 """
 
 import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline.ablation.document import describe_machine, write_section
+from pipeline.ablation.document import check_output, describe_machine, write_section
+from stages.contract.context import InputError
 from tests.bench import bill, scale
 from tests.bench.costs import costs
 from tests.bench.depth import depth
@@ -106,7 +108,8 @@ TITLES = {
 }
 """Sections of documents that bring their own heading, so that it stands nowhere without its table."""
 APART = ("gpu", "overhead", "vllm")
-DOCUMENTS = {"scale": scale.main, "bill": bill.main}
+DOCUMENTS = {"scale": scale, "bill": bill}
+"""Those that compare nothing."""
 
 
 def head(name: str) -> str:
@@ -115,15 +118,37 @@ def head(name: str) -> str:
     return f"`python -m tests.bench {name}`, {datetime.now(UTC):%-d %B %Y}, {describe_machine()}; {versions}."
 
 
-def main() -> int:
+def command_line() -> argparse.ArgumentParser:
+    """The names of all benchmarks, each with its options and with what it says of itself."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__, formatter_class=layout)
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    options.add_argument("--output", type=Path, metavar="FILE", help="Markdown; the sections of these are rewritten")
+    names = parser.add_subparsers(dest="name", metavar="NAME", required=True)
+    told = {name: run.__doc__ for name, run in BENCHMARKS.items()}
+    told["all"] = f"All of the above but {', '.join(APART)}."
+    for name, text in told.items():
+        names.add_parser(name, help=text, description=text, parents=[options])
+    for name, module in DOCUMENTS.items():
+        names.add_parser(name, help=module.__doc__.partition(":")[0], add_help=False)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Does what the command line says, or complains in one line; the exit code."""
+    try:
+        if arguments and arguments[0] in DOCUMENTS:
+            return DOCUMENTS[arguments[0]].main(arguments[1:])
+        return run_benchmarks(command_line().parse_args(arguments))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run_benchmarks(options: argparse.Namespace) -> int:
     """Runs the named benchmarks; with --json one object on stdout."""
-    if sys.argv[1:2] in ([name] for name in DOCUMENTS):
-        return DOCUMENTS[sys.argv[1]](sys.argv[2:])
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=[*BENCHMARKS, "all"])
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="Markdown; the sections of these are rewritten")
-    options = parser.parse_args()
+    check_output(options.output)
     names = [name for name in BENCHMARKS if name not in APART] if options.name == "all" else [options.name]
     results = {}
     for name in names:
@@ -142,4 +167,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 
-from pipeline.ablation.document import write_section
+from pipeline.ablation.document import check_output, write_section
 from pipeline.config.load import read_config
 from pipeline.config.sections import Config
 from pipeline.wording import markdown_table, size_in_words
@@ -352,6 +352,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench bill", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, metavar="FILE", help="Markdown; its section is rewritten")
     options = parser.parse_args(arguments)
+    check_output(options.output)
     print(section())
     if options.output:
         write_section(options.output, "bench bill", section())

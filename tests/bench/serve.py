@@ -6,13 +6,14 @@ batches of up to 32, the rival one by one: the same program with `--batch 1`. Cl
 cores, so absolute numbers are low ends. `python -m tests.bench.serve` writes them to docs/performance.md.
 """
 
+import argparse
 import asyncio
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -199,5 +200,13 @@ def table(lines: list[Load], ratio: dict[str, float]) -> str:
     )
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str]) -> None:
+    """Writes the section; `--help` says what it is of."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.serve", description=__doc__, formatter_class=layout)
+    parser.parse_args(arguments)
     write_page()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

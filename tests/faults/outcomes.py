@@ -3,8 +3,9 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from textwrap import shorten
 
-from pipeline.wording import markdown_table, one_line
+from pipeline.wording import markdown_table
 from tests import kept
 from tests.faults.cases import CASES, DONE, FAILED, INTERRUPTED, KILLED
 from tests.faults.world import EVERY, STEPS
@@ -42,7 +43,7 @@ class Outcome:
         stage, _, what = self.name.partition(": ")
         found = "found it done" if self.code == DONE else ""
         texts = (HERE.sub("", text).replace("|", "/") for text in (self.said, self.again or found))
-        words = [one_line(text, WIDTH) for text in texts]
+        words = [shorten(text, WIDTH, placeholder=" …") for text in texts]
         return [stage, what, ENDED[self.code], *words, str(self.repeated), f"{self.seconds:.0f}"]
 
 
@@ -75,7 +76,7 @@ directory left. Trainings have {STEPS} steps and a checkpoint every {EVERY}. A r
 between two, unless the checkpoint itself could not be stored. A loss that is NaN stops a training, which keeps the
 last checkpoint; the same settings stop at the same step.
 
-`python -m tests.faults > docs/faults.md` writes this page from what the tests left in `build/faults.json`.
+`python -m tests.faults --output docs/faults.md` writes this page from what the tests left in `build/faults.json`.
 
 {table(found)}
 """

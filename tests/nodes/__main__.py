@@ -1,5 +1,8 @@
-"""`python -m tests.nodes > docs/nodes.md`: the runs on nodes that share nothing, from what the tests have left."""
+"""`python -m tests.nodes --output docs/nodes.md`: runs on nodes that share nothing, as the tests left them."""
 
-from tests.nodes.outcomes import document
+import sys
 
-print(document(), end="")
+from tests.kept import write_page
+from tests.nodes.outcomes import SUBJECT, document
+
+sys.exit(write_page(SUBJECT, __doc__, document, sys.argv[1:]))

@@ -55,7 +55,7 @@ node 2 joins in the middle of the last run. With the settings of a row `ray job 
 {" ".join(program("NAME", "BUCKET", "MLFLOW"))}
 ```
 Of these {len(RUNS)} runs {len(known)} came to their end, in {minutes:.0f} minutes.
-`python -m tests.nodes > docs/nodes.md` writes this page from what the tests left in `build/nodes.json`.
+`python -m tests.nodes --output docs/nodes.md` writes this page from what the tests left in `build/nodes.json`.
 
 {markdown_table([HEAD, *rows])}
 """

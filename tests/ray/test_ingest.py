@@ -218,9 +218,9 @@ def test_a_split_without_usable_queries_is_named(tmp_path):
         ingested(tmp_path, root)
 
 
-def test_an_empty_pool_leaves_no_usable_query_and_no_crash(tmp_path):
+def test_a_pool_without_a_positive_leaves_no_usable_query_and_no_crash(tmp_path):
     root = write_minimal(tmp_path / "data")
-    write_lines(root, "cand_pool/local/mbeir_toy_task1_cand_pool.jsonl", [])
+    write_lines(root, "cand_pool/local/mbeir_toy_task1_cand_pool.jsonl", [text_candidate("7:9", "nine")])
     with pytest.raises(StageError, match="no usable query in train, val, test: dangling positives 3"):
         ingested(tmp_path, root)
 

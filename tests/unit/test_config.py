@@ -1,10 +1,13 @@
 """Recipes and overrides: what they accept, and one line for what they don't."""
 
 import json
+import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from pipeline.config.checks import check_made
 from pipeline.config.load import load_config
@@ -13,6 +16,8 @@ from pipeline.config.sections import Config
 from stages import distill as distillation
 from stages.contract.context import InputError
 from stages.train import objective
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 
 def recipe(path: Path, text: str) -> str:
@@ -30,10 +35,9 @@ def refusal(*overrides: str, recipe: str = "demo") -> str:
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
 def test_every_recipe_is_valid_once_its_places_are_given(name, tmp_path):
     given = ["data.kind=scenes"]
-    given += ["backbone.revision=abc1234"] if "qwen2vl" in name else []
+    given += [f"backbone.revision={COMMIT}"] if "qwen2vl" in name else []
     if name == "smollm2":
-        (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl", "num_hidden_layers": 30}')
-        given += [f"backbone.model={tmp_path}"]
+        given += checkpoint(tmp_path / "m", model_type="qwen2_vl", num_hidden_layers=30)
     assert load_config(name, given).student.layers >= 1
 
 
@@ -42,16 +46,15 @@ def test_the_paper_s_recipe_demands_a_revision():
 
 
 def test_the_7b_recipe_is_the_2b_recipe_with_another_model():
-    small, large = (
-        load_config(f"puma_qwen2vl_{size}", ["data.kind=scenes", "backbone.revision=x"]) for size in ("2b", "7b")
-    )
+    given = ["data.kind=scenes", f"backbone.revision={COMMIT}"]
+    small, large = (load_config(f"puma_qwen2vl_{size}", given) for size in ("2b", "7b"))
     assert large.backbone.model == "Qwen/Qwen2-VL-7B-Instruct"
     assert large.model_copy(update={"backbone": small.backbone}) == small
 
 
 def test_the_paper_s_recipe_has_the_published_numbers():
     """Each follows from the published ones by another way than the recipe's comments."""
-    config = load_config("puma_qwen2vl_7b", ["data.kind=scenes", "backbone.revision=x"])
+    config = load_config("puma_qwen2vl_7b", ["data.kind=scenes", f"backbone.revision={COMMIT}"])
     distill, train, gpus = config.distill, config.train, config.cluster.workers
     assert (distill.batch_size // gpus, train.batch_size // gpus) == (72, 150)
     assert train.steps == 2 * (1_332_790 // train.batch_size)
@@ -174,6 +177,9 @@ def test_wrong_overrides_are_reported_in_one_line(override, words):
         (["data.kind=pairs"], "add data.path=FILE"),
         (["backbone.source=hub"], "needs backbone.model"),
         (["backbone.source=hub", "backbone.model=a/b"], "needs backbone.revision"),
+        (["backbone.source=hub", "backbone.model=a/b", "backbone.revision=main"], "main is not one of 40 hexadecimal"),
+        (["backbone.source=hub", "backbone.model=/models/Qwen2-VL-2B"], "add backbone.source=local for a directory"),
+        (["backbone.source=hub", "backbone.model=https://huggingface.co/a/b"], "is no id of a hub model, such as"),
         (["backbone.source=local", "backbone.model=nowhere"], "it has no config.json"),
         (["backbone.model=a/b"], "add backbone.source=local or hub"),
         (["backbone.tiny.hidden=50"], "a whole number ≥ 32 and a multiple of 32, not 50"),
@@ -204,6 +210,7 @@ def test_impossible_combinations_are_refused(overrides, words):
 def checkpoint(directory: Path, **config: object) -> list[str]:
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(config))
+    save_file({"norm.weight": np.zeros(1, np.float16)}, directory / "model.safetensors")
     return ["backbone.source=local", f"backbone.model={directory}"]
 
 
@@ -214,12 +221,49 @@ def test_a_local_backbone_limits_the_student(tmp_path, config):
     assert "the backbone has 4 layers" in refusal(*given, "student.layers=5")
 
 
+def test_a_hub_model_whose_files_are_here_limits_the_student_as_well(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path), raising=False)
+    hub = ["backbone.source=hub", "backbone.model=some/model", f"backbone.revision={COMMIT}"]
+    assert load_config("demo", [*hub, "student.layers=40"]).student.layers == 40  # nothing tells
+    place = tmp_path / "models--some--model" / "snapshots" / COMMIT
+    place.parent.mkdir(parents=True)
+    checkpoint(place, model_type="qwen2_vl", num_hidden_layers=28)
+    assert "student.layers=40 is too many in override" in refusal(*hub, "student.layers=40")
+    assert "the backbone has 28 layers" in refusal(*hub, "student.layers=40")
+    assert "choose -1 for the last, or 1 to 28" in refusal(*hub, "features.layer=99")
+    (place / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 28}')
+    assert "is of the family llama, which can't be a backbone" in refusal(*hub)
+
+
+def test_weights_of_a_local_backbone_are_files_that_can_be_read(tmp_path):
+    given = checkpoint(tmp_path / "m", model_type="qwen2_vl", num_hidden_layers=4)
+    weights = tmp_path / "m" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.unlink()
+    assert "has no *.safetensors, and other formats" in refusal(*given)
+    weights.symlink_to("gone")
+    assert f"{weights} is no file of weights" in refusal(*given)
+    weights.unlink()
+    os.mkfifo(weights)  # waits for a writer, were it opened
+    assert f"{weights} is no file of weights" in refusal(*given)
+    weights.unlink()
+    weights.mkdir()
+    assert f"{weights} is no file of weights" in refusal(*given)
+    weights.rmdir()
+    for head in (b"[1, 2]", b'{"a": [1]}', b"\xff\xfe", b"{}"):
+        weights.write_bytes(len(head).to_bytes(8, "little") + head)
+        assert f"{weights} is no file of weights" in refusal(*given)
+    weights.write_bytes(whole)
+    assert load_config("demo", given).backbone.source == "local"
+
+
 def test_a_qwen3_student_keeps_at_least_three_layers(tmp_path):
     given = checkpoint(tmp_path / "m", model_type="qwen3_vl", text_config={"num_hidden_layers": 8})
     assert "qwen3_vl needs at least 3" in refusal(*given, "student.layers=2")
     assert load_config("demo", [*given, "student.layers=[1, 2, 3, 8]"]).student.layers == (1, 2, 3, 8)
     assert "qwen3_vl adds what it sees to its first 3 layers" in refusal(*given, "student.layers=[1, 2, 8]")
-    hub = ["backbone.source=hub", "backbone.model=Qwen/Qwen3-VL-2B-Instruct", "backbone.revision=x"]
+    hub = ["backbone.source=hub", "backbone.model=Qwen/Qwen3-VL-2B-Instruct", f"backbone.revision={COMMIT}"]
     assert "qwen3_vl needs at least 3" in refusal(*hub, "student.layers=2")
 
 
@@ -230,7 +274,7 @@ def test_a_qwen3_5_student_keeps_whole_groups_of_layers(tmp_path):
     assert "student.layers=6 splits a group" in refusal(*given, "student.layers=6")
     assert "repeat after 4; set it to 4 or 8" in refusal(*given, "student.layers=6")
     assert "so keep whole groups of 4" in refusal(*given, "student.layers=[1, 2, 3]")
-    hub = ["backbone.source=hub", "backbone.model=Qwen/Qwen3.5-2B", "backbone.revision=x"]
+    hub = ["backbone.source=hub", "backbone.model=Qwen/Qwen3.5-2B", f"backbone.revision={COMMIT}"]
     assert "qwen3_5 needs at least 4" in refusal(*hub, "student.layers=3")
 
 
@@ -256,7 +300,7 @@ def test_a_local_backbone_may_lie_below_the_home_directory(tmp_path, monkeypatch
     ],
 )
 def test_the_depth_of_a_hub_model_is_checked_once_its_artifact_tells_it(override, words):
-    hub = ["backbone.source=hub", "backbone.model=some/model", "backbone.revision=x", "student.layers=4"]
+    hub = ["backbone.source=hub", "backbone.model=some/model", f"backbone.revision={COMMIT}", "student.layers=4"]
     manifest = {"metrics": {"source": "hub", "model_type": "qwen3_vl", "layers": 28}}
     check_made(load_config("demo", hub), "backbone", manifest)
     with pytest.raises(InputError, match=words):

@@ -1,6 +1,8 @@
 """The M-BEIR reader: files, chunks, rows, spellings, qrels."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -257,6 +259,77 @@ def test_a_file_that_would_be_passed_over_for_its_name_is_refused(tmp_path, path
 
 def test_files_that_a_system_hides_are_no_misnamed_data(tmp_path):
     write_lines(write_minimal(tmp_path), "query/test/._mbeir_toy_task1_test.jsonl", [])
+    mbeir.require(tmp_path)
+
+
+def refusal(root) -> str:
+    with pytest.raises(InputError) as caught:
+        mbeir.require(root)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_test_set_without_its_own_pool_is_refused_and_a_val_set_is_asked_of_the_union(tmp_path):
+    write_minimal(tmp_path)
+    pool = tmp_path / "cand_pool/local/mbeir_toy_task1_cand_pool.jsonl"
+    other = pool.rename(pool.with_name("mbeir_other_task0_cand_pool.jsonl"))
+    assert "test/mbeir_toy_task1_test.jsonl lacks its own pool, cand_pool/local/mbeir_toy_task1_" in refusal(tmp_path)
+    other.rename(pool.with_name("mbeir_toy_task1_test_cand_pool.jsonl"))
+    mbeir.require(tmp_path)
+
+
+def test_qrels_whose_queries_are_missing_are_refused(tmp_path):
+    write_minimal(tmp_path)
+    write_lines(tmp_path, "qrels/test/mbeir_toy_task1_test_qrels.txt", ["7:3 0 7:2 1 1"])
+    mbeir.require(tmp_path)
+    write_lines(tmp_path, "qrels/test/mbeir_toy_task2_test_qrels.txt", ["7:3 0 7:2 1 1"])
+    assert "lacks its queries, query/test/mbeir_toy_task2_test.jsonl: add them" in refusal(tmp_path)
+
+
+def test_pictures_that_were_not_unpacked_are_missed_before_anything_runs(tmp_path):
+    write_minimal(tmp_path)
+    paths = ["mbeir_images/a/1.png", "mbeir_images/b/2.png", 3, None]
+    write_lines(tmp_path, POOL, [image_candidate(f"7:{number}", path) for number, path in enumerate(paths)])
+    assert "lacks its pictures, mbeir_images: put them there, M-BEIR's by `cat mbeir_images.tar" in refusal(tmp_path)
+    (tmp_path / "mbeir_images").mkdir()  # what lies in it, ingest says
+    mbeir.require(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["query/test/mbeir_toy_task1_test.jsonl", "query/train/mbeir_toy_train.jsonl", POOL, mbeir.INSTRUCTIONS_FILE],
+)
+def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path, path):
+    place = write_minimal(tmp_path) / path
+    place.unlink(missing_ok=True)
+    for make in (Path.mkdir, os.mkfifo, lambda place: place.symlink_to("gone")):
+        make(place)
+        lost = path == mbeir.INSTRUCTIONS_FILE and place.is_symlink()
+        assert ("it lacks instructions" if lost else f"{place} can't be read (no file)") in refusal(tmp_path)
+        place.rmdir() if place.is_dir() else place.unlink()
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root reads every file")
+def test_what_may_not_be_read_is_refused(tmp_path):
+    (write_minimal(tmp_path) / mbeir.INSTRUCTIONS_FILE).chmod(0)
+    assert "can't be read (Permission denied)" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path", ["query/test/mbeir_toy_task1_test.jsonl", "cand_pool/local/mbeir_toy_task1_cand_pool.jsonl"]
+)
+@pytest.mark.parametrize(
+    "content", [b"", b"\n\n", b"\x1f\x8b\0\n\xff{", b"qid,text\n1,dog\n", b"[" * 100_000, b"[1]\n2\n"]
+)
+def test_a_file_of_rows_that_begins_with_none_is_refused(tmp_path, path, content):
+    write_bytes(write_minimal(tmp_path), path, content)
+    assert f"{path} begins without a row, a JSON object in a line" in refusal(tmp_path)
+
+
+def test_a_bad_first_row_alone_is_no_reason_to_refuse_a_file(tmp_path):
+    write_lines(
+        write_minimal(tmp_path), TEST.replace("task0", "task1"), ["not json", text_query("7:3", ["7:2"], task=1)]
+    )
     mbeir.require(tmp_path)
 
 

@@ -48,6 +48,10 @@ def test_sizes_are_read_from_heads_of_files_of_an_artifact_or_a_directory(tmp_pa
     assert sizes_of(config().backbone, store.commit(attempt, {"metrics": {}})) == SIZES
     (tmp_path / "one.safetensors").write_bytes(b"no weights at all")
     assert sizes_of(local) is sizes_of(config().backbone) is None
+    (tmp_path / "one.safetensors").write_bytes(b"\2" + bytes(7) + b"[]")
+    (tmp_path / "two.safetensors").symlink_to("gone")
+    (tmp_path / "three.safetensors").mkdir()
+    assert sizes_of(local) is None
 
 
 def test_a_hub_tells_sizes_without_files_and_one_out_of_reach_tells_nothing(monkeypatch):

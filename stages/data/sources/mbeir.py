@@ -8,8 +8,9 @@ qrels/val|test/mbeir_{ds}_task{N}_{split}_qrels.txt    qid, unused, did, relevan
 instructions/query_instructions.tsv
 """
 
+import json
 import re
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stages.contract.context import InputError
@@ -27,6 +28,8 @@ NEEDED = {
     "cand_pool/local/*_cand_pool.jsonl": ("cand_pool/local/*_cand_pool.jsonl",),
     INSTRUCTIONS_FILE: (INSTRUCTIONS_FILE,),
 }
+HEAD_BYTES, HEAD_ROWS = 2**20, 100
+"""Of a file of rows, what is looked at before anything runs."""
 QUERY_NAME = re.compile(r"mbeir_(?P<dataset>.+?)(_task(?P<task>\d+))?_(?P<split>train|val|test)\.jsonl")
 POOL_NAME = re.compile(r"mbeir_(?P<pool>.+)_cand_pool\.jsonl")
 NAMES = {
@@ -51,6 +54,9 @@ def require(root: Place, setting: str = "data.path") -> None:
     missing = [name for name, globs in NEEDED.items() if not any(any(root.glob(pattern)) for pattern in globs)]
     if not missing:
         refuse_misnamed(root)
+        refuse_incomplete(root)
+        if isinstance(root, Path):  # in a bucket every file would be a request
+            refuse_unreadable(root)
         return
     advice = "give the directory that holds query/, cand_pool/ and instructions/"
     if missing == [INSTRUCTIONS_FILE]:
@@ -64,6 +70,56 @@ def refuse_misnamed(root: Place) -> None:
         for path in sorted(root.glob(f"{folder}/*.jsonl")):
             if not form.fullmatch(path.name) and not path.name.startswith("."):
                 raise InputError(f"{path} is not named as M-BEIR names it: call it {right}, or take it away")
+
+
+def refuse_incomplete(root: Place) -> None:
+    """Raises InputError for a test set without queries, or without its own pool: it would be asked of the union."""
+    for file in query_files(root):
+        if file.split == "test" and len(file.pools) == 1:
+            pool = f"cand_pool/local/mbeir_{file.dataset}_task{file.task_id}_cand_pool.jsonl"
+            raise InputError(f"{root / file.path} lacks its own pool, {pool}: add that, or take the queries away")
+    found = {path.stem for path in root.glob("query/test/*.jsonl")}
+    for path in sorted(root.glob("qrels/test/*_qrels.txt")):
+        if (name := path.name.removesuffix("_qrels.txt")) not in found and not name.startswith("."):
+            raise InputError(f"{path} lacks its queries, query/test/{name}.jsonl: add them, or take the qrels away")
+
+
+def refuse_unreadable(root: Path) -> None:
+    """Raises InputError for a file that can't be read or begins without rows, and for pictures that aren't there."""
+    head_of(root / INSTRUCTIONS_FILE)
+    rows = [row for file in (*candidate_files(root), *query_files(root)) for row in first_rows(root / file.path)]
+    pictures = [row.get("img_path") or row.get("query_img_path") for row in rows]
+    folders = {PurePosixPath(path).parts[0] for path in pictures if path and isinstance(path, str)}
+    if folders and not any((root / folder).exists() for folder in folders):
+        raise InputError(
+            f"{root} lacks its pictures, {', '.join(sorted(folders)[:3])}: put them there, M-BEIR's by"
+            " `cat mbeir_images.tar.gz.part-* | tar -xzf -`"
+        )
+
+
+def first_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows among the first lines of a file. Raises InputError where there is none."""
+    rows = []
+    for line in head_of(path).splitlines()[:HEAD_ROWS]:
+        try:
+            rows.append(json.loads(line))
+        except (ValueError, RecursionError):  # one bad row among good ones is rejected by itself
+            continue
+    if found := [row for row in rows if isinstance(row, dict)]:
+        return found
+    raise InputError(f"{path} begins without a row, a JSON object in a line: copy the file anew, or take it away")
+
+
+def head_of(path: Path) -> bytes:
+    """The first bytes of a file. Raises InputError where it is none, or can't be read."""
+    try:
+        if path.is_file():  # a pipe would wait for a writer
+            with path.open("rb") as file:
+                return file.read(HEAD_BYTES)
+        reason = "no file"
+    except OSError as error:
+        reason = error.strerror
+    raise InputError(f"{path} can't be read ({reason}): copy the file anew, or take it away")
 
 
 def candidate_files(root: Place) -> list[SourceFile]:
