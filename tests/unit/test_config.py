@@ -120,6 +120,13 @@ def test_later_overrides_win():
         ("train.steps=", "not nothing"),
         ("train.learning_rate=.inf", "a number > 0, not inf"),
         ("train.learning_rate=.nan", "not nan"),
+        ("train.learning_rate=inf", "train.learning_rate must be a number > 0, not inf, in override train.learning_r"),
+        ("train.clip=inf", "train.clip must be a number"),
+        ("distill.lora.alpha=inf", "distill.lora.alpha must be a number ≥ 0, not inf"),
+        ("cluster.cpus_per_worker=inf", "cluster.cpus_per_worker must be a number > 0, not inf"),
+        ("trian={}", "unknown key 'trian' in override trian={}; did you mean 'train'?"),
+        ("train.stepz={}", "did you mean 'train.steps'?"),
+        ("train.steps={}", "train.steps must be a whole number ≥ 0, not {}, in override train.steps={}"),
         (
             "train.loss=infonc",
             "one of mac, infonce, mamcl, learnable, mac_learnable, not 'infonc', in override train.loss=infonc; did",
@@ -323,6 +330,10 @@ def test_unknown_recipes_are_reported_with_the_nearest_name():
     assert "there is no recipe file ./x.yaml" in refusal(recipe="./x.yaml")
 
 
+def test_a_recipe_that_is_a_directory_is_called_one(tmp_path):
+    assert refusal(recipe=str(tmp_path)).startswith(f"recipe {tmp_path} is a directory; give a YAML file in it")
+
+
 def test_a_recipe_file_extends_another_and_is_named_in_errors(tmp_path):
     base = recipe(tmp_path / "base.yaml", "extends: demo\ntrain:\n  steps: 7\n  batch_size: 8\n")
     child = recipe(tmp_path / "child.yaml", "extends: base.yaml\ntrain: {steps: 8}\n")
@@ -344,10 +355,20 @@ def test_a_recipe_file_extends_another_and_is_named_in_errors(tmp_path):
         ("train:\n  steps: !!int x\n", "is not valid YAML"),
         ('store: "a\\0b"\n', "store holds a character that no name can hold"),
         ("train: " + "[" * 5000, "is not valid YAML"),
+        ("train: &all\n  steps: *all\n", "is not valid YAML: an alias stands inside the value that it names"),
+        ("train:\n  matryoshka: &all [*all]\n", "is not valid YAML: an alias stands inside the value that it names"),
+        ("nosuch: {}\n", "unknown key 'nosuch' in "),
+        ("train:\n  steps: {}\n", "train.steps must be a whole number ≥ 0, not {}, in "),
     ],
 )
 def test_broken_recipe_files_are_reported_in_one_line(tmp_path, text, words):
     assert words in refusal(recipe=recipe(tmp_path / "me.yaml", text))
+
+
+def test_an_empty_section_and_an_alias_beside_its_value_are_fine(tmp_path):
+    text = "train: {}\ndistill:\n  lora: &same {rank: 2}\nbackbone:\n  tune:\n    lora: *same\n"
+    made = load_config(recipe(tmp_path / "me.yaml", text), ["distill={}"])
+    assert (made.train, made.distill.lora.rank, made.backbone.tune.lora.rank) == (Config().train, 2, 2)
 
 
 def test_an_empty_recipe_is_the_defaults(tmp_path):
