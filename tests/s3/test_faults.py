@@ -185,7 +185,7 @@ def call(*arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
 def test_a_bucket_that_is_not_there_and_a_server_that_does_not_answer(aws, moto, capfd):
     assert with_own_stdout(command.main, ["ls", "store=s3://nowhere/x", f"store_endpoint={moto}"]) == 2
     assert f"there is no bucket 'nowhere' at {moto}; create it" in capfd.readouterr().err
-    assert with_own_stdout(command.main, ["ls", "store=s3://bucket/x", "store_endpoint=http://127.0.0.1:9"]) == 1
+    assert with_own_stdout(command.main, ["ls", "store=s3://bucket/x", "store_endpoint=http://127.0.0.1:9"]) == 2
     assert "http://127.0.0.1:9 does not answer" in capfd.readouterr().err
 
 
@@ -330,11 +330,11 @@ def test_pins_go_to_the_store_of_the_artifact(fresh_clients, bucket, tmp_path, m
 
 def test_an_endpoint_that_was_given_is_kept_and_aws_itself_needs_none(fresh_clients, aws, monkeypatch):
     private = "https://bucket.vpce-1a2b.s3.us-east-1.vpce.amazonaws.com"
-    assert open_store("s3://b/p", private).objects.endpoint == private
-    assert open_store("s3://b/p").objects.endpoint == ""
+    assert s3.open_s3("s3://b/p", private).endpoint == private
+    assert s3.open_s3("s3://b/p").endpoint == ""
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", private)
     s3_clients._client.cache_clear()
-    assert open_store("s3://b/p").objects.endpoint == private
+    assert s3.open_s3("s3://b/p").endpoint == private
 
 
 @pytest.mark.parametrize("action", ["begin", "local"])
