@@ -375,6 +375,29 @@ def test_an_empty_recipe_is_the_defaults(tmp_path):
     assert load_config(recipe(tmp_path / "empty.yaml", "")) == Config()
 
 
+@pytest.mark.parametrize(
+    "uri", ["127.0.0.1:5000", "nonsense://x", "localhost:5000", "http://", "http:///x", "./mlruns"]
+)
+def test_an_address_that_mlflow_does_not_know_is_refused(monkeypatch, uri):
+    assert f"tracking_uri={uri} is no address of MLflow; write http://HOST:PORT" in refusal(f"tracking_uri={uri}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert f"MLFLOW_TRACKING_URI={uri} is no address of MLflow" in refusal()
+    load_config("demo", ["tracking_uri=sqlite:///x.db"])
+
+
+def test_addresses_that_mlflow_knows_are_taken(monkeypatch):
+    for uri in (
+        "https://h/mlflow",
+        "sqlite:////p/x.db",
+        "postgresql+psycopg2://u:p@h/db",
+        "databricks",
+        "uc:http://h",
+    ):
+        load_config("demo", [f"tracking_uri={uri}"])
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    load_config("demo", ["tracking_uri=./mlruns"])
+
+
 def test_the_top_level_keys_are_the_contract_s():
     assert list(Config.model_fields) == [
         "store", "store_endpoint", "tracking_uri", "seed", "data", "backbone", "features", "student", "distill",

@@ -1,10 +1,6 @@
 """The first request to a bucket: whatever is no S3 server is one line, before anything else is asked of it."""
 
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -12,6 +8,7 @@ from pipeline.artifacts.store import open_store
 from stages.contract import bucket
 from stages.contract.context import InputError
 from stages.data.sources.remote import source
+from tests.answering import answering
 
 LISTED = "<ListBucketResult><Name>bucket</Name><KeyCount>0</KeyCount></ListBucketResult>"
 REFUSED = "<Error><Code>{}</Code><Message>no</Message></Error>"
@@ -24,32 +21,6 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setattr(bucket, "PATIENCE", 0.05)
     monkeypatch.setattr(bucket, "WAIT", 0.01)
-
-
-@contextmanager
-def answering(*answers: tuple[int, str]) -> Iterator[tuple[str, list[str]]]:
-    """A server's address and what it was asked; it gives the answers in turn, and the last one for ever."""
-    asked: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            status, text = answers[min(len(asked), len(answers) - 1)]
-            asked.append(self.path)
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def log_message(self, *arguments: object) -> None:
-            """Quiet."""
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.fixture(params=["store", "data.path"])
