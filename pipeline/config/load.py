@@ -15,6 +15,9 @@ from pipeline.config.sections import Config
 from pipeline.config.values import get_value, is_section, section_of, walk_fields, walk_values
 from stages.contract.context import InputError
 
+LONGEST_NAME, LONGEST_PATH = 255, 4000
+"""Bytes: what file systems allow for a name, and a little less than Linux and its like for a path."""
+
 
 def load_config(recipe: str = "demo", overrides: Iterable[str] = ()) -> Config:
     """The validated configuration of a recipe (name or file) and dotted overrides.
@@ -65,6 +68,8 @@ def check_keys(settings: Settings, fields: Mapping[str, FieldInfo]) -> None:
             raise InputError(wrong_value(path, value, fields[path], origin))
         if isinstance(value, str) and not is_plain(value):
             raise InputError(f"{path} holds a character that no name can hold, {value!r}, in {origin}; leave it out")
+        if isinstance(value, str) and is_too_long(value):
+            raise InputError(f"{path} holds a longer name than a file can have, in {origin}; give a shorter one")
 
 
 def check_path(path: str, origin: str, fields: Mapping[str, FieldInfo]) -> None:
@@ -90,3 +95,9 @@ def is_plain(text: str) -> bool:
         return b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
         return False
+
+
+def is_too_long(text: str) -> bool:
+    """Whether no path can be the text: a name in it, or all of it. Addresses elsewhere have other limits."""
+    names = [] if "://" in text else os.fsencode(text).split(b"/")
+    return any(len(name) > LONGEST_NAME for name in names) or sum(map(len, names)) > LONGEST_PATH

@@ -5,6 +5,7 @@ dotted: `train.loss=infonce`. Nothing is checked here against the configuration'
 kept is the origin of each value, so that an error can say which file or which override to correct.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -107,7 +108,7 @@ def recipe_chain(recipe: str) -> list[Path]:
     chain: list[Path] = [find_yaml("recipe", recipe, RECIPES)]
     while base := read_yaml(chain[-1]).get("extends"):
         beside = chain[-1].parent / f"{base}"
-        parent = beside.resolve() if beside.is_file() else find_yaml("recipe", str(base), RECIPES)
+        parent = beside.resolve() if os.path.isfile(beside) else find_yaml("recipe", str(base), RECIPES)
         if parent in chain:
             raise InputError(f"{chain[-1]}: 'extends: {base}' goes round in a circle; let one recipe stand alone")
         chain.append(parent)
@@ -119,9 +120,9 @@ def find_yaml(kind: str, name: str, directory: Path) -> Path:
     names = sorted(path.stem for path in directory.glob("*.yaml"))
     if name in names:
         return directory / f"{name}.yaml"
-    if Path(name).is_file():
+    if os.path.isfile(name):  # false, where `Path.is_file` raises, also for a name that no file can have
         return Path(name).resolve()
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         raise InputError(f"{kind} {name} is a directory; give a YAML file in it, such as {Path(name) / 'my.yaml'}")
     if name.endswith((".yaml", ".yml")) or "/" in name:
         raise InputError(f"there is no {kind} file {name} (relative paths start from {Path.cwd()})")

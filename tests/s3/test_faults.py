@@ -204,6 +204,7 @@ def test_no_credentials_are_reported_with_where_to_put_them(moto, tmp_path):
         (["store=s3://"], "names no bucket"),
         (["store=s3://b/p", "store_endpoint=host:9000"], "is no address; write http://host:port"),
         (["store=s3://b/p", "store_endpoint=http://"], "S3 cannot be reached as configured"),
+        (["store=s3://a b/p", "store_endpoint=http://127.0.0.1:9"], "store=s3://a b/p can't be: Parameter validation"),
     ],
 )
 def test_addresses_that_cannot_work_are_refused(aws, capfd, overrides, words):

@@ -141,6 +141,9 @@ def test_later_overrides_win():
         ("train.matryoshka=" + "[" * 5000, "is not valid YAML"),
         ('store="a\\0b"', "store holds a character that no name can hold, 'a\\x00b'"),
         ('store="a\\ud800b"', "store holds a character that no name can hold"),
+        ("store=" + "x" * 300, "store holds a longer name than a file can have, in override store=xxx"),
+        ("data.path=a/" + "ä" * 200, "data.path holds a longer name than a file can have"),
+        ("store=" + "xx/" * 3000, "store holds a longer name than a file can have"),
         ("seed=100000000000000000000000000", "seed must be a whole number ≥ 0 and ≤ 4294967295"),
     ],
 )
@@ -328,6 +331,7 @@ def test_a_directory_that_is_no_model_is_reported(tmp_path):
 def test_unknown_recipes_are_reported_with_the_nearest_name():
     assert "there is no recipe 'dmo'; did you mean 'demo'?" in refusal(recipe="dmo")
     assert "there is no recipe file ./x.yaml" in refusal(recipe="./x.yaml")
+    assert "there is no recipe 'xxxx" in refusal(recipe="x" * 300)
 
 
 def test_a_recipe_that_is_a_directory_is_called_one(tmp_path):
