@@ -146,7 +146,24 @@ def source(path: str, setting: str = "data.path") -> Place:
         return RemotePath(below, setting)
     if "://" in path:
         raise InputError(f"{setting}={path} can't be read; give a directory or s3://bucket/prefix")
-    return Path(path).expanduser()
+    place = Path(path).expanduser()
+    _require_readable(place, setting)
+    return place
+
+
+def _require_readable(place: Path, setting: str) -> None:
+    """Raises InputError for what is there and may not be looked into, where a pattern would find nothing."""
+    try:
+        if place.is_dir():
+            with os.scandir(place) as found:
+                next(found, None)
+            os.stat(os.path.join(place, "."))  # names can be listed of a directory that nobody may enter
+        elif place.is_file():
+            place.open("rb").close()
+    except OSError as error:
+        raise InputError(
+            f"{setting}={place} can't be read ({error.strerror}); change its rights, or run as a user who may"
+        ) from None
 
 
 @lru_cache
