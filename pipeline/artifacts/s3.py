@@ -36,6 +36,7 @@ from pipeline.artifacts.objects import PIECE, QUICK_SECONDS, THREADS, Entry, Fou
 from pipeline.artifacts.s3_clients import arrow_filesystem, client, server_time
 from pipeline.artifacts.s3_errors import code, explain
 from pipeline.wording import one_line
+from stages.contract.bucket import require_answer
 from stages.contract.cache import cache_root
 from stages.contract.context import InputError, StageError
 
@@ -78,6 +79,11 @@ class S3Objects:
     @property
     def filesystem(self) -> "FileSystem":
         return arrow_filesystem(self.endpoint, self.region)
+
+    def require_answer(self) -> None:
+        """Before a command's other requests: raises InputError within seconds where no S3 server answers."""
+        quick = client(self.endpoint, self.region, quick=True)
+        require_answer(quick, self.bucket, self._start(""), f"store={self.uri}", "store_endpoint")
 
     def prepare(self) -> None:
         probe(self, os.getpid())

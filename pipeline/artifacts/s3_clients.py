@@ -14,6 +14,7 @@ from botocore.exceptions import BotoCoreError
 
 from pipeline.artifacts.objects import THREADS
 from pipeline.wording import one_line
+from stages.contract.bucket import QUICK
 from stages.contract.context import InputError
 
 if TYPE_CHECKING:
@@ -27,16 +28,18 @@ def session(process: int) -> boto3.Session:
     return boto3.Session()
 
 
-def client(endpoint: str, region: str, once: bool = False) -> BaseClient:
-    """The connections of this process; `once` gives up after one try."""
-    return _client(endpoint, region, once, os.getpid())
+def client(endpoint: str, region: str, once: bool = False, quick: bool = False) -> BaseClient:
+    """The connections of this process; `once` gives up after one try, and `quick` besides within seconds."""
+    return _client(endpoint, region, once, quick, os.getpid())
 
 
 @cache
-def _client(endpoint: str, region: str, once: bool, process: int) -> BaseClient:
+def _client(endpoint: str, region: str, once: bool, quick: bool, process: int) -> BaseClient:
     retries = {"total_max_attempts": 1} if once else {"mode": "standard", "total_max_attempts": 5}
-    options: dict[str, Any] = {"s3": {"addressing_style": "path"}} if endpoint else {}
-    config = Config(retries=retries, connect_timeout=10, read_timeout=30, max_pool_connections=2 * THREADS, **options)
+    options: dict[str, Any] = {"retries": retries, "connect_timeout": 10, "read_timeout": 30}
+    options |= QUICK if quick else {}
+    options |= {"s3": {"addressing_style": "path"}} if endpoint else {}
+    config = Config(max_pool_connections=2 * THREADS, **options)
     try:
         return session(process).client("s3", endpoint_url=endpoint or None, region_name=region or None, config=config)
     except (BotoCoreError, ValueError) as error:

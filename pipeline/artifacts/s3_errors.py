@@ -16,6 +16,8 @@ def explain(error: Exception, uri: str, bucket: str, where: str) -> Exception:
             f"there are no credentials for {uri}: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and"
             f" AWS_SECRET_ACCESS_KEY ({one_line(error)})"
         )
+    if kind == "ParamValidationError":
+        return InputError(f"store={uri} can't be: {one_line(error)}")
     if name == "NoSuchBucket":
         return InputError(f"there is no bucket '{bucket}' at {where}; create it, or give another store=…")
     if name in UNKNOWN_CREDENTIALS:

@@ -182,7 +182,9 @@ def open_store(uri: str, endpoint: str = "") -> Store:
     if uri.startswith("s3://"):
         from pipeline.artifacts.s3 import open_s3
 
-        return Store(open_s3(uri, endpoint))
+        place = open_s3(uri, endpoint)
+        place.require_answer()
+        return Store(place)
     if "://" in uri and not uri.startswith("file://"):
         raise InputError(f"store={uri} is not supported; give a directory or s3://bucket/prefix")
     with translate_os_errors(f"store={uri}"):

@@ -4,11 +4,14 @@ Each check belongs to fields of several sections; what one field allows by itsel
 known by reading a source (does the path hold M-BEIR?) is asked of the stage that reads it: `check(params)`.
 """
 
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from pipeline.config.checkpoint import backbone_shape, backbone_width, file_shapes
 from pipeline.config.recipes import Settings
@@ -20,6 +23,9 @@ from stages.model.families import FAMILIES, refusal
 
 if TYPE_CHECKING:
     from pipeline.config.sections import Config
+
+TRACKING = ("sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
+"""What MLflow's addresses start with, besides those of servers."""
 
 
 def check_combinations(config: "Config", settings: Settings) -> None:
@@ -43,6 +49,27 @@ def check_combinations(config: "Config", settings: Settings) -> None:
         if check and getattr(section, "kind", True):
             check(section)
     check_teacher_width(config)
+    check_tracking(config)
+
+
+def check_tracking(config: "Config") -> None:
+    """MLflow's address is one that it knows; whether something is there, a run finds out."""
+    name = "tracking_uri" if config.tracking_uri else "MLFLOW_TRACKING_URI"
+    given = config.tracking_uri or os.environ.get(name, "")
+    if given and not is_tracked(given):
+        raise InputError(
+            f"{name}={given} is no address of MLflow; write http://HOST:PORT of a server, or sqlite:////PATH/mlflow.db"
+        )
+
+
+def is_tracked(uri: str) -> bool:
+    """Whether MLflow has a store for such an address; directories it takes only where the environment says so."""
+    scheme = uri if uri in TRACKING else urlsplit(uri).scheme.partition("+")[0]
+    if scheme in ("http", "https"):
+        return bool(urlsplit(uri).hostname)
+    if scheme in ("", "file") and os.environ.get("MLFLOW_ALLOW_FILE_STORE"):
+        return True
+    return scheme in TRACKING or scheme in entry_points(group="mlflow.tracking_store").names
 
 
 def check_corpus(config: "Config") -> None:

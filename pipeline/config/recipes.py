@@ -5,6 +5,7 @@ dotted: `train.loss=infonce`. Nothing is checked here against the configuration'
 kept is the origin of each value, so that an error can say which file or which override to correct.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +25,14 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 class Constructor(SafeConstructor):
-    """Safe YAML 1.2 in which a date is text, as that version says, and a key may stand only once."""
+    """Safe YAML 1.2 in which a date is text, as that version says, a key stands once, and no value holds itself."""
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        if node in self.recursive_objects:
+            raise ConstructorError(
+                problem="an alias stands inside the value that it names", problem_mark=node.start_mark
+            )
+        return super().construct_object(node, deep=True)
 
     def construct_yaml_timestamp(self, node: Any, values: Any = None) -> str:
         super().construct_yaml_timestamp(node, values)
@@ -41,10 +49,14 @@ Constructor.add_constructor("tag:yaml.org,2002:timestamp", Constructor.construct
 
 @dataclass(frozen=True)
 class Settings:
-    """Nested values and, for each dotted path, the recipe file or the override that set it."""
+    """Nested values and, for each dotted path, the recipe file or the override that set it.
+
+    `empty` are the paths that were given `{}`, which sets nothing: they have to be keys all the same.
+    """
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
+    empty: dict[str, str] = field(default_factory=dict)
 
     def origin(self, path: str) -> str:
         """Where the value at `path` (or the nearest section around it, or a value inside it) was set."""
@@ -57,6 +69,8 @@ class Settings:
         if isinstance(value, Mapping):
             for name, inner in value.items():
                 self.set(f"{path}.{name}" if path else str(name), inner, origin)
+            if path and not value:
+                self.empty[path] = origin
             return
         *sections, last = path.split(".")
         place = self.values
@@ -94,7 +108,7 @@ def recipe_chain(recipe: str) -> list[Path]:
     chain: list[Path] = [find_yaml("recipe", recipe, RECIPES)]
     while base := read_yaml(chain[-1]).get("extends"):
         beside = chain[-1].parent / f"{base}"
-        parent = beside.resolve() if beside.is_file() else find_yaml("recipe", str(base), RECIPES)
+        parent = beside.resolve() if os.path.isfile(beside) else find_yaml("recipe", str(base), RECIPES)
         if parent in chain:
             raise InputError(f"{chain[-1]}: 'extends: {base}' goes round in a circle; let one recipe stand alone")
         chain.append(parent)
@@ -106,8 +120,10 @@ def find_yaml(kind: str, name: str, directory: Path) -> Path:
     names = sorted(path.stem for path in directory.glob("*.yaml"))
     if name in names:
         return directory / f"{name}.yaml"
-    if Path(name).is_file():
+    if os.path.isfile(name):  # false, where `Path.is_file` raises, also for a name that no file can have
         return Path(name).resolve()
+    if os.path.isdir(name):
+        raise InputError(f"{kind} {name} is a directory; give a YAML file in it, such as {Path(name) / 'my.yaml'}")
     if name.endswith((".yaml", ".yml")) or "/" in name:
         raise InputError(f"there is no {kind} file {name} (relative paths start from {Path.cwd()})")
     raise InputError(f"there is no {kind} '{name}'{nearest(name, names)}; known: {', '.join(names)}")

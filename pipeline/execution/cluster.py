@@ -62,6 +62,13 @@ def gpus_asked(cluster: Cluster, kinds: Sequence[str]) -> tuple[float, str]:
     return asked, f"cluster.{name}={processes} with cluster.gpus_per_worker={share:g} ask for {asked:g} GPUs"
 
 
+def cpus_asked(cluster: Cluster) -> tuple[float, str]:
+    """The same of CPUs, which training processes are given."""
+    asked = cluster.workers * cluster.cpus_per_worker
+    words = f"cluster.workers={cluster.workers} with cluster.cpus_per_worker={cluster.cpus_per_worker:g}"
+    return asked, f"{words} ask for {asked:g} CPUs"
+
+
 def interrupt(number: int, frame: FrameType | None) -> None:
     """SIGTERM, by which Kubernetes ends a pod, as Ctrl-C: the run is recorded. Ray's own handler dies with a stack."""
     raise KeyboardInterrupt

@@ -3,7 +3,8 @@
     a store in a directory   every node finds there what the driver has just written: a run's work lies beside it
     data on a disk           the driver's node gives Ray a CPU to read it by, where the store is no directory
     memory                   models fit into the nodes, or GPUs, that are there, if those are all that are asked for
-    GPUs                     where there are fewer, a warning: Ray tells nobody whether an autoscaler may bring more
+    GPUs, CPUs               where there are fewer, or no node has what one process asks for, a warning: Ray tells
+                             nobody whether an autoscaler may bring more
 
 Nodes are asked by a task on each of them. One that does not answer in time is left to the stages, and so is one that
 joins later.
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts.store import Store
-from pipeline.execution.cluster import gpus_asked, inside_cluster
+from pipeline.execution.cluster import cpus_asked, gpus_asked, inside_cluster
 from pipeline.execution.memory import EMBEDDING, TRAINING, Room, check_room, held_by, sizes_of
 from pipeline.execution.needs import kinds, made_from_backbone
 from pipeline.planning.dag import OWN_DATA
@@ -51,7 +52,7 @@ def check_cluster(config: "Config", decisions: Sequence[Decision], run: "Run") -
         check_disk(config, running, next(node for node in nodes if node["NodeID"] == driver_node()))
     else:
         check_store(run.store.record(run.id), config.store, nodes)
-    if line := missing_gpus(config, kinds(config, running), sum(node["Resources"].get("GPU", 0) for node in nodes)):
+    if line := missing(config, kinds(config, running), nodes):
         run.say(f"warning: {line}")
     elif made_from_backbone(decisions) and running & {*TRAINING, *EMBEDDING}:
         check_memory(config, decisions, running, run.store, nodes)
@@ -113,10 +114,29 @@ def ask(nodes: Sequence[Node], question: Callable[[], Any]) -> dict[str, Any]:
     return answers
 
 
-def missing_gpus(config: "Config", counted: Sequence[str], present: float) -> str:
-    """One line where a cluster has fewer GPUs than a run asks for, as one that grows on demand may; else empty."""
-    asked, words = gpus_asked(config.cluster, counted) if counted else (0, "")
-    return f"{words}, the cluster has {present:g} now; the run waits for the others" if asked > present else ""
+def missing(config: "Config", counted: Sequence[str], nodes: Sequence[Node]) -> str:
+    """One line where a cluster has less than a run asks for, as one that grows on demand may; else empty.
+
+    `counted` are the settings that say how many processes with a model there will be.
+    """
+    if not counted:
+        return ""
+    cluster, places = config.cluster, [node["Resources"] for node in nodes]
+    each = {"GPU": ("gpus_per_worker", cluster.gpus_per_worker)}
+    asked = {"GPU": gpus_asked(cluster, counted)}
+    if "workers" in counted:
+        each["CPU"] = ("cpus_per_worker", cluster.cpus_per_worker)
+        asked["CPU"] = cpus_asked(cluster)
+    if not any(all(place.get(kind, 0) >= amount for kind, (_, amount) in each.items()) for place in places):
+        wanted = " with ".join(f"cluster.{name}={amount:g}" for name, amount in each.values() if amount)
+        there = ", ".join(
+            f"{max(place.get(kind, 0) for place in places):g} {kind}s" for kind, (_, amount) in each.items() if amount
+        )
+        return f"{wanted} is one process, and no node has that (at most {there}); the run waits for one that does"
+    for kind, (amount, words) in asked.items():
+        if amount > (present := sum(place.get(kind, 0) for place in places)):
+            return f"{words}, the cluster has {present:g} now; the run waits for the others"
+    return ""
 
 
 def check_memory(

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from pipeline.config.sections import Config
     from stages.contract.params import Cluster
 
+PROCESS = 200_000_000
+"""Bytes of a process that has imported torch and done nothing else, rounded down from what one had on Linux."""
+
 
 def check_needs(config: "Config", decisions: Sequence[Decision], store: Store) -> None:
     """Raises InputError, one line with the numbers, for what the stages that are to run need and is not here."""
@@ -34,6 +37,7 @@ def check_needs(config: "Config", decisions: Sequence[Decision], store: Store) -
     check_gpus(config, running)
     if sizes := sizes_of(config.backbone) if made_from_backbone(decisions) else None:
         check_room(config, [*held_by(config, running, sizes)], this_machine(config.cluster))
+    check_processes(config, running)
 
 
 def made_from_backbone(decisions: Sequence[Decision]) -> bool:
@@ -82,6 +86,17 @@ def check_gpus(config: "Config", running: Collection[str]) -> None:
             f"{words}, this machine has {here}; choose fewer, cluster.gpus_per_worker=0 for the CPU, or a cluster"
             " that has them (docs/cluster.md)"
         )
+
+
+def check_processes(config: "Config", running: Collection[str]) -> None:
+    """This machine has memory for that many processes, whatever their models."""
+    for name in kinds(config, running):
+        count, there = getattr(config.cluster, name), machine_bytes()
+        if count * PROCESS > there:
+            raise InputError(
+                f"cluster.{name}={count} are more processes than fit into this machine's {there / 1e9:.0f} GB, at"
+                f" {PROCESS / 1e9:.1f} GB each before any model; choose fewer, or a cluster (docs/cluster.md)"
+            )
 
 
 def visible_gpus() -> int:

@@ -12,7 +12,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -24,7 +24,7 @@ from pipeline.wording import one_line
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-CONNECT_SECONDS = 2
+CONNECT_SECONDS, ANSWER_SECONDS = 2, 3
 UNREACHABLE = "can't be reached, what it would track is kept for the next run"
 REFUSED = "refuses something to track, which is lost, and of the next ones nothing is said"
 
@@ -108,11 +108,16 @@ def connect(uri: str, create: bool) -> "MlflowClient":
 
 
 def check_reachable(uri: str) -> None:
-    """Raises OSError within two seconds where no server listens; MLflow itself would wait for each of its tries."""
+    """Raises OSError within seconds where no server listens or answers; MLflow would wait for each of its tries."""
     address = urlsplit(uri)
     if address.scheme in ("http", "https") and address.hostname:
         port = address.port or (443 if address.scheme == "https" else 80)
         socket.create_connection((address.hostname, port), timeout=CONNECT_SECONDS).close()
+        import requests  # as MLflow does
+
+        with suppress(requests.exceptions.SSLError):  # an answer too, and MLflow may know the certificate
+            health, patience = f"{uri.rstrip('/')}/health", (CONNECT_SECONDS, ANSWER_SECONDS)
+            requests.get(health, timeout=patience, stream=True, allow_redirects=False).close()
 
 
 def is_refusal(error: Exception) -> bool:

@@ -185,7 +185,7 @@ def call(*arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
 def test_a_bucket_that_is_not_there_and_a_server_that_does_not_answer(aws, moto, capfd):
     assert with_own_stdout(command.main, ["ls", "store=s3://nowhere/x", f"store_endpoint={moto}"]) == 2
     assert f"there is no bucket 'nowhere' at {moto}; create it" in capfd.readouterr().err
-    assert with_own_stdout(command.main, ["ls", "store=s3://bucket/x", "store_endpoint=http://127.0.0.1:9"]) == 1
+    assert with_own_stdout(command.main, ["ls", "store=s3://bucket/x", "store_endpoint=http://127.0.0.1:9"]) == 2
     assert "http://127.0.0.1:9 does not answer" in capfd.readouterr().err
 
 
@@ -204,6 +204,7 @@ def test_no_credentials_are_reported_with_where_to_put_them(moto, tmp_path):
         (["store=s3://"], "names no bucket"),
         (["store=s3://b/p", "store_endpoint=host:9000"], "is no address; write http://host:port"),
         (["store=s3://b/p", "store_endpoint=http://"], "S3 cannot be reached as configured"),
+        (["store=s3://a b/p", "store_endpoint=http://127.0.0.1:9"], "store=s3://a b/p can't be: Parameter validation"),
     ],
 )
 def test_addresses_that_cannot_work_are_refused(aws, capfd, overrides, words):
@@ -330,11 +331,11 @@ def test_pins_go_to_the_store_of_the_artifact(fresh_clients, bucket, tmp_path, m
 
 def test_an_endpoint_that_was_given_is_kept_and_aws_itself_needs_none(fresh_clients, aws, monkeypatch):
     private = "https://bucket.vpce-1a2b.s3.us-east-1.vpce.amazonaws.com"
-    assert open_store("s3://b/p", private).objects.endpoint == private
-    assert open_store("s3://b/p").objects.endpoint == ""
+    assert s3.open_s3("s3://b/p", private).endpoint == private
+    assert s3.open_s3("s3://b/p").endpoint == ""
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", private)
     s3_clients._client.cache_clear()
-    assert open_store("s3://b/p").objects.endpoint == private
+    assert s3.open_s3("s3://b/p").endpoint == private
 
 
 @pytest.mark.parametrize("action", ["begin", "local"])

@@ -91,7 +91,7 @@ def test_after_a_kill_at_any_point_the_same_command_finishes_with_the_same_files
     hooks, light, tmp_path, place, request, monkeypatch
 ):
     address = request.getfixturevalue("moto") if place == "moto" else ""
-    monkeypatch.setattr(s3_clients, "_client", lambda endpoint, region, once, process: once_made[once])
+    monkeypatch.setattr(s3_clients, "_client", lambda endpoint, region, once, quick, process: once_made[once])
     monkeypatch.setattr(s3, "probe", lambda objects, process: None)
     if address:  # made here and first used in the children, which so share no connection
         once_made = {once: new_client(address, once) for once in (False, True)}

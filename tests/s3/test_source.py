@@ -95,6 +95,16 @@ def test_a_bucket_or_prefix_that_is_not_there_is_one_line(both, path):
     assert path in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+def test_a_file_that_is_listed_and_may_not_be_read_is_one_line(both, proxy, monkeypatch, method):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+    denied = lambda request: request.method == method and request.path.endswith(".tsv")  # noqa: E731
+    proxy.rule = lambda request: "403 AccessDenied" if denied(request) else None
+    with pytest.raises(InputError, match=r"^data\.path=s3://bucket/\S+\.tsv can't be read: .*ACCESS_DENIED") as caught:
+        ingest.check(ingest.Params(kind="mbeir", path=str(both[1])))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.fixture
 def shop(moto, tmp_path, monkeypatch) -> tuple[Path, RemotePath]:
     """A folder of pictures, with records in three formats below it, as a directory and in a bucket."""

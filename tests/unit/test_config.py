@@ -120,6 +120,13 @@ def test_later_overrides_win():
         ("train.steps=", "not nothing"),
         ("train.learning_rate=.inf", "a number > 0, not inf"),
         ("train.learning_rate=.nan", "not nan"),
+        ("train.learning_rate=inf", "train.learning_rate must be a number > 0, not inf, in override train.learning_r"),
+        ("train.clip=inf", "train.clip must be a number"),
+        ("distill.lora.alpha=inf", "distill.lora.alpha must be a number ≥ 0, not inf"),
+        ("cluster.cpus_per_worker=inf", "cluster.cpus_per_worker must be a number > 0, not inf"),
+        ("trian={}", "unknown key 'trian' in override trian={}; did you mean 'train'?"),
+        ("train.stepz={}", "did you mean 'train.steps'?"),
+        ("train.steps={}", "train.steps must be a whole number ≥ 0, not {}, in override train.steps={}"),
         (
             "train.loss=infonc",
             "one of mac, infonce, mamcl, learnable, mac_learnable, not 'infonc', in override train.loss=infonc; did",
@@ -134,6 +141,9 @@ def test_later_overrides_win():
         ("train.matryoshka=" + "[" * 5000, "is not valid YAML"),
         ('store="a\\0b"', "store holds a character that no name can hold, 'a\\x00b'"),
         ('store="a\\ud800b"', "store holds a character that no name can hold"),
+        ("store=" + "x" * 300, "store holds a longer name than a file can have, in override store=xxx"),
+        ("data.path=a/" + "ä" * 200, "data.path holds a longer name than a file can have"),
+        ("store=" + "xx/" * 3000, "store holds a longer name than a file can have"),
         ("seed=100000000000000000000000000", "seed must be a whole number ≥ 0 and ≤ 4294967295"),
     ],
 )
@@ -321,6 +331,11 @@ def test_a_directory_that_is_no_model_is_reported(tmp_path):
 def test_unknown_recipes_are_reported_with_the_nearest_name():
     assert "there is no recipe 'dmo'; did you mean 'demo'?" in refusal(recipe="dmo")
     assert "there is no recipe file ./x.yaml" in refusal(recipe="./x.yaml")
+    assert "there is no recipe 'xxxx" in refusal(recipe="x" * 300)
+
+
+def test_a_recipe_that_is_a_directory_is_called_one(tmp_path):
+    assert refusal(recipe=str(tmp_path)).startswith(f"recipe {tmp_path} is a directory; give a YAML file in it")
 
 
 def test_a_recipe_file_extends_another_and_is_named_in_errors(tmp_path):
@@ -344,14 +359,47 @@ def test_a_recipe_file_extends_another_and_is_named_in_errors(tmp_path):
         ("train:\n  steps: !!int x\n", "is not valid YAML"),
         ('store: "a\\0b"\n', "store holds a character that no name can hold"),
         ("train: " + "[" * 5000, "is not valid YAML"),
+        ("train: &all\n  steps: *all\n", "is not valid YAML: an alias stands inside the value that it names"),
+        ("train:\n  matryoshka: &all [*all]\n", "is not valid YAML: an alias stands inside the value that it names"),
+        ("nosuch: {}\n", "unknown key 'nosuch' in "),
+        ("train:\n  steps: {}\n", "train.steps must be a whole number ≥ 0, not {}, in "),
     ],
 )
 def test_broken_recipe_files_are_reported_in_one_line(tmp_path, text, words):
     assert words in refusal(recipe=recipe(tmp_path / "me.yaml", text))
 
 
+def test_an_empty_section_and_an_alias_beside_its_value_are_fine(tmp_path):
+    text = "train: {}\ndistill:\n  lora: &same {rank: 2}\nbackbone:\n  tune:\n    lora: *same\n"
+    made = load_config(recipe(tmp_path / "me.yaml", text), ["distill={}"])
+    assert (made.train, made.distill.lora.rank, made.backbone.tune.lora.rank) == (Config().train, 2, 2)
+
+
 def test_an_empty_recipe_is_the_defaults(tmp_path):
     assert load_config(recipe(tmp_path / "empty.yaml", "")) == Config()
+
+
+@pytest.mark.parametrize(
+    "uri", ["127.0.0.1:5000", "nonsense://x", "localhost:5000", "http://", "http:///x", "./mlruns"]
+)
+def test_an_address_that_mlflow_does_not_know_is_refused(monkeypatch, uri):
+    assert f"tracking_uri={uri} is no address of MLflow; write http://HOST:PORT" in refusal(f"tracking_uri={uri}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert f"MLFLOW_TRACKING_URI={uri} is no address of MLflow" in refusal()
+    load_config("demo", ["tracking_uri=sqlite:///x.db"])
+
+
+def test_addresses_that_mlflow_knows_are_taken(monkeypatch):
+    for uri in (
+        "https://h/mlflow",
+        "sqlite:////p/x.db",
+        "postgresql+psycopg2://u:p@h/db",
+        "databricks",
+        "uc:http://h",
+    ):
+        load_config("demo", [f"tracking_uri={uri}"])
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    load_config("demo", ["tracking_uri=./mlruns"])
 
 
 def test_the_top_level_keys_are_the_contract_s():

@@ -7,6 +7,7 @@ import pytest
 from stages import ingest
 from stages.contract.context import InputError
 from stages.data.sources import changes, mbeir
+from stages.data.sources.remote import source
 from tests.mbeir_files import write_bytes, write_minimal
 
 
@@ -32,6 +33,35 @@ def test_a_source_that_cannot_be_read_is_refused_in_one_line(tmp_path, fields, s
     with pytest.raises(InputError, match=said) as caught:
         ingest.check(params(write_minimal(tmp_path), **fields))
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def stranger():
+    """The process is no administrator, whom nothing is closed to."""
+    administrator = os.geteuid() == 0
+    if administrator:
+        os.seteuid(65534)
+    yield
+    if administrator:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def closed(tmp_path, monkeypatch):
+    """A directory, one that only tells names, and a file that nobody may read, in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    tmp_path.chmod(0o755)
+    (tmp_path / "data").mkdir(mode=0)
+    (tmp_path / "listed").mkdir(mode=0o444)
+    (tmp_path / "pairs.jsonl").touch(mode=0)
+
+
+@pytest.mark.parametrize("name", ["data", "listed", "pairs.jsonl", "data/inner"])
+def test_a_source_that_may_not_be_read_is_called_that_and_not_empty(closed, stranger, name):
+    with pytest.raises(
+        InputError, match=rf"^data\.path={name} can't be read \(Permission denied\); change its rights"
+    ):
+        source(name)
 
 
 @pytest.mark.parametrize(("line", "said"), [(b"text\ttext\ttoy", ":2: correct"), (b"B\xfccher", "not in UTF-8")])

@@ -100,6 +100,37 @@ def test_fewer_gpus_are_told_in_one_line_of_the_stages_that_run(joined):
     assert len(joined.lines) == 1
 
 
+@pytest.mark.parametrize(
+    ("asked", "nodes", "said"),
+    [
+        (
+            {"cpus_per_worker": 64},
+            [{"CPU": 12}] * 2,
+            "cluster.cpus_per_worker=64 is one process, and no node has that (at most 12 CPUs)",
+        ),
+        (
+            {"gpus_per_worker": 2},
+            [{"CPU": 12, "GPU": 1}] * 8,
+            "cluster.gpus_per_worker=2 with cluster.cpus_per_worker=1 is one process, and no node has that (at most 1",
+        ),
+        ({"gpus_per_worker": 1, "cpus_per_worker": 8}, [{"CPU": 4, "GPU": 4}, {"CPU": 16}], "no node has that"),
+        (
+            {"workers": 3, "cpus_per_worker": 8},
+            [{"CPU": 12}, {"CPU": 8}],
+            "cluster.workers=3 with cluster.cpus_per_worker=8 ask for 24 CPUs, the cluster has 20 now",
+        ),
+        ({"workers": 2, "cpus_per_worker": 8}, [{"CPU": 16}], ""),
+        ({"gpus_per_worker": 2, "workers": 2}, [{"CPU": 12, "GPU": 2}] * 2, ""),
+    ],
+)
+def test_a_process_that_fits_on_no_node_and_too_few_cpus_are_told_of_a_training(joined, asked, nodes, said):
+    joined.nodes = [node("1", CPU=0), *(node(str(number), **one) for number, one in enumerate(nodes, 2))]
+    joined.check(["ingest"], cluster=asked)
+    assert joined.lines == []
+    joined.check(["train"], cluster=asked)
+    assert len(joined.lines) == bool(said) and said in "".join(joined.lines)
+
+
 def test_memory_is_compared_with_what_the_nodes_have(joined, monkeypatch):
     monkeypatch.setattr(joining, "sizes_of", lambda *given, **more: Sizes({0: 10**9}, 0, 0))
     joined.nodes = [node("1", memory=64 * GIB), node("2", CPU=4, memory=10 * GIB, object_store_memory=4 * GIB)]

@@ -109,8 +109,21 @@ def test_gpus_are_compared_with_those_of_this_machine(monkeypatch, tmp_path, run
         needs.check_needs(config, decided(**{running: "run"}), open_store(str(tmp_path)))
 
 
+@pytest.mark.parametrize(("running", "said"), [("train", "workers=1000000"), ("index", "actors=5"), ("ingest", "")])
+def test_more_processes_than_this_machine_has_memory_for_are_refused(monkeypatch, tmp_path, running, said):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(needs, "machine_bytes", lambda: 4 * needs.PROCESS)
+    cluster = {"workers": 10**6, "actors": 5}
+    asked = Config.model_validate({"cluster": cluster}), decided(**{running: "run"}), open_store(str(tmp_path))
+    if not said:
+        return needs.check_needs(*asked)
+    with pytest.raises(InputError, match=f"^cluster.{said} are more processes than fit into this machine's 1 GB"):
+        needs.check_needs(*asked)
+
+
 def test_the_whole_teacher_has_to_fit_as_often_as_it_is_loaded(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(needs, "PROCESS", 0)
     weights = {"norm.weight": np.zeros((1000, 500), np.float16), "lm_head.weight": np.zeros((9, 9), np.float16)}
     save_file(weights, tmp_path / "model.safetensors")
     config = Config.model_validate({"backbone": {"source": "local", "model": str(tmp_path)}, "cluster": {"actors": 3}})

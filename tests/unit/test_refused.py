@@ -1,10 +1,13 @@
 """What MLflow refuses is told and lost; only where it can't be reached does tracking wait on disk."""
 
+import socket
+
 import pytest
 
 from pipeline.tracking import link as tracking
 from pipeline.tracking.link import Link
 from pipeline.tracking.spool import write_json
+from tests.answering import answering
 
 
 class Refusal(Exception):
@@ -65,3 +68,20 @@ def test_runs_that_were_made_without_a_server_are_called_as_it_knows_them(link, 
     write_json(link.spool.directory / "ids.json", {"offline-1": "m-1"})
     link.send("tags", "offline-1", tags={"mlflow.parentRunId": "offline-1", "cache": "hit"})
     assert taken[0]["run"] == "m-1" and taken[0]["tags"] == {"mlflow.parentRunId": "m-1", "cache": "hit"}
+
+
+def test_a_server_that_listens_and_is_silent_is_given_up_within_seconds(monkeypatch):
+    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(OSError, match="Read timed out"):
+            tracking.check_reachable(address)
+    with pytest.raises(ConnectionRefusedError):
+        tracking.check_reachable(address)
+
+
+@pytest.mark.parametrize("status", [200, 302, 401, 404, 500])
+def test_any_answer_shows_that_a_server_is_there(status):
+    with answering((status, "")) as (address, asked):
+        tracking.check_reachable(f"{address}/behind/")
+    assert asked == ["/behind/health"]

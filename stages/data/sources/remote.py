@@ -6,6 +6,7 @@ Credentials, region and endpoint come from the standard AWS variables and files.
 import io
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -13,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
+from stages.contract.bucket import QUICK, require_answer
 from stages.contract.context import InputError
 
 SCHEME = "s3://"
@@ -85,8 +87,9 @@ class RemotePath:
         return self._info(self.path).is_file
 
     def stat(self) -> SimpleNamespace:
-        """`st_size`. Raises FileNotFoundError."""
-        info = self.filesystem.get_file_info(self.path)
+        """`st_size`. Raises FileNotFoundError, and InputError where it may not be read."""
+        with self._permitted():
+            info = self.filesystem.get_file_info(self.path)
         if not info.is_file:
             raise FileNotFoundError(str(self))
         return SimpleNamespace(st_size=info.size)
@@ -94,13 +97,14 @@ class RemotePath:
     def open(
         self, mode: str = "r", encoding: str | None = None, errors: str | None = None, newline: str | None = None
     ) -> Any:
-        """The content as a stream, of bytes for `rb`, else of text."""
-        stream: BinaryIO = io.BufferedReader(self.filesystem.open_input_file(self.path), 2**20)
+        """The content as a stream, of bytes for `rb`, else of text. Raises InputError where it may not be read."""
+        with self._permitted():
+            stream: BinaryIO = io.BufferedReader(self.filesystem.open_input_file(self.path), 2**20)
         return stream if mode == "rb" else io.TextIOWrapper(stream, encoding or "utf-8", errors, newline)
 
     def read_bytes(self) -> bytes:
         """The whole content."""
-        with self.open("rb") as file:
+        with self._permitted(), self.open("rb") as file:
             return file.read()
 
     def read_text(self, encoding: str = "utf-8") -> str:
@@ -112,23 +116,69 @@ class RemotePath:
         try:
             return self.filesystem.get_file_info(wanted)
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{self.setting}={self} can't be read: {reason}; {ADVICE}") from None
+            raise self._refusal(error) from None
+
+    @contextmanager
+    def _permitted(self) -> Iterator[None]:
+        """Raises InputError for what the bucket lists and does not give; a network that fails stays an OSError."""
+        try:
+            yield
+        except OSError as error:
+            if "ACCESS_DENIED" not in str(error):
+                raise
+            raise self._refusal(error) from None
+
+    def _refusal(self, error: Exception) -> InputError:
+        reason = " ".join(str(error).split())[:200]
+        return InputError(f"{self.setting}={self} can't be read: {reason}; {ADVICE}")
 
 
 Place = Path | RemotePath
 
 
 def source(path: str, setting: str = "data.path") -> Place:
-    """The place that `setting` names. Raises InputError for an address that nothing here can read."""
+    """The place that `setting` names. Raises InputError for an address that is silent, or that nothing here reads."""
     if path.startswith(SCHEME):
         below = path.removeprefix(SCHEME).rstrip("/")
         if not all(below.split("/")):
             raise InputError(f"{setting}={path} lacks a bucket or a folder's name; give s3://bucket/prefix")
+        _ask_first(below, setting, *(os.environ.get(name) for name in ENDPOINTS))
         return RemotePath(below, setting)
     if "://" in path:
         raise InputError(f"{setting}={path} can't be read; give a directory or s3://bucket/prefix")
-    return Path(path).expanduser()
+    place = Path(path).expanduser()
+    _require_readable(place, setting)
+    return place
+
+
+def _require_readable(place: Path, setting: str) -> None:
+    """Raises InputError for what is there and may not be looked into, where a pattern would find nothing."""
+    try:
+        if place.is_dir():
+            with os.scandir(place) as found:
+                next(found, None)
+            os.stat(os.path.join(place, "."))  # names can be listed of a directory that nobody may enter
+        elif place.is_file():
+            place.open("rb").close()
+    except OSError as error:
+        raise InputError(
+            f"{setting}={place} can't be read ({error.strerror}); change its rights, or run as a user who may"
+        ) from None
+
+
+@lru_cache
+def _ask_first(path: str, setting: str, *_endpoints: str | None) -> None:
+    """Once in a process, before a plan reads anything; see `require_answer`."""
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
+
+    bucket, _, prefix = path.partition("/")
+    try:
+        client = boto3.client("s3", config=Config(**QUICK))
+    except (BotoCoreError, ValueError):  # a profile or an address that is none: who reads says so
+        return
+    require_answer(client, bucket, prefix, f"{setting}={SCHEME}{path}", ENDPOINTS[1])
 
 
 @lru_cache
