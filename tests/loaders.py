@@ -41,6 +41,11 @@ with
 - `{embedder}`: a `qwen3_vl` that is read as Qwen3-VL-Embedding is, by its own prompt and last token; the others
   are read by the prompt `puma`
 
+Loaders read a text as it is given. Ingest, searches and Puma's server first give it one form, without quotation marks
+around it, a capital letter first and `.`, `?` or `!` last: in another form it has another vector than in an index.
+sentence-transformers and `AutoProcessor` refuse texts too where torchvision is missing; it comes with
+`sentence-transformers[image]` or `transformers[vision]`.
+
 On a GPU Qwen3.5 wants the packages `flash-linear-attention` and `causal-conv1d`: without them transformers computes
 linear attention in plain torch, right and slow, and says so.
 

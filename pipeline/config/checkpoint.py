@@ -56,6 +56,29 @@ def weights_of(backbone: Any) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
+def check_weights(directory: Path) -> None:
+    """Raises InputError where a file of weights in `directory` is not whole, which its head and its size tell."""
+    for path in sorted(directory.glob("*.safetensors")):
+        if not is_whole(path):
+            raise InputError(
+                f"{path} is no file of weights in safetensors' format, or not the whole of it; copy it anew from the"
+                " checkpoint"
+            )
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file holds weights and ends where its head says; these are not read."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():  # a pipe would wait for a writer
+        return False
+    try:
+        with safe_open(path, "np") as weights:
+            return bool(weights.keys())
+    except (OSError, SafetensorError):
+        return False
+
+
 def file_shapes(path: Path) -> list[tuple[str, list[int]]]:
     """Names and shapes of a safetensors file on this machine; none of what is no such file."""
     return read_shapes(lambda: path.open("rb")) if path.is_file() else []  # a pipe would wait for a writer

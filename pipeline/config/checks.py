@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pipeline.config.checkpoint import backbone_shape, backbone_width, file_shapes
+from pipeline.config.checkpoint import backbone_shape, backbone_width, check_weights
 from pipeline.config.recipes import Settings
 from stages.backbone import readout_refusal
 from stages.contract.context import InputError
@@ -193,15 +193,12 @@ def check_directory(backbone: Any) -> None:
             f"backbone.model={backbone.model or '(empty)'} is not a model's directory: it has no config.json;"
             " give the directory of a checkpoint"
         )
-    weights = sorted(directory.glob("*.safetensors"))
-    if not weights:
+    if not any(directory.glob("*.safetensors")):
         raise InputError(
             f"backbone.model={backbone.model} has no *.safetensors, and other formats of weights are not read; give"
             " the directory of a checkpoint that has them"
         )
-    for path in weights:
-        if not file_shapes(path):
-            raise InputError(f"{path} is no file of weights in safetensors' format; copy it anew from the checkpoint")
+    check_weights(directory)
 
 
 def check_crops(config: "Config") -> None:

@@ -11,6 +11,7 @@ from pipeline.config.sections import Config
 from pipeline.config.values import get_value
 from pipeline.lookup.students import find_student, index_student
 from pipeline.planning.baselines import read_baselines
+from pipeline.planning.plan import LOCATIONS
 from stages.contract.context import InputError
 from stages.model.identity import identify
 
@@ -56,13 +57,26 @@ def find_keys(store: Store, place: str, wanted: Mapping[str, Any]) -> dict[str, 
     purpose = f" for {' '.join(overrides)}" if overrides else ""
     overrides += [f"store={place}"] if place != Config().store else []
     overrides += [f"{ENDPOINT}={wanted[ENDPOINT]}"] if wanted.get(ENDPOINT) else []
+    overrides += ["student=STUDENT"] if wanted.get("index.corpus") and not wanted.get("student.model") else []
     command = shlex.join(["python", "pipeline/run.py", *overrides])
     raise InputError(f"no index in {place}{purpose}: run `{command}` first")
 
 
 def agrees(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether a run's configuration has every wanted value; from before a setting it has the setting's first value."""
-    return all(recorded(config, path) == value for path, value in wanted.items())
+    return all(is_same(path, recorded(config, path), value) for path, value in wanted.items())
+
+
+def is_same(path: str, found: Any, wanted: Any) -> bool:
+    """Whether two values of the setting `path` mean the same; a place may be spelled in several ways."""
+    if path in LOCATIONS and found and wanted:
+        return resolved(found) == resolved(wanted)
+    return bool(found == wanted)
+
+
+def resolved(place: str) -> str:
+    """One spelling for all of a place: `photos/`, `./photos` and its absolute path are one."""
+    return place.rstrip("/") if "://" in place else str(Path(place).expanduser().resolve())
 
 
 def recorded(config: Mapping[str, Any], path: str) -> Any:

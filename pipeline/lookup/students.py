@@ -9,12 +9,14 @@ One in a bucket is fetched to this machine's cache; workers of the bucket get it
 `student=…` is short for it on the command line.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.store import Store, open_store
+from pipeline.config.checkpoint import check_weights
 from pipeline.config.sections import Config
 from pipeline.tracking.client import resolve_uri
 from stages.contract.context import InputError, StageError
@@ -27,13 +29,24 @@ REGISTERED = re.compile(r"models:/(?P<name>[^@/]+)(@(?P<alias>[^@/]+)|/(?P<versi
 def with_student(config: Config) -> Config:
     """The configuration with `student.model` as the directory that it means; unchanged where it is not set.
 
-    Raises InputError where it means none.
+    Raises InputError where it means none, or one with a damaged file.
     """
     if not config.student.model:
         return config
     directory = find_student(config.student.model, config.tracking_uri, config.store_endpoint)
     check_student(directory)
+    check_weights(directory)
+    check_settings(directory)
     return config.model_copy(update={"student": config.student.model_copy(update={"model": str(directory)})})
+
+
+def check_settings(directory: Path) -> None:
+    """Raises InputError where a file of a student's settings can't be read."""
+    for path in sorted(directory.glob("*.json")):
+        try:
+            json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            raise InputError(f"{path} is no JSON, or not the whole of it; copy it anew from the student") from None
 
 
 def find_student(reference: str, tracking_uri: str, endpoint: str = "") -> Path:

@@ -25,16 +25,21 @@ multimodal LLM by keeping {kept} and distilling the others into them
 (PUMA, arXiv 2507.08064). {parameters:,} parameters; stock architecture, no custom code.
 
 ## Load
-sentence-transformers, 6.2 or newer, with a method each for queries and candidates:
+sentence-transformers, 6.2 or newer, with a method each for queries and candidates. Without torchvision it refuses this
+directory, for texts too: `pip install "sentence-transformers[image]>=6.2,<7"`, in another environment than Puma's.
 ```python
 from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("path/to/this/directory")
-model.encode_query(["a red circle"])  # the prompt "query" of config_sentence_transformers.json, or prompt_name=…
+model.encode_query(["A red circle."])  # the prompt "query" of config_sentence_transformers.json, or prompt_name=…
 model.encode_document(["A red circle.", {{"text": "What is it?", "image": "photo.jpg"}}])
 ```
+Loaders read a text as it is given. Puma first gives texts of data and queries one form, without quotation marks around
+them, with a capital letter first and `.`, `?` or `!` last: in another form a text has another vector than in an index.
+
 transformers: `AutoProcessor.apply_chat_template` on a user message of an image, a text or both, then the last token's
 hidden state of `AutoModel`, normalised. Queries have a system message before it, an instruction and a new line;
-candidates have none. The chat template is that of the read-out `{readout}`{placed}.
+candidates have none. The chat template is that of the read-out `{readout}`{placed}. `AutoProcessor` wants torchvision
+as well, which comes with `transformers[vision]`.
 
 MLflow, where the run registered it: `mlflow.pyfunc.load_model("models:/NAME@champion")`, `predict` on a list of texts,
 or on rows with the columns `text`, `image` (encoded bytes) and `instruction`; each may be missing. The weights stay
@@ -61,7 +66,7 @@ Of an instruction and its text together {max_text_characters} characters are rea
 
 ## Parity of loaders
 The same {inputs} inputs (queries and candidates; texts, pictures of several shapes, and both) by the trained weights
-and by each loader of this directory, in float32 on a CPU.
+and by loaders of this directory, in float32 on a CPU.
 
 | loader | least cosine | largest difference |
 | --- | --- | --- |

@@ -264,6 +264,8 @@ def test_weights_of_a_local_backbone_are_files_that_can_be_read(tmp_path):
     for head in (b"[1, 2]", b'{"a": [1]}', b"\xff\xfe", b"{}"):
         weights.write_bytes(len(head).to_bytes(8, "little") + head)
         assert f"{weights} is no file of weights" in refusal(*given)
+    weights.write_bytes(whole[:-1])
+    assert f"{weights} is no file of weights in safetensors' format, or not the whole of it" in refusal(*given)
     weights.write_bytes(whole)
     assert load_config("demo", given).backbone.source == "local"
 

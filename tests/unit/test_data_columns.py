@@ -126,7 +126,20 @@ def test_the_files_that_a_list_beside_pictures_names_are_the_pictures(kind: str,
         write_records(folder / "metadata.jsonl", [{"file_name": "red square.png", "text": "a red one"}])
     corpus.check(Params(corpus=str(folder)))
     (row,) = read(folder, tmp_path / "work")
-    assert (row["modality"], row["image_path"], row["metadata"]) == ("image,text", "red square.png", None)
+    assert (row["modality"], row["image_path"]) == ("image,text", "red square.png")
+
+
+def test_a_row_without_an_id_tells_which_picture_it_is(tmp_path: Path) -> None:
+    unnamed = [{"image": "a.png", "price": 3}, {"image": "b.png", "file_name": "own"}, {"text": "x", "id": ""}]
+    named = [{"id": 0, "image": "c.png"}, {"id": "d", "image": "d.png"}]
+    rows = read(write_records(tmp_path / "own.jsonl", [*unnamed, *named]), tmp_path / "work")
+    assert [row["metadata"] for row in rows] == [
+        '{"file_name": "a.png", "price": 3}',
+        '{"file_name": "own"}',
+        None,
+        None,
+        None,
+    ]
 
 
 def test_a_list_beside_pictures_that_is_not_read_is_named(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import transformers
 
 from stages.contract.context import StageError
 from stages.export.checkpoint import export_student, save_backbone
+from stages.export.loaders import LOADERS
 from stages.export.parity import check_parity, stock_vectors
 from stages.model.encoder import READERS, Encoder, load_collator, readers_for
 from stages.model.families import FAMILIES
@@ -219,7 +220,7 @@ def test_a_parity_report_names_every_loader_and_refuses_other_weights(tmp_path):
     save_backbone(student.backbone.config, student.backbone.state_dict(), tmp_path / "weights")
     export_student(tmp_path / "weights", source, tmp_path / "model", {})
     report, size = check_parity(tmp_path / "weights", source, tmp_path / "model", stock=False)
-    assert set(report["loaders"]) == {"puma", "transformers AutoModel"}
+    assert set(report["loaders"]) == {"puma", "transformers AutoModel"} and set(report["not_run"]) == set(LOADERS)
     assert min(values["cosine"] for values in report["loaders"].values()) > 0.9999
     decoder = sum(weight.numel() for weight in student.backbone.language_model.layers.parameters())
     assert size == {"layers": 2, "parameters": student.parameters_count, "decoder_parameters": decoder, "dim": 64}

@@ -14,6 +14,7 @@ import pytest
 
 from stages import backbone
 from stages.contract.context import StageError
+from stages.data.sources.fields import normalise
 from stages.export.card import write_card
 from stages.export.checkpoint import export_student, save_backbone
 from stages.export.loaders import LOADERS, ROOT, VLLM, VLLM_PYTHON, run_stock_loaders
@@ -98,6 +99,17 @@ def test_the_card_says_whether_vllm_has_read_the_student(student, seen):
     card = (student / "model" / "README.md").read_text()
     assert ("| vLLM | 0.999990 | 3.0e-04 |" in card) == ("compared with the trained weights' below" in card) == seen
     assert ("| vLLM | not run: no | |" in card) == ("It was not run on this directory" in card) == (not seen)
+
+
+def test_the_card_names_what_its_loaders_need_and_gives_texts_in_the_form_of_the_data(tmp_path):
+    (tmp_path / "puma.json").write_text('{"max_text_characters": 9}')
+    report = {"inputs": 1, "loaders": {}, "not_run": {}}
+    write_card(tmp_path, "distill", {"layers": 2, "parameters": 1, "dim": 64}, report, {}, SimpleNamespace())
+    card = (tmp_path / "README.md").read_text()
+    assert "sentence-transformers[image]" in card and "transformers[vision]" in card
+    code = "".join(re.findall(r"^```python\n(.*?)^```", card, re.M | re.S))
+    asked = re.findall(r'"(\w[^"]* [^"]*)"', code)
+    assert len(asked) >= 4 and asked == [normalise(text) for text in asked]
 
 
 @pytest.mark.parametrize("wrong", [-1.0, np.nan])

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from pipeline.artifacts.store import Artifact, Store, open_store
 from pipeline.config.load import load_config
@@ -24,7 +26,7 @@ def student(directory: Path, weights: bytes = b"w" * 200_000) -> Path:
     directory.mkdir(parents=True)
     for name in ("config.json", "puma.json"):
         (directory / name).write_text("{}")
-    (directory / "model.safetensors").write_bytes(weights)
+    save_file({"weights": np.frombuffer(weights, np.uint8)}, directory / "model.safetensors")
     return directory
 
 
@@ -82,6 +84,16 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"lacks \*\.safetensors"):
         with_student(load_config("demo", settings(tmp_path, f"student={model}")))
+
+
+@pytest.mark.parametrize(
+    "name, kept", [("model.safetensors", 0), ("model.safetensors", 20), ("model.safetensors", -1), ("puma.json", 1)]
+)
+def test_a_student_that_was_not_copied_whole_is_refused_by_every_plan(name: str, kept: int, tmp_path: Path) -> None:
+    damaged = student(tmp_path / "model") / name
+    damaged.write_bytes(damaged.read_bytes()[:kept])
+    with pytest.raises(InputError, match=f"^{damaged} is no .* or not the whole of it; copy it anew from the "):
+        with_student(load_config("demo", settings(tmp_path, f"student={damaged.parent}")))
 
 
 def test_a_registered_student_is_found_by_its_alias(tmp_path: Path) -> None:

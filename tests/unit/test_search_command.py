@@ -168,6 +168,22 @@ def test_the_command_that_makes_an_index_names_the_server_of_the_store(world: di
         find_keys(world["store"], "here", {**wanted, "seed": 3})
 
 
+def test_a_corpus_is_found_however_its_place_is_spelled(
+    world: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, place in ((5, "shop/photos"), (6, "s3://b/photos")):
+        write_run(world["store"], world["artifacts"], str(number), index={"corpus": place})
+    places = ("shop/photos/", "./shop/../shop/photos", f"{tmp_path}/shop/photos", "s3://b/photos/")
+    for place in places:
+        assert find_keys(world["store"], "here", read_overrides([f"index.corpus={place}"])[1])
+    for place in ("shop", "photos", "s3://b/photo", f"{tmp_path}/b/photos"):
+        with pytest.raises(InputError, match=f"run.py index.corpus={place} store=here student=STUDENT` first"):
+            find_keys(world["store"], "here", {"index.corpus": place})
+    with pytest.raises(InputError, match=r"index\.corpus=shop student\.model=S store=here` first"):
+        find_keys(world["store"], "here", {"index.corpus": "shop", "student.model": "S"})
+
+
 def test_a_file_of_queries_is_answered_in_its_order(world: dict, capfd: pytest.CaptureFixture) -> None:
     path = world["home"] / "asked.jsonl"
     asked = [{"text": "red", "want": "image"}, {"image": "red.png", "want": "text"}, {"text": "blue", "want": "text"}]

@@ -8,6 +8,7 @@ import pyarrow as pa
 from stages.data.metadata import RAW
 from stages.data.schemas import RAW_QUERIES
 from stages.data.sources.chunks import FileChunk, lines, position
+from stages.data.sources.columns import FILE_NAME
 from stages.data.sources.fields import BadField
 from stages.data.sources.records import Records, content_of, id_of, is_row, source_line
 
@@ -32,13 +33,14 @@ def read_rows(records: Records, number: int, chunk: FileChunk) -> pa.Table:
 
 
 def candidate(fields: dict[str, Any]) -> dict[str, Any]:
-    """The columns of a record. Raises BadField."""
+    """The columns of a record; a picture of a row without an id is named in the metadata. Raises BadField."""
     kind, text, image = content_of(fields, "the row")
     if "too many cells" in fields:
         raise BadField("too many cells", "the row has more cells than the header names; quote cells with commas")
     nested = fields.get("metadata")
     flat = {name: value for name, value in fields.items() if name not in ("id", "text", "image", "metadata")}
-    both = flat | (nested if isinstance(nested, dict) else {})
+    named = {FILE_NAME: image} if image and id_of(fields, "a row") is None else {}
+    both = named | flat | (nested if isinstance(nested, dict) else {})
     metadata = {name: value for name, value in both.items() if value is not None}
     written = json.dumps(metadata, ensure_ascii=False) if metadata else None
     return {"dataset_id": 0, "modality": kind, "text": text, "image_path": image, "metadata": written}
