@@ -139,9 +139,10 @@ def test_a_row_that_is_no_utf8_is_named_by_its_line_in_the_table(tmp_path: Path)
     rows = read(tmp_path / "a.csv", tmp_path / "work")
     assert [(row["source"], row["reason"]) for row in rows] == [
         ("a.csv:3", None),
-        ("a.csv:4", "broken JSON"),
+        ("a.csv:4", "not UTF-8"),
         ("a.csv:5", None),
     ]
+    assert rows[1]["detail"].endswith("; save a table as CSV UTF-8, a text as UTF-8")
 
 
 @pytest.mark.parametrize(
