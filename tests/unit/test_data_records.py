@@ -1,5 +1,6 @@
 """A user's files are found, laid out as JSON lines, and told apart by what changes in them."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -76,6 +77,22 @@ def test_a_folder_of_nothing_but_links_is_refused_with_the_mend(tmp_path: Path) 
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "album").symlink_to(tmp_path / "photos")
     with pytest.raises(InputError, match=r"holds no file of records and no picture; its folders are links: .*cp -rL"):
+        records.find(tmp_path / "own", "index.corpus", pictures=True)
+
+
+def test_folders_that_may_not_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, real = write_pictures(tmp_path / "photos"), os.scandir
+
+    def scandir(place: str) -> object:  # root may read every folder
+        if str(place).endswith(("deep", "closed")):
+            raise PermissionError(errno.EACCES, "Permission denied", str(place))
+        return real(place)
+
+    (tmp_path / "own" / "closed").mkdir(parents=True)
+    monkeypatch.setattr(os, "scandir", scandir)
+    told = records.lay_out(folder, [], tmp_path / "work").notes
+    assert told[-1].startswith(f"folders that may not be read are left out: deep; chmod -R u+rX {folder}, or ask")
+    with pytest.raises(InputError, match=r"no picture; its folders may not be read: chmod -R u\+rX .*/own, or ask"):
         records.find(tmp_path / "own", "index.corpus", pictures=True)
 
 

@@ -40,7 +40,7 @@ def parse(line: bytes) -> dict[str, Any]:
     except UnicodeError as error:
         if not _of_bytes(error):
             raise BadField("broken JSON", str(error)) from None
-        raise BadField(NO_UTF8, "bytes of the line are not UTF-8; save a table as CSV UTF-8, a text as UTF-8") from None
+        raise BadField(NO_UTF8, "the line is not in UTF-8; save a table as CSV UTF-8, a text as UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise BadField("broken JSON", str(error)) from None
     if not isinstance(fields, dict):

@@ -23,7 +23,7 @@ from stages.data.sources.chunks import SourceFile
 from stages.data.sources.columns import advice, beside_pictures, renamed
 from stages.data.sources.delimited import LINE, TABLES, write_table
 from stages.data.sources.fields import BadField, normalise, parse
-from stages.data.sources.folders import is_named, list_pictures, notes, sort_files, walk_named
+from stages.data.sources.folders import CLOSED, is_named, list_pictures, notes, sort_files, walk_named
 from stages.data.sources.remote import ADVICE, LINKED, Place, RemotePath, walk
 
 LINES = (".jsonl", ".ndjson")
@@ -91,10 +91,18 @@ def find(path: Place, setting: str, pictures: bool, texts: bool = False) -> list
     files = _of_kinds(path, RECORDS) or (_of_kinds(path, TEXTS) if texts else [])
     if not files and not (pictures and any(next(list_pictures(path, look), None) for look in (False, True))):
         wanted = "file of records" + (" and no picture" if pictures else "")
-        linked = pictures and any(kind == "link" for _, kind in sort_files(path, look=False))
-        mend = f"its folders are links: {LINKED.format(path)}" if linked else f"give files in {' '.join(kinds)}"
-        raise InputError(f"{setting}={path} holds no {wanted}; {mend}")
+        there = {kind for _, kind in sort_files(path, look=False)} if pictures else set()
+        raise InputError(f"{setting}={path} holds no {wanted}; {_mend(path, there, kinds)}")
     return files
+
+
+def _mend(path: Place, there: Container[str], kinds: list[str]) -> str:
+    """What helps where a folder has nothing to read but what is `there`, see `sort_files`."""
+    if "link" in there:
+        return f"its folders are links: {LINKED.format(path)}"
+    if "closed" in there:
+        return f"its folders may not be read: {CLOSED.format(path)}"
+    return f"give files in {' '.join(kinds)}"
 
 
 def lay_out(
