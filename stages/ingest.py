@@ -309,5 +309,4 @@ def _files_of_records(params: Source, path: "Place") -> "list[Place]":
     """See `records.find`."""
     from stages.data.sources import records
 
-    unlabelled = params.kind == "corpus"
-    return records.find(path, _place(params), pictures=unlabelled, texts=unlabelled)
+    return records.find(path, _place(params), bare=params.kind == "corpus")

@@ -13,7 +13,7 @@ from tests.corpus_files import write_csv, write_pictures, write_records
 
 def read(path: Path, work: Path) -> tuple[list[dict], list[dict]]:
     """(queries, candidates) of a corpus."""
-    laid = records.lay_out(path, records.find(path, "data.path", pictures=True, texts=True), work)
+    laid = records.lay_out(path, records.find(path, "data.path", bare=True), work)
     cut = [chunk for source in laid.sources for chunk in file_chunks(laid.root, source)]
     readers = (pairs.read_queries, pairs.read_candidates)
     return tuple(

@@ -29,9 +29,7 @@ def test_a_table_that_is_no_utf8_is_refused_with_the_mend(reason: str, mend: str
     bad = dict.fromkeys(names) | {"reason": reason, "count": 200, "source": "goods.csv:2"}
     data = SimpleNamespace(kind="corpus", section="data", max_reject_share=0.05, splits=("train",))
     rejects = SimpleNamespace(take=lambda count: [])
-    with pytest.raises(
-        StageError, match=rf"^200 of 200 rows .*: {reason} 200 \(goods.csv:2\); {mend}rows and reasons"
-    ):
+    with pytest.raises(StageError, match=rf"^200 of 200 .*: {reason} 200 \(goods.csv:2\); {mend}rows and reasons"):
         refuse(Counts([bad], [], 0, 0, {}), data, rejects, tmp_path)
 
 

@@ -66,7 +66,7 @@ class Records:
         return fields
 
 
-def find(path: Place, setting: str, pictures: bool, texts: bool = False) -> list[Place]:
+def find(path: Place, setting: str, bare: bool) -> list[Place]:
     """The files of records at `path`, a file or a directory of them; none where it is a folder of pictures.
 
     Texts are taken from a folder that holds no other records.
@@ -74,13 +74,12 @@ def find(path: Place, setting: str, pictures: bool, texts: bool = False) -> list
     Args:
         path: what the user gave.
         setting: the name of the setting, for errors.
-        pictures: whether a folder of pictures will do.
-        texts: whether text files will do, beside pictures too.
+        bare: whether pictures without records will do, and texts, each by itself or both in one folder.
 
     Raises:
         InputError: nothing there can be read.
     """
-    kinds = [*RECORDS, *(TEXTS if texts else ())]
+    kinds = [*RECORDS, *(TEXTS if bare else ())]
     if path.is_file():
         if path.suffix.lower() not in kinds:
             raise InputError(f"{setting}={path} is not read by its name; give a file that ends in {' '.join(kinds)}")
@@ -88,10 +87,10 @@ def find(path: Place, setting: str, pictures: bool, texts: bool = False) -> list
     if not path.is_dir():
         mend = ADVICE if isinstance(path, RemotePath) else "give a file or a directory"
         raise InputError(f"{setting}={path} is not there; {mend}")
-    files = _of_kinds(path, RECORDS) or (_of_kinds(path, TEXTS) if texts else [])
-    if not files and not (pictures and any(next(list_pictures(path, look), None) for look in (False, True))):
-        wanted = "file of records" + (" and no picture" if pictures else "")
-        there = {kind for _, kind in sort_files(path, look=False)} if pictures else set()
+    files = _of_kinds(path, RECORDS) or (_of_kinds(path, TEXTS) if bare else [])
+    if not files and not (bare and any(next(list_pictures(path, look), None) for look in (False, True))):
+        wanted = "file of records" + (" and no picture" if bare else "")
+        there = {kind for _, kind in sort_files(path, look=False)} if bare else set()
         raise InputError(f"{setting}={path} holds no {wanted}; {_mend(path, there, kinds)}")
     return files
 
