@@ -196,9 +196,8 @@ def _ingest(context: Context, source: Reading) -> "Counts":
 
     data, output = context.params.data, context.output
     root, candidates, queries, pools = source.root, source.candidates, source.queries, source.pools
-    flow.say(
-        output, f"read {queries.count()} query rows and {candidates.count()} rows of {len(pools)} pools from {root}"
-    )
+    read = f"read {queries.count()} query rows and {candidates.count()} rows of {len(pools)} pools"
+    flow.say(output, f"{read} from {data.path or root}")
 
     numbers = flow.take_numbers(candidates, queries, pools)
     images = flow.write_images(output, root, (candidates, queries), numbers, ImageLimits(data.max_pixels))

@@ -172,6 +172,7 @@ def test_a_row_with_more_cells_than_the_header_is_rejected(tmp_path: Path) -> No
     (tmp_path / "a.csv").write_text("text\none,two\nthree\n")
     rows = read(tmp_path / "a.csv", tmp_path / "work")
     assert [row["reason"] for row in rows] == ["too many cells", None]
+    assert rows[0]["detail"].endswith("than the header names; quote cells that hold what separates cells")
 
 
 def test_a_row_that_is_no_utf8_is_named_by_its_line_in_the_table(tmp_path: Path) -> None:

@@ -250,6 +250,13 @@ def content_of(fields: Any, what: str) -> tuple[str, str | None, str | None]:
     return modality_of(text, image), text, image
 
 
+def check_cells(fields: dict[str, Any]) -> None:
+    """Raises BadField for a row of a table with cells beside its columns, see `write_table`."""
+    if "too many cells" in fields:
+        said = "the row has more cells than the header names; quote cells that hold what separates cells"
+        raise BadField("too many cells", said)
+
+
 def id_of(fields: dict[str, Any], what: str) -> str | None:
     """The `id` of a record as text; None where it has none. Raises BadField."""
     value = fields.get("id")
