@@ -36,8 +36,8 @@ class Params(Section):
     )
     corpus: str = Field(
         "",
-        description="own corpus to index instead, with student.model: a folder of pictures, a JSONL, CSV or TSV, on"
-        " disk or below s3://bucket/",
+        description="own corpus to index instead, with student.model: a folder of pictures, texts or both, a text,"
+        " a JSONL, CSV or TSV, on disk or below s3://bucket/",
     )
     columns: IndexColumns = IndexColumns()
     precision: Literal["float16", "int8", "binary"] = Field(

@@ -196,9 +196,8 @@ def _ingest(context: Context, source: Reading) -> "Counts":
 
     data, output = context.params.data, context.output
     root, candidates, queries, pools = source.root, source.candidates, source.queries, source.pools
-    flow.say(
-        output, f"read {queries.count()} query rows and {candidates.count()} rows of {len(pools)} pools from {root}"
-    )
+    read = f"read {queries.count()} query rows and {candidates.count()} rows of {len(pools)} pools"
+    flow.say(output, f"{read} from {data.path or root}")
 
     numbers = flow.take_numbers(candidates, queries, pools)
     images = flow.write_images(output, root, (candidates, queries), numbers, ImageLimits(data.max_pixels))
@@ -309,5 +308,4 @@ def _files_of_records(params: Source, path: "Place") -> "list[Place]":
     """See `records.find`."""
     from stages.data.sources import records
 
-    unlabelled = params.kind == "corpus"
-    return records.find(path, _place(params), pictures=unlabelled, texts=unlabelled)
+    return records.find(path, _place(params), bare=params.kind == "corpus")

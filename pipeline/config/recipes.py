@@ -152,11 +152,16 @@ def parse_yaml(text: str) -> Any:
 
 
 def parse_scalar(text: str, override: str) -> Any:
-    """The value of an override: a YAML scalar, list or mapping; what YAML can't read as one is the text itself."""
+    """The value of an override: a YAML scalar, list or mapping; what YAML can't read as one is the text itself.
+
+    So is a text without quotes, in which YAML would take what follows ` #` for a comment: here it is part of a name.
+    """
+    written = text[:1] in tuple("[{\"'!")
     try:
-        return parse_yaml(text) if text else ""
+        value = parse_yaml(text) if text else ""
+        return text.strip() if isinstance(value, str) and not written else value
     except NO_YAML as error:
-        if isinstance(error, YAMLError) and text[0] not in "[{\"'!":
+        if isinstance(error, YAMLError) and not written:
             return text
         line = f"the value in '{override[:200]}' is not valid YAML; check its brackets and quotes"
         raise InputError(line) from None

@@ -2,11 +2,12 @@
 
 library of the index   when planning, where the artifact of ingest or the files of an M-BEIR source tell how many
                        candidates there are; else right after ingest
+rows for a batch       when planning, where the artifact of ingest is there; else right after ingest
 GPUs, memory           when planning, of this machine; of a given cluster when the run joins it (joining.py)
 """
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from pipeline.artifacts.store import Artifact, Store
 from pipeline.config.checks import check_made
 from pipeline.execution.cluster import gpus_asked, inside_cluster
 from pipeline.execution.memory import EMBEDDING, Room, check_room, held_by, sizes_of
-from pipeline.planning.dag import trains_backbone
+from pipeline.planning.dag import OWN_DATA, trains_backbone
 from pipeline.planning.plan import Decision
 from stages.contract.context import InputError
 from stages.search.choice import FEW, choose
@@ -22,6 +23,7 @@ from stages.search.choice import FEW, choose
 if TYPE_CHECKING:
     from pipeline.config.sections import Config
     from stages.contract.params import Cluster
+    from stages.learn.settings import Training
 
 PROCESS = 200_000_000
 """Bytes of a process that has imported torch and done nothing else, rounded down from what one had on Linux."""
@@ -30,6 +32,9 @@ PROCESS = 200_000_000
 def check_needs(config: "Config", decisions: Sequence[Decision], store: Store) -> None:
     """Raises InputError, one line with the numbers, for what the stages that are to run need and is not here."""
     running = {decision.stage for decision in decisions if decision.action == "run"}
+    for decision in decisions:
+        if decision.action == "cached" and decision.stage in ("ingest", OWN_DATA):
+            check_rows(config, running, decision.stage, store.artifact(decision.stage, decision.key))
     if "index" in running:
         choose(config.index.backend, *candidates(config, decisions, store), precision=config.index.precision)
     if inside_cluster():
@@ -46,10 +51,50 @@ def made_from_backbone(decisions: Sequence[Decision]) -> bool:
 
 
 def check_artifact(config: "Config", decisions: Sequence[Decision], stage: str, artifact: Artifact) -> None:
-    """What only an artifact tells: the depth of a backbone, and how large the index will be. Raises InputError."""
+    """What only an artifact tells: how deep a backbone is, how many rows there are. Raises InputError."""
+    running = {decision.stage for decision in decisions if decision.action == "run"}
     check_made(config, stage, artifact.manifest)
-    if stage == "ingest" and any(one.stage == "index" and one.action == "run" for one in decisions):
+    check_rows(config, running, stage, artifact)
+    if stage == "ingest" and "index" in running:
         choose(config.index.backend, ingested(artifact, config.index.split), precision=config.index.precision)
+
+
+def check_rows(config: "Config", running: Collection[str], stage: str, artifact: Artifact) -> None:
+    """Each training that is to run on the data of `stage` has rows for a batch."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for path, settings in trainings(config, running, stage):
+        rows = rows_to_train_on(artifact, settings.smallest_task)
+        if rows < settings.batch_size:
+            sizes[f"{path}.batch_size"] = settings.batch_size, rows
+    if not sizes:
+        return
+    data, rows = config.distill.data if stage == OWN_DATA else config.data, min(rows for _, rows in sizes.values())
+    given = f"{data.section}.path={data.path}" if data.path else f"{data.section}.kind={data.kind}"
+    asked = " and ".join(f"{path}={size}" for path, (size, _) in sizes.items())
+    fits = rows - rows % config.cluster.workers  # shared evenly, and two at least
+    lower = f"set {' '.join(f'{path}={fits}' for path in sizes)}, or " if fits > 1 else ""
+    raise InputError(f"{given} has too few rows to train on, {rows}, for {asked}; {lower}give more data")
+
+
+def trainings(config: "Config", running: Collection[str], data: str) -> Iterator[tuple[str, "Training"]]:
+    """(section, settings) of the trainings that are to run on the artifact of the stage `data`."""
+    backbone = config.backbone
+    name = "tiny" if backbone.source == "tiny" else "tune"
+    found: list[tuple[str, str, Training]] = [
+        ("backbone", f"backbone.{name}", getattr(backbone, name)),
+        ("distill", "distill", config.distill),
+        ("train", "train", config.train),
+    ]
+    for stage, path, settings in found:
+        reads = OWN_DATA if stage == "distill" and config.distill.data.kind else "ingest"
+        if stage in running and reads == data and settings.steps:
+            yield path, settings
+
+
+def rows_to_train_on(artifact: Artifact, smallest_task: int) -> int:
+    """Samples of an epoch, as `stages.data.order.upsampled` has them."""
+    tasks = artifact.read_json("stats.json")["queries"]["by_task"]["train"].values()
+    return sum(max(task["queries"], smallest_task) for task in tasks)
 
 
 def candidates(config: "Config", decisions: Sequence[Decision], store: Store) -> tuple[int, bool]:

@@ -84,7 +84,7 @@ def parse_fields(line: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"no JSON: {error}") from None
+        raise InputError(f'no JSON: {error}; write one object in a line, such as {{"text": "a red circle"}}') from None
     if not isinstance(fields, dict):
         raise InputError('a query is an object, such as {"text": "a red circle"}')
     if unknown := sorted(set(fields) - {"text", "image", "want", "where"}):

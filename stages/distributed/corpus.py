@@ -1,4 +1,4 @@
-"""index of your own corpus: any student, any folder of pictures or file of records, no training.
+"""index of your own corpus: any student, any folder of pictures and texts or file of records, no training.
 
     corpus ── read ──► rows ── check pictures ──► candidates/, images/ ── embed ──► embeddings/ ── build ──► lance/
     what fails on the way, with a reason and file:line ──► rejects/
@@ -95,7 +95,7 @@ def read(context: Context) -> "tuple[ray.data.Dataset, pa.Table]":
 
     params, output = context.params.index, context.output
     path, work = place(params), output.work / "records"
-    files = records.find(path, "index.corpus", pictures=True)
+    files = records.find(path, "index.corpus", bare=True)
     laid = records.lay_out(path, files, work, params.columns.names(), setting=COLUMNS)
     chunks = flow.number_chunks(laid.root, laid.sources)
     rows = flow.read_chunks(laid.root, chunks, partial(corpus_rows.read_rows, laid), output)
@@ -242,7 +242,7 @@ def check(params: "Params") -> None:
     """Raises InputError where the corpus can't be read; cheap enough for every plan."""
     from stages.data.sources import columns, delimited, records
 
-    for file in records.find(place(params), "index.corpus", pictures=True):
+    for file in records.find(place(params), "index.corpus", bare=True):
         if file.suffix.lower() in delimited.TABLES:
             names = columns.beside_pictures(file.name, params.columns.names())
             columns.check_columns(delimited.read_header(file), names, str(file), COLUMNS)
@@ -260,4 +260,4 @@ def fingerprint(params: "Params", student: Any) -> list[str]:
     from stages.data.sources import records
     from stages.model.identity import identify
 
-    return [records.fingerprint(place(params)), identify(Path(student.model))]
+    return [records.fingerprint(place(params), texts=True), identify(Path(student.model))]

@@ -57,7 +57,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 
 def ids_of(corpus: Path, work: Path) -> list[str]:
     """The ids that ingest gives the rows of a corpus without labels, as queries and as candidates."""
-    laid = records.lay_out(corpus, records.find(corpus, "", pictures=True, texts=True), work)
+    laid = records.lay_out(corpus, records.find(corpus, "", bare=True), work)
     chunks = enumerate(chunk for source in laid.sources for chunk in file_chunks(laid.root, source))
     found: list[str] = []
     for number, chunk in chunks:

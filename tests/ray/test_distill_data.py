@@ -55,7 +55,7 @@ def test_a_folder_of_pictures_and_texts_is_ingested_and_bad_ones_have_reasons(tm
         assert (query["text"], query["image_id"]) == (itself["text"], itself["image_id"])
     assert len({row["content_id"] for row in candidates.values()}) == 5  # the same picture twice
     rejects = {(row["kind"], row["source"], row["reason"]) for row in rows(artifact, "rejects")}
-    assert ("query", "notes.txt:2", "broken JSON") in rejects and ("image", "torn.png", "truncated image") in rejects
+    assert ("query", "notes.txt:2", "not UTF-8") in rejects and ("image", "torn.png", "truncated image") in rejects
     assert ("query", "shop:4", "truncated image") in rejects
     assert metrics["rejects"]["queries"] == 2
     told = rows(artifact, "instructions")

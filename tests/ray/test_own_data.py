@@ -120,13 +120,16 @@ def test_a_student_that_was_trained_again_is_refused(world: dict, tmp_path: Path
         weights.write_bytes(kept)
 
 
-def test_a_folder_of_pictures_is_indexed(world: dict, tmp_path: Path) -> None:
+def test_a_folder_of_pictures_and_texts_is_indexed(world: dict, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     artifact, metrics = run_corpus(tmp_path, write_pictures(tmp_path / "photos"), world["model"])
-    assert metrics["rows"] == 4
-    found = Retriever.load(artifact.uri).search(text="red", k=4)
-    assert {one.id for one in found} == {"red square.png", "deep/green square.png", "blue square.png",
-                                         "deep/yellow square.png"}  # fmt: skip
+    assert metrics["rows"] == 5
+    retriever = Retriever.load(artifact.uri)
+    found = {want: {one.id for one in retriever.search(text="red", want=want, k=4)} for want in ("image", "text")}
+    assert found == {
+        "image": {"red square.png", "deep/green square.png", "blue square.png", "deep/yellow square.png"},
+        "text": {"notes.txt:1"},
+    }
 
 
 def test_a_layout_of_imagefolder_with_a_number_that_is_none_is_indexed_and_served(

@@ -21,7 +21,7 @@ SHOPIFY = "Handle,Title,Body (HTML),Image Src\nmilk,Whole milk,<p>cold</p>,milk.
 def read(path: Path, work: Path, **named: str) -> list[dict]:
     """All rows of a corpus as the stage reads them."""
     columns = IndexColumns(**named).names()
-    files = records.find(path, "index.corpus", pictures=True)
+    files = records.find(path, "index.corpus", bare=True)
     laid = records.lay_out(path, files, work, columns, setting="index.columns")
     chunks = [(one, chunk) for one in laid.sources for chunk in file_chunks(laid.root, one)]
     return [row for number, (_, chunk) in enumerate(chunks) for row in read_rows(laid, number, chunk).to_pylist()]

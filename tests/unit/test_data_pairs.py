@@ -13,7 +13,7 @@ from tests.corpus_files import pair, write_csv, write_records
 
 def read(path: Path, work: Path) -> tuple[list[dict], list[dict]]:
     """(queries, candidates) of a file of pairs."""
-    laid = records.lay_out(path, records.find(path, "data.path", pictures=False), work)
+    laid = records.lay_out(path, records.find(path, "data.path", bare=False), work)
     cut = [chunk for source in laid.sources for chunk in file_chunks(laid.root, source)]
     return (
         [row for number, chunk in enumerate(cut) for row in pairs.read_queries(laid, number, chunk).to_pylist()],

@@ -1,18 +1,22 @@
 """A user's files are found, laid out as JSON lines, and told apart by what changes in them."""
 
+import errno
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 
+from stages import index
 from stages.contract.context import InputError
 from stages.data.metadata import RAW, UNTYPED, kinds, name_columns, read_cell, spoiled, typed, with_columns
 from stages.data.sources import records
 from stages.data.sources.chunks import file_chunks
 from stages.data.sources.corpus_rows import candidate, read_rows
 from stages.data.sources.fields import BadField
+from stages.distributed import corpus
 from stages.search.retriever import metadata_of
 from tests.corpus_files import write_csv, write_pictures, write_records
 from tests.mbeir_files import png
@@ -20,7 +24,7 @@ from tests.mbeir_files import png
 
 def read(path: Path, work: Path) -> list[dict]:
     """All rows of a corpus as the stage reads them."""
-    laid = records.lay_out(path, records.find(path, "index.corpus", pictures=True), work)
+    laid = records.lay_out(path, records.find(path, "index.corpus", bare=True), work)
     return [
         row
         for source in laid.sources
@@ -36,8 +40,9 @@ def type_all(rows: list[dict]) -> tuple[dict, list[dict]]:
     return columns, [json.loads(text or "{}") for text in typed(kept, columns)["metadata"].to_pylist()]
 
 
-def test_a_folder_of_pictures_is_a_corpus_whose_ids_are_paths(tmp_path: Path) -> None:
-    rows = read(write_pictures(tmp_path / "photos"), tmp_path / "work")
+def test_pictures_of_a_folder_are_a_corpus_whose_ids_are_paths(tmp_path: Path) -> None:
+    text, *rows = read(write_pictures(tmp_path / "photos"), tmp_path / "work")
+    assert (text["did"], text["modality"], text["text"]) == ("notes.txt:1", "text", "No picture.")
     assert [row["did"] for row in rows] == [
         "blue square.png",
         "red square.png",
@@ -76,7 +81,42 @@ def test_a_folder_of_nothing_but_links_is_refused_with_the_mend(tmp_path: Path) 
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "album").symlink_to(tmp_path / "photos")
     with pytest.raises(InputError, match=r"holds no file of records and no picture; its folders are links: .*cp -rL"):
-        records.find(tmp_path / "own", "index.corpus", pictures=True)
+        records.find(tmp_path / "own", "index.corpus", bare=True)
+
+
+def test_folders_that_may_not_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, real = write_pictures(tmp_path / "photos"), os.scandir
+
+    def scandir(place: str) -> object:  # root may read every folder
+        if str(place).endswith(("deep", "closed")):
+            raise PermissionError(errno.EACCES, "Permission denied", str(place))
+        return real(place)
+
+    (tmp_path / "own" / "closed").mkdir(parents=True)
+    monkeypatch.setattr(os, "scandir", scandir)
+    told = records.lay_out(folder, [], tmp_path / "work").notes
+    assert told[-1].startswith(f"folders that may not be read are left out: deep; chmod -R u+rX {folder}, or ask")
+    with pytest.raises(InputError, match=r"no picture; its folders may not be read: chmod -R u\+rX .*/own, or ask"):
+        records.find(tmp_path / "own", "index.corpus", bare=True)
+
+
+def test_lines_of_texts_are_rows_of_a_corpus_beside_pictures_and_alone(tmp_path: Path) -> None:
+    folder, work = write_pictures(tmp_path / "shop"), tmp_path / "work"
+    (folder / "notes.txt").write_text("oat milk\n\nrye bread\n")
+    texts = [("notes.txt:1", "Oat milk."), ("notes.txt:3", "Rye bread.")]
+    assert [(row["did"], row["text"]) for row in read(folder, work) if row["text"]] == texts
+    assert len(read(folder, work)) == 6
+    assert [(row["did"], row["text"]) for row in read(folder / "notes.txt", work)] == texts
+
+
+def test_an_index_of_a_corpus_follows_its_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.model.identity.identify", lambda model: "a student")
+    (tmp_path / "lines.txt").write_text("oat milk")
+    params, student = index.Params(corpus=str(tmp_path)), SimpleNamespace(model="model")
+    corpus.check(params)
+    seen = corpus.fingerprint(params, student)
+    (tmp_path / "lines.txt").write_text("oat milk\nrye bread")
+    assert corpus.fingerprint(params, student) != seen
 
 
 def test_a_table_keeps_ids_as_text_and_reads_numbers_and_truths(tmp_path: Path) -> None:
@@ -132,6 +172,7 @@ def test_a_row_with_more_cells_than_the_header_is_rejected(tmp_path: Path) -> No
     (tmp_path / "a.csv").write_text("text\none,two\nthree\n")
     rows = read(tmp_path / "a.csv", tmp_path / "work")
     assert [row["reason"] for row in rows] == ["too many cells", None]
+    assert rows[0]["detail"].endswith("than the header names; quote cells that hold what separates cells")
 
 
 def test_a_row_that_is_no_utf8_is_named_by_its_line_in_the_table(tmp_path: Path) -> None:
@@ -139,15 +180,16 @@ def test_a_row_that_is_no_utf8_is_named_by_its_line_in_the_table(tmp_path: Path)
     rows = read(tmp_path / "a.csv", tmp_path / "work")
     assert [(row["source"], row["reason"]) for row in rows] == [
         ("a.csv:3", None),
-        ("a.csv:4", "broken JSON"),
+        ("a.csv:4", "not UTF-8"),
         ("a.csv:5", None),
     ]
+    assert rows[1]["detail"].endswith("; save a table as CSV UTF-8, a text as UTF-8")
 
 
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("a.txt", "x", "is not read by its name"),
+        ("a.doc", "x", "is not read by its name; give a file that ends in .jsonl .ndjson .csv .tsv .txt"),
         ("a.csv", "text,text\na,b\n", "names each column once"),
         ("a.csv", "", "names each column once"),
         ("a.csv", 'text\n"open\n', "correct the quotes"),
@@ -162,7 +204,7 @@ def test_files_that_cannot_be_followed_are_refused(name: str, content: str, mess
 def test_an_empty_or_missing_place_is_refused(tmp_path: Path) -> None:
     for path, message in ((tmp_path, "holds no file of records and no picture"), (tmp_path / "gone", "is not there")):
         with pytest.raises(InputError, match=message):
-            records.find(path, "index.corpus", pictures=True)
+            records.find(path, "index.corpus", bare=True)
 
 
 def test_the_fingerprint_sees_records_and_pictures_and_nothing_else(tmp_path: Path) -> None:

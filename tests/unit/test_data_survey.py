@@ -104,6 +104,7 @@ def test_a_candidate_in_several_pools_is_one_row_with_all_of_them():
 def test_the_same_id_with_other_content_is_rejected_by_its_own_line():
     rows = validated([candidate(5, "1:1", "Second."), candidate(2, "1:1", "First."), candidate(9, "1:1", "First.")])
     assert [(row["source"], row["reason"]) for row in rows] == [("file:5", "conflicting id"), ("file:2", None)]
+    assert rows[0]["detail"] == "an earlier row gives this id another text or image"
 
 
 def test_a_candidate_without_its_image_is_rejected_once():

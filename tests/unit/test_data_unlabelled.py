@@ -13,7 +13,7 @@ from tests.corpus_files import write_csv, write_pictures, write_records
 
 def read(path: Path, work: Path) -> tuple[list[dict], list[dict]]:
     """(queries, candidates) of a corpus."""
-    laid = records.lay_out(path, records.find(path, "data.path", pictures=True, texts=True), work)
+    laid = records.lay_out(path, records.find(path, "data.path", bare=True), work)
     cut = [chunk for source in laid.sources for chunk in file_chunks(laid.root, source)]
     readers = (pairs.read_queries, pairs.read_candidates)
     return tuple(
@@ -47,7 +47,7 @@ def test_a_folder_gives_its_texts_line_by_line_and_its_pictures(tmp_path: Path) 
     assert [(row["source"], row["text"] or row["image_path"], row["reason"]) for row in queries] == [
         ("notes.txt:1", "Milk, whole.", None),
         ("notes.txt:3", "Bread.", None),
-        ("notes.txt:4", None, "broken JSON"),
+        ("notes.txt:4", None, "not UTF-8"),
         ("shop:1", "blue square.png", None),
         ("shop:2", "red square.png", None),
         ("shop:3", "deep/green square.png", None),

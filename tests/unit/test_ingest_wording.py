@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from stages.data.ingest.wording import PICTURES_SHOWN, skipped_lines, too_many
+from stages.contract.context import StageError
+from stages.data.ingest.outcome import Counts
+from stages.data.ingest.wording import PICTURES_SHOWN, refuse, skipped_lines, too_many
 from stages.data.schemas import REJECTS
 from stages.data.sources.records import Records
 
@@ -19,6 +21,16 @@ def test_a_share_of_bad_rows_counts_from_some_number_of_rows_on(
     bad: int, rows: int, limit: float, stops: bool
 ) -> None:
     assert too_many(bad / rows, rows, limit) is stops
+
+
+@pytest.mark.parametrize(("reason", "mend"), [("not UTF-8", "save tables as CSV UTF-8; "), ("broken JSON", "")])
+def test_a_table_that_is_no_utf8_is_refused_with_the_mend(reason: str, mend: str, tmp_path: Path) -> None:
+    names = ("split", "dataset", "dataset_id", "task_id", "modality", "target_modality", "dangling")
+    bad = dict.fromkeys(names) | {"reason": reason, "count": 200, "source": "goods.csv:2"}
+    data = SimpleNamespace(kind="corpus", section="data", max_reject_share=0.05, splits=("train",))
+    rejects = SimpleNamespace(take=lambda count: [])
+    with pytest.raises(StageError, match=rf"^200 of 200 .*: {reason} 200 \(goods.csv:2\); {mend}rows and reasons"):
+        refuse(Counts([bad], [], 0, 0, {}), data, rejects, tmp_path)
 
 
 def test_pictures_that_are_skipped_are_listed_and_the_others_counted() -> None:

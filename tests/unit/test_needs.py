@@ -88,6 +88,52 @@ def test_an_ingest_that_is_there_tells_the_number_and_a_new_one_does_right_after
     needs.check_needs(config, decided(ingest="run", index="run"), open_store(str(tmp_path)))  # nothing tells yet
 
 
+def rows_of(tmp_path: Path, stage: str, *tasks: int) -> Artifact:
+    """An artifact of data with so many train queries in each of its tasks."""
+    by_task = {f"toy_task{number}": {"queries": count} for number, count in enumerate(tasks)}
+    attempt = open_store(str(tmp_path)).begin(stage, "0" * 16)
+    attempt.write_json("stats.json", {"queries": {"by_task": {"train": by_task}}})
+    return open_store(str(tmp_path)).commit(attempt, {"metrics": {}})
+
+
+def test_data_with_fewer_rows_than_a_batch_is_refused_right_after_ingest_and_by_the_next_plan(tmp_path):
+    config = Config.model_validate({"data": {"kind": "corpus", "path": "shop"}, "cluster": {"workers": 4}})
+    ingest, store = rows_of(tmp_path, "ingest", 30, 8), open_store(str(tmp_path))
+    both = "backbone.tiny.batch_size=64 and distill.batch_size=64"
+    mend = "set backbone.tiny.batch_size=36 distill.batch_size=36, or give more data"
+    message = f"^data.path=shop has too few rows to train on, 38, for {both}; {mend}$"
+    with pytest.raises(InputError, match=message):
+        needs.check_artifact(config, decided(ingest="run", backbone="run", distill="run"), "ingest", ingest)
+    with pytest.raises(InputError, match=message):
+        needs.check_needs(config, decided(ingest="cached", backbone="run", distill="run"), store)
+    needs.check_needs(config, decided(ingest="cached", backbone="cached", distill="cached"), store)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "for train.batch_size=64; set train.batch_size=38, or give more data"),
+        ({"train": {"batch_size": 38}}, ""),
+        ({"train": {"steps": 0}}, ""),
+        ({"train": {"smallest_task": 34}}, ""),  # each of the two tasks comes up that often
+    ],
+)
+def test_a_training_of_some_rows_is_refused_by_its_own_settings(tmp_path, settings, said):
+    config = Config.model_validate({"distill": {"data": {"kind": "corpus", "path": "shop"}}, **settings})
+    asked = config, decided(distill="run", train="run"), "ingest", rows_of(tmp_path, "ingest", 30, 8)
+    if not said:
+        return needs.check_artifact(*asked)
+    with pytest.raises(InputError, match=f"^data.kind=scenes has too few rows to train on, 38, {said}$"):
+        needs.check_artifact(*asked)
+
+
+def test_data_of_distillation_is_its_own_and_one_row_fits_no_batch(tmp_path):
+    config = Config.model_validate({"distill": {"data": {"kind": "corpus", "path": "one"}}})
+    one = rows_of(tmp_path, "distill.data", 1)
+    with pytest.raises(InputError, match=r"^distill.data.path=one .*, 1, for distill.batch_size=64; give more data$"):
+        needs.check_artifact(config, decided(distill="run", train="run"), "distill.data", one)
+
+
 def test_a_library_that_was_asked_for_by_name_is_looked_for_at_any_size(tmp_path, no_library):
     config = Config.model_validate({"index": {"backend": "faiss"}})
     with pytest.raises(InputError, match=r"^index.backend=faiss needs faiss, which is not installed"):

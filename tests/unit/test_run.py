@@ -28,6 +28,7 @@ def command(hooks, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(launch, "read_sources", lambda *given: read_sources(*given, root=tmp_path / "code"))
     monkeypatch.setattr(launch, "connected", no_cluster)
     monkeypatch.setattr(launch, "check_needs", lambda *given: None)
+    monkeypatch.setattr(launch, "check_artifact", lambda *given: None)
     monkeypatch.setattr(launch, "PipelineRun", lambda uri, name, tags: Tracked(log))
     stdout = os.dup(1)
 

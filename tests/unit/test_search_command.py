@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.lookup.indexes import agrees, find_keys, read_overrides
+from pipeline.lookup.queries import parse_fields
 from pipeline.lookup.results import print_table
 from pipeline.search import main
 from pipeline.terminal import json_command
@@ -221,6 +222,13 @@ def test_a_bad_line_of_a_file_of_queries_is_named(
     assert main(["--queries", str(path), f"store={world['store'].root}"]) == 2
     out, err = capfd.readouterr()
     assert out == "" and message in err and len(err.splitlines()) == 1
+
+
+def test_a_line_that_is_no_json_is_refused_with_an_example() -> None:
+    with pytest.raises(
+        InputError, match=r'^no JSON: Expecting value: .*; write one object in a line, such as {"text": '
+    ):
+        parse_fields(b"red")
 
 
 def test_help_goes_to_stdout(capfd: pytest.CaptureFixture) -> None:

@@ -45,7 +45,7 @@ def validate_candidates(
         if row["reason"] is None and not first[number]:
             if known.contents[places[number]] == contents[number]:
                 continue
-            row |= _rejected("conflicting id", "an earlier row gives this did another text or image")
+            row |= _rejected("conflicting id", "an earlier row gives this id another text or image")
         elif row["reason"] is None and image_reasons[number]:
             row |= _rejected(image_reasons[number], row["image_path"])
         elif row["reason"] is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.contract.context import StageError
+from stages.data.sources.fields import NO_UTF8
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,7 +45,8 @@ def refuse(counts: "Counts", data: "Params", rejects: "Dataset", work: Path) -> 
         return
     path = work / "rejects.json"
     path.write_text(json.dumps(rejects.take(SAMPLE), indent=1, ensure_ascii=False))
-    seen = f"{reasons(counts)}; rows and reasons in {path}"
+    mend = "save tables as CSV UTF-8; " if NO_UTF8 in counts.rejects()["by_reason"] else ""
+    seen = f"{reasons(counts)}; {mend}rows and reasons in {path}"
     if stops:
         numbers = counts.numbers()
         rejected = numbers["rejected_queries"] + numbers["rejected_candidates"]

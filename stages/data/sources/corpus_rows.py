@@ -10,7 +10,7 @@ from stages.data.schemas import RAW_QUERIES
 from stages.data.sources.chunks import FileChunk, lines, position
 from stages.data.sources.columns import FILE_NAME
 from stages.data.sources.fields import BadField
-from stages.data.sources.records import Records, content_of, id_of, is_row, source_line
+from stages.data.sources.records import Records, check_cells, content_of, id_of, is_row, source_line
 
 NO_QUERIES = RAW_QUERIES.empty_table()
 POOL = "corpus"
@@ -35,8 +35,7 @@ def read_rows(records: Records, number: int, chunk: FileChunk) -> pa.Table:
 def candidate(fields: dict[str, Any]) -> dict[str, Any]:
     """The columns of a record; a picture of a row without an id is named in the metadata. Raises BadField."""
     kind, text, image = content_of(fields, "the row")
-    if "too many cells" in fields:
-        raise BadField("too many cells", "the row has more cells than the header names; quote cells with commas")
+    check_cells(fields)
     nested = fields.get("metadata")
     flat = {name: value for name, value in fields.items() if name not in ("id", "text", "image", "metadata")}
     named = {FILE_NAME: image} if image and id_of(fields, "a row") is None else {}

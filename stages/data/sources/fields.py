@@ -6,6 +6,9 @@ from typing import Any
 
 from stages.data.modalities import MODALITIES
 
+NO_UTF8 = "not UTF-8"
+"""Why a line is rejected whose bytes are no text."""
+
 
 class BadField(Exception):
     """A field that cannot be used: `reason` in short fixed words, `detail` for a person."""
@@ -34,11 +37,22 @@ def parse(line: bytes) -> dict[str, Any]:
         fields = read_json(line.decode("utf-8-sig"))
         if b"\\ud" in line.lower():  # half a surrogate pair is no text: nothing behind this point can hold it
             json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeError as error:
+        if not _of_bytes(error):
+            raise BadField("broken JSON", str(error)) from None
+        raise BadField(NO_UTF8, "the line is not in UTF-8; save a table as CSV UTF-8, a text as UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise BadField("broken JSON", str(error)) from None
     if not isinstance(fields, dict):
         raise BadField("broken JSON", f"a line must be an object, this is {type(fields).__name__}")
     return fields
+
+
+def _of_bytes(error: UnicodeError) -> bool:
+    """Whether what is no text was bytes: of the line, or of a table or text, whose bytes stand as surrogates in it."""
+    return isinstance(error, UnicodeDecodeError) or (
+        isinstance(error, UnicodeEncodeError) and "\udc80" <= error.object[error.start] <= "\udcff"
+    )
 
 
 def modality(value: object) -> str:

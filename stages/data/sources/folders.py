@@ -2,7 +2,8 @@
 
 On disk a file that is not called like a picture is opened, and its first bytes decide; in a bucket, where that takes a
 request for each, names decide alone. Hidden files are passed over: macOS puts `._photo.jpg` beside each picture that
-it copies. Linked folders are not entered, so that no link leads around in circles or out.
+it copies. Linked folders are not entered, so that no link leads around in circles or out, nor can those be that may
+not be read; a note names both.
 """
 
 import os
@@ -15,6 +16,8 @@ from stages.data.sources.columns import PARQUET_LIST, PICTURE_LISTS
 from stages.data.sources.remote import LINKED, Place, walk
 
 ENDINGS_SHOWN = 5
+CLOSED = "chmod -R u+rX {}, or ask its owner to let you read it"
+"""What helps where folders may not be read."""
 
 
 def list_pictures(root: Place, look: bool = False) -> Iterator[str]:
@@ -28,7 +31,8 @@ def list_pictures(root: Place, look: bool = False) -> Iterator[str]:
 
 
 def sort_files(root: Place, look: bool) -> Iterator[tuple[str, str]]:
-    """(path below `root`, kind) of all that is not hidden: `picture`, `other`, or `link` for a folder elsewhere."""
+    """(path below `root`, kind) of all that is not hidden: `picture`, `other`, or a folder that is not entered, `link`
+    for one elsewhere and `closed` for one that may not be read."""
     return _local(root, look) if isinstance(root, Path) else _remote(root)
 
 
@@ -45,9 +49,8 @@ def walk_named(root: Path) -> Iterator[tuple[str, int]]:
 
 
 def notes(pictures: int, others: list[tuple[str, str]], root: Place) -> list[str]:
-    """Lines about files that are no pictures, linked folders, and records that nobody reads; `others` by kind."""
-    files = [path for path, kind in others if kind == "other"]
-    links = [path for path, kind in others if kind == "link"]
+    """Lines about files that are no pictures, folders not entered, and records that nobody reads; `others` by kind."""
+    files, links, closed = ([path for path, one in others if one == kind] for kind in ("other", "link", "closed"))
     lines = []
     if files:
         counted = Counter(PurePosixPath(path).suffix.lower() or "no ending" for path in files)
@@ -56,8 +59,9 @@ def notes(pictures: int, others: list[tuple[str, str]], root: Place) -> list[str
         shown += ["others"] if len(counted) > ENDINGS_SHOWN else []
         lines.append(f"{len(files)} files beside {pictures} pictures are none and left out ({', '.join(shown)})")
     if links:
-        more = f" and {len(links) - 1} more" if len(links) > 1 else ""
-        lines.append(f"linked folders are not entered: {links[0]}{more}; {LINKED.format(root)}")
+        lines.append(f"linked folders are not entered: {_first(links)}; {LINKED.format(root)}")
+    if closed:
+        lines.append(f"folders that may not be read are left out: {_first(closed)}; {CLOSED.format(root)}")
     if unread := next((path for path in files if PurePosixPath(path).name.lower() in PICTURE_LISTS), None):
         lines.append(f"{unread} is not read: give its folder, {root / str(PurePosixPath(unread).parent)}, to read it")
     if unread := next((path for path in files if PurePosixPath(path).name.lower() == PARQUET_LIST), None):
@@ -65,8 +69,14 @@ def notes(pictures: int, others: list[tuple[str, str]], root: Place) -> list[str
     return lines
 
 
+def _first(paths: list[str]) -> str:
+    """One path, and how many others there are."""
+    return paths[0] + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+
+
 def _local(root: Path, look: bool) -> Iterator[tuple[str, str]]:
-    for folder, inner, names in os.walk(root):
+    closed: list[OSError] = []
+    for folder, inner, names in os.walk(root, onerror=closed.append):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         for name in sorted(name for name in names if not name.startswith(".")):
             place = os.path.join(folder, name)
@@ -75,6 +85,8 @@ def _local(root: Path, look: bool) -> Iterator[tuple[str, str]]:
         for name in inner:
             if os.path.islink(place := os.path.join(folder, name)):
                 yield os.path.relpath(place, root), "link"
+    for error in closed:
+        yield os.path.relpath(error.filename, root), "closed"
 
 
 def _starts_like_one(place: str) -> bool:

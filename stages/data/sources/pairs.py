@@ -22,7 +22,7 @@ from stages.data.schemas import RAW_CANDIDATES, RAW_QUERIES, SPLITS
 from stages.data.sources.chunks import FileChunk, lines, position
 from stages.data.sources.columns import names_of, plain, rename
 from stages.data.sources.fields import BadField
-from stages.data.sources.records import Records, content_of, id_of, source_line
+from stages.data.sources.records import Records, check_cells, content_of, id_of, source_line
 
 LONGEST_TASK = 64
 TASK_IDS = {
@@ -57,8 +57,7 @@ Shape = Callable[[dict[str, Any]], dict[str, Any]]
 
 def nested(fields: dict[str, Any]) -> dict[str, Any]:
     """A table's flat columns as a record has them; a record as it is. Raises BadField."""
-    if "too many cells" in fields:
-        raise BadField("too many cells", "the row has more cells than the header names; quote cells with commas")
+    check_cells(fields)
     if "query" in fields or "positives" in fields:
         return fields
     parts: dict[str, dict[str, Any]] = {"query": {}, "positive": {}, "negative": {}}

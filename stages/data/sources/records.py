@@ -23,7 +23,7 @@ from stages.data.sources.chunks import SourceFile
 from stages.data.sources.columns import advice, beside_pictures, renamed
 from stages.data.sources.delimited import LINE, TABLES, write_table
 from stages.data.sources.fields import BadField, normalise, parse
-from stages.data.sources.folders import is_named, list_pictures, notes, sort_files, walk_named
+from stages.data.sources.folders import CLOSED, is_named, list_pictures, notes, sort_files, walk_named
 from stages.data.sources.remote import ADVICE, LINKED, Place, RemotePath, walk
 
 LINES = (".jsonl", ".ndjson")
@@ -66,7 +66,7 @@ class Records:
         return fields
 
 
-def find(path: Place, setting: str, pictures: bool, texts: bool = False) -> list[Place]:
+def find(path: Place, setting: str, bare: bool) -> list[Place]:
     """The files of records at `path`, a file or a directory of them; none where it is a folder of pictures.
 
     Texts are taken from a folder that holds no other records.
@@ -74,13 +74,12 @@ def find(path: Place, setting: str, pictures: bool, texts: bool = False) -> list
     Args:
         path: what the user gave.
         setting: the name of the setting, for errors.
-        pictures: whether a folder of pictures will do.
-        texts: whether text files will do, beside pictures too.
+        bare: whether pictures without records will do, and texts, each by itself or both in one folder.
 
     Raises:
         InputError: nothing there can be read.
     """
-    kinds = [*RECORDS, *(TEXTS if texts else ())]
+    kinds = [*RECORDS, *(TEXTS if bare else ())]
     if path.is_file():
         if path.suffix.lower() not in kinds:
             raise InputError(f"{setting}={path} is not read by its name; give a file that ends in {' '.join(kinds)}")
@@ -88,13 +87,21 @@ def find(path: Place, setting: str, pictures: bool, texts: bool = False) -> list
     if not path.is_dir():
         mend = ADVICE if isinstance(path, RemotePath) else "give a file or a directory"
         raise InputError(f"{setting}={path} is not there; {mend}")
-    files = _of_kinds(path, RECORDS) or (_of_kinds(path, TEXTS) if texts else [])
-    if not files and not (pictures and any(next(list_pictures(path, look), None) for look in (False, True))):
-        wanted = "file of records" + (" and no picture" if pictures else "")
-        linked = pictures and any(kind == "link" for _, kind in sort_files(path, look=False))
-        mend = f"its folders are links: {LINKED.format(path)}" if linked else f"give files in {' '.join(kinds)}"
-        raise InputError(f"{setting}={path} holds no {wanted}; {mend}")
+    files = _of_kinds(path, RECORDS) or (_of_kinds(path, TEXTS) if bare else [])
+    if not files and not (bare and any(next(list_pictures(path, look), None) for look in (False, True))):
+        wanted = "file of records" + (" and no picture" if bare else "")
+        there = {kind for _, kind in sort_files(path, look=False)} if bare else set()
+        raise InputError(f"{setting}={path} holds no {wanted}; {_mend(path, there, kinds)}")
     return files
+
+
+def _mend(path: Place, there: Container[str], kinds: list[str]) -> str:
+    """What helps where a folder has nothing to read but what is `there`, see `sort_files`."""
+    if "link" in there:
+        return f"its folders are links: {LINKED.format(path)}"
+    if "closed" in there:
+        return f"its folders may not be read: {CLOSED.format(path)}"
+    return f"give files in {' '.join(kinds)}"
 
 
 def lay_out(
@@ -241,6 +248,13 @@ def content_of(fields: Any, what: str) -> tuple[str, str | None, str | None]:
     if text is None and image is None:
         raise BadField("empty", f"{what} has neither text nor image")
     return modality_of(text, image), text, image
+
+
+def check_cells(fields: dict[str, Any]) -> None:
+    """Raises BadField for a row of a table with cells beside its columns, see `write_table`."""
+    if "too many cells" in fields:
+        said = "the row has more cells than the header names; quote cells that hold what separates cells"
+        raise BadField("too many cells", said)
 
 
 def id_of(fields: dict[str, Any], what: str) -> str | None:

@@ -7,8 +7,7 @@ contrastive loss has a weight. All rows are of the train split; ids and other co
 
 from typing import Any
 
-from stages.data.sources.fields import BadField
-from stages.data.sources.records import content_of
+from stages.data.sources.records import check_cells, content_of
 
 TASK = "corpus"
 """The data set and task of all rows."""
@@ -17,7 +16,6 @@ TASK = "corpus"
 def as_pair(fields: dict[str, Any]) -> dict[str, Any]:
     """A record with `text`, `image` or both, as a pair has it. Raises BadField."""
     content_of(fields, "the row")
-    if "too many cells" in fields:
-        raise BadField("too many cells", "the row has more cells than the header names; quote cells with commas")
+    check_cells(fields)
     content = {name: fields.get(name) for name in ("text", "image")}
     return {"query": content, "positives": [content], "split": "train", "task": TASK}
