@@ -186,4 +186,4 @@ def test_a_bucket_without_credentials_is_one_line(shop, monkeypatch, tmp_path):
     with pytest.raises(
         InputError, match=r"^index\.corpus=s3://.* can't be listed: Unable to locate credentials; check"
     ):
-        corpus.check(index.Params(corpus=str(shop[1])))
+        corpus.check(index.Params(corpus=str(shop[1] / "deep")))
