@@ -3,8 +3,6 @@
 import difflib
 from collections.abc import Iterable
 
-from stages.evaluation.markdown_table import markdown_table as markdown_table
-
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean X?` for the known name nearest to `name`, or nothing."""

@@ -16,7 +16,7 @@ from pipeline.ablation.costs import Cost, cost_rows
 from pipeline.ablation.grid import Cell, Grid
 from pipeline.config.values import get_value
 from pipeline.terminal import text_table
-from pipeline.wording import markdown_table
+from stages.evaluation.markdown_table import markdown_table
 
 HEADLINE = "hit@5"
 NOTES = f"{HEADLINE} is the mean over the evaluation sets; ± is the standard deviation over n seeds."

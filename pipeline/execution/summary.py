@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pipeline.artifacts.store import Artifact
 from pipeline.planning.dag import OWN_DATA
 from pipeline.planning.plan import Decision
-from pipeline.wording import markdown_table
 from stages.data.ingest.wording import rejects_line
+from stages.evaluation.markdown_table import markdown_table
 
 REASONS_SHOWN = 4
 SOURCES = {"ingest": "rejected rows", OWN_DATA: f"rejected rows of {OWN_DATA}"}

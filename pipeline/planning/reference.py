@@ -13,7 +13,7 @@ from pipeline.config.sections import Config
 from pipeline.config.values import walk_fields, walk_values
 from pipeline.planning.dag import CORPUS, OWN_DATA, STAGES, WITH_OWN_DATA, Stage, keyed_section
 from pipeline.planning.plan import LOCATIONS, PRECISION
-from pipeline.wording import markdown_table
+from stages.evaluation.markdown_table import markdown_table
 
 COMMAND = "make settings"
 HEAD = f"""# Settings

@@ -17,8 +17,9 @@ from textwrap import fill
 from pipeline.ablation.document import check_output, write_section
 from pipeline.config.load import read_config
 from pipeline.config.sections import Config
-from pipeline.wording import markdown_table, size_in_words
+from pipeline.wording import size_in_words
 from stages.evaluate import grouped
+from stages.evaluation.markdown_table import markdown_table
 from stages.evaluation.sets import BLOCK
 from tests.bench.published import (
     CANDIDATES,

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pipeline.wording import markdown_table
+from stages.evaluation.markdown_table import markdown_table
 from tests.bench.embed import SIZES, write_student
 from tests.bench.train import RATE, open_stock, read_by_stock
 from tests.bench.turns import ratio, side_by_side, speeds, turns

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.wording import markdown_table
+from stages.evaluation.markdown_table import markdown_table
 from tests.bench.floor import floor, shares
 from tests.bench.turns import compare, side_by_side, speeds
 

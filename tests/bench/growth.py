@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pipeline.wording import markdown_table
+from stages.evaluation.markdown_table import markdown_table
 from tests.bench.gradcache import ALLOCATOR, MIB, peak
 from tests.bench.turns import ratio, side_by_side, spread, turns
 

@@ -28,8 +28,9 @@ import pyarrow.parquet as pq
 
 from pipeline.ablation.document import check_output, write_section
 from pipeline.planning.dag import STAGES
-from pipeline.wording import markdown_table, size_in_words
+from pipeline.wording import size_in_words
 from stages.contract.context import InputError
+from stages.evaluation.markdown_table import markdown_table
 from tests.bench.watch import Watch
 from tests.mbeir_made import unpack, write_mbeir
 from tests.support import ROOT

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pipeline.wording import markdown_table
+from stages.evaluation.markdown_table import markdown_table
 from tests.bench.made import ROOT, call, made
 from tests.bench.turns import ratio, turns
 

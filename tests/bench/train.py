@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.wording import markdown_table
+from stages.evaluation.markdown_table import markdown_table
 from tests.bench.embed import write_student
 from tests.bench.turns import compare, side_by_side, speeds
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.wording import markdown_table
+from stages.evaluation.markdown_table import markdown_table
 from tests.bench.made import made
 from tests.bench.turns import ratio, side_by_side, speeds, turns
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from textwrap import shorten
 
-from pipeline.wording import markdown_table
+from stages.evaluation.markdown_table import markdown_table
 from tests import kept
 from tests.faults.cases import CASES, DONE, FAILED, INTERRUPTED, KILLED
 from tests.faults.world import EVERY, STEPS

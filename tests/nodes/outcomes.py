@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipeline.wording import markdown_table
+from stages.evaluation.markdown_table import markdown_table
 from tests import kept
 from tests.nodes.runs import RUNS, Run
 from tests.nodes.world import program
