@@ -50,7 +50,8 @@ def make_optimizer(module: nn.Module, settings: Optimisation) -> torch.optim.Opt
     adam: dict[str, Any] = {"betas": (0.9, 0.98), "eps": 1e-7}
     groups = parameter_groups(module, settings)
     if not settings.muon_rate:
-        return torch.optim.AdamW(groups, lr=settings.learning_rate, **adam)
+        # Fused: a pass over the weights instead of eight. On CPUs, where weights outweigh small batches, it counts.
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True, **adam)
     for group in groups:
         group.update({"momentum": 0.95} if group["use_muon"] else adam)
         for parameter in group["params"]:

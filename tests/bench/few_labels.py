@@ -6,7 +6,8 @@
 whose ids begin with `d-` where they are like queries and with `w-` where they are like candidates. `LABELS` (2,000)
 train pairs stay, and all of the other splits, each split a task of its own with a pool of its own. `texts.jsonl` are
 the texts of these train pairs and others beside them, half like queries and half like candidates: what a teacher reads
-and no label is needed for.
+and no label is needed for. `unpaired.jsonl` are the same texts in their roles: each row a query and a candidate that
+chance put side by side, in the layout of pairs.
 """
 
 import json
@@ -32,7 +33,7 @@ def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def draw(pairs: Path, texts: Path, output: Path, labels: int) -> None:
-    """Writes `pairs.jsonl` and `texts.jsonl` below `output`; the same arguments give the same rows."""
+    """Writes `pairs.jsonl`, `texts.jsonl` and `unpaired.jsonl` below `output`; the same arguments give the same rows."""
     chance, rows, free = random.Random(SEED), read(pairs), read(texts)
     train = chance.sample([row for row in rows if row["split"] == "train"], labels)
     others = [row for row in rows if row["split"] != "train"]
@@ -46,6 +47,14 @@ def draw(pairs: Path, texts: Path, output: Path, labels: int) -> None:
         chance.shuffle(side)
     said = enumerate(queries + candidates)
     write(output / "texts.jsonl", [{"id": f"t{place}", "text": text} for place, text in said])
+    sides = enumerate(zip(queries, candidates, strict=True))
+    write(output / "unpaired.jsonl", [unpaired(place, query, candidate) for place, (query, candidate) in sides])
+
+
+def unpaired(place: int, query: str, candidate: str) -> dict[str, Any]:
+    """A row of two texts that chance put side by side."""
+    positive = {"id": f"c{place}", "text": candidate}
+    return {"id": f"q{place}", "query": {"text": query}, "positives": [positive], "split": "train", "task": "unpaired"}
 
 
 if __name__ == "__main__":
