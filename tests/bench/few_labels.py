@@ -33,7 +33,7 @@ def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def draw(pairs: Path, texts: Path, output: Path, labels: int) -> None:
-    """Writes `pairs.jsonl`, `texts.jsonl` and `unpaired.jsonl` below `output`; the same arguments give the same rows."""
+    """Writes the three files below `output`; the same arguments give the same rows."""
     chance, rows, free = random.Random(SEED), read(pairs), read(texts)
     train = chance.sample([row for row in rows if row["split"] == "train"], labels)
     others = [row for row in rows if row["split"] != "train"]

@@ -1,0 +1,42 @@
+"""The data of the grids that compare labels with a teacher: few labels, and the same texts with and without roles."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.bench import few_labels
+
+
+@pytest.fixture
+def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three labels of six, and eight texts."""
+    monkeypatch.setattr(few_labels, "TEXTS", 8)
+    splits = ["train"] * 6 + ["val", "test"]
+    pairs = [
+        {"id": f"q{n}", "query": {"text": f"query {n}"}, "positives": [{"text": f"candidate {n}"}], "split": split}
+        for n, split in enumerate(splits)
+    ]
+    texts = [{"id": f"{side}-{n}", "text": f"free {side} {n}"} for n in range(9) for side in "dw"]
+    few_labels.write(tmp_path / "all.jsonl", pairs)
+    few_labels.write(tmp_path / "free.jsonl", texts)
+    few_labels.draw(tmp_path / "all.jsonl", tmp_path / "free.jsonl", tmp_path, labels=3)
+    return tmp_path
+
+
+def test_labels_are_few_and_the_other_splits_whole(drawn: Path) -> None:
+    """Each split is a task of its own."""
+    rows = few_labels.read(drawn / "pairs.jsonl")
+    assert [row["task"] for row in rows] == ["train"] * 3 + ["val", "test"]
+    assert len({json.dumps(row) for row in rows}) == 5
+
+
+def test_unpaired_rows_are_the_same_texts_in_their_roles(drawn: Path) -> None:
+    """What is like a query stands as one, and no text is lost or twice."""
+    rows = few_labels.read(drawn / "unpaired.jsonl")
+    queries = [row["query"]["text"] for row in rows]
+    candidates = [row["positives"][0]["text"] for row in rows]
+    assert all("query" in text or "free d" in text for text in queries)
+    assert all("candidate" in text or "free w" in text for text in candidates)
+    assert sorted(queries + candidates) == sorted(row["text"] for row in few_labels.read(drawn / "texts.jsonl"))
+    assert len(set(queries + candidates)) == 8
