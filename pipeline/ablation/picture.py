@@ -24,8 +24,10 @@ def draw_depths(rows: Sequence[VariantRow], curve: Curve, title: str) -> Figure:
         cost, values = mean(milliseconds(row, curve)), row.values("local", HEADLINE)
         spread = stdev(values) if len(values) > 1 else 0
         axes.errorbar(cost, row.quality, spread, marker="o", color="#d1495b", capsize=3)
-        axes.annotate(row.variant, (cost, row.quality), (0, -16), textcoords="offset points", ha="center", fontsize=8)
-    axes.set(xlabel="milliseconds of a query", ylabel=HEADLINE, title=title, xlim=(0, None))
+        layers = " or ".join(sorted({f"{count:.0f}" for count in row.values("layers")}))
+        name = f"{layers} layer{'s' * (layers != '1')}"
+        axes.annotate(name, (cost, row.quality), (0, -16), textcoords="offset points", ha="center", fontsize=8)
+    axes.set(xlabel="milliseconds of a query", ylabel=HEADLINE, title=title, xlim=(0, None), ylim=(0, None))
     axes.margins(x=0.08, y=0.15)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -312,5 +312,5 @@ def test_rows_of_several_depths_make_a_picture():
     rows = [row("first 1", 1, 0.2), row("first 2", 2, 0.4), row("first 4", 4, 0.5)]
     assert shows_depths(rows) and not shows_depths(rows[:2])
     (axes,) = draw_depths(rows, None, "Layers").axes
-    assert [text.get_text() for text in axes.texts] == ["first 1", "first 2", "first 4"]
+    assert [text.get_text() for text in axes.texts] == ["1 layer", "2 layers", "4 layers"]
     assert [tuple(text.xy) for text in axes.texts] == [(2.0, 0.2), (4.0, 0.4), (8.0, 0.5)]
