@@ -291,8 +291,8 @@ def test_the_top_level_keys_are_the_contract_s():
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["train.hard_decay=6"], "τ_hard falls to 0"),
-        (["train.temperature=0.0008"], "lower train.hard_decay or raise train.temperature"),
+        (["train.loss=mac", "train.temperature=0.03", "train.hard_decay=6"], "τ_hard falls to 0"),
+        (["train.loss=mac", "train.temperature=0.0008"], "lower train.hard_decay or raise train.temperature"),
         (["train.loss=learnable", "train.temperature=0.005"], "below 0.01 in override train.temperature=0.005"),
         (["train.loss=mac_learnable", "train.hard_temperature=0.005"], "train.hard_temperature=0.005 is below 0.01"),
     ],
