@@ -314,3 +314,5 @@ def test_rows_of_several_depths_make_a_picture():
     (axes,) = draw_depths(rows, None, "Layers").axes
     assert [text.get_text() for text in axes.texts] == ["1 layer", "2 layers", "4 layers"]
     assert [tuple(text.xy) for text in axes.texts] == [(2.0, 0.2), (4.0, 0.4), (8.0, 0.5)]
+    (axes,) = draw_depths([*rows, row("the teacher", 4, 0.6)], None, "Layers").axes
+    assert [text.get_text() for text in axes.texts] == ["1 layer", "2 layers", "first 4", "the teacher"]
