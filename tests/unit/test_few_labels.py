@@ -9,9 +9,8 @@ from tests.bench import few_labels
 
 
 @pytest.fixture
-def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def drawn(tmp_path: Path) -> Path:
     """Three labels of six, and eight texts."""
-    monkeypatch.setattr(few_labels, "TEXTS", 8)
     splits = ["train"] * 6 + ["val", "test"]
     pairs = [
         {"id": f"q{n}", "query": {"text": f"query {n}"}, "positives": [{"text": f"candidate {n}"}], "split": split}
@@ -20,7 +19,7 @@ def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     texts = [{"id": f"{side}-{n}", "text": f"free {side} {n}"} for n in range(9) for side in "dw"]
     few_labels.write(tmp_path / "all.jsonl", pairs)
     few_labels.write(tmp_path / "free.jsonl", texts)
-    few_labels.draw(tmp_path / "all.jsonl", tmp_path / "free.jsonl", tmp_path, labels=3)
+    few_labels.draw(tmp_path / "all.jsonl", tmp_path / "free.jsonl", tmp_path, labels=3, count=8)
     return tmp_path
 
 
