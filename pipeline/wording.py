@@ -1,7 +1,8 @@
 """Pieces of messages that all rooms use."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -13,6 +14,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def one_line(text: object, length: int = 400) -> str:
     """A text (or an error's) without line breaks, cut to a length that a terminal bears."""
     return " ".join(str(text).split())[:length]
+
+
+def depth_title(curve: Mapping[str, Any]) -> str:
+    """What a depth curve's table shows, and on how little."""
+    sample = f"{curve['queries']:,} validation queries and {curve['candidates']:,} candidates"
+    return f"Depths of the backbone, cut and not trained, on {sample}"
 
 
 def age_in_words(seconds: float | None) -> str:

@@ -10,6 +10,7 @@ from pipeline.config.checks import check_labels
 from pipeline.planning.dag import WITH_OWN_DATA, stages_of
 from pipeline.planning.plan import Decision, plan
 from pipeline.planning.sources import read_sources
+from pipeline.wording import depth_title
 
 
 class Ablation:
@@ -70,4 +71,4 @@ class Ablation:
         if features is None or not features.has("depth_curve.md"):
             return ""
         table = features.read_bytes("depth_curve.md").decode().strip()
-        return f"\n\n### Depths of the backbone, cut and not trained, on a validation sample\n\n{table}"
+        return f"\n\n### {depth_title(features.read_json('depth_curve.json'))}\n\n{table}"

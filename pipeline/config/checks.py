@@ -142,6 +142,22 @@ def check_labels(config: "Config", stages: Collection[str]) -> None:
         )
 
 
+def self_taught(config: "Config") -> str:
+    """What to know where a teacher is trained on rows without labels; empty where it is not."""
+    backbone = config.backbone
+    if config.data.kind != "corpus" or config.features.teacher:
+        return ""
+    if backbone.source == "tiny":
+        how, instead = "backbone.source=tiny is trained", "name a pretrained model with backbone.source=local or hub"
+    elif backbone.tune.steps:
+        how, instead = f"backbone.tune.steps={backbone.tune.steps} trains the backbone", "set it to 0"
+    else:
+        return ""
+    return (
+        f"{how} to find each row of data by itself, as there are no labels, and teaches what little that is; {instead}"
+    )
+
+
 def check_backbone(config: "Config") -> None:
     """A hub model needs its id and its commit, a local one its directory."""
     backbone = config.backbone

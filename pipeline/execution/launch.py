@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.store import Store, open_store
-from pipeline.config.checks import check_labels, check_made
+from pipeline.config.checks import check_labels, check_made, self_taught
 from pipeline.config.load import load_config
 from pipeline.config.sections import Config
 from pipeline.execution.cluster import connected
@@ -43,6 +43,9 @@ def launch(options: argparse.Namespace, answer: dict[str, Any]) -> None:
             check_made(config, decision.stage, manifests[decision.stage][decision.key])
     console = open_console(sys.stderr if options.json else sys.stdout)
     console.print(text_table(plan_rows(decisions)))
+    trains = any(decision.stage == "backbone" and decision.action == "run" for decision in decisions)
+    if trains and (why := self_taught(config)):
+        console.print(f"warning: {why}", soft_wrap=True)
     if options.plan:
         answer["stages"] = planned(decisions, store)
     check_needs(config, decisions, store)

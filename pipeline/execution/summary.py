@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pipeline.artifacts.store import Artifact
 from pipeline.planning.dag import OWN_DATA
 from pipeline.planning.plan import Decision
+from pipeline.wording import depth_title
 from stages.data.ingest.wording import rejects_line
 from stages.evaluation.markdown_table import markdown_table
 
@@ -79,7 +80,7 @@ def run_note(decisions: Sequence[Decision], artifacts: Mapping[str, Artifact], c
             parts.append(f"### {score}, {pool} pool\n\n{artifacts['evaluate'].read_bytes(name).decode()}")
     if "features" in artifacts and artifacts["features"].has("depth_curve.md"):
         table = artifacts["features"].read_bytes("depth_curve.md").decode()
-        parts.append(f"### Depths of the backbone, cut and not trained, on a validation sample\n\n{table}")
+        parts.append(f"### {depth_title(artifacts['features'].read_json('depth_curve.json'))}\n\n{table}")
     for source, name in SOURCES.items():
         if source in artifacts:
             parts.append(f"### {name.capitalize()}\n\n{rejected(artifacts[source])}")

@@ -34,6 +34,9 @@ def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def draw(pairs: Path, texts: Path, output: Path, labels: int, count: int = TEXTS) -> None:
     """Writes the three files below `output`; the same arguments give the same rows."""
+    if labels > count // 2:
+        raise SystemExit(f"{labels} pairs have {2 * labels} texts, and {count} were asked for; raise TEXTS")
+    output.mkdir(parents=True, exist_ok=True)
     chance, rows, free = random.Random(SEED), read(pairs), read(texts)
     train = chance.sample([row for row in rows if row["split"] == "train"], labels)
     others = [row for row in rows if row["split"] != "train"]

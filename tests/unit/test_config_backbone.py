@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from pipeline.config.checks import check_made
+from pipeline.config.checks import check_made, self_taught
 from pipeline.config.load import load_config
 from stages.contract.context import InputError
 from tests.configured import COMMIT, checkpoint, refusal
@@ -114,3 +114,14 @@ def test_a_tuned_backbone_s_batch_is_shared_evenly_and_that_of_one_that_is_not_t
 
 def test_a_directory_that_is_no_model_is_reported(tmp_path):
     assert "does not say the model's type" in refusal(*checkpoint(tmp_path / "m", hello=1))
+
+
+def test_a_teacher_that_learns_from_rows_without_labels_is_told_of(tmp_path):
+    """It is no error: a demonstration, or a test, has nothing else."""
+    (tmp_path / "words.txt").write_text("a pear\n")
+    corpus = ["data.kind=corpus", f"data.path={tmp_path / 'words.txt'}", "distill.contrastive_weight=0"]
+    own = checkpoint(tmp_path / "m", model_type="qwen2_vl", num_hidden_layers=4)
+    assert self_taught(load_config("demo", corpus)).startswith("backbone.source=tiny is trained to find each row")
+    assert self_taught(load_config("demo", [*corpus, *own, "backbone.tune.steps=7"])).endswith("; set it to 0")
+    assert not self_taught(load_config("demo", [*corpus, *own]))
+    assert not self_taught(load_config("demo", []))

@@ -30,6 +30,13 @@ def test_labels_are_few_and_the_other_splits_whole(drawn: Path) -> None:
     assert len({json.dumps(row) for row in rows}) == 5
 
 
+def test_more_labels_than_texts_are_refused(drawn: Path) -> None:
+    """In a line, before anything is drawn."""
+    with pytest.raises(SystemExit, match="5 pairs have 10 texts, and 8 were asked for; raise TEXTS"):
+        few_labels.draw(drawn / "all.jsonl", drawn / "free.jsonl", drawn / "more", labels=5, count=8)
+    assert not (drawn / "more").exists()
+
+
 def test_unpaired_rows_are_the_same_texts_in_their_roles(drawn: Path) -> None:
     """What is like a query stands as one, and no text is lost or twice."""
     rows = few_labels.read(drawn / "unpaired.jsonl")
