@@ -171,9 +171,10 @@ def _read_records(context: Context, path: "Place") -> Reading:
         found = records.lay_out(path, files, work, data.columns.names(), setting=_columns(data))
         shape = unlabelled.as_pair
     numbered = flow.number_chunks(found.root, found.sources)
+    again = [(len(numbered) + number, chunk) for number, chunk in numbered]  # positions are unique over both
     candidates, queries = (
-        flow.read_chunks(found.root, numbered, partial(read, found, shape=shape), context.output)
-        for read in (pairs.read_candidates, pairs.read_queries)
+        flow.read_chunks(found.root, chunks, partial(read, found, shape=shape), context.output)
+        for chunks, read in ((numbered, pairs.read_candidates), (again, pairs.read_queries))
     )
     queries = flow.merge_queries(queries, context.output) if data.kind == "pairs" else queries
     flow.warn_of_files(found, (candidates, queries), context.output)

@@ -62,6 +62,20 @@ def test_a_folder_of_pictures_and_texts_is_ingested_and_bad_ones_have_reasons(tm
     assert [(row["query_modality"], row["target_modality"]) for row in told] == [("image", "image"), ("text", "text")]
 
 
+def test_pictures_beside_a_bad_row_are_all_kept_and_each_is_checked_once(tmp_path: Path, monkeypatch) -> None:
+    """Rows are read as queries and as candidates; a bad one makes their numbers differ from there on."""
+    colours = [f"#{number:02x}8040" for number in range(40)]
+    for number, colour in enumerate(colours):
+        write_bytes(tmp_path / "shop", f"p{number}.png", png(colour, (32, 32)))
+    lines = [{"image": f"p{number}.png"} for number in range(40)]
+    path = write_records(tmp_path / "shop" / "goods.jsonl", [*lines[:10], b"{broken", *lines[10:]])
+    artifact, metrics = ingested(tmp_path / "store", path)
+    held = [row["image_id"] for row in rows(artifact, "images")]
+    assert len(held) == len(set(held)) == metrics["images"] == 40
+    assert {row["image_id"] for row in rows(artifact, "candidates")} == set(held)
+    assert len(artifact.files("images")) == 2  # batches of 32
+
+
 def test_too_many_bad_rows_name_the_section_that_allows_fewer(tmp_path: Path) -> None:
     path = write_records(tmp_path / "own.jsonl", [{"text": "good"}, b"{broken", {"image": "gone.png"}])
     said = r"distill\.data\.max_reject_share=0\.0 allows less: missing image 2 \(own\.jsonl:3\), broken"
