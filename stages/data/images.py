@@ -19,14 +19,13 @@ from pathlib import Path, PurePosixPath
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stages.data.formats import KEPT, LOSSLESS, READ, sniff
+from stages.data.narrow import NARROWEST, too_narrow
 from stages.data.sources.remote import LINKED, RemotePath
 
 ORIENTATION = 0x0112
 """The EXIF tag that says how the camera was held."""
 PLAIN_MODES = {"RGB", "L", "1", "P"}
 """Modes that every decoder turns into the same RGB, so that the original bytes may stay."""
-NARROWEST = 200
-"""Qwen2-VL refuses pictures whose sides differ by more than this factor (`smart_resize`)."""
 DEEPEST = {"I", "F"}
 """Modes of 32 bits a pixel, whose black and white nobody tells."""
 NEEDS_HEIF = "HEIC needs pillow-heif"
@@ -116,8 +115,7 @@ def check(data: bytes, limits: ImageLimits) -> Checked:
         width, height = image.size
         if width * height > limits.refuse_pixels:
             raise ImageRejected("huge image", f"{width}×{height} pixels pass {limits.refuse_pixels}")
-        if max(width, height) > NARROWEST * min(width, height):
-            raise ImageRejected("narrow image", f"{width}×{height}: the sides differ by more than {NARROWEST} times")
+        _refuse_narrow(width, height)
         _decode(image, format_)  # before anything else looks: a second reading of damaged data raises nothing more
         upright, plain = _upright(image)
         untouched = plain and format_ in KEPT and width * height <= limits.max_pixels and _is_still(image)
@@ -125,6 +123,7 @@ def check(data: bytes, limits: ImageLimits) -> Checked:
         _verify(data)
     if not untouched:
         upright = _shrunk(upright, limits.max_pixels)
+        _refuse_narrow(*upright.size)  # whole pixels may pass what the picture itself did not
         data, format_ = _encoded(upright, lossless=format_ in LOSSLESS or data[12:16] == b"VP8L")
     return Checked(hashlib.sha256(data).hexdigest()[:32], data, *upright.size, format_)
 
@@ -159,6 +158,11 @@ def decode(data: bytes) -> Image.Image:
 def _refuse_bytes(size: int, limits: ImageLimits) -> None:
     if size > limits.max_bytes:
         raise ImageRejected("huge image", f"{size} bytes pass {limits.max_bytes}")
+
+
+def _refuse_narrow(width: int, height: int) -> None:
+    if too_narrow(width, height):
+        raise ImageRejected("narrow image", f"{width}×{height}: the sides differ by more than {NARROWEST} times")
 
 
 def _opened(data: bytes, format_: str) -> Image.Image:

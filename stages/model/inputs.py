@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from stages.data.narrow import too_narrow
 from stages.model.patches import PatchCutter
 from stages.model.prompt import IMAGE_PAD, ReadOut
 from stages.model.rows import Box, Row
@@ -202,13 +203,15 @@ class Collator:
     def patches(self, row: Row) -> Seen:
         """Vision patches [P, C] and the (t, h, w) grid [3] of a row's image, as the row says it is seen.
 
-        Patches are levels, uint8; `cut.values` makes of them what a model reads.
+        Patches are levels, uint8; `cut.values` makes of them what a model reads. A part that is too narrow for a model
+        gives way to the whole.
         """
         image: Image.Image = Image.open(io.BytesIO(row.image or b""))
         if image.mode != "RGB":  # else it would be copied
             image = image.convert("RGB")
         if row.box is not None:
-            image = image.crop(pixels(row.box, image.size))
+            part = image.crop(pixels(row.box, image.size))
+            image = image if too_narrow(*part.size) else part
         return self.cut(image)
 
     def expand(self, tokens: list[int], grid: np.ndarray | None) -> list[int]:

@@ -13,6 +13,7 @@ from PIL import Image
 from stages.data import images
 from stages.data.formats import KEPT, is_picture, sniff
 from stages.data.images import ImageLimits, ImageRejected, check, decode, load, resolve
+from stages.data.narrow import too_narrow
 
 LIMITS = ImageLimits(max_pixels=10_000, refuse_pixels=1_000_000, max_bytes=500_000)
 
@@ -139,6 +140,13 @@ def test_too_many_bytes_are_refused():
 
 def test_sides_that_no_vision_tower_takes_are_refused():
     assert reason(encoded(gradient(402, 2), "PNG")) == "narrow image"
+
+
+def test_sides_are_measured_as_they_are_stored():
+    """200 to 1, of 80,000 pixels; within the 10,000 that are kept, whole pixels make it 1414 × 7."""
+    assert reason(encoded(gradient(4000, 20), "PNG")) == "narrow image"
+    kept = check(encoded(gradient(3500, 20), "PNG"), LIMITS)
+    assert not too_narrow(kept.width, kept.height)
 
 
 def test_the_camera_position_is_applied_and_dropped():

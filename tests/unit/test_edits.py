@@ -43,6 +43,7 @@ CODE = {
     "stages/data/ingest/flow.py": {"ingest"},
     "stages/data/ingest/wording.py": set(),
     "stages/data/images.py": {"ingest"},
+    "stages/data/narrow.py": {"ingest"} | WITH_MODELS,
     "stages/data/formats.py": {"ingest"},
     "stages/data/sources/folders.py": set(),
     "stages/data/sources/columns.py": {"ingest", "index"},

@@ -79,3 +79,11 @@ def test_the_model_sees_the_part_alone(tmp_path):
     expected = collator([Row(None, part.getvalue())]).chunks[0]
     assert seen.pixels_PC.equal(expected.pixels_PC)
     assert seen.grid_I3.equal(expected.grid_I3)
+
+
+def test_the_whole_is_seen_where_a_part_would_be_too_narrow_for_the_model(tmp_path):
+    collator = Encoder.load(write_checkpoint(tmp_path, "qwen2_vl", layers=1)).collator
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize((1600, 10)).save(buffer, "PNG")
+    seen = collator([Row(None, buffer.getvalue(), (0.0, 0.0, 1.0, 0.5))]).chunks[0]
+    assert seen.pixels_PC.equal(collator([Row(None, buffer.getvalue())]).chunks[0].pixels_PC)
