@@ -52,23 +52,30 @@ class MappedTable:
 
     @classmethod
     def open(
-        cls, artifact: Artifact, prefix: str, key: str, where: dict[str, Any] | None = None, cache: Path | None = None
+        cls,
+        artifact: Artifact,
+        prefix: str,
+        key: str,
+        where: dict[str, Any] | None = None,
+        cache: Path | None = None,
+        columns: list[str] | None = None,
     ) -> "MappedTable":
         """Opens the Parquet files below `prefix/` of `artifact`, built on first use on this node.
 
         `key` names the string column to find rows by. `where` keeps rows whose column equals the value (a list of
-        values: any of them; a list column: contains it). Raises StageError where the artifact has no such files.
+        values: any of them; a list column: contains it). `columns` are those that rows have, or None for all. Raises
+        StageError where the artifact has no such files.
         """
         root = cache or cache_root() / "tables"
-        directory = root / _identity(artifact, prefix, key, where)
+        directory = root / _identity(artifact, prefix, key, where, columns)
         if not directory.exists():
             root.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{directory}.lock"):
                 if not directory.exists():
                     _expire(root)
-                    _build(artifact, prefix, key, where, directory)
+                    _build(artifact, prefix, key, where, directory, columns)
         os.utime(directory)
-        return cls(directory, key, (artifact, prefix, key, where, cache))
+        return cls(directory, key, (artifact, prefix, key, where, cache, columns))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MappedTable.open, self.origin
@@ -121,15 +128,19 @@ def _value(scalar: pa.Scalar) -> Any:
     return scalar.as_py()
 
 
-def _identity(artifact: Artifact, prefix: str, key: str, where: dict[str, Any] | None) -> str:
+def _identity(
+    artifact: Artifact, prefix: str, key: str, where: dict[str, Any] | None, columns: list[str] | None
+) -> str:
     """A name that changes with anything that changes the table, the attempt that wrote the files included."""
     files = artifact.files(prefix)
-    parts = [artifact.stage, artifact.key, artifact.manifest.get("attempt"), files, key, where, COPIERS]
+    parts = [artifact.stage, artifact.key, artifact.manifest.get("attempt"), files, key, where, columns, COPIERS]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
     return f"{artifact.stage}-{prefix}-{digest[:16]}"
 
 
-def _build(artifact: Artifact, prefix: str, key: str, where: dict[str, Any] | None, directory: Path) -> None:
+def _build(
+    artifact: Artifact, prefix: str, key: str, where: dict[str, Any] | None, directory: Path, columns: list[str] | None
+) -> None:
     """Writes the table beside its place and renames it there; a killed build leaves nothing that would be opened."""
     files = artifact.files(prefix)
     if not files:
@@ -138,6 +149,8 @@ def _build(artifact: Artifact, prefix: str, key: str, where: dict[str, Any] | No
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
     schema = pq.read_schema(files[0], filesystem=artifact.filesystem).remove_metadata()
+    if columns is not None:
+        schema = pa.schema([schema.field(name) for name in columns])
     shares = [files[number::COPIERS] for number in range(min(COPIERS, len(files)))]
     copy = partial(_copy, schema=schema, filesystem=artifact.filesystem, key=key, where=where or {})
     with ThreadPoolExecutor(COPIERS) as copiers:
@@ -157,8 +170,8 @@ def _copy(
     with pa.ipc.new_file(str(target), schema) as writer:
         for path in files:
             with pq.ParquetFile(path, filesystem=filesystem) as source:
-                for batch in source.iter_batches(batch_size=ROWS_PER_BATCH):
-                    kept = _keep(batch, where)
+                for batch in source.iter_batches(batch_size=ROWS_PER_BATCH, columns=schema.names):
+                    kept = _keep(batch, where).select(schema.names)
                     if kept.num_rows:
                         writer.write_batch(kept.cast(schema))
                         hashes.append(hash_ids(kept.column(key).to_pylist()))

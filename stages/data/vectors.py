@@ -69,15 +69,21 @@ class VectorFiles:
         """Raises InputError where there are no vectors to read; looks at the files' ends and the first row alone."""
         import pyarrow.parquet as pq
 
-        rows = 0
+        rows, first = 0, None
         for path in self.files():
             try:
                 with pq.ParquetFile(path) as file:
-                    _check_schema(file.schema_arrow, f"{self.setting}: {path}")
-                    rows += file.metadata.num_rows
+                    schema, count = file.schema_arrow, file.metadata.num_rows
             except (OSError, ValueError) as error:
                 reason = str(error).strip().splitlines()[0]
                 raise InputError(f"{self.setting}: {path} is no Parquet file: {reason}; write it anew") from error
+            _check_schema(schema, f"{self.setting}: {path}")
+            kinds = {name: schema.field(name).type for name in _read_of(schema)}
+            first = first or kinds
+            if kinds != first:
+                told = [", ".join(f"{name} {kind}" for name, kind in one.items()) for one in (kinds, first)]
+                raise InputError(f"{self.setting}: {path} has {told[0]}, other files {told[1]}; write them alike")
+            rows += count
         if not rows:
             raise InputError(
                 f"{self.setting}={self.path} holds no vectors; give a Parquet file with the columns id and vector, a"
@@ -104,7 +110,8 @@ class VectorFiles:
         """The rows of a side, for look-ups by id; copied to this node's cache when it is first asked."""
         from stages.data.tables import MappedTable
 
-        return MappedTable.open(self, "", "id", where={"side": side} if self._has_sides() else None)  # type: ignore
+        where = {"side": side} if "side" in self._read() else None
+        return MappedTable.open(self, "", "id", where=where, columns=self._read())  # type: ignore
 
     def hashes(self, side: str) -> "np.ndarray":
         """Sorted hashes of a side's ids, 8 bytes each."""
@@ -116,21 +123,26 @@ class VectorFiles:
         found = np.sort(np.concatenate(parts))
         return found[found != NOTHING]
 
-    def _has_sides(self) -> bool:
+    def _read(self) -> list[str]:
+        """The columns that are read."""
         import pyarrow.parquet as pq
 
-        return "side" in pq.read_schema(self.files()[0]).names
+        return _read_of(pq.read_schema(self.files()[0]))
 
     def _ids(self, side: str) -> Iterator[list[str | None]]:
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
-        columns = ["id", "side"] if self._has_sides() else ["id"]
+        columns = [name for name in self._read() if name != "vector"]
         for path in self.files():
             with pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(columns=columns):
                     rows = batch.filter(pc.equal(batch["side"], side)) if "side" in columns else batch
                     yield rows["id"].to_pylist()
+
+
+def _read_of(schema: "pa.Schema") -> list[str]:
+    return [name for name in ("id", "side", "vector") if name in schema.names]
 
 
 def _check_schema(schema: "pa.Schema", where: str) -> None:

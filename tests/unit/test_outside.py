@@ -114,6 +114,27 @@ def test_a_column_of_sides_tells_apart_what_has_one_id(tmp_path):
         )
 
 
+def test_other_columns_are_not_read_wherever_they_stand(tmp_path):
+    import pyarrow.parquet as pq
+
+    rows = drawn_vectors(IDS, 5)
+    vectors = pa.array([row["vector"] for row in rows], FLOATS)
+    more = pa.table({"text": ["long"] * 2, "id": IDS[:2], "vector": vectors[:2]})
+    (tmp_path / "parts").mkdir()
+    pq.write_table(more, tmp_path / "parts" / "a.parquet")
+    pq.write_table(pa.table({"vector": vectors[2:], "id": IDS[2:]}), tmp_path / "parts" / "b.parquet")
+    outside.check(str(tmp_path / "parts"))
+    found = read(tmp_path / "parts", "query", ["one", "two", "three"])
+    assert found == pytest.approx(np.array([row["vector"] for row in rows]), abs=2e-3)
+
+
+def test_files_that_differ_in_what_is_read_are_refused(tmp_path):
+    write_vectors(tmp_path / "a.parquet", drawn_vectors(IDS[:1], 5), FLOATS)
+    write_vectors(tmp_path / "b.parquet", [{**row, "side": "query"} for row in drawn_vectors(IDS, 5)], FLOATS)
+    with pytest.raises(InputError, match=r"b.parquet has id string, side string, .*, other files id string, vector"):
+        outside.check(str(tmp_path))
+
+
 @pytest.fixture
 def data(tmp_path):
     """An artifact whose queries and candidates are 9:0 to 9:23."""
