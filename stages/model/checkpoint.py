@@ -87,13 +87,17 @@ def _view(source: Path, view: Path, pointer: dict[str, Any]) -> Path:
     view.mkdir(parents=True, exist_ok=True)
     own = ("preprocessor_config.json", "puma.json")
     with FileLock(view.with_name(f"{view.name}.lock")):
-        for path in (path for pattern in PATTERNS for path in source.glob(pattern)):
-            link = view / path.name
-            if path.is_file() and path.name not in own and not link.exists():
-                link.symlink_to(path.resolve())
-        for name in own:  # never through a link: that would change the checkpoint
-            if (view / name).is_symlink():
-                (view / name).unlink()
+        found = {path.name: path for pattern in PATTERNS for path in source.glob(pattern) if path.is_file()}
+        wanted = {view / name: path for name, path in found.items() if name not in own}
+        for link in view.iterdir():  # its own files never through a link: that would change the checkpoint
+            if link.is_symlink() and link not in wanted:
+                link.unlink()
+        for link, path in wanted.items():  # to the name and not to what it is a link to, which may change
+            if not link.is_symlink() or link.readlink() != path:
+                new = link.with_name(f".{link.name}.new")
+                new.unlink(missing_ok=True)
+                new.symlink_to(path)
+                new.replace(link)
         processor = json.loads((source / "preprocessor_config.json").read_text())
         processor["size"] = {"shortest_edge": pointer["min_pixels"], "longest_edge": pointer["max_pixels"]}
         for name in ("min_pixels", "max_pixels"):

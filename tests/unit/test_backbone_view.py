@@ -38,3 +38,25 @@ def test_a_local_checkpoint_is_read_with_our_limits_and_stays_as_it_is(tmp_path:
     assert json.loads((view / "puma.json").read_text())["max_text_characters"] == 32
     assert Encoder.load(view).collator.max_text_characters == 32
     assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in source.iterdir()} == before
+
+
+def test_a_view_follows_weights_that_are_links_and_drops_what_is_gone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PUMA_CACHE", str(tmp_path / "shared"))
+    source, blobs = tmp_path / "teacher", tmp_path / "blobs"
+    source.mkdir()
+    blobs.mkdir()
+    (source / "preprocessor_config.json").write_text('{"size": {}}')
+    for name in ("first", "second"):
+        (blobs / name).write_text(name)
+    pointer = {"source": "local", "model": str(source), "revision": "", "min_pixels": 1, "max_pixels": 2}
+    pointer["max_text_characters"] = 32
+    weights, extra = source / "model.safetensors", source / "adapter.safetensors"
+    for name in ("first", "second"):
+        weights.unlink(missing_ok=True)
+        weights.symlink_to(blobs / name)
+        extra.write_text("left") if name == "first" else extra.unlink()
+        view = checkpoint.pointed(pointer)
+        assert (view / "model.safetensors").read_text() == name
+    (blobs / "first").unlink()
+    assert checkpoint.pointed(pointer) == view
+    assert {path.name for path in view.glob("*.safetensors")} == {"model.safetensors"}
