@@ -5,9 +5,10 @@ function of the seed, and their positives. Both are known by sorted hashes of th
 bytes each; actors read shards of the ingested rows and keep what is among them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from stages.contract.context import Context
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 DISTILLED, LABELLED = "features", "labelled"
 """Where the states for distillation lie; and those for the last training, where that has other data."""
 _HASHES: "dict[str, np.ndarray]" = {}
-"""What this process has read of `_write_hashes`, by path."""
+"""What this process has read of `write_hashes`, by path."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ def _read(context: Context, lesson: Lesson, layer: int | None) -> list["Work"]:
 
     data, filesystem = lesson.data, context.output.filesystem
     queries = drawn_queries(lesson, context.params.seed)
-    positives = positive_hashes(data, queries)
+    positives = candidate_hashes(data, queries)
     among = {
-        side: {"path": _write_hashes(context, f"{lesson.prefix}-{side}", hashes), "filesystem": filesystem}
+        side: {"path": write_hashes(context, f"{lesson.prefix}-{side}", hashes), "filesystem": filesystem}
         for side, hashes in (("query", queries), ("candidate", positives))
     }
     read = _reader(context, lesson, layer, {"query": queries, "candidate": positives})
@@ -115,12 +116,17 @@ def _among_train(table: "pa.Table", path: str, filesystem: Any) -> "pa.Table":
 def _among(table: "pa.Table", key: str, path: str, filesystem: Any) -> "pa.Table":
     import pyarrow as pa
 
+    return table.filter(pa.array(is_among(table[key].to_pylist(), path, filesystem)))
+
+
+def is_among(ids: list[str], path: str, filesystem: Any) -> "np.ndarray":
+    """Whether the hash of each of N ids is in the file of `write_hashes` at `path`: bool [N]."""
     from stages.data.keys import hash_ids, locate
 
-    return table.filter(pa.array(locate(hash_ids(table[key].to_pylist()), _read_hashes(path, filesystem)) >= 0))
+    return locate(hash_ids(ids), _read_hashes(path, filesystem)) >= 0
 
 
-def _write_hashes(context: Context, name: str, hashes: "np.ndarray") -> str:
+def write_hashes(context: Context, name: str, hashes: "np.ndarray") -> str:
     """Sorted hashes as a file that all actors read; its path."""
     path = f"{context.output.work_uri}/{name}.bin"
     with context.output.filesystem.open_output_stream(path) as file:
@@ -151,8 +157,8 @@ def drawn_queries(lesson: Lesson, seed: int) -> "np.ndarray":
     return queries.hashes[np.unique(rows if lesson.most is None else drawn(rows, lesson.most, seed))]
 
 
-def positive_hashes(data: "Artifact", queries: "np.ndarray") -> "np.ndarray":
-    """Sorted hashes of the positives of those train queries, 8 bytes each: the only part of them held at once."""
+def candidate_hashes(data: "Artifact", queries: "np.ndarray", columns: Sequence[str] = ("positives",)) -> "np.ndarray":
+    """Sorted hashes of the candidates in `columns` of those train queries, 8 bytes each: all that is held at once."""
     import numpy as np
     import pyarrow.parquet as pq
 
@@ -161,9 +167,10 @@ def positive_hashes(data: "Artifact", queries: "np.ndarray") -> "np.ndarray":
     hashes = [np.empty(0, np.uint64)]
     for path in data.files("queries"):
         file = pq.ParquetFile(path, filesystem=data.filesystem)
-        for batch in file.iter_batches(columns=["split", "qid", "positives"]):
-            dids = _among_drawn(batch, queries)["positives"].to_pylist()
-            hashes.append(np.unique(hash_ids(did for some in dids for did in some)))
+        for batch in file.iter_batches(columns=["split", "qid", *columns]):
+            drawn = _among_drawn(batch, queries)
+            dids = chain.from_iterable(chain.from_iterable(drawn[name].to_pylist() for name in columns))
+            hashes.append(np.unique(hash_ids(dids)))
     return np.unique(np.concatenate(hashes))
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import PurePosixPath
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -23,6 +24,7 @@ from pyarrow.fs import FileType
 
 from stages.contract.context import Artifact, Attempt, Context, StageError
 from stages.data.keys import hash_ids
+from stages.distributed import lessons
 from stages.distributed.actors import STUDENT, Work, carry_out
 from stages.distributed.embedding import embed_table
 from stages.distributed.shards import Keep, Target, count_rows, cut, files, parquet_below, shard_work
@@ -106,14 +108,12 @@ def _mine(table: pa.Table, index: ExactIndex, rule: Rule, device: str) -> pa.Tab
 
 
 def embed(context: Context, student: Artifact) -> tuple[list[str], list[str]]:
-    """Files with vectors of the training candidates, and of the train queries.
-
-    Raises:
-        StageError: no candidate may be trained on.
-    """
+    """Files with vectors of the training candidates, and of the train queries."""
     output, ingest = context.output, context.inputs["ingest"]
+    hashes = lessons.write_hashes(context, "mining-named", named_by_train(ingest))
+    training = partial(keep_training, named=partial(lessons.is_among, path=hashes, filesystem=output.filesystem))
     sides: tuple[tuple[Side, str, list[str], Keep, Keep], ...] = (
-        ("candidate", "candidates", CANDIDATE_COLUMNS, keep_training, with_hashes),
+        ("candidate", "candidates", CANDIDATE_COLUMNS, training, with_hashes),
         ("query", "queries", QUERY_COLUMNS, keep_train, without_split),
     )
     work: list[Work] = []
@@ -124,20 +124,26 @@ def embed(context: Context, student: Artifact) -> tuple[list[str], list[str]]:
         work += shard_work([target], shards, ingest, compute, columns=columns, keep=keep)
         expected[prefix] = len(shards)
     carry_out(context, {STUDENT: checkpoint.place(student)}, work, label="mining")
-    candidates, _ = (count_rows(output, prefix, count) for prefix, count in expected.items())
-    if not candidates:
-        raise StageError("no candidate is in the pool union_train, so there is nothing to mine; set per_query=0")
+    for prefix, count in expected.items():
+        count_rows(output, prefix, count)
     found, asked = (files(output, prefix) for prefix in expected)
     return found, asked
 
 
-def keep_training(table: pa.Table) -> pa.Table:
-    """The training candidates: those of the pool `union_train` and those of no pool at all.
+def named_by_train(ingest: Artifact) -> np.ndarray:
+    """Sorted hashes of the positives and hard negatives of all train queries, 8 bytes each."""
+    train = lessons.drawn_queries(lessons.Lesson("", ingest), seed=0)  # all of them, whatever the seed
+    return lessons.candidate_hashes(ingest, train, ("positives", "negatives"))
 
-    Others are only there to be searched in validation or test, and must not be trained on.
+
+def keep_training(table: pa.Table, named: Callable[[list[str]], np.ndarray]) -> pa.Table:
+    """The training candidates: those of the pool `union_train`, those of no pool at all, and what train queries name.
+
+    Others are only there to be searched in validation or test, and must not be trained on. In pairs of a user's own
+    all candidates are searched, and only the train queries tell which of them may be trained on.
     """
-    wanted = [_trains(pools) for pools in table["pools"].to_pylist()]
-    return table.filter(pa.array(wanted, pa.bool_())).drop_columns(["pools"])
+    trains = np.array([_trains(pools) for pools in table["pools"].to_pylist()], bool)
+    return table.filter(pa.array(trains | named(table["did"].to_pylist()))).drop_columns(["pools"])
 
 
 def _trains(pools: list[str]) -> bool:

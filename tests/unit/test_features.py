@@ -39,7 +39,7 @@ def test_the_queries_are_those_of_all_trainings_with_these_steps(tmp_path, inges
     pairs = [sampler.pairs(step) for sampler in samplers for step in range(distill.steps)]
     asked = {qid for one in pairs for qid in one.query_ids}
     assert found.dtype == np.uint64 and set(found) == set(hash_ids(asked)) and len(asked) < PAIRS
-    positives = lessons.positive_hashes(ingest, found)
+    positives = lessons.candidate_hashes(ingest, found)
     known = {row["qid"]: row["positives"] for row in rows(ingest, "queries")}
     assert positives.tolist() == sorted(set(hash_ids(did for qid in asked for did in known[qid])))
     assert {did for one in pairs for did in one.candidate_ids} <= {did for qid in asked for did in known[qid]}
@@ -48,12 +48,12 @@ def test_the_queries_are_those_of_all_trainings_with_these_steps(tmp_path, inges
 def test_all_queries_are_read_for_as_many_draws_and_none_for_none(tmp_path, ingest):
     assert len(drawn(tmp_path, ingest, Params(steps=6, batch_size=4))) == PAIRS
     assert len(drawn(tmp_path, ingest, Params(steps=0))) == 0
-    assert len(lessons.positive_hashes(ingest, np.empty(0, np.uint64))) == 0
+    assert len(lessons.candidate_hashes(ingest, np.empty(0, np.uint64))) == 0
 
 
 def test_a_query_of_another_split_is_not_read_for_its_name(tmp_path, ingest):
     context = begin(tmp_path / "features", "features", {"ingest": ingest})
-    path = lessons._write_hashes(context, "queries", np.sort(hash_ids(["9:1", "9:2"])))
+    path = lessons.write_hashes(context, "queries", np.sort(hash_ids(["9:1", "9:2"])))
     table = pa.table({"qid": ["9:1", "9:1", "9:2", "9:3"], "split": ["train", "val", "train", "train"]})
     kept = lessons._among_train(table, path, context.output.filesystem)
     assert kept.to_pylist() == [{"qid": "9:1", "split": "train"}, {"qid": "9:2", "split": "train"}]

@@ -10,14 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow.fs import LocalFileSystem
 
-from stages.contract.context import StageError
 from stages.contract.params import Cluster
 from stages.data.keys import content_id, hash_ids
 from stages.data.schemas import NEGATIVES
 from stages.mining import mine, negatives
 from stages.mining.negatives import LEFT_OUT, QueryHashes, Rule, mine_block
 from stages.search import exact
-from tests.support import begin
+from tests.support import begin, rows
 from tests.training_world import PAIRS, write_ingest
 
 DIM = 8
@@ -202,14 +201,19 @@ def test_shards_that_a_killed_run_embedded_are_taken_over_and_the_rest_is_embedd
     assert queries["vector"].to_pylist() == [[len(text or ""), 1] for text in queries["text"].to_pylist()]
 
 
-def test_a_corpus_of_which_nothing_may_be_trained_on_is_refused(tmp_path, monkeypatch):
-    ingest = write_ingest(tmp_path / "store")
-    monkeypatch.setattr(mine, "_trains", lambda pools: False)
-    with pytest.raises(StageError, match="no candidate is in the pool union_train"):
-        embed_here(monkeypatch, tmp_path / "store", ingest)
-
-
 def test_what_is_only_there_to_be_searched_is_not_trained_on():
-    pools = [["union_train"], ["union_test", "union_train"], ["union_test"], []]
-    kept = mine.keep_training(pa.table({"did": ["a", "b", "c", "d"], "pools": pools}))
-    assert kept.to_pydict() == {"did": ["a", "b", "d"]}
+    pools = [["union_train"], ["union_test", "union_train"], ["union_test"], [], ["union_test"]]
+    table = pa.table({"did": ["a", "b", "c", "d", "e"], "pools": pools})
+    kept = mine.keep_training(table, lambda dids: np.array([did == "e" for did in dids]))
+    assert kept.to_pydict() == {"did": ["a", "b", "d", "e"]}
+
+
+def test_where_all_candidates_are_searched_train_queries_tell_which_are_trained_on(tmp_path, monkeypatch):
+    """As in pairs of a user's own, whose candidates are all in the pool of their task."""
+    monkeypatch.setattr(mine, "_trains", lambda pools: False)
+    ingest = write_ingest(tmp_path / "store", validation=6)
+    candidates, _ = embed_here(monkeypatch, tmp_path / "store", ingest)
+    named = [row for row in rows(ingest, "queries") if row["split"] == "train"]
+    wanted = {did for row in named for did in (*row["positives"], *row["negatives"])}
+    assert {did for path in candidates for did in pq.read_table(path)["did"].to_pylist()} == wanted
+    assert len(wanted) < PAIRS
