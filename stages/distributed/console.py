@@ -53,7 +53,8 @@ def progress_line(label: str, step: int, settings: Any, measures: dict[str, floa
         parts.append(f"hit@1 {measures['in_batch_hit@1']:.2f}")
     parts += [f"{name} {value:.3f}" for name, value in measures.items() if name.startswith("feature ")]
     parts += [f"τ {measures[name]:.3f}" for name in ("tau_hard", "tau_norm", "tau") if name in measures]
-    parts.append(f"lr {measures['learning_rate']:.1e}")
+    rates = {"lr": "learning_rate", "muon lr": "muon_rate"}
+    parts += [f"{name} {measures[key]:.1e}" for name, key in rates.items() if key in measures]
     return " ".join([*parts, f"{speed:.0f} pairs/s, {left // 60}:{left % 60:02d} left"])
 
 

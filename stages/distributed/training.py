@@ -355,7 +355,7 @@ class Progress:
                 if rank() == 0:
                     save_weights(self.encoder, weights, self.job.settings, directory / WEIGHTS)
         ray.train.report(
-            dict(self.latest),
+            {**self.latest, "step": step},
             checkpoint=ray.train.Checkpoint.from_directory(directory),
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,  # training goes on while it is stored
             delete_local_checkpoint_after_upload=True,

@@ -8,6 +8,7 @@ much smaller number where a query has many. M-BEIR's headline is hit@5, but hit@
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from urllib.parse import quote
 
 MEASURES = ("hit@1", "hit@5", "hit@10", "recall@1", "recall@5", "recall@10", "mrr@10", "ndcg@10")
 HITS = tuple(name for name in MEASURES if name.startswith("hit@"))
@@ -64,4 +65,4 @@ def trec_lines(qid: str, dids: Sequence[str], scores: Sequence[float], tag: str)
 
 
 def _field(name: str) -> str:
-    return "".join(f"%{ord(sign):02X}" if sign.isspace() or sign == "%" else sign for sign in name)
+    return "".join(quote(sign, safe="") if sign.isspace() or sign == "%" else sign for sign in name)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from stages.evaluation.chance import chance_of_hit
+from stages.evaluation.examples import read_run
 from stages.evaluation.measures import MEASURES, mean, measure_queries, trec_lines
 
 
@@ -60,6 +61,12 @@ def test_a_trec_run_keeps_our_order_when_scores_tie() -> None:
     assert lines[0] == "20:1 Q0 a 1 0.500000 puma\n"
     scores = [float(line.split()[4]) for line in lines]
     assert scores == sorted(scores, reverse=True) and len(set(scores)) == 3
+
+
+@pytest.mark.parametrize("name", ["7:a b", "50%", "7:a\u00a0b", "7:a\u3000b", "naïve"])
+def test_ids_come_back_from_a_run_as_they_were(tmp_path, name):
+    (tmp_path / "run.trec").write_text("".join(trec_lines(name, [name], [1.0], "puma")), encoding="utf-8")
+    assert [(qid, found[0][0]) for qid, found in read_run(tmp_path / "run.trec")] == [(name, name)]
 
 
 def test_white_space_in_ids_does_not_shift_trec_columns() -> None:

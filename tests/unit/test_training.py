@@ -27,6 +27,11 @@ def test_a_progress_line_tells_the_measures_and_the_time_left():
     both = progress_line("train", 120, settings, measures | {"tau_hard": 0.02, "tau_norm": 0.05})
     assert " τ 0.020 τ 0.050 " in both
     assert "feature mse 0.100" in progress_line("distill", 120, settings, measures | {"feature mse": 0.1})
+    muon = {"muon_rate": 0.02, "pairs_per_second": 128.0, "loss": 1.0}
+    assert (
+        progress_line("train", 120, settings, muon)
+        == "train 120/300 loss 1.000 muon lr 2.0e-02 128 pairs/s, 1:30 left"
+    )
 
 
 @pytest.fixture
@@ -139,6 +144,18 @@ def test_a_training_that_diverged_is_one_line_that_names_the_last_checkpoint(mon
     context = SimpleNamespace(cluster=Cluster(), output=output)
     with pytest.raises(StageError, match=f"^step 7 of 12: the loss is not finite; {words}$"):
         training.run_training(context, None)
+
+
+def test_a_checkpoint_is_reported_with_its_own_step(monkeypatch):
+    reported = []
+    monkeypatch.setattr("ray.train.report", lambda measures, **_: reported.append(measures))
+    monkeypatch.setattr("stages.learn.engine.save_state", lambda *_: None)
+    job = SimpleNamespace(settings=Training(steps=300), run=SimpleNamespace(metrics=lambda *_: None), label="train")
+    progress = training.Progress(job, None)
+    progress.save(100, None)
+    progress.log(120, {"loss": 1.0, "pairs_per_second": 1.0})
+    progress.save(200, None)
+    assert [one["step"] for one in reported] == [100, 200] and reported[1]["loss"] == 1.0
 
 
 @pytest.mark.parametrize("restarts", [0, 1, -1])
