@@ -44,7 +44,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    return json_command(lambda: parse_arguments(given), run_grid, "the same command goes on")
+    return json_command(lambda: parse_arguments(given), run_grid, lambda _: "the same command goes on")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,14 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    return json_command(lambda: parse_arguments(given), launch, "the same command resumes")
+    return json_command(lambda: parse_arguments(given), launch, next_time)
+
+
+def next_time(options: argparse.Namespace) -> str:
+    """What the same command does after one that was not done."""
+    if options.force or options.start:
+        return "the same command starts anew what it forces; without --force and --from, what is done stays"
+    return "the same command resumes"
 
 
 if __name__ == "__main__":

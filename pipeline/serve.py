@@ -23,6 +23,7 @@ if __package__ in (None, ""):  # started by its path: the repository, not this d
     spare_collector()
 
 from pipeline.terminal import Parser, json_command
+from pipeline.web.limits import RequestLimits
 from pipeline.web.server import serve
 from stages.contract.context import InputError
 from stages.search.choice import HELD
@@ -54,8 +55,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if not 0 <= options.port <= 65535:
         raise InputError(f"--port {options.port} is no port; give a number from 0 to 65535")
     options.public_url = read_origin(options.public_url)
-    if options.batch < 1:
-        raise InputError(f"--batch {options.batch} would answer nothing; give 1 or more")
+    if not 1 <= options.batch <= RequestLimits.waiting:
+        most = RequestLimits.waiting
+        raise InputError(f"--batch {options.batch}: so many queries never wait at once; give 1 to {most}")
     if options.replicas < 1:
         raise InputError(f"--replicas {options.replicas} would serve nothing; give 1 or more")
     return options

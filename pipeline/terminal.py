@@ -41,7 +41,11 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
 
-def json_command(parse: Callable[[], argparse.Namespace], action: Action, resumes: str = "") -> int:
+def json_command(
+    parse: Callable[[], argparse.Namespace],
+    action: Action,
+    resumes: Callable[[argparse.Namespace], str] = lambda options: "",
+) -> int:
     """A command: does it, complains in one line, with `--json` prints one object on stdout; the exit code.
 
     Args:
@@ -50,17 +54,18 @@ def json_command(parse: Callable[[], argparse.Namespace], action: Action, resume
         resumes: what to say after an interruption and after a stage that failed; nothing where nothing goes on.
     """
     answer: dict[str, Any] = {}
-    out, code, line = None, 0, ""
+    out, code, line, next_time = None, 0, "", ""
     try:
         options = parse()
+        next_time = resumes(options)
         out = keep_stdout() if getattr(options, "json", False) else None
         action(options, answer)
     except InputError as error:
         code, line = 2, str(error)
     except StageError as error:
-        code, line = 1, "; ".join(filter(None, (str(error), resumes)))
+        code, line = 1, "; ".join(filter(None, (str(error), next_time)))
     except KeyboardInterrupt:
-        code, line = 130, "; ".join(filter(None, ("interrupted", resumes))) if resumes or out else ""
+        code, line = 130, "; ".join(filter(None, ("interrupted", next_time))) if next_time or out else ""
     if line:
         print(f"error: {line}", file=sys.stderr)
     if out is not None:

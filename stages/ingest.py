@@ -54,7 +54,7 @@ class Source(Section):
     path: str = Field(
         "",
         description="source: a directory, a file of pairs or texts, or s3://bucket/prefix of either; of more than"
-        " 20,000 files a plan sees tables and folders, so a picture written over in place needs `--force ingest`",
+        " 20,000 files a plan sees tables and folders, so a picture written over in place needs this stage forced",
     )
     max_reject_share: float = Field(
         0.05, ge=0, le=1, description="a run whose share of rejected rows is larger stops after ingest"

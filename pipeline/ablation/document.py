@@ -26,8 +26,9 @@ def check_output(output: Path | None) -> None:
     """Refuses a file that could not be written hours later."""
     if output and not output.resolve().parent.is_dir():
         raise InputError(f"--output {output}: there is no directory {output.parent}; make it first")
-    if output and (output.is_dir() or (output.exists() and not os.access(output, os.W_OK))):
-        raise InputError(f"--output {output} can't be written; give a file")
+    written = [output.resolve().parent, *([output] if output.exists() else [])] if output else []  # it is replaced
+    if output and (output.is_dir() or not all(os.access(path, os.W_OK) for path in written)):
+        raise InputError(f"--output {output} can't be written; give a file in a directory that can be")
 
 
 def section_head(grid: str, options: argparse.Namespace) -> str:

@@ -55,6 +55,7 @@ def run_grid(options: argparse.Namespace, answer: dict[str, Any]) -> None:
         console.print(text_table(ablation.plan_rows(len(grid.base) + len(options.overrides))))
         answer |= {"cells": [list(cell.overrides) for cell in cells]}
         return
+    ablation.store.objects.prepare()  # before anything is tracked
     uri, say = resolve_uri(cells[0].config.tracking_uri), partial(console.print, soft_wrap=True)
     run, interrupted = GridRun(ablation, uri, portable_command(options), say), True
     try:

@@ -121,7 +121,9 @@ def find(store: Store, name: str) -> Artifact:
     """The artifact of a key, of the start of one, or of the URI that a run printed."""
     if "://" in name or (Path(name) / MANIFEST).is_file():
         path = name if "://" in name else str(Path(name).resolve())
-        above, stage, key = path.rstrip("/").rsplit("/", 2)
+        above, stage, key = ["", "", *path.rstrip("/").rsplit("/", 2)][-3:]
+        if not (above and stage):
+            raise InputError(f"{name} is no artifact: STORE/STAGE/KEY; python pipeline/store.py ls lists them")
         return open_store(above, getattr(store.objects, "endpoint", "")).artifact(stage, key)
     matches = [
         (stage, key) for stage, key in garbage.all_keys(store) if key.startswith(name) and store.has(stage, key)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipeline.artifacts.copies import translate_cache_errors
 from pipeline.artifacts.local import LocalObjects, checksum
-from pipeline.artifacts.manifests import MANIFEST, ListedFile, read_manifest
+from pipeline.artifacts.manifests import MANIFEST, ListedFile, read_manifest, remedy
 from pipeline.artifacts.objects import THREADS, Objects
 from stages.contract.context import StageError, Where
 
@@ -80,7 +80,7 @@ class Artifact:
         entry = self._entry(prefix)
         listed = [entry] if entry else self._below(prefix)
         if not listed:
-            raise StageError(f"{self.stage} {self.key} has no '{prefix}'; make it again with --force {self.stage}")
+            raise StageError(f"{self.stage} {self.key} has no '{prefix}'; {remedy(self.stage)}")
         if entry:
             self._check(entry, self.objects.size(f"{self._directory}/{prefix}"))
         else:
@@ -109,9 +109,7 @@ class Artifact:
         if size != entry["size"]:
             there = "is missing" if size is None else f"has {size} bytes"
             path = f"{self.objects.uri}/{self._directory}/{entry['path']}"
-            raise StageError(
-                f"{path} {there}, expected {entry['size']} bytes; make it again with --force {self.stage}"
-            )
+            raise StageError(f"{path} {there}, expected {entry['size']} bytes; {remedy(self.stage)}")
 
     def _damage(self, entry: ListedFile) -> str:
         path = f"{self._directory}/{entry['path']}"
@@ -149,6 +147,8 @@ class Attempt:
     fresh: bool = False
     replaces: str | None = None
     """The tag of the manifest that was there when this attempt began."""
+    resumed: bool = False
+    """Whether an earlier attempt left work for this one, which then takes less time than the whole."""
 
     @property
     def base(self) -> str:

@@ -20,6 +20,8 @@ from stages.contract.context import StageError
 FORMAT = 1
 MANIFEST = "manifest.json"
 RUNS, PINS = "runs", "pins"
+SHARED = ("teacher",)
+"""Artifacts of no stage, which several have in common; see `pipeline.execution.shared`."""
 
 
 class ListedFile(TypedDict):
@@ -36,12 +38,17 @@ def encode(manifest: Mapping[str, Any]) -> bytes:
     return f"{json.dumps({**whole, 'digest': digest(whole)}, indent=1, ensure_ascii=False)}\n".encode()
 
 
+def remedy(stage: str) -> str:
+    """How a damaged artifact is made again."""
+    return "the next run that needs it makes it again" if stage in SHARED else f"make it again with --force {stage}"
+
+
 def decode(data: bytes, where: str, stage: str, key: str) -> dict[str, Any]:
     """The manifest in `data`, which was read at `where` as that of `stage` and `key`.
 
     Raises StageError where it is truncated or edited, of a newer format, or another artifact's.
     """
-    fix = f"make it again with --force {stage}"
+    fix = remedy(stage)
     try:
         manifest = json.loads(data)
         found = manifest["format"]

@@ -99,7 +99,9 @@ class Store:
         there = self.objects.read(f"{directory}/{MANIFEST}")
         lineage = hashlib.sha256(json.dumps(dict(inputs or {}), sort_keys=True).encode()).hexdigest()[:8]
         name = f"{lineage}-{uuid.uuid4().hex[:16]}"
-        attempt = Attempt(stage, key, name, self.objects, fresh, there.tag if there else None)
+        left = (f"{directory}/{lineage}-", f"{directory}/_work/{lineage}/")
+        resumed = not fresh and any(entry.path.startswith(left) for entry in self.objects.files(directory))
+        attempt = Attempt(stage, key, name, self.objects, fresh, there.tag if there else None, resumed)
         if fresh:
             self._drop_work(attempt)
         if isinstance(self.objects, LocalObjects):  # elsewhere directories are only names

@@ -51,13 +51,14 @@ def launch(options: argparse.Namespace, answer: dict[str, Any]) -> None:
     check_needs(config, decisions, store)
     if options.plan:
         return
+    store.objects.prepare()  # before the run is tracked: MLflow would show it as running for ever
     command = shlex.join(["python", "pipeline/run.py", *options.given])
     run = new_run(config, store, command, options.recipe, partial(console.print, soft_wrap=True))
     run.check, run.joined = partial(check_artifact, config, decisions), partial(check_cluster, config, decisions)
     answer |= {"stages": run.stages, "metrics": {}, "mlflow": run.tracker.ids()}
     run_pipeline(stages, decisions, run)
     publish(run, decisions)
-    report(run, options.overrides, answer)
+    report(run, answer)
 
 
 def planned(decisions: Sequence[Decision], store: Store) -> dict[str, Any]:
@@ -80,11 +81,11 @@ def new_run(config: Config, store: Store, command: str, recipe: str, say: Callab
     return Run(config, store, tracker, connected, say, command, recipe)
 
 
-def report(run: Run, overrides: Sequence[str], answer: dict[str, Any]) -> None:
+def report(run: Run, answer: dict[str, Any]) -> None:
     """Shows what came of the run, and adds it to the answer."""
     if "evaluate" in run.artifacts:
         answer["metrics"] = run.artifacts["evaluate"].read_json("metrics.json")
     for source in SOURCES.keys() & run.artifacts.keys():
         answer["stages"][source]["rejects"] = run.artifacts[source].read_json("stats.json")["rejects"]
-    for line in closing_lines(run.artifacts, overrides):
+    for line in closing_lines(run.artifacts, run.config):
         run.say(line)

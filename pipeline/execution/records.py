@@ -5,7 +5,7 @@ when its record is old and it holds the lease of none of its stages, since a run
 and holds a lease during one.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -20,8 +20,9 @@ RECENT = 30  # records that are looked at, the newest; each is a request to the 
 QUIET_SECONDS = 600
 
 
-def mark_killed(store: Store, end_tracked: Callable[[str], None]) -> list[str]:
-    """Gives dead runs their end, in the store and in MLflow (`end_tracked(run id)`); returns their ids.
+def mark_killed(store: Store, end_tracked: Callable[[str], None], tracking_uri: str) -> list[str]:
+    """Gives dead runs their end, in the store and in the MLflow at `tracking_uri` (`end_tracked(run id)`) if they were
+    tracked there; returns their ids.
 
     A record that was written since it was read is left as it is: its run lives, or said itself how it ended.
     """
@@ -30,10 +31,16 @@ def mark_killed(store: Store, end_tracked: Callable[[str], None]) -> list[str]:
         if record["status"] != "running" or not is_dead(store, record, found.age):
             continue
         if store.objects.swap(path, encode_run({**record, "status": "interrupted"}), found.tag):
-            if run_id := record.get("mlflow", {}).get("run_id"):
+            if (run_id := record.get("mlflow", {}).get("run_id")) and tracked_at(tracking_uri, record):
                 end_tracked(run_id)
             marked.append(record["id"])
     return marked
+
+
+def tracked_at(uri: str, record: Mapping[str, Any]) -> bool:
+    """Whether a record's run is in the MLflow at `uri`: a file's name means another file on another machine."""
+    here = uri.startswith(("http://", "https://")) or record.get("host", {}).get("machine") == machine()
+    return here and record["mlflow"].get("tracking_uri") == uri
 
 
 def recent_runs(store: Store) -> Iterator[tuple[str, Found, dict[str, Any]]]:

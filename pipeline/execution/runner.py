@@ -26,6 +26,7 @@ from pipeline.execution.records import mark_killed
 from pipeline.execution.shared import SharedArtifacts
 from pipeline.planning.dag import Stage, keyed_section
 from pipeline.planning.plan import Decision
+from pipeline.planning.sources import stage_code
 from pipeline.tracking.client import PipelineRun, StageRun
 from stages.contract.context import Context, InputError, StageError
 from stages.contract.params import Cluster, Section
@@ -86,7 +87,7 @@ def run_pipeline(stages: tuple[Stage, ...], decisions: list[Decision], run: Run)
     """
     for decision in decisions:
         run.stages[decision.stage] = describe(decision)
-    mark_killed(run.store, run.tracker.interrupted)
+    mark_killed(run.store, run.tracker.interrupted, run.tracker.ids()["tracking_uri"])
     run.record("running")
     run.tracker.params(run_params(run.config))
     status = "failed"
@@ -177,10 +178,12 @@ def compute(stage: Stage, decision: Decision, run: Run, lease: Lease) -> None:
     shared = shared_artifacts(stage, decision, run)
     start = time.monotonic()
     try:
+        refuse_other_code(stage, decision, run)
         metrics = stage.load().run(stage_context(stage, attempt, tracked, run, shared)) or {}
         seconds = round(time.monotonic() - start, 3)
+        refuse_other_code(stage, decision, run)
         facts = manifest_facts(decision, run, seconds, tracked.run_id)
-        facts |= {"metrics": dict(metrics), "shared": shared.references()}
+        facts |= {"metrics": dict(metrics), "shared": shared.references(), "resumed": attempt.resumed}
         artifact = run.store.commit(attempt, facts, replace, lease)
     except BaseException as error:
         run.stages[stage.name] |= {"action": "failed", "seconds": round(time.monotonic() - start, 3)}
@@ -202,6 +205,15 @@ def compute(stage: Stage, decision: Decision, run: Run, lease: Lease) -> None:
     tracked.metrics({**metrics, "seconds": seconds}, step=metrics.get("step"))
     tracked.end("FINISHED")
     run.say(f"{stage.name}: done in {seconds:.1f} s")
+
+
+def refuse_other_code(stage: Stage, decision: Decision, run: Run) -> None:
+    """Raises StageError where the stage's code is another than when the run was planned, which its key tells."""
+    now, planned = stage_code(stage, run.config, decision.root), decision.parts["code"]
+    if changed := sorted(path for path in {*now, *planned} if now.get(path) != planned.get(path)):
+        raise StageError(
+            f"{changed[0]} changed while the run was under way, and its artifacts tell the code as it was"
+        )
 
 
 def stage_error(stage: Stage, error: BaseException, run: Run) -> StageError:

@@ -14,6 +14,7 @@ from pipeline.artifacts.leases import Lease
 from pipeline.artifacts.store import Artifact, Attempt, Store
 from pipeline.planning.closure import code_parts
 from pipeline.planning.plan import key_of
+from stages.contract.context import StageError
 
 
 @dataclass
@@ -59,6 +60,18 @@ class SharedArtifacts:
         """Whether another run took one of the leases over."""
         return any(one.lease and one.lease.lost for one in self.used)
 
+    def find(self, name: str, key: str) -> Artifact | None:
+        """The artifact if it is there; one that lost files is not, for no command could force it."""
+        if not self.store.has(name, key):
+            return None
+        try:
+            artifact = self.store.artifact(name, key)
+            artifact.files()
+        except StageError as error:
+            self.say(f"warning: {name} is made again: {error}")
+            return None
+        return artifact
+
     def references(self) -> list[dict[str, str]]:
         """How a manifest names what was used."""
         found = [one.found for one in self.used if one.found]
@@ -81,7 +94,7 @@ class SharedArtifacts:
         self.announce(name, key)
         with ExitStack() as held:
             lease = held.enter_context(self.store.locked(name, key, self.say))
-            found = self.store.artifact(name, key) if self.store.has(name, key) else None
+            found = self.find(name, key)
             if found and found.manifest["inputs"] != made_from:  # an input was written anew since
                 found = None
             shared = SharedArtifact(self.store, facts, found)

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from pipeline.artifacts.store import Artifact
+from pipeline.config.sections import Config
 from pipeline.planning.dag import OWN_DATA
 from pipeline.planning.plan import Decision
 from pipeline.wording import depth_title
@@ -29,7 +30,7 @@ def plan_rows(decisions: Sequence[Decision]) -> list[list[str]]:
     return rows
 
 
-def closing_lines(artifacts: Mapping[str, Artifact], overrides: Sequence[str]) -> list[str]:
+def closing_lines(artifacts: Mapping[str, Artifact], config: Config) -> list[str]:
     """The result table, what was left out, where the student lies and the next command, as far as the run came."""
     lines = [line for source in SOURCES if source in artifacts for line in source_lines(source, artifacts[source])]
     if "index" in artifacts and (left_out := artifacts["index"].manifest.get("metrics", {}).get("rejects")):
@@ -44,7 +45,8 @@ def closing_lines(artifacts: Mapping[str, Artifact], overrides: Sequence[str]) -
     if "features" in artifacts and artifacts["features"].has("depth_curve.png"):
         lines.append(f"depths: {artifacts['features'].local('depth_curve.png')}")
     if "index" in artifacts:
-        store = [override for override in overrides if override.startswith(("store=", "store_endpoint="))]
+        places = {name: getattr(config, name) for name in ("store", "store_endpoint")}
+        store = [f"{name}={place}" for name, place in places.items() if place != Config.model_fields[name].default]
         words = ["python", "pipeline/search.py", "--text", example_query(artifacts["index"]), *store]
         lines.append(f"next: {shlex.join(words)}")
     return lines

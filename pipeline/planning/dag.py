@@ -56,6 +56,11 @@ def embeds(config: Any) -> tuple[str, ...]:
     return PRECISION, "cluster.rows_per_shard"
 
 
+def trains_student(config: Any) -> tuple[str, ...]:
+    """A student is trained; where negatives are mined for it, a model embeds first."""
+    return embeds(config) if config.train.mine.per_query and config.train.steps else trains(config)
+
+
 def trains_backbone(config: Any) -> tuple[str, ...]:
     """The backbone is trained here; one from outside that is not is only pointed to."""
     backbone = config.backbone
@@ -84,7 +89,7 @@ STAGES = (
         ("student", "distill", "seed"),
         machines=trains,
     ),
-    Stage("train", "stages.train", ("ingest", "distill"), ("train", "seed"), machines=trains),
+    Stage("train", "stages.train", ("ingest", "distill"), ("train", "seed"), machines=trains_student),
     Stage("index", "stages.index", ("ingest", "train"), ("index",), machines=embeds),
     Stage(
         "evaluate",

@@ -21,9 +21,11 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pipeline.config.values import walk_values
+from pipeline.planning.closure import ROOT
 from pipeline.planning.dag import PRECISION, Stage, descendants, keyed_section
 from pipeline.wording import nearest
 from stages.contract.context import InputError
@@ -45,12 +47,14 @@ class Source:
         code: {path: hash}.
         data: the fingerprint of what it reads from outside the store.
         baselines: {dotted path: first value} of settings; one without an entry counts with its present default.
+        root: where the code lies.
     """
 
     version: int
     code: Mapping[str, str]
     data: Any = None
     baselines: Mapping[str, Any] = field(default_factory=dict)
+    root: Path = ROOT
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,10 @@ class Selection:
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of one stage: `cached`, `run`, or `skipped` where it was not selected and isn't up to date."""
+    """What becomes of one stage: `cached`, `run`, or `skipped` where it was not selected and isn't up to date.
+
+    `root` is where the code lies that `parts` tell.
+    """
 
     stage: str
     key: str
@@ -75,6 +82,7 @@ class Decision:
     reasons: tuple[str, ...]
     parts: Mapping[str, Any] = field(repr=False)
     forced: bool = False
+    root: Path = ROOT
 
 
 def plan(
@@ -102,12 +110,16 @@ def plan(
             reasons = run_reasons(stage, key, parts, manifests, decisions, stage.name in forced, baselines)
             if parts == own or not reasons:
                 break
+        root = sources[stage.name].root
         if stage.name in selected:
             if reasons and stage.name not in forced and key not in manifests.get(stage.name, {}):
                 reasons = with_incomplete(reasons, started(stage.name, key))
-            decision = Decision(stage.name, key, "run" if reasons else "cached", reasons, parts, stage.name in forced)
+            action, is_forced = "run" if reasons else "cached", stage.name in forced
+            decision = Decision(stage.name, key, action, reasons, parts, is_forced, root)
         else:
-            decision = Decision(stage.name, key, "skipped" if reasons else "cached", ("not selected",), parts)
+            decision = Decision(
+                stage.name, key, "skipped" if reasons else "cached", ("not selected",), parts, root=root
+            )
         decisions[stage.name] = decision
     if selection.only:
         require_inputs(stages, decisions, selection)

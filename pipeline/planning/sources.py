@@ -39,10 +39,20 @@ def read_sources(stages: tuple[Stage, ...], config: Section, root: Path = ROOT) 
     """
     found, baselines = {}, read_baselines(root)
     for stage in stages:
-        module, own = stage.load(), attrgetter(stage.sections[0])(config)
+        module = stage.load()
         fingerprint = getattr(module, "fingerprint", None)
         asked = [attrgetter(name)(config) for name in stage.outside or stage.sections[:1]]
         data = fingerprint(*asked) if fingerprint else None
-        unused = module.unused_modules(own) if hasattr(module, "unused_modules") else ()
-        found[stage.name] = Source(module.VERSION, code_parts(stage.module, root, unused), data, baselines)
+        found[stage.name] = Source(module.VERSION, stage_code(stage, config, root), data, baselines, root)
     return found
+
+
+def stage_code(stage: Stage, config: Section, root: Path = ROOT) -> dict[str, str]:
+    """{path below `root`: hash} of the code that a stage comes to under this configuration."""
+    module = stage.load()
+    unused = module.unused_modules(_own(stage, config)) if hasattr(module, "unused_modules") else ()
+    return code_parts(stage.module, root, unused)
+
+
+def _own(stage: Stage, config: Section) -> Section:
+    return attrgetter(stage.sections[0])(config)

@@ -90,8 +90,9 @@ def bind(host: str, port: int) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
         return bound
-    except OSError as error:
-        raise InputError(f"can't bind to {host}:{port}: {error.strerror}; give another --host or --port") from None
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or "no name of a host"
+        raise InputError(f"can't bind to {host}:{port}: {why}; give another --host or --port") from None
 
 
 def address(host: str, port: int) -> str:

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+VERSION = 1
+"""Raised for a change that the code here does not show, as with a stage's."""
+
+
 @dataclass
 class PoolVectors:
     """The teacher's vectors of an index's candidates, by layer: what is in the store, and the work for what is not."""

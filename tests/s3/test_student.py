@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.config.load import load_config
+from pipeline.config.sections import Config
 from pipeline.execution.summary import closing_lines
 from pipeline.lookup.students import find_student, index_student, with_student
 from pipeline.planning.dag import CORPUS
@@ -44,7 +45,7 @@ def settings(made: Artifact, reference: str, tmp_path: Path) -> list[str]:
 
 
 def test_the_place_that_a_run_prints_is_a_student(made, tmp_path):
-    printed = next(line for line in closing_lines({made.stage: made}, []) if line.startswith("student: "))
+    printed = next(line for line in closing_lines({made.stage: made}, Config()) if line.startswith("student: "))
     found = with_student(load_config("demo", settings(made, printed.removeprefix("student: "), tmp_path)))
     fetched, made_here = Path(found.student.model, "model.safetensors"), tmp_path / "made here" / "model.safetensors"
     assert fetched.read_bytes() == made_here.read_bytes()

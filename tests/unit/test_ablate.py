@@ -13,7 +13,8 @@ import pipeline.ablation.cells
 import pipeline.ablation.grid
 import pipeline.execution.cluster
 from pipeline.ablation import grid_run
-from pipeline.ablation.costs import cost_of
+from pipeline.ablation.costs import cost_of, cost_rows
+from pipeline.ablation.document import check_output
 from pipeline.ablation.picture import draw_depths, shows_depths
 from pipeline.ablation.tables import Outcome, VariantRow
 from pipeline.planning.sources import read_sources
@@ -240,9 +241,16 @@ def test_wrong_options_exit_with_two_and_write_nothing(ablate, tmp_path, argumen
     assert not (tmp_path / "store").exists()
 
 
+def test_tables_that_could_not_be_written_hours_later_are_refused(tmp_path, monkeypatch):
+    """The file is replaced and not written into, so it is its directory that counts."""
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(InputError, match=r"tables\.md can't be written; give a file in a directory that can be"):
+        check_output(tmp_path / "tables.md")
+    check_output(tmp_path.parent / "tables.md")
+
+
 def test_a_search_prefers_runs_that_stand_for_themselves(store):
     from pipeline.lookup.indexes import find_keys
-    from stages.contract.context import InputError
 
     attempt = store.begin("index", "k" * 16)
     store.commit(attempt, {})
@@ -295,6 +303,25 @@ def test_rows_that_the_last_training_alone_meets_are_read_at_their_own_length():
     found = cost_of(taught, labels=7)
     read = 2 * 3e6 * (25 * 600 + 10 * 400)
     assert found.passes == 1000 and found.petaflop * 1e15 == pytest.approx(6 * 1e6 * (50 + 20) * 400 + read)
+
+
+def test_a_live_teacher_reads_every_row_of_every_step_and_what_was_cached_counts_where_it_is_used():
+    live = manifests(steps=100, weight=1.0)
+    live["train"]["config"]["distill"]["teacher"] = "live"
+    found = cost_of(live, labels=7)
+    assert (found.passes, found.minutes) == (2 * 400, 3)
+    live["train"]["config"]["train"]["feature_weight"] = 0.5
+    found = cost_of(live, labels=7)
+    assert (found.passes, found.minutes) == (2 * 400 + 1000, 13)
+
+
+def test_the_time_of_a_stage_that_went_on_from_a_killed_one_is_not_known():
+    went_on = manifests(steps=100, weight=1.0)
+    went_on["distill"]["resumed"] = True
+    found = cost_of(went_on, labels=7)
+    assert found.minutes is None
+    assert cost_rows([("it", [found])])[1][-1] == "–"
+    assert cost_rows([("it", [found, cost_of(manifests(steps=100, weight=1.0), labels=7)])])[1][-1] == "13.0"
 
 
 def test_what_a_teacher_from_outside_computes_is_not_known_and_not_summed():

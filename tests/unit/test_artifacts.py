@@ -293,6 +293,7 @@ def test_verify_finds_damage_and_fails(command, store):
     [
         (["shwo", "x"], "did you mean 'show'"),
         (["show"], "show takes one KEY or URI"),
+        (["show", "s3://"], "s3:// is no artifact: STORE/STAGE/KEY"),
         (["show", "ffff"], "there is no artifact 'ffff'"),
         ([], "the commands: ls, show, verify, gc, pin, unpin"),
         (["ls", "--jsno"], "unknown option '--jsno'; did you mean '--json'?"),

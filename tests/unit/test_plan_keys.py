@@ -121,6 +121,8 @@ def test_the_rows_of_a_shard_are_in_the_key_of_every_stage_that_embeds():
         "index",
         "evaluate",
     }
+    mined = {"cluster": {"rows_per_shard": 7}, "train": {"mine": {"per_query": 2}}}
+    assert decide(Config.model_validate(mined), {})["train"].parts["params"]["cluster.rows_per_shard"] == 7
     knobs = {"batch_size": 2, "log_every": 3, "checkpoint_every": 4}
     assert running(decide(Config.model_validate({"cluster": knobs}), default_store())) == set()
 

@@ -65,6 +65,12 @@ def test_the_terminal_shows_plan_progress_table_student_and_next_command(command
     assert (Path(student) / "config.json").is_file()
 
 
+def test_a_store_that_is_refused_leaves_no_run_in_mlflow(command, tmp_path):
+    (tmp_path / "store").write_text("a file")
+    done = command()
+    assert done.code == 2 and done.err.startswith("error: ") and done.log == []
+
+
 def test_a_plan_writes_nothing(command, tmp_path):
     done = command("--plan", "--json")
     assert json.loads(done.out)["stages"]["train"] == {
@@ -152,6 +158,13 @@ def test_exit_codes(command, hooks, error, code, words):
     assert words in answer["error"] and f"error: {answer['error']}" in done.err
     assert answer["stages"]["ingest"]["uri"]
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("arguments", [["--from", "train"], ["--force", "train"]])
+def test_after_a_forced_stage_that_failed_the_same_command_is_not_said_to_resume(command, hooks, arguments):
+    hooks.actions["train"] = fail(StageError("too many rejects"))
+    done = command(*arguments)
+    assert "too many rejects; the same command starts anew what it forces" in done.err and "resumes" not in done.err
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,26 @@ def test_the_manifest_tells_where_the_artifact_comes_from(hooks, store, tmp_path
     assert manifest["config"]["train"]["word"] == "hello"
 
 
+def test_code_that_changes_during_a_run_ends_it_before_its_artifact_is_taken(hooks, store, tmp_path):
+    """Its key tells the code as it was planned."""
+    code = tmp_path / "code" / "fakes" / "train.py"
+    hooks.actions["ingest"] = lambda _: code.write_text(f"{code.read_text()}\n\nOTHER = 1\n")
+    done = go(store, tmp_path)
+    assert "fakes/train.py changed while the run was under way" in str(done.error)
+    assert hooks.calls == ["ingest"] and done.stages["train"]["action"] == "failed"
+    hooks.actions["ingest"] = hooks.actions["train"] = lambda _: code.write_text(f"{code.read_text()}\n\nMORE = 1\n")
+    assert "changed while" in str(go(store, tmp_path).error) and hooks.calls == ["ingest", "train"]
+
+
+def test_a_stage_that_goes_on_from_a_killed_one_says_so_in_its_manifest(hooks, store, tmp_path):
+    hooks.actions["train"] = fail(KeyboardInterrupt())
+    go(store, tmp_path)
+    hooks.actions.clear()
+    done = go(store, tmp_path)
+    resumed = {name: one.manifest["resumed"] for name, one in done.run.artifacts.items() if name != "ingest"}
+    assert resumed == {"train": True, "evaluate": False}
+
+
 def test_a_second_run_computes_nothing_and_needs_no_cluster(hooks, store, tmp_path):
     def never(cluster):
         raise AssertionError("a cached run started the cluster")

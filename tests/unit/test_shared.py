@@ -1,6 +1,7 @@
 """Artifacts that several others have in common: written once, and no run waits for one that is there."""
 
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 from pipeline.artifacts import leases
 from pipeline.artifacts.store import Store
@@ -22,3 +23,23 @@ def test_a_shared_artifact_is_held_while_it_is_written_and_not_while_it_is_read(
     with share(store) as reading:
         assert reading.output is None and not is_held(store, made.key)
         assert reading.commit().attempt == made.attempt
+
+
+def test_a_shared_artifact_that_lost_a_file_is_made_again(store, capsys):
+    for content in (b"first", b"second"):
+        with share(store) as shared:
+            shared.output.write_bytes("vectors", content)
+            made = shared.commit()
+        assert made.read_bytes("vectors") == content
+        Path(made.base, "vectors").unlink()
+    said = capsys.readouterr().out
+    assert said.startswith("warning: teacher is made again: ") and "the next run that needs it makes it again" in said
+
+
+def test_a_shared_artifact_with_a_damaged_manifest_is_made_again(store):
+    with share(store) as shared:
+        made = shared.commit()
+    Path(store.root, "teacher", made.key, "manifest.json").write_text("{")
+    with share(store) as shared:
+        assert shared.output is not None
+        assert shared.commit().attempt != made.attempt
