@@ -106,6 +106,9 @@ def find_cells(path: Path, grid: Grid, recipe: str, overrides: Sequence[str]) ->
                         cells.append(Cell(table, variant, seed, own, load_config(recipe, own)))
                     except InputError as error:
                         raise InputError(f"{path}: '{variant}' of '{table}': {error}") from None
+    if not cells:
+        deepest = max(depths, default=0)
+        raise InputError(f"{path}: no variant fits {recipe}, whose backbone has {deepest} layers; give a deeper one")
     return cells
 
 

@@ -41,9 +41,9 @@ hidden state of `AutoModel`, normalised. Queries have a system message before it
 candidates have none. The chat template is that of the read-out `{readout}`{placed}. `AutoProcessor` wants torchvision
 as well, which comes with `transformers[vision]`.
 
-MLflow, where the run registered it: `mlflow.pyfunc.load_model("models:/NAME@champion")`, `predict` on a list of texts,
-or on rows with the columns `text`, `image` (encoded bytes) and `instruction`; each may be missing. The weights stay
-where they are.
+MLflow, where the run registered it and `MLFLOW_TRACKING_URI` is that of the run:
+`mlflow.pyfunc.load_model("models:/NAME@champion")`, `predict` on a list of texts, or on rows with the columns `text`,
+`image` (encoded bytes) and `instruction`; each may be missing. The weights stay where they are.
 
 vLLM: `vllm serve DIRECTORY --runner pooling --dtype float32`, then `POST /v1/embeddings` with `messages`: `input`
 would skip the chat template, and with it the read-out token; without the dtype it computes in half precision. {vllm}

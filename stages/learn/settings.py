@@ -44,7 +44,11 @@ class Optimisation(Section):
         ge=0,
         description="Muon (Jordan et al. 2024) trains the layers' matrices at this rate, 0.02 is usual; 0 is AdamW",
     )
-    chunk: int = knob(0, ge=0, description="rows embedded at a time, by exact GradCache; 0 is the whole batch")
+    chunk: int = knob(
+        0,
+        ge=0,
+        description="rows embedded at a time, by exact GradCache; 0 is the whole batch. Each draws its dropout",
+    )
 
     @model_validator(mode="after")
     def muon_works_without_clipping(self) -> Self:

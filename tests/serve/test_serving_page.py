@@ -50,7 +50,7 @@ def test_the_page_has_a_request_for_each_client_and_kind():
     assert all(name in CLIENTS for name in ("OpenAI", "LangChain", "LlamaIndex", "vLLM", "Jina", "Cohere"))
 
 
-def test_the_transcript_is_of_these_requests_and_every_vector_is_the_students_own():
+def test_the_transcript_is_of_these_requests_and_says_that_every_vector_is_the_students_own():
     """`make loaders` writes it; LlamaIndex is in it where it is installed."""
     told = (PAGE.parent / "transcript.md").read_text(encoding="utf-8")
     sent = [*blocks("python")[:2], *blocks("sh"), *blocks("python", ELSEWHERE)[1:]]

@@ -86,12 +86,31 @@ def test_an_unknown_grid_names_the_nearest():
         read_grid("methd")
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in GRIDS.glob("*.yaml")))
+ALL = sorted(path.stem for path in GRIDS.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name != "half_depth"])  # none of its depths is the demo's
 def test_every_grid_of_the_package_fits_the_demo(name):
     path, grid = read_grid(name)
     cells = find_cells(path, grid, "demo", [])
     references = {cell.table for cell in cells if cell.variant == grid.reference}
     assert references == ({cell.table for cell in cells} if grid.reference else set())  # it is in every table
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_variant_of_every_grid_has_a_cell_where_the_backbone_is_deep_enough(name):
+    path, grid = read_grid(name)
+    cells = find_cells(path, grid, "demo", ["backbone.tiny.layers=30"])
+    for table, variants in grid.tables.items():
+        made = {cell.variant for cell in cells if cell.table == table}
+        for variant in {**grid.always, **variants}:
+            start, _, end = variant.partition("{}")
+            assert any(one.startswith(start) and one.endswith(end) for one in made)
+
+
+def test_a_grid_of_depths_that_a_backbone_does_not_have_is_refused():
+    with pytest.raises(InputError, match=r"half_depth.yaml: no variant fits demo, whose backbone has 4 layers"):
+        find_cells(*read_grid("half_depth"), "demo", [])
 
 
 def test_a_cell_is_a_command_of_the_pipeline(capsys):

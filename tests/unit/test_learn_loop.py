@@ -64,7 +64,8 @@ def one_rank(world) -> dict:
 def two_ranks(world) -> dict:
     muon = {f"muon, zero {stage}": {**MUON, "zero_stage": stage, "chunk": 3 * (stage % 2)} for stage in range(4)}
     spoilt = {"one rank spoilt": {"spoil": (2, 1)}, "zero 3, one rank spoilt": {"spoil": (6, 1), "zero_stage": 3}}
-    return run(world, 2, {"zero 1": {}, "zero 2, chunks": {"zero_stage": 2, "chunk": 3}, **muon, **spoilt})
+    turned = {"turned": {"feature_weight": 1.0, "turn": True, "steps": 4}}
+    return run(world, 2, {"zero 1": {}, "zero 2, chunks": {"zero_stage": 2, "chunk": 3}, **turned, **muon, **spoilt})
 
 
 def apart(one: dict, other: dict) -> float:
@@ -118,6 +119,13 @@ def test_a_turned_teacher_begins_nearer_and_a_resumed_run_turns_it_alike(one_ran
     assert np.abs(np.array(resumed["rotation"]) - np.array(through["rotation"])).max() < 1e-6
     assert resumed["losses"] == pytest.approx(through["losses"][2:], rel=1e-6)
     assert apart(resumed, through) < 1e-6
+
+
+def test_two_ranks_turn_the_teacher_as_one_does_and_learn_the_same_from_it(one_rank, two_ranks):
+    one, two = one_rank["turned"], two_ranks["turned"]
+    assert np.abs(np.array(two["rotation"]) - np.array(one["rotation"])).max() < 1e-4
+    assert two["features"] == pytest.approx(one["features"], rel=1e-4)
+    assert two["losses"] == pytest.approx(one["losses"], rel=2e-5) and apart(two, one) < 2e-5
 
 
 def test_a_training_whose_loss_is_not_finite_stops_and_leaves_the_checkpoint_before(one_rank, world):

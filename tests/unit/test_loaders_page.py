@@ -18,7 +18,7 @@ def test_the_page_begins_with_its_own_words():
     assert PAGE.read_text(encoding="utf-8").startswith(HEAD.partition("{")[0])
 
 
-def test_every_loader_of_every_backbone_agrees_on_every_kind_of_input():
+def test_the_page_says_that_every_loader_of_every_backbone_agrees_on_every_kind_of_input():
     head, _, *rows = table()
     assert head == list(COLUMNS)
     measured = {(name, loader): cells for name, loader, *cells in rows if not cells[0].startswith("not run: ")}

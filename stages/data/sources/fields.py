@@ -73,8 +73,13 @@ def string(fields: dict[str, Any], name: str) -> str | None:
 
 
 def normalise(text: str | None) -> str | None:
-    """M-BEIR's form: no carriage returns, no outer quotes, a capital first, a mark last. None for nothing."""
-    text = (text or "").replace("\r", "").strip().strip('"').strip()
+    """M-BEIR's form: no carriage returns, no outer quotes, a capital first, a mark last. None for nothing.
+
+    What has this form keeps it: a text that was found may be asked again.
+    """
+    text, before = (text or "").replace("\r", ""), None
+    while text != before:  # quotes within quotes, apart by blanks
+        text, before = text.strip().strip('"'), text
     if not text:
         return None
     text = text[0].upper() + text[1:]
