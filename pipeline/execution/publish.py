@@ -48,9 +48,12 @@ def register(run: Run) -> None:
 
 
 def test_identity(run: Run) -> str:
-    """What two students must share for their numbers to compare: the ingested data, and which queries were asked."""
+    """What two students must share for their numbers to compare: the ingested data, which queries were asked, and how
+    and by whom the candidates were stored, where that is not as usual."""
     chosen = {path: value for path, value, _ in walk_values(run.config)}
-    parts = (run.artifacts["ingest"].key, chosen.get("index.split"), chosen.get("evaluate.queries_per_task") or "all")
+    parts = [run.artifacts["ingest"].key, chosen.get("index.split"), chosen.get("evaluate.queries_per_task") or "all"]
+    usual = {"index.precision": "float16", "index.candidates": "student"}
+    parts += [chosen[path] for path, value in usual.items() if chosen.get(path, value) != value]
     return "/".join(map(str, parts))
 
 

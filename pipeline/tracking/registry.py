@@ -35,12 +35,21 @@ def register_student(
         metrics: the student's numbers, flat; they become tags of the version.
         run_id: the run that trained it; None where this MLflow has no such run.
         alias: `auto` follows the rule above, `always` makes it champion, `never` leaves all aliases alone.
+
+    A version that was measured on other test data keeps its numbers and alias, unless `alias` is `always`: else the
+    champion would have to be beaten on whatever it was last evaluated on.
     """
     if not any(model.name == name for model in client.search_registered_models(f"name = '{name}'")):
         client.create_registered_model(
             name, description="Students: stock checkpoints, the tag `weights` says where they lie."
         )
-    version = same_student(client, name, tags) or create_version(client, experiment_id, name, tags, run_id)
+    known = same_student(client, name, tags)
+    if known and alias != "always":
+        measured = client.get_model_version(name, known).tags.get("test")
+        if measured != tags["test"]:
+            stays = f"what it found in {measured} stays, and in {tags['test']} is not compared"
+            return f"registered before: {name} version {known}; {stays} (train.register_alias=always)"
+    version = known or create_version(client, experiment_id, name, tags, run_id)
     facts = {**tags, **{measure: f"{value:.6g}" for measure, value in metrics.items()}}
     for tag, value in facts.items():
         client.set_model_version_tag(name, version, tag, value)

@@ -159,6 +159,18 @@ def test_a_student_takes_the_alias_only_when_it_is_as_good_on_the_same_test_data
     assert "challenger" not in client(uri).get_registered_model("three").aliases
 
 
+def test_a_champion_that_is_evaluated_on_other_data_stays_with_what_it_found(parent, uri):
+    """Else a worse student takes its place: any number beats that of a harder test."""
+    run = parent.stage("train", {}).run_id
+    parent.register("six", STUDENT, quality(0.8), run)
+    binary = {**STUDENT, "test": f"{STUDENT['test']}/binary", "evaluation": "another"}
+    assert "registered before: six version 1; what it found in" in parent.register("six", binary, quality(0.76), run)
+    assert "0.800 against 0.770" in parent.register("six", {**STUDENT, "attempt": "a2"}, quality(0.77), run)
+    assert champion(uri, "six") == "1"
+    parent.register("six", binary, quality(0.76), run, alias="always")
+    assert client(uri).get_model_version("six", "1").tags["local/hit_at_5"] == "0.76"
+
+
 @pytest.mark.ray
 def test_a_worker_process_logs_through_a_handle(shared_cluster, parent, uri):
     import ray
