@@ -76,6 +76,10 @@ class FaissIndex:
             # An unfiltered search needs no selector, which would cost a look at each row.
             settings = faiss.SearchParametersIVF(nprobe=probes, **({"sel": selector} if share < 1 else {}))
         scores_QK, places_QK = self.index.search(queries_QD, min(k, count), params=settings)
+        short = (places_QK < 0).any(axis=1)  # what passes the filter may lie in other lists than the nearest
+        if short.any():
+            settings.nprobe = self.index.nlist
+            scores_QK[short], places_QK[short] = self.index.search(queries_QD[short], min(k, count), params=settings)
         dids, scores = [], []
         for row, places in zip(scores_QK, places_QK, strict=True):
             found = places >= 0

@@ -129,7 +129,8 @@ def filter_of(where: Mapping[str, object], card: Mapping[str, Any], modalities: 
     Raises:
         InputError: a name, sign or value that the index can't have.
     """
-    datasets = {row["dataset"]: row["dataset_id"] for row in card["instructions"]} if not card.get("metadata") else {}
+    own = "metadata" in card  # a corpus, whose candidates are of no data set
+    datasets = {} if own else {row["dataset"]: row["dataset_id"] for row in card["instructions"]}
     columns = card.get("metadata") or {}
     conditions, chosen = [], None
     for name, wanted in where.items():
@@ -176,6 +177,8 @@ def _value(name: str, value: object, kind: str) -> Value:
         return _finite(name, value)
     if kind == "number" or not isinstance(value, KINDS[kind]):
         raise InputError(f"the column '{name}' holds {kind}, so it can't be compared with {value!r}")
+    if isinstance(value, str) and not value.isascii() and value.encode(errors="replace").decode() != value:
+        raise InputError(f"the value {value!r} of '{name}' is not UTF-8; write it anew")
     return value
 
 

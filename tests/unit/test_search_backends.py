@@ -114,6 +114,28 @@ def overlap(found: list[list[str]], expected: list[list[str]]) -> float:
     return sum(len(set(one) & set(two)) for one, two in zip(found, expected, strict=True)) / wanted if wanted else 1.0
 
 
+PICTURES = Filter(modalities=("image",))
+
+
+def test_a_filter_that_passes_nothing_near_the_query_is_answered_whole(tmp_path: Path) -> None:
+    """Texts and pictures lie apart, so all lists near a text may hold texts alone."""
+    pytest.importorskip("faiss")
+    table = corpus()
+    sign = np.array([1.0 if one == "text" else -1.0 for one in table["modality"].to_pylist()], np.float32)
+    vectors = np.array(table["vector"].to_pylist(), np.float32) * 0.05
+    vectors[:, 0] = sign
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    field = table.schema.field("vector")
+    apart = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel(), field.type.value_type), DIM)
+    exact = stored(tmp_path, table.set_column(table.schema.get_field_index("vector"), field, apart))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stages.search.faiss_index.PROBED", 1)
+        found = build("faiss lists", exact, tmp_path).search(vectors[sign > 0][:4], 10, Filter(modalities=("image",)))[
+            0
+        ]
+    assert [len(dids) for dids in found.dids] == [10] * 4
+
+
 def test_several_filters_are_answered_in_their_order(world: dict) -> None:
     chosen = [FILTERS["modality"], FILTERS["none"]]
     together = world["index"].search(queries(2), 5, *chosen)
@@ -180,12 +202,20 @@ def test_a_backend_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPa
         ({"brand": {"<": 20}}, "'brand' holds text, so it can't be compared with 20"),
         ({"brand": {"<": "20"}}, "'brand' holds text, which '<' can't compare with the number 20: correct the values"),
         ({"brand": {">=": ["A", "9.50"]}}, "'brand' holds text, which '>=' can't compare with the number 9.50"),
+        ({"brand": "\udcff"}, "the value .* of 'brand' is not UTF-8"),
         (parse_where(["brand<20"], CARD), "'brand' holds text, which '<' can't compare with the number 20"),
     ],
 )
 def test_conditions_that_the_index_cannot_check_are_refused(where: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         filter_of(where, CARD)
+
+
+def test_candidates_of_ones_own_are_of_no_data_set_also_where_they_have_no_columns() -> None:
+    trained_on = [{"dataset": "shop", "dataset_id": 7}]
+    assert filter_of({"dataset": "shop"}, {"instructions": trained_on}).datasets == (7,)
+    with pytest.raises(InputError, match="no column 'dataset' to filter by; it has: none"):
+        filter_of({"dataset": "shop"}, {"instructions": trained_on, "metadata": {}})
 
 
 @pytest.mark.parametrize("amount", ["$20", "20 €", "-5 %", "1e3", ".5", "1'299.00", "9,50", "1" + "." * 10_000])
