@@ -69,7 +69,9 @@ def json_command(
     if line:
         print(f"error: {line}", file=sys.stderr)
     if out is not None:
-        with suppress(BrokenPipeError), os.fdopen(out, "w", encoding="utf-8") as file:  # nobody reads it any more
+        # Nobody may read it any more; and names of files may be no UTF-8, which JSON can say in signs of its own.
+        opened = os.fdopen(out, "w", encoding="utf-8", errors="backslashreplace")
+        with suppress(BrokenPipeError), opened as file:
             shown = finite({**answer, **({"error": line} if line else {})})
             print(json.dumps(shown, ensure_ascii=False, allow_nan=False), file=file)
     return code

@@ -137,7 +137,9 @@ def index_student(store: Store, card: Mapping[str, Any], given: str = "") -> Pat
         given: a directory that holds the student instead.
     """
     student = card.get("student", {})
-    if given and student:
+    if given and not student:
+        raise InputError(f"student={given}: this index is a run's and has that run's student; leave it out")
+    if given:
         return Path(given)
     if "key" not in student or not store.has(student["stage"], student["key"]):
         return None

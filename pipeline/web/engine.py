@@ -191,11 +191,11 @@ class Engine:
     ) -> Row:
         """What a model reads for one input of /embed. Raises InputError.
 
-        What a system message has `told` is the instruction where the model's prompt has a place for one; else it is
-        the beginning of the text.
+        What a system message has `told` is the instruction, which the model's prompt puts in its place or before the
+        text. Where nothing else was sent, it is the text.
         """
-        if told and not self.student.encoder.collator.read_out.instructed:
-            text, told = told + (text or ""), None
+        if told and text is None and image is None and not self.student.encoder.collator.read_out.instructed:
+            text, told = told, None
         query = await self.ask(text, image, want)
         row = row_of(query if is_query else replace(query, instruction=None))
         return replace(row, instruction=told) if told else row

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts.garbage import registered_name
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.lookup.indexes import open_retriever
-from stages.search.card import holds_teacher
+from stages.contract.context import InputError, StageError
+from stages.search.card import candidate_model, holds_teacher
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -43,8 +44,15 @@ class ServedIndex:
         from pipeline.web.engine import Engine
 
         student = open_retriever(self.store, self.keys["index"], self.backend, self.student)
-        teacher = (lambda: self.load_teacher(student)) if self.has_teacher() else None
-        return Engine(student, teacher, self.keys["index"], limits, meters, self.registered(student.card))
+
+        def teacher() -> "Retriever":
+            try:
+                return self.load_teacher(student)
+            except InputError as error:  # whoever asks is not to blame
+                raise StageError(str(error)) from error
+
+        registered = self.registered(student.card)
+        return Engine(student, teacher if self.has_teacher() else None, self.keys["index"], limits, meters, registered)
 
     def registered(self, card: Mapping[str, Any]) -> str:
         """The name in the registry of the student that made an index; empty where it has none."""
@@ -60,8 +68,10 @@ class ServedIndex:
     def has_teacher(self) -> bool:
         """Whether this index holds the teacher's vectors, or evaluate stored those of this very teacher for it."""
         stages = ("evaluate", "backbone", "index")
-        if self.compare and holds_teacher(self.artifact("index").read_json("retriever.json")):
-            return self.store.has("backbone", self.keys["backbone"])
+        card = self.artifact("index").read_json("retriever.json")
+        if self.compare and holds_teacher(card):
+            there = self.store.has("backbone", self.keys["backbone"])
+            return there and self.artifact("backbone").attempt == candidate_model(card)["attempt"]
         if not self.compare or not all(self.store.has(stage, self.keys.get(stage, "")) for stage in stages):
             return False
         evaluate, *used = map(self.artifact, stages)

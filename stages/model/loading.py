@@ -34,7 +34,8 @@ def load_encoder_here(model: Path, layers: int | None = None) -> "Encoder":
     let_threads_sleep()
     import torch
 
-    return load_encoder(model, Cluster(gpus_per_worker=int(torch.cuda.is_available())), layers)
+    threads = torch.get_num_threads() if os.environ.get("OMP_NUM_THREADS") else 0  # a replica's share
+    return load_encoder(model, Cluster(gpus_per_worker=int(torch.cuda.is_available()), threads=threads), layers)
 
 
 def let_threads_sleep() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.web.served import ServedIndex
 from stages import evaluate, index
 from stages.contract.context import InputError
 from stages.data import schemas
@@ -160,3 +161,13 @@ def test_another_teacher_than_the_indexed_one_is_refused(world: dict, tmp_path: 
     card["candidates"]["attempt"] = "another"
     with pytest.raises(InputError, match="the index is older than its backbone"):
         teacher_of(card, backbone)
+
+
+def test_a_teacher_that_was_made_anew_is_not_offered_to_be_compared(
+    world: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {name: made.key for name, made in world["artifacts"].items()}
+    served = ServedIndex(world["store"], keys, compare=True)
+    assert served.has_teacher()
+    monkeypatch.setattr("pipeline.web.served.candidate_model", lambda card: {"model": "teacher", "attempt": "another"})
+    assert not served.has_teacher()

@@ -20,6 +20,7 @@ from pipeline.web.batching import Gate
 from pipeline.web.engine import Engine
 from pipeline.web.served import ServedIndex
 from stages.contract.context import InputError
+from stages.data.sources.fields import normalise
 from stages.model.prompt import READ_OUTS
 from stages.model.rows import Row
 from stages.search.precision import quantize
@@ -89,16 +90,19 @@ def test_texts_of_messages_are_joined_as_the_chat_template_joins_them():
         assert read_out.render(text, picture is not None, 200, told) == expected
 
 
-@pytest.mark.parametrize(
-    "name, row", [("puma", Row(f"Find it.\n{WORDS}")), ("gme", Row(WORDS, instruction="Find it.\n"))]
-)
-def test_what_the_system_says_is_the_instruction_where_a_prompt_has_a_place_for_it(name: str, row: Row):
+@pytest.mark.parametrize("is_query", [False, True])
+@pytest.mark.parametrize("name", ["puma", "gme"])
+def test_what_the_system_says_is_the_instruction_and_a_text_has_the_form_of_the_data(name: str, is_query: bool):
     async def ask(text, image, want):
-        return Query(text, image, want, "Not this one.")
+        return Query(normalise(text), image, want, "Not this one.")
 
     collator = SimpleNamespace(read_out=READ_OUTS[name])
     engine = SimpleNamespace(ask=ask, student=SimpleNamespace(encoder=SimpleNamespace(collator=collator)))
-    assert asyncio.run(Engine.row(engine, WORDS, None, False, None, "Find it.\n")) == row
+    row = asyncio.run(Engine.row(engine, "red square", None, is_query, None, "Find it.\n"))
+    assert row == Row("Red square.", instruction="Find it.\n")
+    if name == "puma":  # whose prompt has one text for both
+        alone = asyncio.run(Engine.row(engine, None, None, False, None, "Find it.\n"))
+        assert alone == Row("Find it.")
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,8 @@ def test_a_student_of_the_store_is_found_where_the_store_is_by_now(tmp_path: Pat
     card = {"student": {"directory": "gone", "identity": "x", **told}}
     assert index_student(moved, card) == Path(moved.artifact("train", made.key).local("model"))
     assert index_student(moved, card, str(tmp_path)) == tmp_path
+    with pytest.raises(InputError, match="this index is a run's and has that run's student; leave it out"):
+        index_student(moved, {}, str(tmp_path))
     card["student"]["attempt"] = "another"
     assert index_student(moved, card) is None
 

@@ -71,6 +71,15 @@ def test_json_is_json_whatever_numbers_are_in_it(capfd: pytest.CaptureFixture) -
     assert capfd.readouterr().out == '{"loss": null, "found": [{"price": null, "rank": 1}]}\n'
 
 
+def test_json_is_utf_8_whatever_names_files_have(capfd: pytest.CaptureFixture) -> None:
+    def fill(options: argparse.Namespace, answer: dict) -> None:
+        raise InputError("no picture \udcff.jpg")
+
+    given = argparse.Namespace(json=True)
+    assert with_own_stdout(lambda _: json_command(lambda: given, fill), []) == 2
+    assert json.loads(capfd.readouterr().out) == {"error": "no picture \udcff.jpg"}
+
+
 def test_the_terminal_shows_ranked_rows_and_pictures_are_saved(world: dict, capfd: pytest.CaptureFixture) -> None:
     folder = world["home"] / "found"
     arguments = ["--text", "red", "-k", "2", "--want", "image", "--save-images", str(folder)]

@@ -5,6 +5,7 @@
 const SIZES = [12, 24, 48, 100];
 const SENDABLE = ["image/jpeg", "image/png", "image/webp", "image/gif"];
 const LARGEST = 7_500_000; // bytes sent as they are; what is larger, or of another format, is drawn again
+const MOST_PIXELS = 25_000_000; // what the server takes
 const SIDE = 1600; // pixels of what is drawn again
 const NAMES = { text: ["text", "texts"], image: ["picture", "pictures"], "image,text": ["picture with text", "pictures with text"] };
 
@@ -172,20 +173,34 @@ async function attachShown(id) {
 
 async function attachFile(file) {
   try {
-    attach({ id: null, blob: SENDABLE.includes(file.type) && file.size <= LARGEST ? file : await redraw(file) });
+    attach({ id: null, blob: await sendable(file) });
   } catch {
     return say("This file is not a picture that your browser can read. Give a JPEG, PNG, WebP or GIF.", true);
   }
   search();
 }
 
-async function redraw(file) {
-  const bitmap = await createImageBitmap(file);
+async function sendable(file) {
+  const plain = SENDABLE.includes(file.type) && file.size <= LARGEST;
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file);
+  } catch (error) {
+    if (plain) return file; // the server says what is wrong with it
+    throw error;
+  }
+  return plain && bitmap.width * bitmap.height <= MOST_PIXELS ? file : redraw(bitmap);
+}
+
+function redraw(bitmap) {
   const scale = Math.min(1, SIDE / Math.max(bitmap.width, bitmap.height));
   const canvas = document.createElement("canvas");
   canvas.width = Math.max(1, Math.round(bitmap.width * scale));
   canvas.height = Math.max(1, Math.round(bitmap.height * scale));
-  canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  const pen = canvas.getContext("2d");
+  pen.fillStyle = "white"; // what is transparent is white wherever Puma reads it; JPEG alone would make it black
+  pen.fillRect(0, 0, canvas.width, canvas.height);
+  pen.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   return new Promise((resolve, reject) => {
     canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("not drawn"))), "image/jpeg", 0.92);
   });
