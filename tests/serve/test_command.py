@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,13 +125,15 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_the_command_serves_warns_where_it_is_exposed_and_ends_on_a_signal(world, tmp_path):
-    command = [sys.executable, str(ROOT / "pipeline" / "serve.py"), "--host", "0.0.0.0", "--port", "0"]
+@contextmanager
+def started(world, folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen, str]]:
+    """The command as a process of its own, and the port that its first line names."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(world.home / "cache")}
-    environment.pop("PUMA_TOKEN", None)
+    for name in ("PUMA_TOKEN", "RAY_ADDRESS"):
+        environment.pop(name, None)
     process = subprocess.Popen(
-        [*command, f"store={world.store.root}"],
-        cwd=tmp_path,
+        [sys.executable, str(ROOT / "pipeline" / "serve.py"), *options, "--port", "0", f"store={world.store.root}"],
+        cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -138,15 +141,37 @@ def test_the_command_serves_warns_where_it_is_exposed_and_ends_on_a_signal(world
     )
     try:
         line = process.stdout.readline()
-        assert line.startswith("Puma serves http://0.0.0.0:"), process.stderr.read()
-        port = line.split(":")[2].split("/")[0]
-        body = json.dumps({"text": "red", "k": 2}).encode()
-        asked = urllib.request.Request(f"http://127.0.0.1:{port}/search", body, {"content-type": "application/json"})
-        with urllib.request.urlopen(asked, timeout=60) as answer:
-            assert len(json.load(answer)["results"]) == 2
-        process.send_signal(signal.SIGTERM)
-        _, complaints = process.communicate(timeout=60)
+        assert line.startswith("Puma serves http://"), process.stderr.read()
+        yield process, line.split(":")[2].split("/")[0]
     finally:
         process.kill()
+
+
+def ask(port: str) -> list[dict]:
+    """The two nearest to a text."""
+    body = json.dumps({"text": "red", "k": 2}).encode()
+    asked = urllib.request.Request(f"http://127.0.0.1:{port}/search", body, {"content-type": "application/json"})
+    with urllib.request.urlopen(asked, timeout=60) as answer:
+        return json.load(answer)["results"]
+
+
+def test_the_command_serves_warns_where_it_is_exposed_and_ends_on_a_signal(world, tmp_path):
+    with started(world, tmp_path, "--host", "0.0.0.0") as (process, port):
+        assert len(ask(port)) == 2
+        process.send_signal(signal.SIGTERM)
+        _, complaints = process.communicate(timeout=60)
     assert "warning: 0.0.0.0 is open to everyone" in complaints and "Traceback" not in complaints
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_replicas_on_ray_serve_answer_as_one_server_does(world, tmp_path):
+    pytest.importorskip("ray.serve")
+    with started(world, tmp_path) as (_, port):
+        expected = ask(port)
+    with started(world, tmp_path, "--ray", "--replicas", "1") as (process, port):
+        assert ask(port) == expected
+        process.send_signal(signal.SIGINT)
+        _, complaints = process.communicate(timeout=120)
+    assert "Traceback" not in complaints and process.returncode == 130
