@@ -143,7 +143,8 @@ def trained(world: Path, job: dict) -> dict:
                 raise Stop
 
     weight = job.get("feature_weight", 0.0)
-    states = torch.nn.functional.normalize(torch.randn(PAIRS, encoder.dim, generator=torch.manual_seed(1)), dim=1)
+    width = job.get("teacher_width", encoder.dim)
+    states = torch.nn.functional.normalize(torch.randn(PAIRS, width, generator=torch.manual_seed(1)), dim=1)
     table = {f"9:{index}": state for index, state in enumerate(states)}
     teacher = loop.cached_teacher(table, table) if weight else None
     asked = SimpleNamespace(settings=settings, rotation=None, label="made")

@@ -30,6 +30,9 @@ ROWS_OF_A_VALUE = 3
 def rotation(cross_TD: torch.Tensor) -> torch.Tensor:
     """The map [T, D] with orthonormal rows or columns that turns the teacher nearest to the student.
 
+    Directions of which the rows tell nothing, where there are fewer different rows than values, are turned as rounding
+    has it.
+
     Args:
         cross_TD: the sum over rows of teacher ⊗ student, of unit vectors whose means are taken off.
     """
