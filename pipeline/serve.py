@@ -57,7 +57,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options.public_url = read_origin(options.public_url)
     if not 1 <= options.batch <= RequestLimits.waiting:
         most = RequestLimits.waiting
-        raise InputError(f"--batch {options.batch}: so many queries never wait at once; give 1 to {most}")
+        raise InputError(f"--batch {options.batch} is no number of queries that can wait together; give 1 to {most}")
     if options.replicas < 1:
         raise InputError(f"--replicas {options.replicas} would serve nothing; give 1 or more")
     return options

@@ -122,7 +122,7 @@ def find(store: Store, name: str) -> Artifact:
     if "://" in name or (Path(name) / MANIFEST).is_file():
         path = name if "://" in name else str(Path(name).resolve())
         above, stage, key = ["", "", *path.rstrip("/").rsplit("/", 2)][-3:]
-        if not (above and stage):
+        if not above or above.endswith(":/") or not stage:
             raise InputError(f"{name} is no artifact: STORE/STAGE/KEY; python pipeline/store.py ls lists them")
         return open_store(above, getattr(store.objects, "endpoint", "")).artifact(stage, key)
     matches = [

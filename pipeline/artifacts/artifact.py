@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipeline.artifacts.copies import translate_cache_errors
 from pipeline.artifacts.local import LocalObjects, checksum
-from pipeline.artifacts.manifests import MANIFEST, ListedFile, read_manifest, remedy
+from pipeline.artifacts.manifests import MANIFEST, Damaged, ListedFile, read_manifest, remedy
 from pipeline.artifacts.objects import THREADS, Objects
 from stages.contract.context import StageError, Where
 
@@ -109,7 +109,7 @@ class Artifact:
         if size != entry["size"]:
             there = "is missing" if size is None else f"has {size} bytes"
             path = f"{self.objects.uri}/{self._directory}/{entry['path']}"
-            raise StageError(f"{path} {there}, expected {entry['size']} bytes; {remedy(self.stage)}")
+            raise Damaged(f"{path} {there}, expected {entry['size']} bytes; {remedy(self.stage)}")
 
     def _damage(self, entry: ListedFile) -> str:
         path = f"{self._directory}/{entry['path']}"

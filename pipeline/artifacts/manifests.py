@@ -38,15 +38,20 @@ def encode(manifest: Mapping[str, Any]) -> bytes:
     return f"{json.dumps({**whole, 'digest': digest(whole)}, indent=1, ensure_ascii=False)}\n".encode()
 
 
+class Damaged(StageError):
+    """An artifact that is not whole."""
+
+
 def remedy(stage: str) -> str:
     """How a damaged artifact is made again."""
-    return "the next run that needs it makes it again" if stage in SHARED else f"make it again with --force {stage}"
+    reader = "evaluate (or index, where that holds the teacher's vectors)" if stage in SHARED else stage
+    return f"make it again with --force {reader}"
 
 
 def decode(data: bytes, where: str, stage: str, key: str) -> dict[str, Any]:
     """The manifest in `data`, which was read at `where` as that of `stage` and `key`.
 
-    Raises StageError where it is truncated or edited, of a newer format, or another artifact's.
+    Raises Damaged where it is truncated, edited or another artifact's, and StageError where it is of a newer format.
     """
     fix = remedy(stage)
     try:
@@ -56,12 +61,12 @@ def decode(data: bytes, where: str, stage: str, key: str) -> dict[str, Any]:
             raise StageError(f"{where} is of format {found} and this Puma reads {FORMAT}; update Puma, or {fix}")
         identity = (manifest["stage"], manifest["key"], manifest["attempt"], manifest["files"])
     except (ValueError, KeyError, TypeError):
-        raise StageError(f"{where} is damaged: it holds no whole manifest; {fix}") from None
+        raise Damaged(f"{where} is damaged: it holds no whole manifest; {fix}") from None
     if identity[:2] != (stage, key):
         other = f"{identity[0]}/{identity[1]}"
-        raise StageError(f"{where} is the manifest of {other}: files of two stores or artifacts were mixed; {fix}")
+        raise Damaged(f"{where} is the manifest of {other}: files of two stores or artifacts were mixed; {fix}")
     if manifest.pop("digest", None) not in (None, digest(manifest)):
-        raise StageError(f"{where} is damaged: it was edited after it was written; {fix}")
+        raise Damaged(f"{where} is damaged: it was edited after it was written; {fix}")
     return manifest
 
 

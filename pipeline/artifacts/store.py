@@ -139,6 +139,11 @@ class Store:
         self._drop_work(attempt)
         return self.artifact(attempt.stage, attempt.key)
 
+    def discard(self, attempt: Attempt) -> None:
+        """Deletes what an attempt wrote and did, so that no later one goes on from it."""
+        self._drop_work(attempt)
+        self.objects.remove_tree(f"{attempt.stage}/{attempt.key}/{attempt.name}")
+
     def write_run(self, run: Mapping[str, Any]) -> None:
         """Records a pipeline run under its `id`; writing it again replaces the record."""
         self.objects.prepare()

@@ -8,6 +8,7 @@ and holds a lease during one.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipeline.artifacts import leases
 from pipeline.artifacts.manifests import RUNS, decode_run, encode_run
@@ -39,7 +40,8 @@ def mark_killed(store: Store, end_tracked: Callable[[str], None], tracking_uri: 
 
 def tracked_at(uri: str, record: Mapping[str, Any]) -> bool:
     """Whether a record's run is in the MLflow at `uri`: a file's name means another file on another machine."""
-    here = uri.startswith(("http://", "https://")) or record.get("host", {}).get("machine") == machine()
+    is_file = urlsplit(uri).scheme in ("", "file", "sqlite")
+    here = not is_file or record.get("host", {}).get("machine") == machine()
     return here and record["mlflow"].get("tracking_uri") == uri
 
 

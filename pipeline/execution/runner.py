@@ -178,15 +178,18 @@ def compute(stage: Stage, decision: Decision, run: Run, lease: Lease) -> None:
     shared = shared_artifacts(stage, decision, run)
     start = time.monotonic()
     try:
-        refuse_other_code(stage, decision, run)
+        refuse_other_code(stage, decision, run.config)
         metrics = stage.load().run(stage_context(stage, attempt, tracked, run, shared)) or {}
         seconds = round(time.monotonic() - start, 3)
-        refuse_other_code(stage, decision, run)
+        refuse_other_code(stage, decision, run.config)
         facts = manifest_facts(decision, run, seconds, tracked.run_id)
         facts |= {"metrics": dict(metrics), "shared": shared.references(), "resumed": attempt.resumed}
         artifact = run.store.commit(attempt, facts, replace, lease)
     except BaseException as error:
         run.stages[stage.name] |= {"action": "failed", "seconds": round(time.monotonic() - start, 3)}
+        if not lease.lost and changed_code(stage, decision, run.config):
+            with suppress(StageError, InputError):
+                run.store.discard(attempt)
         # Ray takes Ctrl-C and SIGTERM as a call to leave the process, which would end it in the middle of a sentence.
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit) and not (lease.lost or shared.lost)
         tracked.end("KILLED" if interrupted else "FAILED")
@@ -207,13 +210,16 @@ def compute(stage: Stage, decision: Decision, run: Run, lease: Lease) -> None:
     run.say(f"{stage.name}: done in {seconds:.1f} s")
 
 
-def refuse_other_code(stage: Stage, decision: Decision, run: Run) -> None:
+def refuse_other_code(stage: Stage, decision: Decision, config: Config) -> None:
     """Raises StageError where the stage's code is another than when the run was planned, which its key tells."""
-    now, planned = stage_code(stage, run.config, decision.root), decision.parts["code"]
-    if changed := sorted(path for path in {*now, *planned} if now.get(path) != planned.get(path)):
-        raise StageError(
-            f"{changed[0]} changed while the run was under way, and its artifacts tell the code as it was"
-        )
+    if changed := changed_code(stage, decision, config):
+        raise StageError(f"{changed[0]} changed while the run was under way, so what was made meanwhile is not kept")
+
+
+def changed_code(stage: Stage, decision: Decision, config: Config) -> list[str]:
+    """Files of the stage's code that are others than when the run was planned."""
+    now, planned = stage_code(stage, config, decision.root), decision.parts["code"]
+    return sorted(path for path in {*now, *planned} if now.get(path) != planned.get(path))
 
 
 def stage_error(stage: Stage, error: BaseException, run: Run) -> StageError:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.artifacts.leases import Lease
+from pipeline.artifacts.manifests import Damaged
 from pipeline.artifacts.store import Artifact, Attempt, Store
 from pipeline.planning.closure import code_parts
 from pipeline.planning.plan import key_of
@@ -22,15 +23,22 @@ class SharedArtifact:
     """See `stages.contract.context.Shared`."""
 
     store: Store
+    module: str
     facts: Mapping[str, Any]
     found: Artifact | None
     output: Attempt | None = None
     lease: Lease | None = None
 
     def commit(self) -> Artifact:
-        """The artifact: what was found, or what was written, which from here on exists."""
+        """The artifact: what was found, or what was written, which from here on exists.
+
+        Raises StageError where the code that its key tells has changed since.
+        """
         if self.found is None:
             assert self.output is not None
+            if code_parts(self.module) != self.facts["parts"]["code"]:
+                self.store.discard(self.output)
+                raise StageError(f"{self.module} or what it imports changed meanwhile, so what was made is not kept")
             self.found = self.store.commit(self.output, self.facts, replace=True, lease=self.lease)
             self.output = None
         return self.found
@@ -61,13 +69,13 @@ class SharedArtifacts:
         return any(one.lease and one.lease.lost for one in self.used)
 
     def find(self, name: str, key: str) -> Artifact | None:
-        """The artifact if it is there; one that lost files is not, for no command could force it."""
+        """The artifact if it is there and whole."""
         if not self.store.has(name, key):
             return None
         try:
             artifact = self.store.artifact(name, key)
             artifact.files()
-        except StageError as error:
+        except Damaged as error:
             self.say(f"warning: {name} is made again: {error}")
             return None
         return artifact
@@ -97,7 +105,7 @@ class SharedArtifacts:
             found = self.find(name, key)
             if found and found.manifest["inputs"] != made_from:  # an input was written anew since
                 found = None
-            shared = SharedArtifact(self.store, facts, found)
+            shared = SharedArtifact(self.store, module, facts, found)
             if found:
                 held.close()  # nothing is computed, so nobody has to wait; the run's record protects what was found
             else:

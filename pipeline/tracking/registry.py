@@ -36,15 +36,15 @@ def register_student(
         run_id: the run that trained it; None where this MLflow has no such run.
         alias: `auto` follows the rule above, `always` makes it champion, `never` leaves all aliases alone.
 
-    A version that was measured on other test data keeps its numbers and alias, unless `alias` is `always`: else the
-    champion would have to be beaten on whatever it was last evaluated on.
+    A champion that is measured on other test data keeps its numbers, unless `alias` is `always`: else it would have to
+    be beaten on whatever it was last evaluated on.
     """
     if not any(model.name == name for model in client.search_registered_models(f"name = '{name}'")):
         client.create_registered_model(
             name, description="Students: stock checkpoints, the tag `weights` says where they lie."
         )
     known = same_student(client, name, tags)
-    if known and alias != "always":
+    if known and alias != "always" and is_champion(client, name, known):
         measured = client.get_model_version(name, known).tags.get("test")
         if measured != tags["test"]:
             stays = f"what it found in {measured} stays, and in {tags['test']} is not compared"
@@ -56,6 +56,11 @@ def register_student(
     if alias == "never":
         return f"registered: {name} version {version}; aliases stay (train.register_alias=never)"
     return f"registered: {set_alias(client, name, version, facts, alias == 'always')}"
+
+
+def is_champion(client: "MlflowClient", name: str, version: str) -> bool:
+    """Whether the alias is on this version."""
+    return str(client.get_registered_model(name).aliases.get(CHAMPION)) == str(version)
 
 
 def set_alias(client: "MlflowClient", name: str, version: str, facts: Mapping[str, str], always: bool) -> str:

@@ -194,7 +194,8 @@ class Engine:
         What a system message has `told` is the instruction, which the model's prompt puts in its place or before the
         text. Where nothing else was sent, it is the text.
         """
-        if told and text is None and image is None and not self.student.encoder.collator.read_out.instructed:
+        alone = image is None and not (text or "").strip()
+        if told and alone and not self.student.encoder.collator.read_out.instructed:
             text, told = told, None
         query = await self.ask(text, image, want)
         row = row_of(query if is_query else replace(query, instruction=None))

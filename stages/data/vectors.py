@@ -78,11 +78,11 @@ class VectorFiles:
                 reason = str(error).strip().splitlines()[0]
                 raise InputError(f"{self.setting}: {path} is no Parquet file: {reason}; write it anew") from error
             _check_schema(schema, f"{self.setting}: {path}")
-            kinds = {name: schema.field(name).type for name in _read_of(schema)}
-            first = first or kinds
-            if kinds != first:
-                told = [", ".join(f"{name} {kind}" for name, kind in one.items()) for one in (kinds, first)]
-                raise InputError(f"{self.setting}: {path} has {told[0]}, other files {told[1]}; write them alike")
+            read = (*_read_of(schema), str(schema.field("vector").type.value_type))
+            first = first or read
+            if read != first:
+                differ = f"has {_told(read)}, other files {_told(first)}"
+                raise InputError(f"{self.setting}: {path} {differ}; write them alike")
             rows += count
         if not rows:
             raise InputError(
@@ -139,6 +139,12 @@ class VectorFiles:
                 for batch in file.iter_batches(columns=columns):
                     rows = batch.filter(pc.equal(batch["side"], side)) if "side" in columns else batch
                     yield rows["id"].to_pylist()
+
+
+def _told(read: tuple[str, ...]) -> str:
+    """Columns, and the type of the last one's values."""
+    *columns, kind = read
+    return f"{', '.join(columns)} of {kind}"
 
 
 def _read_of(schema: "pa.Schema") -> list[str]:

@@ -47,7 +47,7 @@ class Optimisation(Section):
     chunk: int = knob(
         0,
         ge=0,
-        description="rows embedded at a time, by exact GradCache; 0 is the whole batch. Each draws its dropout",
+        description="rows embedded at a time, by exact GradCache; 0 is the whole batch. Each draws dropout of its own",
     )
 
     @model_validator(mode="after")

@@ -78,7 +78,7 @@ def snapshot(source: str, model: str, revision: str) -> Path:
         return Path(model).expanduser().resolve()
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(model, revision=revision, allow_patterns=list(PATTERNS)))
+    return Path(snapshot_download(model, revision=revision, allow_patterns=list(PATTERNS))).absolute()
 
 
 def _view(source: Path, view: Path, pointer: dict[str, Any]) -> Path:

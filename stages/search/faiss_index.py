@@ -77,7 +77,7 @@ class FaissIndex:
             settings = faiss.SearchParametersIVF(nprobe=probes, **({"sel": selector} if share < 1 else {}))
         scores_QK, places_QK = self.index.search(queries_QD, min(k, count), params=settings)
         short = (places_QK < 0).any(axis=1)  # what passes the filter may lie in other lists than the nearest
-        if short.any():
+        if short.any() and hasattr(self.index, "nlist"):
             settings.nprobe = self.index.nlist
             scores_QK[short], places_QK[short] = self.index.search(queries_QD[short], min(k, count), params=settings)
         dids, scores = [], []

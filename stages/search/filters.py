@@ -177,8 +177,10 @@ def _value(name: str, value: object, kind: str) -> Value:
         return _finite(name, value)
     if kind == "number" or not isinstance(value, KINDS[kind]):
         raise InputError(f"the column '{name}' holds {kind}, so it can't be compared with {value!r}")
-    if isinstance(value, str) and not value.isascii() and value.encode(errors="replace").decode() != value:
-        raise InputError(f"the value {value!r} of '{name}' is not UTF-8; write it anew")
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"the value {value!r} of '{name}' is not UTF-8; write it anew") from None
     return value
 
 

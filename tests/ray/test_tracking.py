@@ -167,6 +167,11 @@ def test_a_champion_that_is_evaluated_on_other_data_stays_with_what_it_found(par
     assert "registered before: six version 1; what it found in" in parent.register("six", binary, quality(0.76), run)
     assert "0.800 against 0.770" in parent.register("six", {**STUDENT, "attempt": "a2"}, quality(0.77), run)
     assert champion(uri, "six") == "1"
+    other = {**STUDENT, "attempt": "a3", "test": "other/test/50"}
+    assert "other test data" in parent.register("six", other, quality(0.9), run)
+    parent.register("six", {**other, "test": STUDENT["test"]}, quality(0.9), run)  # a challenger has no number to keep
+    assert champion(uri, "six") == "3"
+    parent.register("six", STUDENT, quality(0.9), run)
     parent.register("six", binary, quality(0.76), run, alias="always")
     assert client(uri).get_model_version("six", "1").tags["local/hit_at_5"] == "0.76"
 

@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
         (["--backend", "annoy"], "invalid choice: 'annoy'"),
         (["--replicas", "2"], "add --ray"),
         (["--batch", "512"], "give 1 to 256"),
+        (["--batch", "0"], "give 1 to 256"),
         (["--host", "256.0.0.1", "--port", "0"], "can't bind"),
         (["--host", "a..b", "--port", "0"], "can't bind to a..b:0: no name of a host"),
         (["--token-file", "{home}/missing"], "can't be read"),

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 import pipeline.run
-from pipeline.execution import launch
+from pipeline.config.sections import Config
+from pipeline.execution import launch, publish
 from pipeline.planning.sources import read_sources
 from stages.contract.context import InputError, StageError
 from tests.made_stages import STAGES, Small, Tracked, Words, fail, no_cluster
@@ -63,6 +64,16 @@ def test_the_terminal_shows_plan_progress_table_student_and_next_command(command
     assert "### Rejected rows\n\n1 candidates (bad id 1)" in note
     student = done.out.split("student: ")[1].splitlines()[0]
     assert (Path(student) / "config.json").is_file()
+
+
+def test_numbers_compare_where_data_queries_and_storage_are_the_same():
+    def identity(**index: str) -> str:
+        config = Config.model_validate({"index": index})
+        return publish.test_identity(SimpleNamespace(config=config, artifacts={"ingest": SimpleNamespace(key="k")}))
+
+    assert identity() == "k/test/all" == identity(precision="float16")
+    assert identity(precision="binary") == "k/test/all/binary" != identity(precision="int8")
+    assert identity(candidates="teacher") == "k/test/all/teacher"
 
 
 def test_a_store_that_is_refused_leaves_no_run_in_mlflow(command, tmp_path):

@@ -49,6 +49,24 @@ def test_code_that_changes_during_a_run_ends_it_before_its_artifact_is_taken(hoo
     assert "changed while" in str(go(store, tmp_path).error) and hooks.calls == ["ingest", "train"]
 
 
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt()])
+def test_nothing_that_other_code_made_is_gone_on_from_once_the_edit_is_undone(hooks, store, tmp_path, error):
+    code = tmp_path / "code" / "fakes" / "train.py"
+    before = code.read_text()
+
+    def edit(_: Any) -> None:
+        code.write_text(f"{before}\n\nOTHER = 1\n")
+        if error:
+            raise error
+
+    hooks.actions["train"] = edit
+    assert go(store, tmp_path).error
+    code.write_text(before)
+    hooks.actions.clear()
+    done = go(store, tmp_path)
+    assert done.error is None and not done.run.artifacts["train"].manifest["resumed"]
+
+
 def test_a_stage_that_goes_on_from_a_killed_one_says_so_in_its_manifest(hooks, store, tmp_path):
     hooks.actions["train"] = fail(KeyboardInterrupt())
     go(store, tmp_path)

@@ -130,9 +130,7 @@ def test_a_filter_that_passes_nothing_near_the_query_is_answered_whole(tmp_path:
     exact = stored(tmp_path, table.set_column(table.schema.get_field_index("vector"), field, apart))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stages.search.faiss_index.PROBED", 1)
-        found = build("faiss lists", exact, tmp_path).search(vectors[sign > 0][:4], 10, Filter(modalities=("image",)))[
-            0
-        ]
+        (found,) = build("faiss lists", exact, tmp_path).search(vectors[sign > 0][:4], 10, PICTURES)
     assert [len(dids) for dids in found.dids] == [10] * 4
 
 

@@ -33,7 +33,7 @@ def test_a_shared_artifact_that_lost_a_file_is_made_again(store, capsys):
         assert made.read_bytes("vectors") == content
         Path(made.base, "vectors").unlink()
     said = capsys.readouterr().out
-    assert said.startswith("warning: teacher is made again: ") and "the next run that needs it makes it again" in said
+    assert said.startswith("warning: teacher is made again: ") and "make it again with --force evaluate" in said
 
 
 def test_a_shared_artifact_with_a_damaged_manifest_is_made_again(store):
