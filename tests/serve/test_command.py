@@ -139,6 +139,7 @@ def started(world, folder: Path, *options: str) -> Iterator[tuple[subprocess.Pop
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
     try:
         line = process.stdout.readline()
@@ -167,10 +168,9 @@ def test_the_command_serves_warns_where_it_is_exposed_and_ends_on_a_signal(world
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_replicas_on_ray_serve_answer_as_one_server_does(world, tmp_path):
+def test_replicas_on_ray_serve_answer_as_one_server_does(world, server, tmp_path):
     pytest.importorskip("ray.serve")
-    with started(world, tmp_path) as (_, port):
-        expected = ask(port)
+    expected = ask(server.url.rpartition(":")[2])
     with started(world, tmp_path, "--ray", "--replicas", "1") as (process, port):
         assert ask(port) == expected
         process.send_signal(signal.SIGINT)
