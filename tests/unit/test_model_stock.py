@@ -94,17 +94,16 @@ def test_the_last_layer_sees_one_token_a_row_and_the_others_all(encoder):
     assert tokens == [[length] * others + [length if is_stock else 1] for length in lengths]
 
 
-@pytest.mark.parametrize("layers", [2, 3])
-def test_the_last_layer_is_that_of_the_layers_in_use(checkpoint, encoder, layers):
-    family = FAMILIES[encoder.backbone.config.model_type]
-    if family.group > 1 or layers < family.must_stay:
-        pytest.skip("the family is not cut after this layer")
-    batch, cut = encoder.collator(ROWS["mixed"]), load_backbone(checkpoint, layers).double().eval()
-    with first_layers(encoder.backbone, layers), torch.no_grad():
-        states_BD = encoder.states(batch)
-    with torch.no_grad():
-        expected_BD = stock_states(cut, encoder.collator, ROWS["mixed"])
-    assert (states_BD - expected_BD).abs().max() < EXACT * expected_BD.abs().max()
+def test_the_last_layer_is_that_of_the_layers_in_use(checkpoint, encoder):
+    """At every depth that a student of the family can have."""
+    config, batch = encoder.backbone.config, encoder.collator(ROWS["mixed"])
+    for layers in FAMILIES[config.model_type].depths(config.text_config.num_hidden_layers):
+        cut = load_backbone(checkpoint, layers).double().eval()
+        with first_layers(encoder.backbone, layers), torch.no_grad():
+            states_BD = encoder.states(batch)
+        with torch.no_grad():
+            expected_BD = stock_states(cut, encoder.collator, ROWS["mixed"])
+        assert (states_BD - expected_BD).abs().max() < EXACT * expected_BD.abs().max()
 
 
 def test_a_mask_that_the_stock_model_makes_holds_in_the_last_layer(encoder):
