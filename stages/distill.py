@@ -43,10 +43,12 @@ class Params(Alignment, FineTuning):
         0.9, ge=0, description="of InfoNCE in the loss; 0 learns from the teacher alone, and from no label"
     )
     feature_weight: float = Field(
-        0.1, ge=0, description="0 takes the teacher out of the loss; published: 0.01, with mse"
+        0.1, ge=0, description="0 takes the teacher out of the loss, and it reads no rows; published: 0.01, with mse"
     )
     teacher: Literal["cached", "live"] = Field(
-        "cached", description="look the teacher's states up, or run it in every step, on instructions that vary"
+        "cached",
+        description="look the teacher's states up, or run it in every step, on instructions that vary; no row is read "
+        "before the steps then, but for a mean that is taken off",
     )
 
 

@@ -2,11 +2,11 @@
 
 Inputs: ingested pairs, the backbone, and `distill.data` where that is set. Steps: one pool of actors, each of which
 loads the backbone once, reads the distillation set (the train queries that distillation will come to, and their
-positives; of `distill.data` where that is set) and keeps the chosen layer's state at the read-out token; reads a
-validation sample and keeps the state after every layer, from which the depth curve is computed; and times the backbone
-with its first k layers for every k, while nothing else works. Outputs: `features/` Parquet in fp16, `features.json`
-(with the mean of the states, where students are to compare with what lies beside it), `depth_curve.json`, `.md` and
-`.png`.
+positives; of `distill.data` where that is set; nothing where no state is to be looked up) and keeps the chosen
+layer's state at the read-out token; reads a validation sample and keeps the state after every layer, from which the
+depth curve is computed; and times the backbone with its first k layers for every k, while nothing else works.
+Outputs: `features/` Parquet in fp16, `features.json` (with the mean of the states, where students are to compare with
+what lies beside it), `depth_curve.json`, `.md` and `.png`.
 
 `features.teacher` has another model teach: `features/` holds its vectors then, of whatever width, and all that tells
 of the depths of the backbone stays (`stages.distributed.outside`).

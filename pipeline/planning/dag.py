@@ -68,9 +68,17 @@ def trains_backbone(config: Any) -> tuple[str, ...]:
 
 
 def draws(config: Any) -> Mapping[str, Any]:
-    """How much of its data distillation will come to, and whether the last training comes to the teacher as well."""
-    known = {DRAWS: config.distill.draws, "distill.smallest_task": config.distill.smallest_task}
+    """How much of its data distillation will look up, and whether the last training looks the teacher's states up."""
+    drawn = config.distill.draws if distils_by_cache(config) else 0
+    known = {DRAWS: drawn, "distill.smallest_task": config.distill.smallest_task}
     return known | {TAUGHT: trained_by_teacher(config)}
+
+
+def distils_by_cache(config: Any) -> bool:
+    """Whether distillation needs what `features` has read of its rows: the states, or a live teacher's mean."""
+    distill, features = config.distill, config.features
+    centres = features.centre is True or (features.centre == "auto" and features.layer == "auto")
+    return bool(distill.feature_weight and (distill.teacher == "cached" or centres))
 
 
 def trained_by_teacher(config: Any) -> bool:

@@ -47,9 +47,9 @@ def run(home: Path, stage, inputs: dict[str, Artifact], name: str = "", **sectio
     return Store(home).commit(context.output, {"metrics": metrics}, replace=True), metrics
 
 
-def read(home: Path, inputs: dict[str, Artifact], teacher: Path, **more) -> tuple[Artifact, dict]:
+def read(home: Path, inputs: dict[str, Artifact], teacher: Path, draws: int = 100, **more) -> tuple[Artifact, dict]:
     asked = features.Params(teacher=str(teacher), curve_queries=4, **more)
-    others = {"distill": SimpleNamespace(draws=100, smallest_task=0), "train": SimpleNamespace(taught=False)}
+    others = {"distill": SimpleNamespace(draws=draws, smallest_task=0), "train": SimpleNamespace(taught=False)}
     return run(home, features, inputs, features=asked, **others)
 
 
@@ -101,6 +101,17 @@ def test_a_model_teaches_on_texts_and_a_student_learns_from_it(world, tmp_path):
         assert found["query", identity] == pytest.approx(model.encode(f"find {text}"), abs=3e-3)
     measures = learn(tmp_path / "student", {**inputs, "features": made})
     assert measures["turned"] and np.isfinite(measures["feature cosine"])
+
+
+@pytest.mark.parametrize("kind", ["model", "vectors"])
+def test_where_the_teacher_weighs_nothing_none_of_its_rows_are_read(world, tmp_path, kind):
+    table = write_vectors(tmp_path / "a.parquet", drawn_vectors(["not", "among", "them"], WIDTH), FLOATS)
+    teacher = write_static(tmp_path / "model") if kind == "model" else table
+    inputs = {**world.inputs, "distill.data": world.corpus}
+    made, metrics = read(tmp_path / "read", inputs, teacher, draws=0)
+    assert metrics["rows"] == 0 and stored(made) == {}
+    measures = learn(tmp_path / "student", {**inputs, "features": made}, feature_weight=0, contrastive_weight=1)
+    assert measures["step"] == 2 and not any(name.startswith("feature") for name in measures)
 
 
 def test_pictures_and_missing_vectors_end_the_stage_with_one_line(world, tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.config.sections import Config
 from pipeline.config.values import walk_values
-from pipeline.planning.dag import STAGES, WITH_OWN_DATA, Stage, descendants, keyed_section, stages_of
+from pipeline.planning.dag import DRAWS, STAGES, WITH_OWN_DATA, Stage, descendants, draws, keyed_section, stages_of
 from pipeline.planning.plan import Decision, Source, plan
 from stages.contract.params import Section, knob
 from tests.planning_world import SOURCES, TRAIN_AND_BELOW, commit, config_with, decide, default_store, running
@@ -89,11 +89,22 @@ def test_moved_data_of_distillation_is_the_same_data_and_two_runs_share_it():
         ({"steps": 150, "batch_size": 128}, ()),
         ({"smallest_task": 8}, ("PARAMS distill.smallest_task 0 → 8",)),
         ({"seed": 3, "sub_batch": 8, "learning_rate": 0.5}, ()),
+        ({"feature_weight": 0}, ("PARAMS distill.draws 20000 → 0",)),
+        ({"teacher": "live"}, ("PARAMS distill.draws 20000 → 0",)),
     ],
 )
 def test_the_teacher_reads_again_where_distillation_comes_to_other_rows_and_only_there(distill, reasons):
     config = Config.model_validate({"distill": distill})
     assert decide(config, default_store())["features"].reasons == reasons
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [({}, 0), ({"centre": True}, 20_000), ({"layer": "auto"}, 20_000), ({"layer": "auto", "centre": False}, 0)],
+)
+def test_for_a_live_teacher_rows_are_read_only_where_their_mean_is_taken_off(features, expected):
+    config = Config.model_validate({"distill": {"teacher": "live"}, "features": features})
+    assert draws(config)[DRAWS] == expected
 
 
 def test_how_machines_are_used_is_in_no_key():
