@@ -154,7 +154,8 @@ def trained(case: dict, job: dict) -> dict:
 
 
 def main(case: dict) -> None:
-    """All trainings of a case, one after the other."""
+    """All trainings of a case, one after the other, in memory whose unset parts are NaN: nothing may read them."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
     with joined_ranks():
         results = {name: trained(case, job) for name, job in case["jobs"].items()}
         if distributed.get_rank() == 0:

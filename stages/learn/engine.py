@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from stages.contract.params import Cluster
-from stages.learn.collectives import total
+from stages.learn.collectives import rank, total
 from stages.learn.schedules import learning_rate_factor
 from stages.learn.settings import Optimisation, Training
 from stages.model import compat
@@ -107,9 +107,20 @@ def full_weights(engine: "DeepSpeedEngine") -> Mapping[str, torch.Tensor]:
 def weights_are_finite(engine: "DeepSpeedEngine") -> bool:
     """Whether each trained weight of each rank is a finite number; all ranks must call it."""
     trained = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
-    held = [getattr(parameter, "ds_tensor", parameter) for parameter in trained]  # ZeRO-3 leaves a rank its share
-    wrong = torch.stack([~part.detach().isfinite().all() for part in held]).sum()
+    wrong = torch.stack([~held(parameter).isfinite().all() for parameter in trained]).sum()
     return not total(wrong).item()
+
+
+def held(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """What this rank has of a weight: under ZeRO-3 its share, without the memory beyond the weight's end.
+
+    Shares are of one size, so the last ones may reach beyond the end, and DeepSpeed leaves unset what is there.
+    """
+    share = getattr(parameter, "ds_tensor", None)
+    if share is None:
+        return parameter.detach()
+    own = min(max(parameter.ds_numel - rank() * share.numel(), 0), share.numel())
+    return share.detach().flatten()[:own]
 
 
 def save_state(engine: "DeepSpeedEngine", directory: Path, step: int, tag: str | None = None) -> None:
