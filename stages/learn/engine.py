@@ -111,7 +111,7 @@ def weights_are_finite(engine: "DeepSpeedEngine") -> bool:
     return not total(wrong).item()
 
 
-def held(parameter: torch.nn.Parameter) -> torch.Tensor:
+def held(parameter: Any) -> torch.Tensor:
     """What this rank has of a weight: under ZeRO-3 its share, without the memory beyond the weight's end.
 
     Shares are of one size, so the last ones may reach beyond the end, and DeepSpeed leaves unset what is there.
