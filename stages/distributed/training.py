@@ -7,6 +7,7 @@ they reach the driver from any node.
 """
 
 import os
+import pickle
 import signal
 import sys
 import tempfile
@@ -119,7 +120,7 @@ def run_training(context: Context, job: TrainingJob) -> tuple["Checkpoint", dict
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": pickle.dumps(job)},  # as it is, Ray's controller would import torch and transformers
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=cluster.workers, use_gpu=bool(gpus), resources_per_worker=resources
@@ -166,6 +167,11 @@ def interrupts_kept() -> Iterator[None]:
 
 
 def train_worker(config: dict[str, Any]) -> str | None:
+    """What Ray Train calls in each of its processes, with the pickled job."""
+    return train_rank(pickle.loads(config["job"]))
+
+
+def train_rank(job: TrainingJob) -> str | None:
     """The training process of one rank; what it stopped for where that would only happen again.
 
     What takes long and differs between nodes (models that are fetched, tables that are built, a checkpoint to go on
@@ -178,7 +184,6 @@ def train_worker(config: dict[str, Any]) -> str | None:
     quiet_libraries()
     from stages.learn import loop
 
-    job: TrainingJob = config["job"]
     torch.manual_seed(job.seed)
     device = choose_device(job.cluster)
     encoder, sampler, teacher = load_student(job, device), open_sampler(job), open_teacher(job, device)

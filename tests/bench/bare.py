@@ -77,7 +77,7 @@ def in_place(training: Training) -> None:
         return [one(given) for one in (*work, *alone)]
 
     def run_training(context: Any, job: Any) -> tuple[Any, dict[str, Any]]:
-        if stopped := distributed.train_worker({"job": job}):
+        if stopped := distributed.train_rank(job):
             raise SystemExit(stopped)
         return training.checkpoint, training.measures
 

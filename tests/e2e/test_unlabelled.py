@@ -10,6 +10,7 @@ import pytest
 
 from tests.corpus_files import write_catalogue
 from tests.e2e.test_pipeline import Command
+from tests.tiny_models import write_checkpoint
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -23,7 +24,8 @@ def command(tmp_path_factory) -> Command:
 
 def test_rows_without_a_label_make_a_student_that_indexes_and_finds_them(command):
     catalogue = write_catalogue(command.directory / "shop")
-    smoke = ("run.py", "--recipe", "smoke")
+    backbone = write_checkpoint(command.directory / "backbone", "qwen2_vl")
+    smoke = ("run.py", "--recipe", "smoke", "backbone.source=local", f"backbone.model={backbone}")
     corpus = ["data.kind=corpus", f"data.path={catalogue}", "distill.contrastive_weight=0"]
     refused = command(*smoke, *corpus, "--plan", code=2)["error"]
     assert "\n" not in refused and "add --until distill" in refused and "distill.data.kind=corpus" in refused

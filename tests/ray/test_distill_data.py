@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from pipeline.artifacts.store import Artifact, Store, open_store
-from stages import distill, features, ingest, train
+from stages import features, ingest, train
 from stages.contract.context import StageError
 from stages.contract.params import Cluster
 from stages.distill import Params
@@ -164,7 +164,7 @@ def test_longer_trainings_have_all_rows_read_and_those_of_no_step_none(world, tm
     inputs = world.inputs | {"distill.data": world.corpus}
     found, _ = read_teacher(tmp_path / "long", inputs, Params(steps=9, batch_size=8))
     assert len(ids(found, "query")) == len(ids(found, "candidate")) == 60
-    found, metrics = read_teacher(tmp_path / "none", inputs, Params(steps=0))
+    found, metrics = read_teacher(tmp_path / "none", inputs | {"ingest": world.corpus}, Params(steps=0))
     assert metrics["rows"] == 0 and rows(found, "features") == []
 
 
@@ -199,7 +199,7 @@ def test_a_last_training_that_is_taught_has_the_states_of_all_labelled_rows(worl
 
 def test_without_distillation_the_mean_is_that_of_the_last_training_or_there_is_none(world, tmp_path: Path) -> None:
     inputs, asked = world.inputs | {"distill.data": world.corpus}, Params(steps=0)
-    found, metrics = read_teacher(tmp_path / "none", inputs, asked, centre=True)
+    found, metrics = read_teacher(tmp_path / "none", inputs | {"ingest": world.corpus}, asked, centre=True)
     assert "mean" not in found.read_json("features.json") and not metrics["centred"]
     found, metrics = read_teacher(tmp_path / "last", inputs, asked, taught=True, centre=True)
     states = [[row["vector"] for row in rows(found, "labelled") if row["side"] == side] for side in SIDES]
@@ -208,18 +208,13 @@ def test_without_distillation_the_mean_is_that_of_the_last_training_or_there_is_
 
 
 def test_a_student_of_unlabelled_texts_is_taught_on_by_the_labelled_ones(world, tmp_path: Path) -> None:
-    asked, short = Params(steps=1, batch_size=8, contrastive_weight=0), {"steps": 2, "batch_size": 8}
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(32, 32)))[0].astype(np.float32)
     inputs = world.inputs | {"ingest": write_pairs(tmp_path, validation=6), "distill.data": world.corpus}
-    inputs["features"], _ = read_teacher(tmp_path, inputs, asked, taught=True)
-
-    def run(stage: ModuleType, name: str, **sections: object) -> dict:
-        context = replace(begin(tmp_path, name, inputs, seed=0, **sections), cluster=Cluster(threads=1, log_every=1))
-        metrics = stage.run(context)
-        inputs[name] = Store(tmp_path).commit(context.output, {"metrics": metrics})
-        return metrics
-
-    assert run(distill, "distill", student=distill.Student(layers=1), distill=asked)["turned"]
-    metrics = run(train, "train", train=train.Params(**short, feature_weight=0.5, check_loaders=False))
+    inputs["features"], _ = read_teacher(tmp_path, inputs, Params(steps=1, batch_size=8), taught=True)
+    inputs["distill"] = write_model(open_store(str(tmp_path)), "distill", 1, 5, rotation=turn)
+    params = train.Params(steps=2, batch_size=8, feature_weight=0.5, check_loaders=False)
+    context = replace(begin(tmp_path, "train", inputs, seed=0, train=params), cluster=Cluster(threads=1, log_every=1))
+    metrics = train.run(context)
     assert metrics["step"] == 2 and metrics["turned"]
     assert metrics["loss"] == pytest.approx(metrics["contrastive"] + 0.5 * metrics["feature cosine"], rel=1e-4)
-    assert np.array_equal(*(read_rotation(inputs[name]) for name in ("distill", "train")))
+    assert np.array_equal(read_rotation(Store(tmp_path).commit(context.output, {"metrics": metrics})), turn)

@@ -1,6 +1,7 @@
 """A training process: the line that a person sees for each log step, its device, and what comes before what."""
 
 import os
+import pickle
 import shutil
 import traceback
 from contextlib import contextmanager, nullcontext
@@ -99,7 +100,7 @@ def test_nothing_slow_comes_after_the_ranks_have_met(monkeypatch, tmp_path, resu
     for name in ("load_student", "open_sampler", "open_teacher"):
         monkeypatch.setattr(training, name, tells(name))
     monkeypatch.setattr(loop, "fit", lambda *_, **given: told.append(f"fit from {given['resume']}"))
-    training.train_worker({"job": SimpleNamespace(seed=0, objective=None, settings=None, cluster=None, label="train")})
+    training.train_rank(SimpleNamespace(seed=0, objective=None, settings=None, cluster=None, label="train"))
     barrier = told.index("barrier")
     slow = {"load_student", "open_sampler", "open_teacher"} | ({"checkpoint"} if resumes else set())
     assert slow <= set(told[:barrier])
@@ -163,15 +164,24 @@ def test_a_training_is_begun_again_as_often_as_the_setting_says(monkeypatch, res
     """Ray Train takes 0 as never and -1 as always."""
     given, result = {}, Result(metrics={"step": 4}, return_value=None)
 
-    def trainer(*_: object, run_config: ray.train.RunConfig, **__: object) -> SimpleNamespace:
+    def trainer(
+        *_: object, train_loop_config: dict[str, bytes], run_config: ray.train.RunConfig, **__: object
+    ) -> SimpleNamespace:
         given["restarts"] = run_config.failure_config.max_failures
+        given["job"] = pickle.loads(train_loop_config["job"])  # Ray's controller never unpickles it
         return SimpleNamespace(fit=lambda: result)
 
     monkeypatch.setattr("ray.train.torch.TorchTrainer", trainer)
     output = SimpleNamespace(stage="train", key="k", work_uri="/tmp", filesystem=None)
     context = SimpleNamespace(cluster=Cluster(max_failures=restarts), output=output)
-    assert training.run_training(context, None) == ("checkpoint", {"step": 4})
-    assert given["restarts"] == restarts
+    job = SimpleNamespace(label="train")
+    assert training.run_training(context, job) == ("checkpoint", {"step": 4})
+    assert given == {"restarts": restarts, "job": job}
+
+
+def test_a_teacher_that_weighs_nothing_is_not_opened():
+    job = SimpleNamespace(teacher="features without a row", objective=SimpleNamespace(feature_weight=0))
+    assert training.open_teacher(job, "cpu") is None
 
 
 def test_a_training_that_diverges_is_not_begun_again(monkeypatch):
@@ -189,5 +199,5 @@ def test_a_training_that_diverges_is_not_begun_again(monkeypatch):
     monkeypatch.setattr(ray.train.collective, "barrier", lambda: None)
     monkeypatch.setattr(loop, "fit", diverge)
     job = SimpleNamespace(seed=0, cluster=Cluster(), objective=None, settings=SimpleNamespace(learning_rate=0.5))
-    said = training.train_worker({"job": job})
+    said = training.train_rank(job)
     assert said == "step 7 of 12: the loss is not finite; lower learning_rate, which is 0.5"
