@@ -28,5 +28,6 @@ def shared_cluster(tmp_path_factory: pytest.TempPathFactory, bucket_server: str)
     """Three CPUs, a GPU in name only, and a cache directory that processes started from here share."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process for each training, and no node goes away
         with ray_cluster(3, gpus=1):
             yield
